@@ -1,0 +1,177 @@
+"""Every way in which pgstash can fail, on one page.
+
+::
+
+    PgstashError
+    ├── ConfigurationError             1   settings missing, malformed or out of bounds
+    ├── DatabaseError
+    │   ├── DatabaseUnreachableError  10   no server answers
+    │   ├── DatabaseLoginError        11   the server answers, and refuses the login
+    │   ├── ClientToolsError          12   no pg_dump that fits the server
+    │   ├── DumpError                 13   pg_dump failed, stalled or ended early
+    │   └── LockTimeoutError          14   a table stayed locked for too long
+    ├── StorageError
+    │   ├── StorageUnreachableError   20   the store does not answer, or answers 5xx
+    │   ├── StorageRefusedError       21   the store answers, and refuses
+    │   ├── UploadError               22   the archive could not be stored
+    │   ├── ObjectExistsError         23   the name is taken; nothing is overwritten
+    │   └── ObjectNotFoundError       24   no such object
+    └── PipelineError
+        ├── EncryptionError           30   encryption could not be set up
+        └── CorruptedError            31   stored bytes are damaged, or the key is wrong
+
+    Interrupted                    128+n   SIGINT or SIGTERM (not a failure of pgstash)
+
+The number is the exit status of the command. Exit status 1 means a configuration
+error and nothing else; 2 is a wrong command line; 70 (``EX_SOFTWARE``) is an error
+that nobody foresaw.
+"""
+
+from __future__ import annotations
+
+import signal
+from typing import ClassVar
+
+EXIT_USAGE = 2
+EXIT_UNFORESEEN = 70
+
+
+class PgstashError(Exception):
+    """Base of every failure that pgstash foresees.
+
+    ``message`` says what is wrong, ``hint`` what the user can do about it. Neither
+    may hold a secret, although the log scrubs them all the same.
+    """
+
+    exit_code: ClassVar[int] = EXIT_UNFORESEEN
+    retryable: ClassVar[bool] = False
+    default_hint: ClassVar[str] = ""
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        """Keep the message and the hint, or the hint of the class."""
+        super().__init__(message)
+        self.message = message
+        self.hint = hint or self.default_hint
+
+
+class ConfigurationError(PgstashError):
+    """Settings are missing, malformed or out of bounds; lists every problem."""
+
+    exit_code = 1
+
+    def __init__(self, problems: list[str]) -> None:
+        """Keep the problems, each a full sentence that names its variable."""
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+class DatabaseError(PgstashError):
+    """Something between pgstash and the source database went wrong."""
+
+
+class DatabaseUnreachableError(DatabaseError):
+    """No server answers at the address."""
+
+    exit_code = 10
+    retryable = True
+    default_hint = "Check host and port, that the server runs, and the network in between."
+
+
+class DatabaseLoginError(DatabaseError):
+    """The server answers, and does not let us in."""
+
+    exit_code = 11
+    default_hint = "Check user, password, database name and the server's pg_hba.conf."
+
+
+class ClientToolsError(DatabaseError):
+    """No installed pg_dump fits the server."""
+
+    exit_code = 12
+
+
+class DumpError(DatabaseError):
+    """pg_dump failed, stalled, or ended before the dump was complete."""
+
+    exit_code = 13
+    retryable = True
+
+
+class LockTimeoutError(DatabaseError):
+    """A table stayed locked by somebody else for longer than ``LOCK_TIMEOUT``."""
+
+    exit_code = 14
+    retryable = True
+    default_hint = (
+        "Something holds or waits for an exclusive lock (ALTER TABLE, VACUUM FULL, a forgotten "
+        "transaction): look for it in pg_locks, or raise LOCK_TIMEOUT."
+    )
+
+
+class StorageError(PgstashError):
+    """Something between pgstash and the store went wrong."""
+
+
+class StorageUnreachableError(StorageError):
+    """The store does not answer, or answers that it cannot serve now."""
+
+    exit_code = 20
+    retryable = True
+    default_hint = "Check S3_ENDPOINT and the network; the store may be down or overloaded."
+
+
+class StorageRefusedError(StorageError):
+    """The store answers, and refuses: credentials, permissions, bucket, quota."""
+
+    exit_code = 21
+    default_hint = (
+        "Check S3_BUCKET, S3_ACCESS_KEY_ID, S3_SECRET_ACCESS_KEY, S3_REGION "
+        "and what the key is allowed to do."
+    )
+
+
+class UploadError(StorageError):
+    """The archive could not be stored whole."""
+
+    exit_code = 22
+    retryable = True
+
+
+class ObjectExistsError(StorageError):
+    """The key is taken, and pgstash overwrites nothing."""
+
+    exit_code = 23
+    default_hint = "Another pgstash may be writing under the same BACKUP_PREFIX."
+
+
+class ObjectNotFoundError(StorageError):
+    """There is no object of that key."""
+
+    exit_code = 24
+
+
+class PipelineError(PgstashError):
+    """Compression or encryption went wrong."""
+
+
+class EncryptionError(PipelineError):
+    """Encryption could not be set up."""
+
+    exit_code = 30
+
+
+class CorruptedError(PipelineError):
+    """Stored bytes are not what was written, or the key is not the one they were written with."""
+
+    exit_code = 31
+    default_hint = "Check BACKUP_ENCRYPTION_KEY; if it is right, the stored object is damaged."
+
+
+class Interrupted(BaseException):
+    """SIGINT or SIGTERM asks the process to stop; unwinds like KeyboardInterrupt."""
+
+    def __init__(self, signum: int) -> None:
+        """Keep the number of the signal."""
+        super().__init__(f"interrupted by {signal.Signals(signum).name}")
+        self.signum = signum
+        self.exit_code = 128 + signum

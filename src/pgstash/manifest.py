@@ -1,0 +1,210 @@
+"""The manifest, a JSON value that says what is in an archive and where; and the names of objects.
+
+Beside ``<prefix>/backup_20260131_020000.sql.gz`` lies
+``<prefix>/backup_20260131_020000.<id>.manifest.json.gz``; both end in ``.enc`` when
+encrypted. The id is random, and the archive's metadata repeats it: a manifest that was
+left by a backup that failed is never taken for the one of a later backup of the same name.
+"""
+
+from __future__ import annotations
+
+import hmac
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from pgstash.errors import CorruptedError
+
+FORMAT = 1
+
+# A digit is one of ASCII: other scripts have digits too, and names like these are not ours.
+ARCHIVE_NAME = re.compile(r"(backup_\d{8}_\d{6})\.sql\.gz(\.enc)?", re.ASCII)
+COMPANION_NAME = re.compile(
+    r"(backup_\d{8}_\d{6})\.([0-9a-f]{16})\.manifest\.json\.gz(\.enc)?", re.ASCII
+)
+"""The name of what lies beside an archive: base, id, and ``.enc`` where that is encrypted."""
+
+_BASE_FORMAT = "backup_%Y%m%d_%H%M%S"
+
+_HMAC = re.compile(rb',\n"hmac": "([0-9a-f]{64})"\n}\n\Z')
+
+Section = Literal["pre-data", "data", "post-data"]
+
+
+def base_name(started: datetime) -> str:
+    """Return a backup's name without endings: ``backup_YYYYMMDD_HHMMSS`` in UTC."""
+    return started.astimezone(UTC).strftime(_BASE_FORMAT)
+
+
+def started_of(base: str) -> datetime | None:
+    """Return the time that a base name says; None where there is no such day or hour."""
+    try:
+        return datetime.strptime(base, _BASE_FORMAT).replace(tzinfo=UTC)
+    except ValueError:
+        return None
+
+
+def archive_name(base: str, *, encrypted: bool) -> str:
+    """Return the name of a backup's archive."""
+    return f"{base}.sql.gz" + (".enc" if encrypted else "")
+
+
+def manifest_name(base: str, backup_id: str, *, encrypted: bool) -> str:
+    """Return the name of a backup's manifest."""
+    return f"{base}.{backup_id}.manifest.json.gz" + (".enc" if encrypted else "")
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One piece of an archive that decompresses by itself.
+
+    ``offset`` counts from the start of the compressed stream, ``stored`` is its compressed
+    and ``raw`` its plain length, in bytes; in an encrypted archive the compressed stream is
+    what decryption yields. ``sha256`` is the digest of the plain bytes, ``stored_sha256``
+    of the compressed ones. ``section``, ``table`` (an index into the manifest's tables) and
+    ``rows`` are None where a member is cut by size and holds a bit of everything.
+    """
+
+    offset: int
+    stored: int
+    raw: int
+    sha256: str
+    stored_sha256: str
+    section: Section | None = None
+    table: int | None = None
+    rows: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A table whose rows are in the archive, and how many."""
+
+    schema: str
+    name: str
+    rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class Database:
+    """The source database as it was; ``settings`` are those of ALTER DATABASE … SET."""
+
+    name: str
+    host: str
+    port: int
+    encoding: str
+    collate: str
+    ctype: str
+    locale_provider: str
+    locale: str | None
+    lc_monetary: str
+    settings: Sequence[str]
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Encryption:
+    """How the archive was encrypted: what openssl must be told, and nothing secret."""
+
+    cipher: str
+    kdf: str
+    rounds: int
+    salt: str
+
+
+@dataclass(frozen=True, slots=True)
+class Compression:
+    """How the archive was compressed."""
+
+    method: str
+    level: int
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """Everything about one archive. Sizes are in bytes, times UTC in ISO 8601.
+
+    ``sha256`` is the digest of the archive object as it is stored: what ``sha256sum`` says.
+    """
+
+    format: int
+    tool: str
+    id: str
+    archive: str
+    started: str
+    finished: str
+    server: str
+    client: str
+    database: Database
+    raw_bytes: int
+    stored_bytes: int
+    sha256: str
+    compression: Compression
+    encryption: Encryption | None
+    tables: Sequence[Table]
+    members: Sequence[Member]
+
+
+# Tables and members come in their ten thousands: as rows under one line of column names.
+_TABULAR: Mapping[str, type[Table | Member]] = {"tables": Table, "members": Member}
+
+
+def dump(manifest: Manifest, authenticate: Callable[[bytes], str] | None) -> bytes:
+    """Return the manifest as JSON, with an ``hmac`` over all that precedes it if there is a key.
+
+    The HMAC covers the exact bytes before its own line, so that no re-encoding is needed to
+    check it.
+    """
+    value: dict[str, Any] = {
+        field.name: getattr(manifest, field.name) for field in fields(manifest)
+    }
+    for name in ("database", "compression", "encryption"):
+        value[name] = asdict(value[name]) if value[name] else None
+    for name, row in _TABULAR.items():
+        columns = [field.name for field in fields(row)]
+        value[name] = {
+            "columns": columns,
+            "rows": [[getattr(item, column) for column in columns] for item in value[name]],
+        }
+    lines = (f"{json.dumps(key)}: {json.dumps(item)}" for key, item in value.items())
+    body = ("{\n" + ",\n".join(lines)).encode("ascii")
+    if authenticate is None:
+        return body + b"\n}\n"
+    return body + f',\n"hmac": "{authenticate(body)}"\n}}\n'.encode("ascii")
+
+
+def load(text: bytes, authenticate: Callable[[bytes], str] | None) -> Manifest:
+    """Read what :func:`dump` wrote. Raises CorruptedError where it, or its HMAC, is wrong.
+
+    With a key the HMAC must be there; without one it must not, since nobody could check it.
+    """
+    match = _HMAC.search(text)
+    if authenticate is None:
+        if match:
+            raise CorruptedError("the manifest has an HMAC, and there is no key to check it with")
+    elif not match or not hmac.compare_digest(
+        authenticate(text[: match.start()]).encode(), match[1]
+    ):
+        raise CorruptedError("the manifest's HMAC does not match: it was changed")
+    try:
+        value = json.loads(text)
+        if value["format"] != FORMAT:
+            raise CorruptedError(
+                f"the manifest has format {value['format']}; this pgstash reads {FORMAT}",
+                hint="Use the pgstash that wrote it, or a newer one.",
+            )
+        value.pop("hmac", None)
+        for name, row in _TABULAR.items():
+            columns = value[name]["columns"]
+            value[name] = [
+                row(**dict(zip(columns, cells, strict=True))) for cells in value[name]["rows"]
+            ]
+        value["database"] = Database(**value["database"])
+        value["compression"] = Compression(**value["compression"])
+        if value["encryption"]:
+            value["encryption"] = Encryption(**value["encryption"])
+        return Manifest(**value)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CorruptedError(f"the manifest is not one of pgstash's: {error}") from error
