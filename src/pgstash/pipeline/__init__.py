@@ -1,0 +1,1 @@
+"""Plain transformations of byte chunks on their way from the dump to the store."""

@@ -1,0 +1,194 @@
+"""Compresses a stream into gzip members, each of which decompresses by itself.
+
+Members one after the other are an ordinary gzip file (RFC 1952, 2.2), so ``gunzip`` opens
+the whole, and a reader that knows where a member lies opens that member alone.
+
+The levels are gzip's: 1 fastest, 9 smallest. Up to 3 they are made by Intel's ISA-L, which is
+about ten times faster than zlib at nearly the same size; from 7 on by zlib-ng, which is denser;
+in between, and at 9, by what suits the data at hand.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import queue
+import threading
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from typing import Protocol
+
+from isal import isal_zlib
+from zlib_ng import zlib_ng
+
+from pgstash.errors import PipelineError
+from pgstash.manifest import Member
+
+MEMBER_BYTES = 16 * 1024 * 1024
+"""Uncompressed size at which a member is closed, in bytes."""
+
+_GZIP_FORMAT = 31  # window of 2^15 bytes, plus 16 for a gzip header and trailer (zlib's manual)
+
+# Chunks of the dump that may wait for the compressor, 120 KiB each.
+_WAITING = 16
+
+# Behind the levels 4 to 6: an engine by how far ISA-L's fastest level shrinks the first chunk
+# of a member. Data that hardly shrinks, as numbers and hashes do, gains nothing from a slower
+# level; text does; data that shrinks to a tenth, as JSON documents do, is where zlib-ng is as
+# fast as ISA-L and much denser.
+# benchmarks/compression.py shows the figures that the borders come from.
+_FIRST_BALANCED = 4
+_BALANCED = (
+    (3.5, "isa-l", 1),
+    (7.5, "isa-l", 3),
+    (30.0, "zlib-ng", 3),
+    (float("inf"), "zlib-ng", 7),
+)
+
+_DENSE = {7: 7, 8: 8}
+
+# Which of them is the smallest depends on the data; zlib-ng's own 9 was measured larger than its 8.
+_SMALLEST = (("zlib-ng", 8), ("zlib", 9))
+
+
+class _Compressor(Protocol):
+    def compress(self, data: bytes, /) -> bytes: ...
+
+    def flush(self) -> bytes: ...
+
+
+def _compressor(level: int, first_chunk: bytes) -> _Compressor:
+    """Return a compressor for one member, by the level and by what the member begins with."""
+    if level in _DENSE:
+        return _engine("zlib-ng", _DENSE[level])
+    if level > max(_DENSE):
+        trials = (_engine(name, its) for name, its in _SMALLEST)
+        sizes = [len(trial.compress(first_chunk)) + len(trial.flush()) for trial in trials]
+        return _engine(*_SMALLEST[sizes.index(min(sizes))])
+    if level < _FIRST_BALANCED:
+        return _engine("isa-l", 1)
+    shrunk = len(first_chunk) / max(1, len(isal_zlib.compress(first_chunk, 1)))
+    return next(_engine(name, its) for most, name, its in _BALANCED if shrunk < most)
+
+
+def _engine(name: str, level: int) -> _Compressor:
+    if name == "isa-l":
+        return isal_zlib.compressobj(level, isal_zlib.DEFLATED, _GZIP_FORMAT)
+    if name == "zlib":
+        return zlib.compressobj(level, zlib.DEFLATED, _GZIP_FORMAT)
+    return zlib_ng.compressobj(level, zlib_ng.DEFLATED, _GZIP_FORMAT)
+
+
+class _MemberWriter:
+    """Compresses chunks into members and measures each."""
+
+    def __init__(self, level: int, member_bytes: int) -> None:
+        self._level = level
+        self._member_bytes = member_bytes
+        self._offset = 0
+        self._open()
+
+    def _open(self) -> None:
+        self._compressor: _Compressor | None = None
+        self._raw = self._stored = 0
+        self._raw_digest = hashlib.sha256()
+        self._stored_digest = hashlib.sha256()
+
+    def write(self, chunk: bytes) -> tuple[bytes, Member | None]:
+        if not chunk:  # it would begin a member that holds nothing, and is never ended
+            return b"", None
+        self._raw += len(chunk)
+        self._raw_digest.update(chunk)
+        if self._compressor is None:
+            self._compressor = _compressor(self._level, chunk)
+        compressed = self._count(self._compressor.compress(chunk))
+        if self._raw < self._member_bytes:
+            return compressed, None
+        tail, member = self.close()
+        return compressed + tail, member
+
+    def close(self) -> tuple[bytes, Member | None]:
+        """End the open member; an empty one is written only where it is the first."""
+        if self._raw == 0 and self._offset > 0:
+            return b"", None
+        compressor = self._compressor or _compressor(self._level, b"")
+        tail = self._count(compressor.flush())
+        member = Member(
+            offset=self._offset,
+            stored=self._stored,
+            raw=self._raw,
+            sha256=self._raw_digest.hexdigest(),
+            stored_sha256=self._stored_digest.hexdigest(),
+        )
+        self._offset += self._stored
+        self._open()
+        return tail, member
+
+    def _count(self, compressed: bytes) -> bytes:
+        self._stored += len(compressed)
+        self._stored_digest.update(compressed)
+        return compressed
+
+
+def compress(
+    chunks: Iterable[bytes],
+    *,
+    level: int,
+    record: Callable[[Member], None],
+    member_bytes: int = MEMBER_BYTES,
+) -> Iterator[bytes]:
+    """Yield the gzip members of a stream; ``record`` hears of each when it is complete.
+
+    The compressor works in a thread of its own (it releases the GIL), so that the caller
+    reads the next chunk and sends the last one meanwhile. Raises PipelineError when it fails.
+    """
+    # Queues without locks of Python's own: a signal's exception cannot leave one locked.
+    room: queue.SimpleQueue[None] = queue.SimpleQueue()
+    todo: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+    done: queue.SimpleQueue[tuple[bytes, Member | None] | Exception | None] = queue.SimpleQueue()
+    worker = threading.Thread(
+        target=_work, args=(_MemberWriter(level, member_bytes), room, todo, done), daemon=True
+    )
+    worker.start()
+    for _ in range(_WAITING):
+        room.put(None)
+
+    def finished(*, wait: bool) -> Iterator[bytes]:
+        while wait or not done.empty():
+            result = done.get()
+            if result is None:
+                return
+            if isinstance(result, Exception):
+                raise PipelineError(f"compression failed: {result}") from result
+            compressed, member = result
+            if member:
+                record(member)
+            if compressed:
+                yield compressed
+
+    try:
+        for chunk in chunks:
+            room.get()
+            todo.put(chunk)
+            yield from finished(wait=False)
+        todo.put(None)
+        yield from finished(wait=True)
+    finally:
+        todo.put(None)
+
+
+def _work(
+    writer: _MemberWriter,
+    room: queue.SimpleQueue[None],
+    todo: queue.SimpleQueue[bytes | None],
+    done: queue.SimpleQueue[tuple[bytes, Member | None] | Exception | None],
+) -> None:
+    try:
+        while (chunk := todo.get()) is not None:
+            done.put(writer.write(chunk))
+            room.put(None)
+        done.put(writer.close())
+        done.put(None)
+    except Exception as error:  # noqa: BLE001 - carried to the caller's thread whole
+        done.put(error)
+        while todo.get() is not None:
+            room.put(None)  # keep the caller moving until it notices

@@ -1,0 +1,109 @@
+"""AES-256-CBC in the format of ``openssl enc -aes-256-cbc -salt -pbkdf2``, in both directions.
+
+The format is ``Salted__``, eight bytes of salt, then the ciphertext with PKCS#7 padding. Key
+and IV are 48 bytes of PBKDF2-HMAC-SHA256 of passphrase and salt, 10,000 rounds, which are
+that command's defaults (https://docs.openssl.org/master/man1/openssl-enc/). CBC does not
+notice tampering: digests under an HMAC, kept in the manifest, do.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+from pgstash.errors import CorruptedError, EncryptionError
+
+ROUNDS = 10_000
+SALT_BYTES = 8
+_MAGIC = b"Salted__"
+_HEADER_BYTES = len(_MAGIC) + SALT_BYTES
+_KEY_BYTES = 32
+_BLOCK = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """What PBKDF2 makes of a passphrase and one object's salt; its repr shows the salt alone."""
+
+    salt: bytes
+    _derived: bytes = field(repr=False)
+
+    @classmethod
+    def derive(cls, passphrase: str, salt: bytes) -> Key:
+        """Derive the key of one object from the passphrase and the object's salt."""
+        derived = hashlib.pbkdf2_hmac(
+            "sha256", passphrase.encode(), salt, ROUNDS, _KEY_BYTES + _BLOCK
+        )
+        return cls(salt, derived)
+
+    def authenticate(self, message: bytes) -> str:
+        """Return the HMAC-SHA256 of a message, in hex.
+
+        Its key comes by HKDF (RFC 5869) from the PBKDF2 output, so that a guess at the
+        passphrase costs no less here than at the ciphertext.
+        """
+        hkdf = HKDF(hashes.SHA256(), length=32, salt=None, info=b"pgstash manifest v1")
+        return hmac.new(hkdf.derive(self._derived), message, hashlib.sha256).hexdigest()
+
+    def _cipher(self) -> Cipher[modes.CBC]:
+        return Cipher(
+            algorithms.AES(self._derived[:_KEY_BYTES]), modes.CBC(self._derived[_KEY_BYTES:])
+        )
+
+
+def encrypt(chunks: Iterable[bytes], key: Key) -> Iterator[bytes]:
+    """Yield the header, then the ciphertext of the chunks. Raises EncryptionError."""
+    try:
+        encryptor = key._cipher().encryptor()  # noqa: SLF001 - the key is this module's own
+    except (UnsupportedAlgorithm, ValueError) as error:
+        raise EncryptionError(f"AES-256-CBC cannot be had from this OpenSSL: {error}") from error
+    yield _MAGIC + key.salt
+    plain_bytes = 0
+    for chunk in chunks:
+        plain_bytes += len(chunk)
+        yield encryptor.update(chunk)
+    padding = _BLOCK - plain_bytes % _BLOCK
+    yield encryptor.update(bytes([padding]) * padding) + encryptor.finalize()
+
+
+def decrypt(chunks: Iterable[bytes], passphrase: str) -> Iterator[bytes]:
+    """Yield the plaintext of what :func:`encrypt` or ``openssl enc`` wrote.
+
+    Raises CorruptedError where the header is missing, the end is, or the padding is not
+    one: damage or a wrong passphrase, which CBC cannot tell apart. Bytes that were yielded
+    before are not verified by this.
+    """
+    source = iter(chunks)
+    header = b""
+    for chunk in source:
+        header += chunk
+        if len(header) >= _HEADER_BYTES:
+            break
+    if len(header) < _HEADER_BYTES or not header.startswith(_MAGIC):
+        raise CorruptedError("not an encrypted object: it does not begin as openssl enc's do")
+    key = Key.derive(passphrase, header[len(_MAGIC) : _HEADER_BYTES])
+    decryptor = key._cipher().decryptor()  # noqa: SLF001 - the key is this module's own
+
+    # The last block is padding and is held back until it is known to be the last.
+    held = decryptor.update(header[_HEADER_BYTES:])
+    cipher_bytes = len(header) - _HEADER_BYTES
+    for chunk in source:
+        cipher_bytes += len(chunk)
+        plain = held + decryptor.update(chunk)
+        keep = max(0, len(plain) - _BLOCK)
+        held = plain[keep:]
+        if keep:
+            yield plain[:keep]
+    if cipher_bytes == 0 or cipher_bytes % _BLOCK:
+        raise CorruptedError("the encrypted object is cut short")
+    padding = held[-1]
+    if not 1 <= padding <= _BLOCK or held[-padding:] != bytes([padding]) * padding:
+        raise CorruptedError("the last block does not decrypt: a wrong key, or damage")
+    yield held[:-padding]

@@ -1,0 +1,206 @@
+"""Counts what goes by: the bytes of a plain dump and the rows of every COPY block in it.
+
+The dump is text that pg_dump wrote, but names, comments, defaults and function bodies in
+it are the user's, and may hold whole COPY blocks of their own. So the statements are read
+the way PostgreSQL's lexer reads them (quotes, dollar quotes, comments:
+https://www.postgresql.org/docs/current/sql-syntax-lexical.html), and a COPY counts only
+where a statement begins. Inside a block only line ends are counted: text-format COPY
+escapes a newline within a value, so one line is one row
+(https://www.postgresql.org/docs/current/sql-copy.html).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator
+
+_WORD = rb"[A-Za-z0-9_\x80-\xff][A-Za-z0-9_$\x80-\xff]*+"
+_NAME = rb'(?:"(?:[^"]|"")++"|[A-Za-z_\x80-\xff][A-Za-z0-9_$\x80-\xff]*+)'
+
+# A run of SQL with nothing in it that could open a quote, a comment or end a statement.
+_PLAIN = re.compile(rb"(?:[^'\"$;\-A-Za-z0-9_\x80-\xff]++|" + _WORD + rb"|-(?!-))*+")
+_CUT_TOKEN = re.compile(rb"(?:[A-Za-z0-9_$\x80-\xff]{1,256}|-)\Z")
+_SPACE = re.compile(rb"[\s]*+")
+_COPY = re.compile(
+    rb"COPY (" + _NAME + rb"(?:\." + _NAME + rb")?)"
+    rb" (?:\(" + _NAME + rb"(?:, " + _NAME + rb")*+\))? FROM stdin;\n"
+)
+_DOLLAR_TAG = re.compile(rb"\$(?:[A-Za-z_\x80-\xff][A-Za-z0-9_\x80-\xff]*+)?\$")
+# pg_dump lengthens a tag until the body does not hold it, so the body decides how long it gets.
+_CUT_DOLLAR_TAG = re.compile(rb"\$(?:[A-Za-z_\x80-\xff][A-Za-z0-9_\x80-\xff]{0,1048576})?\Z")
+_ESCAPED_END = re.compile(rb"(?:[^'\\]|\\.)*+'", re.DOTALL)
+_END_OF_ROWS = re.compile(rb"\\\.\n")
+_NAME_PART = re.compile(rb'"((?:[^"]|"")++)"|([^."]++)')
+
+# 1,600 columns of 63 bytes, every byte a quote, fit; what is longer is no COPY of pg_dump's.
+_LONGEST_HEADER = 1 << 20
+
+# Each state reads from a position and returns the next one, or _MORE for "not without the
+# next chunk" after it has put what it could not read yet into the carry.
+_MORE = -1
+_State = Callable[[bytes, int], int]
+
+
+class Tally:
+    """Observes chunks of one plain dump without changing them.
+
+    ``raw_bytes`` is the number of bytes seen, ``rows`` maps each table's name as the dump
+    writes it (quoted where SQL needs it, in the dump's encoding) to its number of rows.
+    """
+
+    def __init__(self) -> None:
+        """Begin at the start of a dump."""
+        self.raw_bytes = 0
+        self.rows: dict[bytes, int] = {}
+        self._carry = b""
+        self._state: _State = self._statement_start
+        self._closing = b""
+        self._table = b""
+        self._at_line_start = False
+
+    def watch(self, chunks: Iterable[bytes]) -> Iterator[bytes]:
+        """Yield the same chunks, counted."""
+        for chunk in chunks:
+            self.raw_bytes += len(chunk)
+            self._read(chunk)
+            yield chunk
+
+    def _read(self, chunk: bytes) -> None:
+        data, self._carry = self._carry + chunk, b""
+        position, end = 0, len(data)
+        while 0 <= position < end:
+            position = self._state(data, position)
+
+    def _keep(self, data: bytes, position: int) -> int:
+        self._carry = data[position:]
+        return _MORE
+
+    def _statement_start(self, data: bytes, position: int) -> int:
+        match = _SPACE.match(data, position)
+        position = match.end() if match else position
+        rest = data[position : position + 5]
+        if len(rest) < len(b"COPY ") and b"COPY ".startswith(rest):
+            return self._keep(data, position)
+        if rest[:1] == b"\\" or rest[:2] == b"--":  # a psql command, like a comment, is a line
+            self._state = self._comment_at_start
+            return position
+        if rest == b"-":
+            return self._keep(data, position)
+        if rest == b"COPY ":
+            header = _COPY.match(data, position)
+            if header:
+                self._table = header[1]
+                self.rows.setdefault(self._table, 0)
+                self._at_line_start = True
+                self._state = self._rows
+                return header.end()
+            if len(data) - position < _LONGEST_HEADER:
+                return self._keep(data, position)
+        self._state = self._statement
+        return position
+
+    def _comment_at_start(self, data: bytes, position: int) -> int:
+        return self._to_line_end(data, position, self._statement_start)
+
+    def _comment(self, data: bytes, position: int) -> int:
+        return self._to_line_end(data, position, self._statement)
+
+    def _to_line_end(self, data: bytes, position: int, then: _State) -> int:
+        found = data.find(b"\n", position)
+        if found < 0:
+            return len(data)
+        self._state = then
+        return found + 1
+
+    def _statement(self, data: bytes, position: int) -> int:
+        match = _PLAIN.match(data, position)
+        start, position = position, match.end() if match else position
+        if position == len(data):
+            cut = _CUT_TOKEN.search(data, max(start, position - 257))
+            return self._keep(data, cut.start()) if cut else position
+        match data[position : position + 1]:
+            case b";":
+                self._state = self._statement_start
+            case b"'":
+                self._closing = b"'"
+                escaped = _is_escape_prefix(data, position)
+                self._state = self._escaped if escaped else self._quoted
+            case b'"':
+                self._closing = b'"'
+                self._state = self._quoted
+            case b"-":
+                self._state = self._comment
+            case _:
+                return self._dollar(data, position)
+        return position + 1
+
+    def _dollar(self, data: bytes, position: int) -> int:
+        tag = _DOLLAR_TAG.match(data, position)
+        if tag:
+            self._closing = tag[0]
+            self._state = self._dollar_quoted
+            return tag.end()
+        if _CUT_DOLLAR_TAG.match(data, position):
+            return self._keep(data, position)
+        return position + 1
+
+    def _quoted(self, data: bytes, position: int) -> int:
+        # A doubled quote closes and opens again, which comes to the same.
+        found = data.find(self._closing, position)
+        if found < 0:
+            return len(data)
+        self._state = self._statement
+        return found + 1
+
+    def _escaped(self, data: bytes, position: int) -> int:
+        match = _ESCAPED_END.match(data, position)
+        if match:
+            if match.end() == len(data):  # the next chunk may double the quote
+                return self._keep(data, match.end() - 1)
+            if data[match.end() : match.end() + 1] != b"'":
+                self._state = self._statement
+                return match.end()
+            return match.end() + 1
+        backslashes = len(data) - len(data.rstrip(b"\\"))
+        return self._keep(data, len(data) - 1) if backslashes % 2 else len(data)
+
+    def _dollar_quoted(self, data: bytes, position: int) -> int:
+        found = data.find(self._closing, position)
+        if found < 0:
+            return self._keep(data, max(position, len(data) - len(self._closing) + 1))
+        self._state = self._statement
+        return found + len(self._closing)
+
+    def _rows(self, data: bytes, position: int) -> int:
+        for end in _END_OF_ROWS.finditer(data, position):
+            at = end.start()
+            line_start = self._at_line_start if at == position else data[at - 1] == ord("\n")
+            if line_start:
+                self.rows[self._table] += data.count(b"\n", position, at)
+                self._state = self._statement_start
+                return end.end()
+        # The last bytes may be the beginning of the end.
+        keep = max(position, len(data) - 2)
+        self.rows[self._table] += data.count(b"\n", position, keep)
+        if keep > position:
+            self._at_line_start = data[keep - 1] == ord("\n")
+        return self._keep(data, keep)
+
+
+def _is_escape_prefix(data: bytes, quote: int) -> bool:
+    """Tell whether the quote at this position opens an ``E'…'`` string."""
+    if data[quote - 1 : quote] not in (b"E", b"e"):
+        return False
+    before = data[quote - 2 : quote - 1] if quote > 1 else b""
+    return not re.match(rb"[A-Za-z0-9_$\x80-\xff]", before)
+
+
+def split_name(name: bytes) -> tuple[bytes, bytes]:
+    """Split a table name as the dump writes it into schema and table, unquoted.
+
+    The schema is empty where the dump names none.
+    """
+    parts = [
+        quoted.replace(b'""', b'"') if quoted else bare for quoted, bare in _NAME_PART.findall(name)
+    ]
+    return (parts[0], parts[1]) if len(parts) > 1 else (b"", parts[0])
