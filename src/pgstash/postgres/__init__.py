@@ -1,0 +1,1 @@
+"""The source database: its session, its client tools and pg_dump."""

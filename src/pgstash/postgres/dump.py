@@ -1,0 +1,200 @@
+"""pg_dump as a stream whose bad end is an error, never an end of file."""
+
+from __future__ import annotations
+
+import re
+import secrets
+import signal
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+
+from pgstash.errors import DatabaseError, DumpError, LockTimeoutError
+from pgstash.events import Emit, ToolSaid
+from pgstash.postgres import locks
+from pgstash.postgres.process import Child
+from pgstash.postgres.source import Connection, Server
+from pgstash.postgres.tools import ClientTools
+
+# How a plain dump ends, in all versions: RestoreArchive() in pg_backup_archiver.c. Releases
+# since August 2025 close their \restrict after it.
+_CLOSING = re.compile(
+    rb"\n--\n-- PostgreSQL database dump complete\n--\n\n(?:\\unrestrict \w+\n\n?)?\Z"
+)
+_CLOSING_BYTES = 1024
+
+# pg_dump's own timeout names the whole statement: it goes first.
+_SECONDS_FOR_LOCK_TABLE = 1
+
+_MARK_BYTES = 4
+_LONGEST_APPLICATION_NAME = 63  # bytes: the server cuts off what is longer
+
+_Cause = tuple[re.Pattern[str], type[DatabaseError], str]
+
+
+def _cause(pattern: str, error: type[DatabaseError], hint: str) -> _Cause:
+    return re.compile(pattern, re.IGNORECASE | re.DOTALL), error, hint
+
+
+# What pg_dump is known to die of, by what it says; the first that fits gives the hint.
+_CAUSES = (
+    _cause(
+        r"canceling statement due to (statement|lock) timeout.*LOCK TABLE",
+        LockTimeoutError,
+        LockTimeoutError.default_hint,
+    ),
+    _cause(
+        r"permission denied for large object",
+        DumpError,
+        "The role must own its large objects, or be granted SELECT ON LARGE OBJECT on each; "
+        "pg_read_all_data does not cover them.",
+    ),
+    _cause(
+        r"permission denied for|may lack SELECT privilege",
+        DumpError,
+        "Grant the role what it lacks: GRANT pg_read_all_data TO the role (PostgreSQL 14 and "
+        "newer), or USAGE on the schema and SELECT on the table or sequence.",
+    ),
+    _cause(
+        r"row-level security|row security",
+        DumpError,
+        "Row-level security would hide rows from the backup: use a role with BYPASSRLS, or the "
+        "owner of the table.",
+    ),
+    _cause(
+        r"missing chunk number|unexpected chunk|toast value|could not read block|invalid page|"
+        r"compressed .* data is corrupt",
+        DumpError,
+        "The source database is damaged. Keep the last good backup (raise "
+        "BACKUP_RETENTION_DAYS), and find the rows with amcheck or by reading the table in parts.",
+    ),
+    _cause(
+        r"invalid memory alloc request size|cannot enlarge string buffer|out of memory",
+        DumpError,
+        "A value is too large to be written as text (PostgreSQL's limit is 1 GB, and bytea "
+        "doubles): store it in pieces or as a large object.",
+    ),
+    _cause(
+        r"conflict with recovery",
+        DumpError,
+        "A standby cancels long queries: raise max_standby_streaming_delay there, set "
+        "hot_standby_feedback, or back up the primary.",
+    ),
+    _cause(
+        r"unsupported startup parameter",
+        DumpError,
+        "A pooler stands in between: let the backup connect to the server itself.",
+    ),
+    _cause(
+        r"server closed the connection|terminating connection|connection to server|"
+        r"could not receive data|SSL (error|connection has been)|no connection to the server",
+        DumpError,
+        "The connection to the database was lost: was it restarted, or did something in between "
+        "cut it?",
+    ),
+    _cause(
+        r"does not exist|could not open relation|cache lookup failed",
+        DumpError,
+        "Something was dropped or altered just when the dump began: run the backup again.",
+    ),
+    # What the server says comes in the language of its lc_messages, so that none of the above
+    # fits; what pg_dump adds is English. Nearly always this statement fails for a timeout.
+    _cause(
+        r"query was: LOCK TABLE",
+        LockTimeoutError,
+        f"{LockTimeoutError.default_hint} If the message says that a permission is missing: "
+        "GRANT pg_read_all_data TO the role.",
+    ),
+)
+
+_KILLED = "Was this machine or container short of memory? Then the kernel's log names pg_dump."
+_UNKNOWN_CAUSE = "Look into the server's log for that time, and run the backup again."
+
+
+@contextmanager
+def dump(  # noqa: PLR0913 - each is one knob of one process
+    server: Server,
+    tools: ClientTools,
+    *,
+    lock_seconds: float,
+    idle_seconds: float,
+    environment: Mapping[str, str],
+    emit: Emit,
+) -> Iterator[Iterator[bytes]]:
+    """Run pg_dump on the server and yield its plain SQL as chunks of bytes.
+
+    The iteration ends only after pg_dump exited with 0 and its last bytes are those of a
+    complete dump; everything else raises DumpError, with the last lines that pg_dump wrote.
+    LockTimeoutError is raised where a table stayed locked for ``lock_seconds``, or anything
+    else that pg_dump wants to lock. Leaving the block ends pg_dump.
+    """
+    command = [
+        str(tools.pg_dump),
+        "--format=plain",
+        "--no-owner",
+        "--no-acl",
+        "--clean",
+        "--if-exists",
+        "--no-password",
+        # The database's own encoding, which is pg_dump's default too, unless somebody planted
+        # another one with ALTER ROLE … SET client_encoding.
+        f"--encoding={server.database.encoding}",
+        f"--lock-wait-timeout={lock_seconds * 1000:.0f}",
+    ]
+
+    def say(line: str) -> None:
+        emit(ToolSaid("pg_dump", line))
+
+    # --lock-wait-timeout covers the LOCK TABLE at the beginning alone, and pg_dump takes locks
+    # later too: on views, materialized views and sequences.
+    mark = secrets.token_hex(_MARK_BYTES)
+
+    def ask() -> None:
+        wait = locks.waiting(server, mark, lock_seconds + _SECONDS_FOR_LOCK_TABLE)
+        if wait:
+            raise LockTimeoutError(
+                f"pg_dump waited more than {lock_seconds:.0f} s for a lock on {wait.wanted}, "
+                f"which {wait.blocker} blocks"
+            )
+
+    connection = _marked(server.connection, mark)
+    with Child(command, connection, environment, say=say) as child:
+        yield _complete(child.read(idle_seconds, silent_seconds=lock_seconds, silent=ask), child)
+
+
+def _marked(connection: Connection, mark: str) -> Connection:
+    """Let the application_name end in the mark, by which the session can be told from others."""
+    name = connection.parameters["application_name"].encode("utf-8", "surrogateescape")
+    short = name[: _LONGEST_APPLICATION_NAME - len(mark) - 1].decode(errors="ignore")
+    parameters = {**connection.parameters, "application_name": f"{short} {mark}"}
+    return replace(connection, parameters=parameters)
+
+
+def _complete(chunks: Iterable[bytes], child: Child) -> Iterator[bytes]:
+    tail = b""
+    for chunk in chunks:
+        tail = (
+            (tail + chunk)[-_CLOSING_BYTES:]
+            if len(chunk) < _CLOSING_BYTES
+            else (chunk[-_CLOSING_BYTES:])
+        )
+        yield chunk
+    status = child.wait()
+    if status != 0:
+        raise _failure(status, child.last_lines)
+    if not _CLOSING.search(tail):
+        raise DumpError(
+            "pg_dump ended without an error, but its dump is not complete", hint=_UNKNOWN_CAUSE
+        )
+
+
+def _failure(status: int, lines: Iterable[str]) -> DatabaseError:
+    said = "\n".join(lines)
+    how = f"was killed by signal {-status}" if status < 0 else f"failed with exit status {status}"
+    message = f"pg_dump {how}" + (f":\n{said}" if said else " and said nothing")
+    for pattern, error, hint in _CAUSES:
+        if pattern.search(said):
+            return error(message, hint=hint)
+    if status == -signal.SIGKILL:
+        return DumpError(message, hint=_KILLED)
+    return DumpError(message, hint=_UNKNOWN_CAUSE)

@@ -1,0 +1,77 @@
+"""Asks the server whether a session of ours waits for a lock, for which, and who holds it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import psycopg
+
+from pgstash.postgres.source import Server
+
+_SECONDS_TO_CONNECT = 5
+_SECONDS_TO_ANSWER = 5
+
+# Views that every role may read: of its own sessions it sees all, of those of other roles the
+# process id and the name. The text of a query stays where it is: there may be secrets in it.
+# The order prefers a blocker that holds the lock to one that waits in front of us too.
+_QUERY = """
+    SELECT blocker.pid, l.locktype, l.relation::pg_catalog.regclass::text,
+           b.application_name, b.state
+    FROM pg_catalog.pg_stat_activity a
+    JOIN pg_catalog.pg_locks l ON l.pid = a.pid AND NOT l.granted
+    CROSS JOIN LATERAL pg_catalog.unnest(pg_catalog.pg_blocking_pids(a.pid)) AS blocker (pid)
+    LEFT JOIN pg_catalog.pg_stat_activity b ON b.pid = blocker.pid
+    WHERE a.wait_event_type = 'Lock'
+      AND pg_catalog.right(a.application_name, pg_catalog.length(%(mark)s)) = %(mark)s
+      AND pg_catalog.clock_timestamp() - {since} >= %(seconds)s * interval '1 second'
+    ORDER BY b.wait_event_type IS NOT DISTINCT FROM 'Lock', blocker.pid
+    LIMIT 1
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """A wait for a lock, in words: ``wanted`` is what is locked, ``blocker`` who locks it."""
+
+    wanted: str
+    blocker: str
+
+
+def waiting(server: Server, mark: str, seconds: float) -> Wait | None:
+    """Tell what the session has waited for, by now for ``seconds`` at least.
+
+    ``mark`` is how the session's application_name ends. None where it waits for no lock, and
+    where the server does not say: the question is asked over a connection of its own.
+    """
+    try:
+        row = _ask(server, mark, seconds)
+    except (psycopg.Error, UnicodeError):
+        return None
+    if row is None:
+        return None
+    pid, *names = row
+    kind, relation, application, state = (
+        (name or b"").decode(server.codec, "replace") for name in names
+    )
+    wanted = relation or f"something else ({kind})"
+    if not pid:
+        return Wait(wanted, "a prepared transaction")
+    known = ", ".join(name for name in (application, state) if name)
+    return Wait(wanted, f"process {pid}" + (f" ({known})" if known else ""))
+
+
+def _ask(server: Server, mark: str, seconds: float) -> tuple[Any, ...] | None:
+    parameters = {
+        **server.connection.parameters,
+        **server.connection.secrets,
+        "client_encoding": "SQL_ASCII",  # which works for all, see the login
+        "connect_timeout": str(_SECONDS_TO_CONNECT),
+    }
+    # Older servers do not keep when a wait began: a statement that waits began not much before.
+    since = "l.waitstart" if server.major >= 14 else "a.query_start"  # noqa: PLR2004 - a version
+    with psycopg.connect("", autocommit=True, **parameters) as session:  # type: ignore[arg-type]
+        session.execute(f"SET statement_timeout = '{_SECONDS_TO_ANSWER}s'; SET search_path = ''")
+        return session.execute(
+            _QUERY.format(since=since), {"mark": mark, "seconds": seconds}
+        ).fetchone()

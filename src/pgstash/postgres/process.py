@@ -1,0 +1,259 @@
+"""A client tool as a child process: a clean environment, its stderr drained, its end certain."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import fcntl
+import os
+import select
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Self
+
+from pgstash.errors import DumpError
+from pgstash.postgres.source import Connection
+
+# All that a client tool may learn of our environment: nothing of it is a secret of ours, and
+# no PG… variable is in it.
+_ENVIRONMENT = (
+    "PATH",
+    "HOME",
+    "USER",
+    "LOGNAME",
+    "LD_LIBRARY_PATH",
+    "TZ",
+    "KRB5CCNAME",
+    "KRB5_CLIENT_KTNAME",
+    "KRB5_CONFIG",
+    "KRB5_KTNAME",
+    "SSL_CERT_FILE",
+    "SSL_CERT_DIR",
+    "OPENSSL_CONF",
+)
+
+# Below glibc's threshold for mmap (128 KiB): a chunk reuses warm memory instead of faulting in new
+# pages, which costs a third of a second of CPU for each GB.
+CHUNK_BYTES = 120 * 1024
+_PIPE_BYTES = 1024 * 1024
+_LET_IT_FILL = 0.001  # seconds
+_SECONDS_BETWEEN_LOOKS = 0.01
+_SECONDS_TO_TERMINATE = 1.0
+_SECONDS_TO_EXIT = 60.0
+_LONGEST_LINE = 4096
+_LINES_TOLD = 200
+_LINES_KEPT = 20
+
+
+def child_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return what of an environment a client tool may see, with messages in English."""
+    allowed = {name: value for name, value in environment.items() if name in _ENVIRONMENT}
+    return allowed | {"LC_ALL": "C"}
+
+
+class Child:
+    """A running client tool whose stdout is read as a stream.
+
+    A context manager: leaving it ends the tool and all that it started, if they still run.
+    """
+
+    def __init__(
+        self,
+        command: Sequence[str | Path],
+        connection: Connection,
+        environment: Mapping[str, str],
+        *,
+        say: Callable[[str], None],
+    ) -> None:
+        """Start the tool; ``say`` is called with each line of its stderr, from a thread.
+
+        ``--dbname`` is appended to the command. ``environment`` is what the child may
+        choose from, usually the process's own. Raises DumpError where it cannot start.
+        """
+        self._name = Path(command[0]).name
+        self._say = say
+        self._secrets = tuple(connection.secrets.values())
+        self._last_lines: collections.deque[str] = collections.deque(maxlen=_LINES_KEPT)
+        process: subprocess.Popen[bytes] | None = None
+        try:
+            with _login_environment(connection) as (variables, descriptors, conninfo):
+                process = self._process = subprocess.Popen(  # noqa: S603 - no shell, our own path
+                    [*command, f"--dbname={conninfo}"],
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                    env=child_environment(environment) | variables,
+                    pass_fds=descriptors,
+                    # A group of its own: a terminal's Ctrl-C reaches us alone, we end the group.
+                    start_new_session=True,
+                )
+            self._stdout = _pipe(process.stdout)
+            with contextlib.suppress(OSError):  # the default size works too, with more switches
+                fcntl.fcntl(self._stdout, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+            self._listener = threading.Thread(target=self._listen, daemon=True)
+            self._listener.start()
+        except BaseException as error:
+            if process:
+                self._end_group()
+                for stream in (process.stdout, process.stderr):
+                    _pipe(stream).close()
+            if process or not isinstance(error, OSError):
+                raise
+            raise DumpError(
+                f"{self._name} cannot be started: {error}",
+                hint="Check that it is installed for this machine, and may be executed.",
+            ) from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end_group()
+        self._listener.join(_SECONDS_TO_TERMINATE)
+        self._stdout.close()
+
+    @property
+    def last_lines(self) -> list[str]:
+        """The last lines of the tool's stderr so far."""
+        return list(self._last_lines.copy())  # at one blow: the listener may still append
+
+    def read(
+        self, idle_seconds: float, *, silent_seconds: float, silent: Callable[[], None]
+    ) -> Iterator[bytes]:
+        """Yield what the tool writes to stdout, until its end.
+
+        ``silent`` is called each time that nothing came for ``silent_seconds``. Raises
+        DumpError where nothing comes for ``idle_seconds``. Both count only while we wait.
+        """
+        descriptor = self._stdout.fileno()
+        poll = select.poll()
+        poll.register(descriptor, select.POLLIN)
+        while True:
+            began = time.monotonic()
+            patience = min(silent_seconds, idle_seconds)
+            while not poll.poll(patience * 1000):
+                left = began + idle_seconds - time.monotonic()
+                if left <= 0:
+                    raise DumpError(
+                        f"{self._name} wrote nothing for {idle_seconds:.0f} s and was stopped",
+                        hint="Look at what its session waits for, in pg_stat_activity.",
+                    )
+                silent()
+                patience = min(silent_seconds, left)
+            chunk = os.read(descriptor, CHUNK_BYTES)
+            if not chunk:
+                return
+            yield chunk
+            if len(chunk) < CHUNK_BYTES // 2:
+                # pg_dump writes 4 KiB at a time: a short nap saves thousands of switches.
+                time.sleep(_LET_IT_FILL)
+
+    def wait(self) -> int:
+        """Wait for the exit after the end of stdout; return its status as Popen gives it.
+
+        Raises DumpError where the tool stays although it has closed its output.
+        """
+        if not self._exits(_SECONDS_TO_EXIT):
+            raise DumpError(
+                f"{self._name} closed its output but did not exit",
+                hint="Look at what its session waits for, in pg_stat_activity.",
+            )
+        self._end_group()
+        self._listener.join(_SECONDS_TO_TERMINATE)
+        return self._process.wait()
+
+    def _exits(self, seconds: float) -> bool:
+        """Wait until the tool has exited, and leave it a zombie: so its id stays its own."""
+        give_up = time.monotonic() + seconds
+        how = os.WEXITED | os.WNOWAIT | os.WNOHANG
+        while os.waitid(os.P_PID, self._process.pid, how) is None:
+            if time.monotonic() >= give_up:
+                return False
+            time.sleep(_SECONDS_BETWEEN_LOOKS)
+        return True
+
+    def _end_group(self) -> None:
+        """End the whole group, also what outlived the tool itself: politely, then surely."""
+        if self._process.returncode is not None:
+            return  # done before; the group's id may be somebody else's by now
+        for signum in (signal.SIGTERM, signal.SIGKILL):
+            # Where it is not ours to end, a dump that is complete is so all the same.
+            with contextlib.suppress(OSError):
+                os.killpg(self._process.pid, signum)
+            # The tool asks the server to cancel its query when it is told to stop.
+            self._exits(_SECONDS_TO_TERMINATE)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(_SECONDS_TO_EXIT)
+
+    def _listen(self) -> None:
+        """Drain stderr line by line, however long a line and however many.
+
+        Of a long line the beginning is kept: pg_dump quotes whole statements, and one that
+        locks thousands of tables must not push the reason out of the last lines.
+        """
+        told = 0
+        unfinished = False
+        with _pipe(self._process.stderr) as stderr:
+            while raw := stderr.readline(_LONGEST_LINE):
+                continued, unfinished = unfinished, not raw.endswith(b"\n")
+                line = raw.decode(errors="replace").rstrip()
+                if continued or not line:
+                    continue
+                if unfinished and len(raw) == _LONGEST_LINE:
+                    line = _without_half_a_secret(line, self._secrets) + " ..."
+                self._last_lines.append(line)
+                told += 1
+                if told <= _LINES_TOLD:
+                    self._say(line)
+        if told > _LINES_TOLD:
+            self._say(f"({told - _LINES_TOLD} more lines were left out)")
+
+
+def _without_half_a_secret(line: str, secrets: Iterable[str]) -> str:
+    """Shorten a line that was cut off: half a secret is one that nobody recognises any more.
+
+    The last word goes, whatever it is, since a secret may be written in many ways; then the
+    beginning of a secret that has several words.
+    """
+    line = line.rpartition(" ")[0]
+    for secret in secrets:
+        starts = (secret[:length].rstrip() for length in range(len(secret), 0, -1))
+        line = line.removesuffix(next((start for start in starts if line.endswith(start)), ""))
+    return line
+
+
+def _pipe(stream: IO[bytes] | None) -> IO[bytes]:
+    if stream is None:
+        raise AssertionError("Popen was asked for a pipe")
+    return stream
+
+
+@contextlib.contextmanager
+def _login_environment(
+    connection: Connection,
+) -> Iterator[tuple[dict[str, str], tuple[int, ...], str]]:
+    """Give a child its secrets: variables, descriptors to inherit, and its connection string.
+
+    Passwords go through PGPASSWORD. The few secrets that have no variable go through a
+    service file (https://www.postgresql.org/docs/current/libpq-pgservice.html) that exists
+    in memory alone.
+    """
+    variables: dict[str, str] = {}
+    secrets = dict(connection.secrets)
+    if "password" in secrets:
+        variables["PGPASSWORD"] = secrets.pop("password")
+    if not secrets:
+        yield variables, (), connection.conninfo
+        return
+    lines = ["[pgstash]", *(f"{key}={value}" for key, value in secrets.items()), ""]
+    descriptor = os.memfd_create("pg_service.conf")
+    try:
+        os.write(descriptor, "\n".join(lines).encode("utf-8", "surrogateescape"))
+        variables["PGSERVICEFILE"] = f"/proc/self/fd/{descriptor}"
+        yield variables, (descriptor,), f"{connection.conninfo} service=pgstash"
+    finally:
+        os.close(descriptor)

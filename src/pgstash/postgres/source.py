@@ -1,0 +1,376 @@
+"""The source database: how it is reached, what it is, and how child processes reach the same.
+
+A backup uses several processes, and all of them must talk to one server and see it the same
+way. So the first login decides: from the live session libpq's resolved parameters are read
+(https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-PQCONNINFO), host and address
+are pinned to the one that answered, and children get these parameters and no ``PG…`` variable.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import psycopg
+from psycopg import conninfo, pq
+
+from pgstash.errors import DatabaseError, DatabaseLoginError, DatabaseUnreachableError
+from pgstash.manifest import Database
+
+_CONNECT_SECONDS = 10
+_PING_SECONDS = 2
+
+# Half-open connections are noticed within a minute; what the user sets wins.
+_KEEPALIVE = {
+    "keepalives_idle": "30",
+    "keepalives_interval": "10",
+    "keepalives_count": "3",
+}
+
+# Parameters that must not stand in an argument list, which every user of the machine can read.
+_SECRETS = frozenset(
+    {"password", "sslpassword", "oauth_client_secret", "scram_client_key", "scram_server_key"}
+)
+
+# Answered by the pinned host, or already resolved into other parameters.
+_RESOLVED = frozenset({"host", "hostaddr", "port", "service", "servicefile", "load_balance_hosts"})
+
+# Defaults that libpq fills in while it connects (conninfo_add_defaults() in fe-connect.c).
+_FILLED_IN = {"sslcertmode": "allow"}
+
+# Settings that alter what pg_dump reads and that it does not set itself (it does set
+# DateStyle, IntervalStyle, extra_float_digits, row_security, search_path and the timeouts:
+# setup_connection() in pg_dump.c). Planted by ALTER DATABASE, ALTER ROLE or PGOPTIONS,
+# they are put back for the session of the dump.
+_NEUTRAL = {
+    "bytea_output": "hex",
+    "quote_all_identifiers": "off",
+    "standard_conforming_strings": "on",
+    "TimeZone": "UTC",
+    "transform_null_equals": "off",
+    "xmlbinary": "base64",
+}
+_PLANTED_SOURCES = ("database", "user", "database user", "client", "global")
+
+
+_Session = psycopg.Connection[tuple[Any, ...]]
+
+# What libpq and OpenSSL say where the two ends do not agree on encryption, or on whom to trust.
+_TLS_REASON = re.compile(
+    r"certificate|support SSL|SSL was required|SSL support|private key|SSL error: (?!.*closed)|"
+    r"tlsv1|does not match host name",
+    re.IGNORECASE,
+)
+_TLS_HINT = (
+    "Check the TLS parameters of DATABASE_URL: sslmode=verify-full and verify-ca need the "
+    "authority's certificate (sslrootcert=/path/to/ca.crt, or sslrootcert=system), and every "
+    "mode from sslmode=require on needs a server with ssl = on."
+)
+
+_URI = re.compile(r"postgres(?:ql)?://")
+_URI_PASSWORD = re.compile(r"://[^:/@?]*:([^@]*)@")
+_URI_PARAMETER = re.compile(r"[?&](\w+)=([^&]+)")
+_ENCODE = (
+    "is not a URI that libpq understands: percent-encode what is not a letter or digit "
+    "in user, password and database name, and check the parameters after the '?'"
+)
+
+
+def parse(url: str) -> dict[str, str]:
+    """Split a connection URI into libpq's parameters.
+
+    Raises ValueError with a reason that quotes nothing of it: libpq's own would, and a
+    password that is not percent-encoded ends up in any part of the URI.
+    """
+    if not _URI.match(url):
+        raise ValueError("must begin with postgresql:// or postgres://")
+    try:
+        parameters = conninfo.conninfo_to_dict(url)
+    except (psycopg.Error, UnicodeError):
+        raise ValueError(_ENCODE) from None
+    split = {key: str(value) for key, value in parameters.items()}
+    _refuse_misplaced_password(url, split)
+    return split
+
+
+def _refuse_misplaced_password(url: str, parameters: Mapping[str, str]) -> None:
+    """Refuse a URI that libpq understands, though not as it was meant.
+
+    An "@" or "/" in a password that is not percent-encoded moves the rest of it into host,
+    port or database name, which libpq's errors quote.
+    """
+    ports = parameters.get("port", "").split(",")
+    hosts = parameters.get("host", "").split(",")
+    if not all(port.isdecimal() or not port for port in ports):
+        raise ValueError(_ENCODE)
+    if any("@" in host[1:] for host in hosts):  # it may begin with one: an abstract socket
+        raise ValueError(_ENCODE)
+    if "@" in parameters.get("dbname", "") and "%40" not in url:
+        raise ValueError(_ENCODE)
+
+
+def named(url: str) -> tuple[str, str]:
+    """Return host and database as they are configured, before anybody answered.
+
+    What libpq would find out later (a service file, its compiled defaults) may be missing.
+    """
+    given = conninfo.conninfo_to_dict(url)
+    for option in pq.Conninfo.get_defaults():
+        if option.val:
+            given.setdefault(option.keyword.decode(), option.val.decode(errors="replace"))
+    host = given.get("host") or given.get("hostaddr") or "localhost"
+    return str(host), str(given.get("dbname") or given.get("user") or "")
+
+
+def secrets(url: str) -> list[str]:
+    """Return the secrets in a connection string and in libpq's environment variables."""
+    found = [value for key, value in conninfo.conninfo_to_dict(url).items() if key in _SECRETS]
+    as_written = _URI_PASSWORD.search(url)
+    if as_written:
+        found.append(as_written[1])
+    found += [value for key, value in _URI_PARAMETER.findall(url) if key in _SECRETS]
+    defaults = pq.Conninfo.get_defaults()
+    found += [
+        option.val.decode(errors="surrogateescape")
+        for option in defaults
+        if option.val and _is_secret(option)
+    ]
+    return [str(secret) for secret in found if secret]
+
+
+def _is_secret(option: pq.ConninfoOption) -> bool:
+    return option.keyword.decode() in _SECRETS
+
+
+@dataclass(frozen=True, slots=True)
+class Connection:
+    """Resolved parameters of one server: ``parameters`` may be seen by all, ``secrets`` not."""
+
+    parameters: Mapping[str, str]
+    secrets: Mapping[str, str] = field(repr=False)
+
+    @property
+    def conninfo(self) -> str:
+        """The connection string without any secret, fit for an argument list."""
+        # Not psycopg's make_conninfo(), which refuses values that are not UTF-8.
+        return " ".join(f"{key}={_quoted(value)}" for key, value in self.parameters.items())
+
+
+def _quoted(value: str) -> str:
+    return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """The server and database that answered. ``major`` is 16, ``version`` is 16.15.
+
+    ``codec`` is the name of Python's codec for names in the database's encoding, to be used
+    with ``surrogateescape``: it is UTF-8 where Python has none.
+    """
+
+    major: int
+    version: str
+    database: Database
+    codec: str
+    connection: Connection
+
+
+def look(url: str) -> Server:
+    """Log in to the source and look at it.
+
+    ``url`` is a URI or any other connection string of libpq's; what it leaves out comes
+    from libpq's environment variables, service and password files. Raises
+    DatabaseUnreachableError where no server answers, DatabaseLoginError where one refuses.
+    """
+    with _login(url) as session:
+        try:
+            return _look(session, conninfo.conninfo_to_dict(url).keys())
+        except psycopg.Error as error:
+            if session.broken:
+                raise DatabaseUnreachableError(f"the connection was lost: {error}") from error
+            raise DatabaseLoginError(
+                f"the database let us in, and does not answer as expected: {error}",
+                hint="Look into the server's log.",
+            ) from error
+
+
+def _login(url: str) -> _Session:
+    given = conninfo.conninfo_to_dict(url)
+    defaults = {option.keyword.decode(): option.val for option in pq.Conninfo.get_defaults()}
+    extra = {
+        key: value
+        for key, value in _KEEPALIVE.items()
+        if key not in given and defaults.get(key) is None
+    }
+    if "connect_timeout" not in given and defaults.get("connect_timeout") is None:
+        extra["connect_timeout"] = str(_CONNECT_SECONDS)
+    try:
+        return psycopg.connect(
+            conninfo.make_conninfo(
+                url,
+                # No conversion: every server can do that, and names arrive as they are stored.
+                client_encoding="SQL_ASCII",
+                fallback_application_name="pgstash",
+                **extra,
+            ),
+            autocommit=True,
+        )
+    except psycopg.OperationalError as error:
+        raise _refused(url, error) from error
+    except psycopg.Error as error:
+        raise DatabaseLoginError(f"the connection failed: {error}") from error
+
+
+def _refused(url: str, error: psycopg.OperationalError) -> DatabaseError:
+    """Tell a server that does not answer from one that refuses, by asking as pg_isready does."""
+    reason = " ".join(_said(error).split())
+    hint = _TLS_HINT if _TLS_REASON.search(reason) else ""
+    if not isinstance(error, psycopg.errors.ConnectionTimeout):
+        probe = conninfo.make_conninfo(url, connect_timeout=_PING_SECONDS)
+        if pq.PGconn.ping(probe.encode()) == pq.Ping.OK:
+            return DatabaseLoginError(f"the database refused the login: {reason}")
+    return DatabaseUnreachableError(f"the database cannot be reached: {reason}", hint=hint)
+
+
+def _said(error: psycopg.Error) -> str:
+    """Return libpq's message, also where psycopg took it for ASCII as the session is."""
+    if error.pgconn and "\N{REPLACEMENT CHARACTER}" in str(error):
+        return error.pgconn.error_message.decode(errors="replace")
+    return str(error)
+
+
+def _look(session: _Session, given: Collection[str]) -> Server:
+    # A timeout that somebody planted for the role must not end this session, nor may anything
+    # that a user of the database defined stand in for a built-in.
+    session.execute("SET statement_timeout = 0; SET lock_timeout = 0; SET search_path = ''")
+    major = session.info.server_version // 10_000
+    provider, locale_name = _locale_columns(major)
+    row = session.execute(
+        f"""
+        SELECT datname, datcollate, datctype, {provider}, {locale_name},
+               pg_catalog.current_setting('lc_monetary'), pg_catalog.pg_database_size(oid),
+               pg_catalog.current_setting('server_encoding'),
+               pg_catalog.current_setting('server_version'),
+               ARRAY(SELECT pg_catalog.unnest(setconfig)
+                     FROM pg_catalog.pg_db_role_setting
+                     WHERE setdatabase = d.oid AND setrole = 0)
+        FROM pg_catalog.pg_database d
+        WHERE datname = pg_catalog.current_database()
+        """  # noqa: S608 - the two expressions are this module's own
+    ).fetchone()
+    if row is None:
+        raise DatabaseLoginError("the database is not in pg_database: it was dropped just now")
+    name, collate, ctype, kind, locale, monetary, size, encoding, version, settings = row
+    connection = _resolve(session, _planted(session), given)
+    codec = _codec(session, encoding.decode())  # the last question to the session
+    database = Database(
+        name=_text(name, codec),
+        host=connection.parameters["host"],
+        port=int(connection.parameters["port"]),
+        encoding=encoding.decode(),
+        collate=_text(collate, codec),
+        ctype=_text(ctype, codec),
+        locale_provider=_text(kind, codec),
+        locale=_text(locale, codec) if locale else None,
+        lc_monetary=_text(monetary, codec),
+        settings=[_text(setting, codec) for setting in settings],
+        bytes=size,
+    )
+    return Server(
+        major=major,
+        version=_text(version, codec).split()[0],
+        database=database,
+        codec=codec,
+        connection=connection,
+    )
+
+
+def _codec(session: _Session, encoding: str) -> str:
+    """Return psycopg's choice of a codec for an encoding, or UTF-8 where it has none.
+
+    Nothing can be read from the session afterwards where psycopg has none.
+    """
+    if encoding == "SQL_ASCII":
+        return "utf-8"
+    try:
+        session.execute("SELECT pg_catalog.set_config('client_encoding', %s, false)", [encoding])
+        codec = session.info.encoding
+    except psycopg.NotSupportedError:
+        return "utf-8"
+    return codec
+
+
+def _locale_columns(major: int) -> tuple[str, str]:
+    """Name the columns of pg_database that hold the locale provider, which moved over time."""
+    if major >= 17:  # noqa: PLR2004 - a version of PostgreSQL
+        return "datlocprovider::text", "datlocale"
+    if major >= 15:  # noqa: PLR2004 - a version of PostgreSQL
+        return "datlocprovider::text", "daticulocale"
+    return "'c'::text", "NULL::text"
+
+
+def _planted(session: _Session) -> dict[str, str]:
+    """Return the settings that somebody planted for this session, with their neutral value."""
+    rows = session.execute(
+        "SELECT name, setting FROM pg_catalog.pg_settings"
+        " WHERE name = ANY(%s) AND source = ANY(%s)",
+        [list(_NEUTRAL), list(_PLANTED_SOURCES)],
+    ).fetchall()
+    planted = {_libpq(name): _libpq(setting) for name, setting in rows}
+    return {name: _NEUTRAL[name] for name, value in planted.items() if value != _NEUTRAL[name]}
+
+
+def _resolve(session: _Session, settings: Mapping[str, str], given: Collection[str]) -> Connection:
+    pgconn = session.pgconn
+    parameters: dict[str, str] = {}
+    secrets: dict[str, str] = {}
+    for option in pgconn.info:
+        key = option.keyword.decode()
+        if not option.val or key in _RESOLVED:
+            continue
+        # What nobody set stays unset: an older pg_dump does not know every parameter.
+        if key not in given and _libpq(option.val) == _default(option):
+            continue
+        (secrets if key in _SECRETS else parameters)[key] = _libpq(option.val)
+    # These are of our own session, not of the dump's.
+    parameters.pop("client_encoding", None)
+    parameters.pop("fallback_application_name", None)
+    parameters.setdefault("application_name", "pgstash")
+    # Even where it is libpq's default: a child may be built with another one. And the very bytes
+    # that libpq logged in with: psycopg decodes them as what the session speaks.
+    parameters |= {
+        "host": _libpq(pgconn.host) or _libpq(pgconn.hostaddr),
+        "port": _libpq(pgconn.port),
+        "dbname": _libpq(pgconn.db),
+    }
+    if pgconn.hostaddr and not pgconn.host.startswith((b"/", b"@")):
+        parameters["hostaddr"] = _libpq(pgconn.hostaddr)
+    overrides = " ".join(f"-c {name}={value}" for name, value in sorted(settings.items()))
+    if overrides:
+        # After the user's own, which may route (some hosts do by options=…): the last one wins.
+        parameters["options"] = f"{parameters.get('options', '')} {overrides}".strip()
+    return Connection(parameters, secrets)
+
+
+def _default(option: pq.ConninfoOption) -> str | None:
+    """Return what libpq itself fills in for a parameter, at compile time or at connect."""
+    return option.compiled.decode() if option.compiled else _FILLED_IN.get(option.keyword.decode())
+
+
+def _libpq(value: bytes) -> str:
+    """Return what libpq holds as text that becomes the same bytes again in a child's arguments."""
+    return value.decode("utf-8", "surrogateescape")
+
+
+def _text(value: bytes, codec: str) -> str:
+    """Return a name that all databases share as text: UTF-8, else in this one's encoding.
+
+    PostgreSQL stores such a name as the bytes that came when it was given, in whatever
+    encoding the session of that moment had.
+    """
+    try:
+        return value.decode("utf-8")
+    except UnicodeDecodeError:
+        return value.decode(codec, "surrogateescape")

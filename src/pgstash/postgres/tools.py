@@ -1,0 +1,97 @@
+"""Finds the PostgreSQL client tools that fit a server."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pgstash.errors import ClientToolsError
+from pgstash.postgres.process import child_environment
+
+# Where packages put several majors side by side: Debian and Ubuntu, RHEL, Alpine, Homebrew.
+_PACKAGED = (
+    "/usr/lib/postgresql/*/bin",
+    "/usr/pgsql-*/bin",
+    "/usr/libexec/postgresql*",
+    "/opt/homebrew/opt/postgresql@*/bin",
+)
+_VERSION = re.compile(r"\(PostgreSQL\) (\d+)(\S*)")
+_SECONDS_FOR_VERSION = 10
+
+
+@dataclass(frozen=True, slots=True)
+class ClientTools:
+    """One installed set of client tools: the folder they lie in, and their version."""
+
+    folder: Path
+    major: int
+    version: str
+
+    @property
+    def pg_dump(self) -> Path:
+        """The path of pg_dump."""
+        return self.folder / "pg_dump"
+
+
+def find(server_major: int, path: str, environment: Mapping[str, str] | None = None) -> ClientTools:
+    """Return the tools of the server's own major, else of the next newer one.
+
+    ``path`` is a search path as in ``PATH``; ``environment`` is what the tools may choose from
+    when they are asked for their version, the path alone where it is not given. pg_dump
+    refuses a server newer than itself
+    (https://www.postgresql.org/docs/current/app-pgdump.html, Notes), and a dump made by a much
+    newer one holds settings that the old server rejects, so the nearest wins. Raises
+    ClientToolsError that names the package to install.
+    """
+    visible = child_environment(environment or {"PATH": path})
+    installed = list(_installed(path, visible))
+    fitting = [tools for tools in installed if tools.major >= server_major]
+    if fitting:
+        return min(fitting, key=lambda tools: tools.major)
+    found = ", ".join(sorted({tools.version for tools in installed})) or "none"
+    raise ClientToolsError(
+        f"no pg_dump fits PostgreSQL {server_major} (installed: {found})",
+        hint=(
+            f"Install the client of PostgreSQL {server_major}, or a newer one: "
+            f"postgresql-client-{server_major} (Debian and Ubuntu, from apt.postgresql.org where "
+            f"their own repository lacks it), postgresql{server_major} (RHEL, from "
+            f"yum.postgresql.org) or postgresql{server_major}-client (Alpine)."
+        ),
+    )
+
+
+def _installed(path: str, environment: Mapping[str, str]) -> Iterator[ClientTools]:
+    folders = [
+        folder
+        for pattern in _PACKAGED
+        for folder in sorted(Path("/").glob(pattern.removeprefix("/")))
+    ]
+    folders += [Path(entry) for entry in path.split(":") if entry]
+    for folder in dict.fromkeys(folders):
+        pg_dump = shutil.which("pg_dump", path=str(folder))
+        # Debian's wrapper in /usr/bin picks a major by rules of its own; the real ones are above.
+        if pg_dump and Path(pg_dump).resolve().name != "pg_wrapper":
+            version = _version_of([pg_dump, "--version"], environment)
+            if version:
+                yield ClientTools(folder, version[0], version[1])
+
+
+def _version_of(command: Sequence[str], environment: Mapping[str, str]) -> tuple[int, str] | None:
+    try:
+        answer = subprocess.run(  # noqa: S603 - a path found above, no shell
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            env=environment,
+            start_new_session=True,
+            timeout=_SECONDS_FOR_VERSION,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None  # not one that can be run, so not one that fits
+    match = _VERSION.search(answer.stdout.decode(errors="replace"))
+    return (int(match[1]), match[1] + match[2]) if match else None
