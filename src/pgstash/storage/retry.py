@@ -1,0 +1,69 @@
+"""Trying a request again: the one mechanism for every store that answers over a network."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+import tenacity
+
+from pgstash import events
+from pgstash.errors import StorageUnreachableError, UploadError
+
+T = TypeVar("T")
+
+LONGEST_DELAY = 300.0
+JITTER = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """How often and how patiently a request is tried again.
+
+    ``attempts`` come after the first try; ``delay`` in seconds doubles each time, up to
+    five minutes, and a random tenth of it is added so that many clients of one store do
+    not come back in step.
+    """
+
+    attempts: int
+    delay: float
+    emit: events.Emit = events.ignore
+
+    def __call__(
+        self, request: str, function: Callable[[], T], abandoned: threading.Event | None = None
+    ) -> T:
+        """Return what ``function`` returns; try again where the store was not reached.
+
+        Only StorageUnreachableError is worth it; the last one leaves when all attempts
+        are used up. Setting ``abandoned`` ends a wait at once, with UploadError.
+        """
+        stop = abandoned or threading.Event()
+
+        def sleep(seconds: float) -> None:
+            if stop.wait(seconds):
+                raise UploadError(f"{request} was abandoned")
+
+        def report(state: tenacity.RetryCallState) -> None:
+            self.emit(
+                events.Retrying(
+                    request=request,
+                    attempt=state.attempt_number,
+                    attempts=self.attempts,
+                    delay=state.upcoming_sleep,
+                    reason=str(state.outcome.exception()) if state.outcome else "",
+                )
+            )
+
+        retrying = tenacity.Retrying(
+            stop=tenacity.stop_after_attempt(1 + self.attempts)
+            | tenacity.stop_when_event_set(stop),
+            wait=tenacity.wait_exponential(multiplier=self.delay, max=LONGEST_DELAY)
+            + tenacity.wait_random(0, JITTER * self.delay),
+            retry=tenacity.retry_if_exception_type(StorageUnreachableError),
+            sleep=sleep,
+            before_sleep=report,
+            reraise=True,
+        )
+        return retrying(function)

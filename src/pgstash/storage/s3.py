@@ -1,0 +1,248 @@
+"""A bucket of an S3-compatible store."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from datetime import UTC
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from botocore.exceptions import BotoCoreError, ClientError
+
+from pgstash import events
+from pgstash.errors import ConfigurationError, StorageRefusedError, UploadError
+from pgstash.storage.interface import PendingUpload, StoredObject
+from pgstash.storage.retry import Retry
+from pgstash.storage.s3_client import PartReader, Requests, lowered
+from pgstash.storage.s3_errors import error_code, translate
+from pgstash.storage.s3_upload import S3Upload
+
+if TYPE_CHECKING:
+    from botocore.response import StreamingBody
+
+MIB = 1024 * 1024
+CHUNK = 256 * 1024
+DEFAULT_PART_SIZE = 8 * MIB
+# https://docs.aws.amazon.com/AmazonS3/latest/userguide/qfacts.html
+SMALLEST_PART_SIZE = 5 * MIB
+LARGEST_PART_SIZE = 5 * 1024 * MIB
+DELETE_BATCH = 1000
+RESERVE = 1.25
+
+
+class S3Storage:
+    """One bucket, reached with one access key.
+
+    ``retry_attempts`` come after the first try, ``retry_delay`` and the time limits are in
+    seconds, ``part_size`` is in bytes (None: chosen for each upload). ``emit`` is called
+    from several threads.
+    """
+
+    def __init__(  # noqa: PLR0913 - one argument for each setting
+        self,
+        *,
+        endpoint: str | None,
+        bucket: str,
+        region: str,
+        access_key_id: str,
+        secret_access_key: str,
+        retry_attempts: int = 3,
+        retry_delay: float = 5.0,
+        max_parts: int = 10_000,
+        part_size: int | None = None,
+        connect_timeout: float = 10.0,
+        read_timeout: float = 60.0,
+        emit: events.Emit = events.ignore,
+    ) -> None:
+        """Prepare the client; nothing is sent before the first operation.
+
+        Raises ConfigurationError if ``endpoint`` is no URL or ``part_size`` not one that
+        S3 allows.
+        """
+        if part_size is not None and not SMALLEST_PART_SIZE <= part_size <= LARGEST_PART_SIZE:
+            raise ConfigurationError(["S3_PART_SIZE must be between 5 and 5120 MiB."])
+        self._bucket = bucket
+        self._part_size = part_size
+        self._max_parts = max_parts
+        self._emit = emit
+        self._requests = Requests(
+            endpoint=endpoint,
+            bucket=bucket,
+            region=region,
+            access_key_id=access_key_id,
+            secret_access_key=secret_access_key,
+            retry=Retry(retry_attempts, retry_delay, emit),
+            connect_timeout=connect_timeout,
+            read_timeout=read_timeout,
+        )
+        self._client = self._requests.client
+
+    def __repr__(self) -> str:
+        return f"S3Storage({self.url()!r})"
+
+    def url(self, key: str = "") -> str:
+        """Return ``s3://bucket/key``."""
+        return f"s3://{self._bucket}/{key}"
+
+    def check(self) -> None:
+        """Raise unless the store answers, the bucket exists and may be listed."""
+        self._requests.call(
+            f"list the bucket {self.url()}",
+            lambda: self._client.list_objects_v2(Bucket=self._bucket, MaxKeys=1),
+        )
+
+    def list(self, prefix: str) -> Iterator[StoredObject]:
+        """Yield every object whose key starts with ``prefix``, in the order of keys.
+
+        https://docs.aws.amazon.com/AmazonS3/latest/API/API_ListObjectsV2.html
+        """
+        position: dict[str, Any] = {}
+        while True:
+            page = self._requests.call(
+                f"list {self.url(prefix)}",
+                lambda position=position: self._client.list_objects_v2(  # type: ignore[misc]
+                    Bucket=self._bucket, Prefix=prefix, **position
+                ),
+            )
+            for found in page.get("Contents", []):
+                modified = found["LastModified"].astimezone(UTC)
+                yield StoredObject(found["Key"], found["Size"], modified)
+            if not page.get("IsTruncated"):
+                return
+            position = {"ContinuationToken": page["NextContinuationToken"]}
+
+    def head(self, key: str) -> StoredObject:
+        """Return one object with its metadata; raise ObjectNotFoundError."""
+        found = self._requests.call(
+            f"look at {self.url(key)}",
+            lambda: self._client.head_object(Bucket=self._bucket, Key=key),
+        )
+        return StoredObject(
+            key,
+            found["ContentLength"],
+            found["LastModified"].astimezone(UTC),
+            lowered(found["Metadata"]),
+        )
+
+    @contextmanager
+    def read(
+        self, key: str, *, start: int = 0, length: int | None = None
+    ) -> Iterator[Iterator[bytes]]:
+        """Open a range of an object; raise ObjectNotFoundError.
+
+        https://docs.aws.amazon.com/AmazonS3/latest/API/API_GetObject.html
+        """
+        doing = f"read {self.url(key)}"
+        if length == 0:
+            self.head(key)
+            yield iter(())
+            return
+        whole = not start and length is None
+        last = "" if length is None else start + length - 1
+        extra: dict[str, Any] = {} if whole else {"Range": f"bytes={start}-{last}"}
+        try:
+            found = self._requests.call(
+                doing, lambda: self._client.get_object(Bucket=self._bucket, Key=key, **extra)
+            )
+        except StorageRefusedError as exc:
+            if error_code(exc) != "InvalidRange":
+                raise
+            yield iter(())  # the object ends before the range begins
+            return
+        with closing(found["Body"]) as body:
+            if not whole and "ContentRange" not in found:
+                raise StorageRefusedError(f"cannot {doing}: the store ignores the range")
+            yield _chunks(body, doing)
+
+    def put(self, key: str, data: bytes, metadata: Mapping[str, str]) -> None:
+        """Store a small object at once, replacing one of the same key."""
+        self._requests.call(
+            f"store {self.url(key)}",
+            lambda: self._client.put_object(
+                Bucket=self._bucket,
+                Key=key,
+                Body=PartReader(memoryview(data)).body(),
+                Metadata=dict(metadata),
+            ),
+        )
+
+    def upload(self, key: str, *, metadata: Mapping[str, str], expected_size: int) -> S3Upload:
+        """Begin a multipart upload.
+
+        Its parts are of the size that was set, or large enough that ``expected_size`` bytes
+        and a quarter more fit into the number of parts that the store allows.
+        """
+        fitting = math.ceil(expected_size * RESERVE / self._max_parts / MIB) * MIB
+        part_size = self._part_size or max(DEFAULT_PART_SIZE, min(fitting, LARGEST_PART_SIZE))
+        return S3Upload(
+            self._requests,
+            key,
+            metadata=metadata,
+            part_size=part_size,
+            max_parts=self._max_parts,
+            emit=self._emit,
+        )
+
+    def delete(self, keys: Iterable[str]) -> None:
+        """Delete objects, a thousand with each request; a missing one is no error."""
+        remaining = iter(keys)
+        while batch := [*islice(remaining, DELETE_BATCH)]:
+            answer = self._requests.call(
+                f"delete objects of {self.url()}",
+                lambda batch=batch: self._client.delete_objects(  # type: ignore[misc]
+                    Bucket=self._bucket,
+                    Delete={"Objects": [{"Key": key} for key in batch], "Quiet": True},
+                ),
+            )
+            for error in answer.get("Errors", []):
+                if error.get("Code") not in {"NoSuchKey", "NotFound"}:
+                    doing = f"remove {self.url(error.get('Key', ''))}"
+                    failed = ClientError({"Error": error}, "DeleteObjects")
+                    raise translate(failed, doing) from failed
+
+    def pending(self, prefix: str) -> Iterator[PendingUpload]:
+        """Yield uploads under ``prefix`` that were neither committed nor aborted.
+
+        https://docs.aws.amazon.com/AmazonS3/latest/API/API_ListMultipartUploads.html
+        """
+        position: dict[str, Any] = {}
+        while True:
+            page = self._requests.call(
+                f"list the uploads under {self.url(prefix)}",
+                lambda position=position: self._client.list_multipart_uploads(  # type: ignore[misc]
+                    Bucket=self._bucket, Prefix=prefix, **position
+                ),
+            )
+            for found in page.get("Uploads", []):
+                started = found["Initiated"].astimezone(UTC)
+                yield PendingUpload(found["Key"], found["UploadId"], started)
+            if not page.get("IsTruncated"):
+                return
+            position = {
+                "KeyMarker": page["NextKeyMarker"],
+                "UploadIdMarker": page["NextUploadIdMarker"],
+            }
+
+    def abort(self, upload: PendingUpload) -> None:
+        """Remove a pending upload and its parts; one that is gone is no error."""
+        try:
+            self._requests.call(
+                f"abort the upload of {self.url(upload.key)}",
+                lambda: self._client.abort_multipart_upload(
+                    Bucket=self._bucket, Key=upload.key, UploadId=upload.upload_id
+                ),
+            )
+        except UploadError as exc:
+            if error_code(exc) != "NoSuchUpload":
+                raise
+
+
+def _chunks(body: StreamingBody, doing: str) -> Iterator[bytes]:
+    """Yield what arrives; botocore compares its length with what was announced."""
+    try:
+        while chunk := body.read(CHUNK):
+            yield chunk
+    except BotoCoreError as exc:
+        raise translate(exc, doing) from exc

@@ -1,0 +1,413 @@
+"""A multipart upload: parts are sent by two threads while the next one is being filled.
+
+https://docs.aws.amazon.com/AmazonS3/latest/userguide/mpuoverview.html
+"""
+
+from __future__ import annotations
+
+import mmap
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from queue import SimpleQueue
+from typing import Any, Self
+
+from botocore.exceptions import ClientError
+
+from pgstash import events
+from pgstash.errors import (
+    ObjectExistsError,
+    ObjectNotFoundError,
+    StorageError,
+    StorageRefusedError,
+    UploadError,
+)
+from pgstash.storage.retry import Retry
+from pgstash.storage.s3_client import PartReader, Requests, lowered
+from pgstash.storage.s3_errors import error_code, may_go_on
+
+# Memory of an upload: one part being filled, and one in each sender.
+SENDERS = 2
+BUFFERS = SENDERS + 1
+
+# Seconds that leaving without a commit may take: when somebody waits for the process to
+# stop, and otherwise; and how long parts on their way may take to end by themselves.
+PROMPT = 3.0
+PATIENT = 30.0
+LAST_PARTS = 1.5
+ABORT_RETRY = Retry(attempts=5, delay=0.5)
+ABORT_ROUNDS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    number: int
+    size: int
+    buffer: mmap.mmap
+
+
+class S3Upload:
+    """An object on its way; see :class:`pgstash.storage.interface.Upload`.
+
+    Written and committed by one thread. Each buffer is in exactly one of three places:
+    with the writer, in the queue of the senders (or with one of them), or free. Whoever
+    waits for the senders waits for a free buffer, and senders always give it back.
+    """
+
+    def __init__(  # noqa: PLR0913 - what S3Storage knows about the upload
+        self,
+        requests: Requests,
+        key: str,
+        *,
+        metadata: Mapping[str, str],
+        part_size: int,
+        max_parts: int,
+        emit: events.Emit,
+    ) -> None:
+        """Prepare; nothing is sent before the block is entered."""
+        self._requests = requests
+        self._client = requests.client
+        self._bucket = requests.bucket
+        self._key = key
+        self._url = f"s3://{requests.bucket}/{key}"
+        self._metadata = dict(metadata)
+        self._part_size = part_size
+        self._max_parts = max_parts
+        self._emit = emit
+
+        self._free: SimpleQueue[mmap.mmap] = SimpleQueue()
+        self._queue: SimpleQueue[_Part | None] = SimpleQueue()
+        self._filling: mmap.mmap | None = None
+        self._filled = 0
+        self._numbered = 0
+        self._sent: dict[int, tuple[int, str]] = {}
+        self._failure: BaseException | None = None
+        self._finished = False
+        self._committed = False
+        self._unclear = False  # Complete was sent, and nobody said what came of it
+
+        self._stopping = threading.Event()
+        self._aborting = threading.Event()
+        self._given_up = threading.Event()
+        self._left_behind = "the store did not answer in time"
+        self._senders = [
+            # A daemon: a store that does not answer must not keep the process alive.
+            threading.Thread(target=self._send_parts, name=f"part-sender-{index}", daemon=True)
+            for index in range(SENDERS)
+        ]
+
+    @property
+    def part_size(self) -> int:
+        """Bytes of every part but the last."""
+        return self._part_size
+
+    @property
+    def committed(self) -> bool | None:
+        """Whether the object is visible; None where a commit was cut off and nobody knows."""
+        return None if self._unclear and not self._committed else self._committed
+
+    def __enter__(self) -> Self:
+        self._upload_id = self._requests.call(
+            f"begin the upload of {self._url}",
+            lambda: self._client.create_multipart_upload(
+                Bucket=self._bucket, Key=self._key, Metadata=self._metadata
+            ),
+        )["UploadId"]
+        try:
+            for _ in range(BUFFERS):
+                # Anonymous memory: taken as it is filled, given back whole.
+                flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+                self._free.put(mmap.mmap(-1, self._part_size, flags=flags))
+            for sender in self._senders:
+                sender.start()
+        except BaseException:
+            self._discard(PROMPT)
+            raise
+        return self
+
+    def __exit__(self, exc_type: type[BaseException] | None, *_: object) -> None:
+        self._finished = True
+        if self._committed:
+            self._stop()
+            return
+        if self._unclear:
+            self._leave_be()
+            return
+        hurry = exc_type is not None and not issubclass(exc_type, Exception)
+        self._discard(PROMPT if hurry else PATIENT)
+
+    def write(self, data: bytes) -> None:
+        """Append ``data``; see :meth:`pgstash.storage.interface.Upload.write`.
+
+        Raises UploadError after a flush, and when the store's part numbers are used up.
+        """
+        if self._finished:
+            raise UploadError(f"the upload of {self._url} is finished, nothing can be added")
+        self._raise_failure()
+        rest = memoryview(data)
+        while rest:
+            if self._filling is None:
+                if self._numbered == self._max_parts:
+                    raise self._too_large()
+                self._filling = self._next_free()
+            piece = rest[: self._part_size - self._filled]
+            self._filling[self._filled : self._filled + len(piece)] = piece
+            self._filled += len(piece)
+            rest = rest[len(piece) :]
+            if self._filled == self._part_size:
+                self._enqueue(self._filling)
+
+    def flush(self) -> None:
+        """Send the last part and wait for all; nothing can be written after it."""
+        if not self._finished:
+            self._finished = True
+            if self._filling is not None or not self._numbered:
+                self._enqueue(self._filling or self._next_free())
+            for _ in range(BUFFERS):
+                self._next_free()
+        self._raise_failure()
+
+    def commit(self) -> None:
+        """Compare what the store holds with what was sent, and make the object visible."""
+        self.flush()
+        self._verify()
+        if self._is_taken():
+            raise ObjectExistsError(f"{self._url} is there already")
+        self._complete()
+        self._committed = True
+
+    def _next_free(self) -> mmap.mmap:
+        buffer = self._free.get()
+        self._raise_failure()
+        return buffer
+
+    def _enqueue(self, buffer: mmap.mmap) -> None:
+        self._numbered += 1
+        part = _Part(self._numbered, self._filled, buffer)
+        self._filling, self._filled = None, 0
+        self._queue.put(part)
+
+    def _raise_failure(self) -> None:
+        if self._failure:
+            raise self._failure
+
+    def _too_large(self) -> UploadError:
+        size = self._part_size // 1024**2
+        return UploadError(
+            f"cannot store {self._url}: it does not fit into {self._max_parts} parts of {size} MiB",
+            hint=f"Set S3_PART_SIZE (MiB) to more than {size}, for example {2 * size}.",
+        )
+
+    # Senders.
+
+    def _send_parts(self) -> None:
+        while part := self._queue.get():
+            try:
+                if not self._stopping.is_set():
+                    self._send(part)
+            except BaseException as exc:  # noqa: BLE001 - the writer raises it, in its thread
+                self._failure = self._failure or exc
+                self._stopping.set()
+            finally:
+                self._free.put(part.buffer)
+
+    def _send(self, part: _Part) -> None:
+        view = memoryview(part.buffer)[: part.size]
+        answer = self._requests.call(
+            f"send part {part.number} of {self._url}",
+            lambda: self._client.upload_part(
+                Bucket=self._bucket,
+                Key=self._key,
+                UploadId=self._upload_id,
+                PartNumber=part.number,
+                Body=PartReader(view).body(),
+            ),
+            abandoned=self._stopping,
+        )
+        self._sent[part.number] = (part.size, answer.get("ETag", "").strip('"'))
+        if self._aborting.is_set():
+            # A part that ends after the abort may stay: then the abort has to be repeated.
+            # https://docs.aws.amazon.com/AmazonS3/latest/API/API_AbortMultipartUpload.html
+            self._abort()
+
+    # Commit.
+
+    def _verify(self) -> None:
+        """Raise UploadError unless the store holds the parts that were sent, and no others."""
+        held = dict(self._held_parts())
+        if held != self._sent:
+            wrong = sorted(
+                number
+                for number in held.keys() | self._sent.keys()
+                if held.get(number) != self._sent.get(number)
+            )
+            raise UploadError(
+                f"cannot commit {self._url}: the store does not hold what was sent "
+                f"(differing parts: {', '.join(map(str, wrong[:10]))})",
+                hint="Run the backup again; if it stays so, something between here and the store "
+                "changes what is sent.",
+            )
+
+    def _held_parts(self) -> Iterator[tuple[int, tuple[int, str]]]:
+        """Yield the number, size and ETag of each part in the store.
+
+        https://docs.aws.amazon.com/AmazonS3/latest/API/API_ListParts.html
+        """
+        marker = 0
+        while True:
+            page = self._requests.call(
+                f"list the parts of {self._url}",
+                lambda marker=marker: self._client.list_parts(  # type: ignore[misc]
+                    Bucket=self._bucket,
+                    Key=self._key,
+                    UploadId=self._upload_id,
+                    PartNumberMarker=marker,
+                ),
+                abandoned=self._given_up,
+            )
+            for part in page.get("Parts", []):
+                yield part["PartNumber"], (part["Size"], part["ETag"].strip('"'))
+            if not page.get("IsTruncated"):
+                return
+            marker = page["NextPartNumberMarker"]
+
+    def _complete(self) -> None:
+        """Complete the upload; look the object up where the answer does not tell.
+
+        https://docs.aws.amazon.com/AmazonS3/latest/API/API_CompleteMultipartUpload.html
+        """
+        try:
+            try:
+                self._send_complete(IfNoneMatch="*")
+            except StorageRefusedError as exc:
+                # Some stores do not know the condition. The name was free a moment ago.
+                if error_code(exc) not in {"NotImplemented", "InvalidArgument", "501"}:
+                    raise
+                self._send_complete()
+        except StorageError as exc:
+            # Either it failed, or only its answer was lost: then a second attempt was told
+            # that the upload is gone, or the name taken, by the first.
+            if self._is_stored():
+                return
+            if self._unclear:
+                raise UploadError(
+                    f"cannot tell whether {self._url} was stored: {exc.message}",
+                    hint="Look for it in the store: if it is there it is complete. Otherwise run "
+                    "the backup again.",
+                ) from exc
+            raise
+
+    def _send_complete(self, **condition: Any) -> None:  # noqa: ANN401 - parameters of botocore
+        parts: list[Any] = [
+            {"PartNumber": number, "ETag": f'"{etag}"'}
+            for number, (_, etag) in sorted(self._sent.items())
+        ]
+
+        def send() -> None:
+            unclear_before = self._unclear
+            self._unclear = True
+            try:
+                self._client.complete_multipart_upload(
+                    Bucket=self._bucket,
+                    Key=self._key,
+                    UploadId=self._upload_id,
+                    MultipartUpload={"Parts": parts},
+                    **condition,
+                )
+            except ClientError as exc:
+                # An answer of the store itself says that it is through with the request.
+                self._unclear = unclear_before or may_go_on(exc)
+                raise
+
+        self._requests.call(f"complete the upload of {self._url}", send)
+
+    def _found(self) -> tuple[int, dict[str, str]]:
+        answer = self._requests.call(
+            f"look at {self._url}",
+            lambda: self._client.head_object(Bucket=self._bucket, Key=self._key),
+        )
+        return answer["ContentLength"], lowered(answer["Metadata"])
+
+    def _is_taken(self) -> bool:
+        try:
+            self._found()
+        except ObjectNotFoundError:
+            return False
+        return True
+
+    def _is_stored(self) -> bool:
+        """Tell whether what is under the key is this upload, by its size and its metadata."""
+        try:
+            size, metadata = self._found()
+        except StorageError:
+            return False
+        wanted = sum(size for size, _ in self._sent.values())
+        return bool(metadata) and (size, metadata) == (wanted, lowered(self._metadata))
+
+    # Leaving without a commit.
+
+    def _stop(self) -> None:
+        self._stopping.set()
+        for _ in self._senders:
+            self._queue.put(None)
+
+    def _discard(self, budget: float) -> None:
+        """Remove what was sent, in ``budget`` seconds; report what could not be removed.
+
+        A thread does it, so that a store that does not answer cannot hold the caller.
+        """
+        self._stop()
+        remover = threading.Thread(target=self._remove, name="upload-remover", daemon=True)
+        try:
+            remover.start()
+            remover.join(budget)
+        finally:
+            self._given_up.set()
+            if self._left_behind:
+                self._emit(events.UploadLeftBehind(self._key, self._upload_id, self._left_behind))
+
+    def _leave_be(self) -> None:
+        """Look whether a commit that was cut off did its work, and touch nothing.
+
+        The store may still be at it, and an abort that meets it was seen to leave a visible
+        object without its parts.
+        """
+        self._stop()
+        looker = threading.Thread(target=self._look, name="upload-looker", daemon=True)
+        self._left_behind = "the store did not say whether it completed it"
+        try:
+            looker.start()
+            looker.join(PROMPT)
+        finally:
+            self._given_up.set()
+            if not self._committed:
+                self._emit(events.UploadLeftBehind(self._key, self._upload_id, self._left_behind))
+
+    def _look(self) -> None:
+        self._committed = self._is_stored()
+
+    def _remove(self) -> None:
+        for sender in self._senders:
+            if sender.ident is not None:
+                sender.join(LAST_PARTS / SENDERS)
+        self._aborting.set()
+        try:
+            for _ in range(ABORT_ROUNDS):
+                self._abort()
+                if not any(self._held_parts()):
+                    self._left_behind = ""
+                    return
+            self._left_behind = "the store keeps parts of it after it was aborted"
+        except StorageError as exc:
+            gone = error_code(exc) == "NoSuchUpload"
+            self._left_behind = "" if gone else exc.message
+
+    def _abort(self) -> None:
+        self._requests.call(
+            f"abort the upload of {self._url}",
+            lambda: self._client.abort_multipart_upload(
+                Bucket=self._bucket, Key=self._key, UploadId=self._upload_id
+            ),
+            retry=ABORT_RETRY,
+            abandoned=self._given_up,
+        )
