@@ -1,0 +1,1 @@
+"""Listeners to events: the log, and progress on a terminal."""

@@ -1,0 +1,194 @@
+"""Sends small HTTP requests on the side: bounded in time, tried again, never fatal.
+
+What goes wrong is told in words of our own: a library's would quote the URL, which is a secret.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from queue import SimpleQueue
+from urllib.parse import unquote
+
+import tenacity
+import urllib3
+from urllib3.exceptions import (
+    HTTPError,
+    NameResolutionError,
+    NewConnectionError,
+    ProtocolError,
+    SSLError,
+)
+from urllib3.exceptions import TimeoutError as NoAnswerError
+from urllib3.util import parse_url
+
+from pgstash import __version__
+from pgstash.errors import Interrupted
+
+TRIES = 3
+ANSWER_SECONDS = 10.0
+"""How long a try may take, from the name's resolution to the answer's status."""
+
+BACKOFF_SECONDS = 1.0
+"""Before the second try; doubled before the third."""
+
+END_SECONDS = 45.0
+"""How long the end of a command waits for what is still to be delivered, all tries included."""
+
+SIGNAL_SECONDS = 1.0
+"""How long it waits for that after a signal."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One request; ``body`` is made when it is sent, in the thread that sends it."""
+
+    method: str
+    url: str = field(repr=False)
+    body: Callable[[], bytes] | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+    tries: int = TRIES
+
+
+class DeliveryError(Exception):
+    """A request was not answered as it should be; the text is fit for a log."""
+
+
+class Courier:
+    """Sends requests to one destination, in order, from a thread of its own.
+
+    ``what`` names the destination in warnings, ``warn`` takes them.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        warn: Callable[[str], None],
+        *,
+        answer_seconds: float = ANSWER_SECONDS,
+        backoff_seconds: float = BACKOFF_SECONDS,
+    ) -> None:
+        """Start the thread, which does not keep the process alive."""
+        self._what = what
+        self._warn = warn
+        self._answer_seconds = answer_seconds
+        self._backoff_seconds = backoff_seconds
+        self._queue: SimpleQueue[Request | None] = SimpleQueue()
+        self._thread = threading.Thread(target=self._work, name=what, daemon=True)
+        self._thread.start()
+
+    def send(self, request: Request) -> None:
+        """Take a request and return at once."""
+        self._queue.put(request)
+
+    def finish(self) -> None:
+        """Take no more requests."""
+        self._queue.put(None)
+
+    def wait(self, seconds: float) -> None:
+        """Wait for what was taken before :meth:`finish`, and warn if that takes longer."""
+        self._thread.join(max(seconds, 0))
+        if self._thread.is_alive():
+            self._warn(f"{self._what} was not delivered before the end")
+
+    def _work(self) -> None:
+        while (request := self._queue.get()) is not None:
+            try:
+                self._deliver(request)
+            except DeliveryError as error:
+                tries = "1 try" if request.tries == 1 else f"{request.tries} tries"
+                self._warn(f"{self._what} could not be delivered in {tries}: {error}")
+            except Exception as error:  # noqa: BLE001 - the border of a thread
+                self._warn(f"{self._what} could not be delivered: {type(error).__name__}")
+
+    def _deliver(self, request: Request) -> None:
+        body = request.body() if request.body else None
+        retrying = tenacity.Retrying(
+            stop=tenacity.stop_after_attempt(request.tries),
+            wait=tenacity.wait_exponential(multiplier=self._backoff_seconds),
+            retry=tenacity.retry_if_exception_type(DeliveryError),
+            reraise=True,
+        )
+        retrying(lambda: self._within(lambda: self._send(request, body)))
+
+    def _within(self, send: Callable[[], None]) -> None:
+        """Wait so long and no longer: a socket's timeout ends neither DNS nor a trickle."""
+        errors: list[DeliveryError] = []
+
+        def work() -> None:
+            try:
+                send()
+            except DeliveryError as error:
+                errors.append(error)
+            except Exception as error:  # noqa: BLE001 - the border of a thread
+                errors.append(DeliveryError(type(error).__name__))
+
+        thread = threading.Thread(target=work, name=self._what, daemon=True)
+        thread.start()
+        thread.join(self._answer_seconds)
+        if thread.is_alive():
+            raise DeliveryError(f"no answer within {self._answer_seconds:g}s")
+        if errors:
+            raise errors[0]
+
+    def _send(self, request: Request, body: bytes | None) -> None:
+        """Send it once. Redirects are not followed: they would take the body elsewhere."""
+        headers = {"User-Agent": f"pgstash/{__version__}", **request.headers}
+        timeout = urllib3.Timeout(total=self._answer_seconds)
+        try:
+            login = parse_url(request.url).auth
+            if login:
+                token = base64.b64encode(unquote(login).encode()).decode()
+                headers["Authorization"] = f"Basic {token}"
+            with urllib3.PoolManager(retries=False, timeout=timeout) as pool:
+                response = pool.request(
+                    request.method,
+                    request.url,
+                    body=body,
+                    headers=headers,
+                    redirect=False,
+                    preload_content=False,
+                )
+                response.close()
+        except HTTPError as error:
+            raise DeliveryError(self._reason(error)) from None
+        if response.status >= 400:  # noqa: PLR2004 - where HTTP's errors begin
+            raise DeliveryError(f"HTTP {response.status}")
+        if response.status >= 300:  # noqa: PLR2004 - where HTTP's redirects begin
+            raise DeliveryError(f"HTTP {response.status}, and redirects are not followed")
+
+    def _reason(self, error: HTTPError) -> str:
+        match error:
+            case NameResolutionError():
+                return "the name of its host cannot be resolved"
+            case NewConnectionError(__cause__=OSError() as cause) if cause.strerror:
+                return f"no connection ({cause.strerror})"
+            case NoAnswerError():
+                return f"no answer within {self._answer_seconds:g}s"
+            case SSLError():
+                return "TLS failed: the certificate is not trusted or not for this host"
+            case ProtocolError():
+                return "the connection broke"
+            case _:
+                return type(error).__name__
+
+
+@contextlib.contextmanager
+def finished(couriers: list[Courier]) -> Iterator[None]:
+    """Wait at the end of the block until all is delivered; after a signal for a moment only."""
+    seconds = END_SECONDS
+    try:
+        yield
+    except Interrupted:
+        seconds = SIGNAL_SECONDS
+        raise
+    finally:
+        for courier in couriers:
+            courier.finish()
+        end = time.monotonic() + seconds
+        for courier in couriers:
+            courier.wait(end - time.monotonic())

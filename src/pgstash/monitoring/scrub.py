@@ -1,0 +1,95 @@
+"""Takes secrets out of text: the one place that every line of output passes."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from urllib.parse import quote, quote_plus
+
+MASK = "***"
+
+# A secret of fewer characters may be an everyday word (a password "postgres"): it is taken
+# out where it stands alone, and not out of the middle of other words.
+_DISTINCT_LENGTH = 12
+
+_KNOWN = (
+    # Credentials in a URI: scheme://user:password@host
+    (re.compile(r"(?i)\b([a-z][a-z0-9+.-]{0,30}://[^\s:/]*):\S{1,1024}@"), rf"\1:{MASK}@"),
+    # Before "token: Bearer …" is taken for a token of the value "Bearer"
+    (re.compile(r"(?i)\b(Bearer)\s+[A-Za-z0-9+/=._~-]{8,}"), rf"\1 {MASK}"),
+    # Base64, and not a word as in "Basic authentication failed"
+    (
+        re.compile(r"\b((?i:Basic))\s+(?=[A-Za-z]*(?:[0-9+/=]|[a-z][A-Z]))[A-Za-z0-9+/]{8,}={0,2}"),
+        rf"\1 {MASK}",
+    ),
+    # password=…, quoted or not, as in connection strings, query strings and JSON; two plain words
+    # after a colon are a message: column "token": value too long
+    (
+        re.compile(
+            r"(?i)((?:password|passwd|passphrase|pwd|secret|token|api[_-]?key|access[_-]?key"
+            r"|encryption[_-]?key|sslpassword|credential)[\w-]{0,40}"
+            r"[\"']?\s*(?:=|:(?! [a-z]+ [a-z']+(?![\w'=:])))\s*)"
+            r"(?:\"(?:[^\"\\]|\\.)*\"|'(?:[^'\\]|\\.)*'|[^\s&,;\"'])++"
+        ),
+        rf"\1{MASK}",
+    ),
+    # The signature of a presigned URL, and the header of a signed request
+    (re.compile(r"(?i)(X-Amz-(?:Signature|Credential|Security-Token)=)[^\s&]+"), rf"\1{MASK}"),
+    (re.compile(r"(?i)(Authorization[\"']?\s*[:=]\s*)[^\r\n]+"), rf"\1{MASK}"),
+    # Access keys of AWS
+    (re.compile(r"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b"), MASK),
+)
+
+
+class Scrubber:
+    """Knows the configured secrets and the shape of others."""
+
+    def __init__(self, secrets: Iterable[str] = ()) -> None:
+        """Prepare for the secrets, in all the forms in which text may hold them."""
+        forms = {form for secret in secrets if secret for form in _forms(secret)}
+        self._secrets = _any_of(forms)
+        self._distinct = _any_of(form for form in forms if len(form) >= _DISTINCT_LENGTH)
+
+    def scrub(self, text: str) -> str:
+        """Return the text without secrets."""
+        return _without(self._secrets, text)
+
+    def scrub_distinct(self, text: str) -> str:
+        """Return the text without secrets that can be no everyday word."""
+        return _without(self._distinct, text)
+
+
+def _any_of(forms: Iterable[str]) -> re.Pattern[str] | None:
+    longest_first = sorted(forms, key=len, reverse=True)
+    return re.compile("|".join(map(_pattern, longest_first))) if longest_first else None
+
+
+def _without(secrets: re.Pattern[str] | None, text: str) -> str:
+    if secrets:
+        text = secrets.sub(MASK, text)
+    for pattern, replacement in _KNOWN:
+        text = pattern.sub(replacement, text)
+    return text
+
+
+def _forms(secret: str) -> set[str]:
+    """Return the secret as it is, URL-encoded, and as reprs and JSON escape it."""
+    return {
+        secret,
+        quote(secret, errors="surrogateescape"),
+        quote(secret, safe="", errors="surrogateescape"),
+        quote_plus(secret, errors="surrogateescape"),
+        repr(secret)[1:-1],
+        repr('"' + secret)[2:-1],  # within a longer text, which decides which quotes are escaped
+        repr(secret.encode(errors="surrogateescape"))[2:-1],
+        json.dumps(secret)[1:-1],
+        json.dumps(secret, ensure_ascii=False)[1:-1],
+    }
+
+
+def _pattern(form: str) -> str:
+    escaped = re.escape(form)
+    if len(form) >= _DISTINCT_LENGTH:
+        return escaped
+    return rf"(?<![\w-]){escaped}(?![\w-])"

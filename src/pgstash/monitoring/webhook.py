@@ -1,0 +1,184 @@
+"""Tells others how backups end: a webhook that gets JSON, a dead-man switch that gets pings.
+
+The payload is described in docs/reference/webhook.md, the pings at
+https://healthchecks.io/docs/http_api/.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from datetime import UTC, datetime
+from urllib.parse import urlsplit, urlunsplit
+
+from pgstash import events
+from pgstash.monitoring import log
+from pgstash.monitoring.delivery import Courier, Request
+from pgstash.monitoring.scrub import Scrubber
+
+SERVICE = "postgres-backup"
+LONGEST_TEXT = 4000
+MOST_WARNINGS = 20
+
+Payload = dict[str, object]
+
+
+class Report:
+    """Gathers the events of one run, and makes of them what is said of it at its end."""
+
+    def __init__(self, now: Callable[[], datetime]) -> None:
+        """Gather nothing yet; ``now`` gives the time of the report."""
+        self._now = now
+        self._warnings: list[str] = []
+        self._seconds: dict[str, float] = {}
+
+    def hear(self, event: events.Event) -> Payload | None:
+        """Hear of an event; return the payload if the run ends with it."""
+        match event:
+            case events.BackupAttempted():
+                self._warnings, self._seconds = [], {}
+            case events.Warned():
+                self._warnings.append(event.message)
+            case events.ToolSaid() if log.is_warning(event):
+                self._warnings.append(event.line)
+            case events.Retrying():
+                self._warnings.append(f"{event.request} was tried again: {event.reason}")
+            case events.UploadLeftBehind():
+                self._warnings.append(log.left_behind(event))
+            case events.DumpFinished():
+                self._seconds["dump_seconds"] = round(event.seconds, 3)
+            case events.UploadFinished():
+                self._seconds["upload_seconds"] = round(event.seconds, 3)
+            case events.BackupSucceeded():
+                return self._payload(
+                    event,
+                    "success",
+                    log.success(event),
+                    {
+                        "location": event.location,
+                        "raw_bytes": event.raw_bytes,
+                        "stored_bytes": event.stored_bytes,
+                        "tables": event.tables,
+                        "rows": event.rows,
+                        "exit_code": 0,
+                    },
+                )
+            case events.BackupFailed():
+                more = {
+                    "error": event.error,
+                    "exit_code": event.exit_code,
+                    "hint": event.hint,
+                }
+                return self._payload(event, "failure", log.failure(event), more)
+            case _:
+                pass
+        return None
+
+    def _payload(
+        self,
+        event: events.BackupSucceeded | events.BackupFailed,
+        status: str,
+        message: str,
+        more: Payload,
+    ) -> Payload:
+        return {
+            "timestamp": self._now().astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+            "status": status,
+            "message": message,
+            "service": SERVICE,
+            "database": {"host": event.host, "name": event.database},
+            "extra": {
+                "backup": event.name,
+                "seconds": round(event.seconds, 3),
+                **self._seconds,
+                **more,
+                "warnings": self._warnings[:MOST_WARNINGS],
+            },
+        }
+
+
+class Webhook:
+    """A listener to events that posts the end of each backup."""
+
+    def __init__(  # noqa: PLR0913 - all of them settings of one thing
+        self,
+        url: str,
+        courier: Courier,
+        scrubber: Scrubber,
+        *,
+        on_success: bool,
+        on_failure: bool,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        """Post to ``url`` by ``courier`` what the two switches ask for."""
+        self._url = url
+        self._courier = courier
+        self._scrubber = scrubber
+        self._wanted = {"success": on_success, "failure": on_failure}
+        self._report = Report(now)
+
+    def __call__(self, event: events.Event) -> None:
+        """Hear of an event. Safe to call from any thread, and never waits."""
+        payload = self._report.hear(event)
+        if payload and self._wanted[str(payload["status"])]:
+            self._courier.send(
+                Request(
+                    "POST",
+                    self._url,
+                    lambda: json.dumps(_scrubbed(payload, self._scrubber)).encode(),
+                    {"Content-Type": "application/json"},
+                )
+            )
+
+
+class Ping:
+    """A listener to events that tells a dead-man switch of starts and ends."""
+
+    def __init__(self, url: str, courier: Courier, scrubber: Scrubber) -> None:
+        """Ping ``url`` by ``courier``."""
+        self._url = url
+        self._courier = courier
+        self._scrubber = scrubber
+
+    def __call__(self, event: events.Event) -> None:
+        """Hear of an event. Safe to call from any thread, and never waits."""
+        match event:
+            case events.BackupAttempted():
+                # Once: what comes after it says more, and must not wait for it.
+                self._courier.send(Request("GET", ping_url(self._url, "start"), tries=1))
+            case events.BackupSucceeded():
+                self._courier.send(Request("GET", ping_url(self._url)))
+            case events.BackupFailed():
+                text = f"{log.failure(event)}\n{event.hint}".strip()
+                self._courier.send(
+                    Request(
+                        "POST",
+                        ping_url(self._url, "fail"),
+                        lambda: _short(text, self._scrubber).encode(errors="replace"),
+                        {"Content-Type": "text/plain; charset=utf-8"},
+                    )
+                )
+            case _:
+                pass
+
+
+def ping_url(url: str, signal: str = "") -> str:
+    """Return the URL of a signal; a query string stays where it was."""
+    parts = urlsplit(url)
+    path = parts.path.rstrip("/") + (f"/{signal}" if signal else "")
+    return urlunsplit((parts.scheme, parts.netloc, path, parts.query, ""))
+
+
+def _scrubbed(value: object, scrubber: Scrubber) -> object:
+    """Return a payload without secrets and without endless texts."""
+    if isinstance(value, dict):
+        return {key: _scrubbed(inner, scrubber) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_scrubbed(inner, scrubber) for inner in value]
+    return _short(value, scrubber) if isinstance(value, str) else value
+
+
+def _short(text: str, scrubber: Scrubber) -> str:
+    """Scrub first: half of a secret is not recognised."""
+    text = scrubber.scrub(text)
+    return text if len(text) <= LONGEST_TEXT else f"{text[:LONGEST_TEXT]}…"
