@@ -1,0 +1,126 @@
+"""What is stored under a prefix: the backups, what lies beside them, and what was left over.
+
+The bucket is the only truth, and a name is taken for ours only where all of it fits. Objects
+further down (``<prefix>/other/…``) may belong to another instance and are not looked at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from pgstash import manifest as manifests
+from pgstash.errors import ObjectNotFoundError
+from pgstash.storage.interface import PendingUpload, Storage
+
+
+@dataclass(frozen=True, slots=True)
+class Companion:
+    """An object that belongs to an archive: its manifest.
+
+    ``id`` is that of its backup, ``archive_key`` where its archive is, or would be, and
+    ``modified`` when it was stored, in UTC.
+    """
+
+    key: str
+    id: str
+    archive_key: str
+    modified: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Backup:
+    """An archive that is visible, and all companions of its name, its own or not.
+
+    ``started`` is what the name says, in UTC, ``size`` is in bytes. A backup of the earlier
+    shell service has no companions.
+    """
+
+    name: str
+    key: str
+    started: datetime
+    size: int
+    companions: Sequence[Companion]
+
+
+@dataclass(frozen=True, slots=True)
+class Catalog:
+    """All backups under a prefix, the oldest first, and companions that may be left over.
+
+    A suspect has no archive of its name in the listing, or shares the archive's name with
+    another companion: :func:`is_orphan` asks the store.
+    """
+
+    backups: Sequence[Backup]
+    suspects: Sequence[Companion]
+
+
+def read(storage: Storage, prefix: str) -> Catalog:
+    """Read the catalog from one listing. Raises StorageError."""
+    archives: dict[str, tuple[str, datetime, int]] = {}
+    companions: dict[str, list[Companion]] = {}
+    for stored in storage.list(f"{prefix}/backup_"):
+        name = stored.key.removeprefix(f"{prefix}/")
+        if found := manifests.ARCHIVE_NAME.fullmatch(name):
+            if started := manifests.started_of(found[1]):
+                archives[stored.key] = (name, started, stored.size)
+        elif (found := manifests.COMPANION_NAME.fullmatch(name)) and manifests.started_of(found[1]):
+            archive = manifests.archive_name(found[1], encrypted=found[3] is not None)
+            companion = Companion(stored.key, found[2], f"{prefix}/{archive}", stored.modified)
+            companions.setdefault(companion.archive_key, []).append(companion)
+    backups = [
+        Backup(name, key, started, size, tuple(companions.get(key, ())))
+        for key, (name, started, size) in archives.items()
+    ]
+    suspects = [
+        companion
+        for key, beside in companions.items()
+        if key not in archives or len(beside) > 1
+        for companion in beside
+    ]
+    return Catalog(sorted(backups, key=lambda backup: (backup.started, backup.name)), suspects)
+
+
+def own_companions(storage: Storage, backup: Backup) -> list[Companion]:
+    """Return the companions that hold the id of the archive's metadata. Raises StorageError.
+
+    Where the archive has no id, a copy that lost its metadata say, nothing tells whose they
+    are, and all are taken for its own. One that is gone has none.
+    """
+    try:
+        metadata = storage.head(backup.key).metadata
+    except ObjectNotFoundError:
+        return []
+    return [
+        companion
+        for companion in backup.companions
+        if metadata.get("id", companion.id) == companion.id
+    ]
+
+
+def is_orphan(storage: Storage, companion: Companion) -> bool:
+    """Tell whether a companion is ours and has no archive. Raises StorageError.
+
+    The objects themselves are asked, since a listing may be late; ours is what has its id in
+    its metadata as well as in its name.
+    """
+    try:
+        archive = storage.head(companion.archive_key).metadata
+    except ObjectNotFoundError:
+        archive = {"id": ""}
+    if archive.get("id", companion.id) == companion.id:
+        return False
+    try:
+        return storage.head(companion.key).metadata.get("id") == companion.id
+    except ObjectNotFoundError:
+        return False
+
+
+def pending(storage: Storage, prefix: str) -> Iterator[PendingUpload]:
+    """Yield the uploads of our names directly under ``prefix``. Raises StorageError."""
+    for upload in storage.pending(f"{prefix}/backup_"):
+        name = upload.key.removeprefix(f"{prefix}/")
+        found = manifests.ARCHIVE_NAME.fullmatch(name) or manifests.COMPANION_NAME.fullmatch(name)
+        if found and manifests.started_of(found[1]):
+            yield upload

@@ -1,0 +1,221 @@
+"""Pruning: delete what the retention policy no longer keeps, and sweep what was left behind.
+
+An archive goes first, then what belongs to it, so that whatever is visible stays complete.
+What was left behind is told by its age alone: a manifest is an orphan when a day has passed
+since it was stored, because the backup that stored it makes its archive visible, or fails, in
+the next moment; an upload is abandoned when it began longer ago than any backup takes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from functools import partial
+from itertools import islice
+
+from pgstash import catalog, events, retention
+from pgstash.catalog import Backup, Catalog, Companion
+from pgstash.errors import ObjectNotFoundError, StorageError, StorageUnreachableError
+from pgstash.retention import Decision
+from pgstash.storage.interface import PendingUpload, Storage
+
+ORPHAN_AGE = timedelta(days=1)
+
+# Deleted with one request. Where that fails, one by one; where all of them fail, no more are
+# tried: a key that may not delete would otherwise be refused a thousand times.
+_BATCH = 100
+_DAY = timedelta(days=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to prune, by which policy; uploads are swept ``sweep_after_days`` after they began."""
+
+    prefix: str
+    policy: retention.Policy
+    sweep_after_days: int
+
+
+@dataclass(frozen=True, slots=True)
+class Pruned:
+    """What was kept, removed and swept; in a dry run, what would be. ``swept`` are keys."""
+
+    kept: Sequence[Decision[Backup]]
+    removed: Sequence[Decision[Backup]]
+    swept: Sequence[str]
+
+
+def run(
+    plan: Plan, storage: Storage, *, now: datetime, emit: events.Emit, dry_run: bool = False
+) -> Pruned:
+    """Apply the policy to every backup under the prefix; delete nothing in a dry run.
+
+    What cannot be deleted is told, and the rest goes on, unless the store is not reached or
+    refuses everything. Then, or at the end, the first StorageError is raised.
+    """
+    return _Run(plan, storage, now, emit, dry_run=dry_run).run()
+
+
+class _Run:
+    """One run, and what went wrong in it so far."""
+
+    def __init__(
+        self, plan: Plan, storage: Storage, now: datetime, emit: events.Emit, *, dry_run: bool
+    ) -> None:
+        self._plan = plan
+        self._storage = storage
+        self._now = now
+        self._emit = emit
+        self._dry_run = dry_run
+        self._errors: list[StorageError] = []
+
+    def run(self) -> Pruned:
+        stored = catalog.read(self._storage, self._plan.prefix)
+        decisions = retention.decide(stored.backups, self._plan.policy, self._now)
+        kept = [decision for decision in decisions if decision.keep]
+        doomed = [decision for decision in decisions if not decision.keep]
+        removed: list[Decision[Backup]] = []
+        swept: list[str] = []
+        try:
+            if self._dry_run:
+                removed = doomed
+                for decision in decisions:
+                    self._tell(decision)
+            else:
+                for decision in kept:
+                    self._tell(decision)
+                self._look_at_the_newest(kept, doomed)
+                for removal in self._remove(doomed):
+                    removed.append(removal)
+                    self._tell(removal)
+            swept.extend(self._sweep_orphans(stored))
+            swept.extend(self._sweep_uploads())
+        finally:
+            self._emit(
+                events.PruneFinished(
+                    location=self._storage.url(self._plan.prefix),
+                    kept=len(kept),
+                    removed=len(removed),
+                    swept=len(swept),
+                    dry_run=self._dry_run,
+                )
+            )
+        if self._errors:
+            raise self._errors[0]
+        return Pruned(kept, removed, swept)
+
+    def _tell(self, decision: Decision[Backup]) -> None:
+        name, reasons = decision.backup.name, decision.reasons
+        self._emit(
+            events.BackupKept(name, reasons)
+            if decision.keep
+            else events.BackupRemoved(name, reasons, self._dry_run)
+        )
+
+    def _look_at_the_newest(
+        self, kept: Sequence[Decision[Backup]], doomed: Sequence[Decision[Backup]]
+    ) -> None:
+        """Raise unless the last good backup is really there: the others go on its account.
+
+        A listing may be late, and still show what was deleted.
+        """
+        if not doomed:
+            return
+        past = [each.backup for each in kept if each.backup.started <= self._now]
+        newest = next((each for each in reversed(past) if each.size), past[-1])
+        try:
+            self._storage.head(newest.key)
+        except ObjectNotFoundError as error:
+            raise ObjectNotFoundError(
+                f"{newest.name} is listed as the newest backup and is not there: no backup was "
+                "removed",
+                hint="Somebody deleted it, or the store's listing is late: prune again later.",
+            ) from error
+
+    def _remove(self, doomed: Sequence[Decision[Backup]]) -> Iterator[Decision[Backup]]:
+        """Delete backup after backup, the oldest first, and yield each whose archive is gone."""
+        remaining = iter(doomed)
+        while batch := list(islice(remaining, _BATCH)):
+            companions = {
+                decision.backup.key: self._companions_to_remove(decision.backup)
+                for decision in batch
+            }
+            archives = [decision.backup.key for decision in batch]
+            gone = self._delete(archives)
+            yield from (decision for decision in batch if decision.backup.key in gone)
+            self._delete([key for each in archives if each in gone for key in companions[each]])
+            if not gone:
+                raise self._errors[0]
+
+    def _companions_to_remove(self, backup: Backup) -> list[str]:
+        """Return what goes with an archive: its own, and what is old enough to be nobody's."""
+        own: list[Companion] = []
+        if not all(self._is_old(companion) for companion in backup.companions):
+            with self._going_on():
+                own = catalog.own_companions(self._storage, backup)
+        return [each.key for each in backup.companions if each in own or self._is_old(each)]
+
+    def _is_old(self, companion: Companion) -> bool:
+        return self._now - companion.modified >= ORPHAN_AGE
+
+    def _delete(self, keys: Sequence[str]) -> set[str]:
+        """Delete objects, and return those that are gone; what the others met is kept."""
+        if not keys:
+            return set()
+        try:
+            self._storage.delete(keys)
+        except StorageUnreachableError:
+            raise
+        except StorageError:
+            return {key for key in keys if self._done(partial(self._storage.delete, [key]))}
+        return set(keys)
+
+    def _sweep_orphans(self, stored: Catalog) -> Iterator[str]:
+        """Delete the companions that a backup stored which then failed, a day ago or longer."""
+        for companion in stored.suspects:
+            orphan = False
+            if self._is_old(companion):
+                with self._going_on():
+                    orphan = catalog.is_orphan(self._storage, companion)
+            sweep = partial(self._storage.delete, [companion.key])
+            if orphan and (self._dry_run or self._done(sweep)):
+                yield self._swept(companion.key, "no backup belongs to it")
+
+    def _sweep_uploads(self) -> Iterator[str]:
+        """Abort the uploads that nobody will commit any more.
+
+        Only their age tells: one that is younger may be a backup that runs right now.
+        """
+        uploads: list[PendingUpload] = []
+        with self._going_on():
+            uploads = list(catalog.pending(self._storage, self._plan.prefix))
+        for upload in uploads:
+            days = (self._now - upload.started) / _DAY
+            if days < self._plan.sweep_after_days:
+                continue
+            if self._dry_run or self._done(partial(self._storage.abort, upload)):
+                yield self._swept(upload.key, f"an upload that began {int(days)} days ago")
+
+    def _done(self, action: Callable[[], None]) -> bool:
+        """Do one thing, and tell whether it went well; see :meth:`_going_on`."""
+        failures = len(self._errors)
+        with self._going_on():
+            action()
+        return len(self._errors) == failures
+
+    @contextmanager
+    def _going_on(self) -> Iterator[None]:
+        """Tell what fails in the block and go on after it, unless the store is not reached."""
+        try:
+            yield
+        except StorageUnreachableError:
+            raise
+        except StorageError as error:
+            self._errors.append(error)
+            self._emit(events.Warned(error.message))
+
+    def _swept(self, key: str, reason: str) -> str:
+        self._emit(events.LeftoverSwept(self._storage.url(key), reason, self._dry_run))
+        return key
