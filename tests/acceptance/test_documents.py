@@ -1,0 +1,220 @@
+"""The documents say what is so: their commands run, their links lead somewhere."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from pathlib import Path
+from urllib.parse import unquote
+
+import pytest
+
+from support.backups import PASSPHRASE, StoredBackup, back_up
+from support.compare import compare
+from support.databases import ROUND_TRIPPING
+from support.postgres import REPOSITORY, Cluster, Database, MakeDatabase, clean_environment
+
+RECIPE = REPOSITORY / "docs" / "how-to" / "restore-without-pgstash.md"
+WHAT_IS_DUMPED = REPOSITORY / "docs" / "explanation" / "what-is-dumped.md"
+BLOCK = re.compile(r"<!-- test: (\w+) -->\n```sh\n(.*?)```", re.DOTALL)
+LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+
+
+def documents() -> list[Path]:
+    return [
+        path
+        for path in sorted(REPOSITORY.rglob("*.md"))
+        if not any(part.startswith(".") for part in path.relative_to(REPOSITORY).parts)
+    ]
+
+
+def anchors(path: Path) -> set[str]:
+    """Return the anchors of a document's headings, made as GitHub makes them."""
+    titles = re.findall(r"^#+ (.+)$", path.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title).strip().lower().replace(" ", "-") for title in titles}
+
+
+def run_blocks(
+    kind: str, backup: StoredBackup, target: Database, page: Path = RECIPE
+) -> list[subprocess.CompletedProcess[str]]:
+    """Run the page's commands for this kind of backup as they stand there."""
+    environment = clean_environment(target.bin_dir) | {
+        "ARCHIVE": str(backup.archive),
+        "MANIFEST": str(backup.manifest_file),
+        "TARGET": target.conninfo,
+        "BACKUP_ENCRYPTION_KEY": PASSPHRASE,
+    }
+    return [
+        subprocess.run(
+            ["bash", "-c", block], env=environment, capture_output=True, text=True, check=False
+        )
+        for block_kind, block in BLOCK.findall(page.read_text())
+        if block_kind == kind
+    ]
+
+
+@pytest.mark.parametrize("kind", ["encrypted", "plain"])
+def test_the_recipe_restores(kind: str, make_database: MakeDatabase, tmp_path: Path) -> None:
+    source, target = make_database("mixed"), make_database()
+    backup = back_up(source, tmp_path, encrypted=kind == "encrypted")
+    check, restore = run_blocks(kind, backup, target)
+    assert check.returncode == 0, check.stderr
+    digests = re.findall(r"\b[0-9a-f]{64}\b", check.stdout)
+    assert len(digests) == 2
+    assert digests[0] == digests[1]
+    assert restore.returncode == 0, restore.stderr
+    assert restore.stderr == ""
+    assert compare(source.conninfo, target.conninfo, bin_dir=source.bin_dir) == []
+
+
+@pytest.mark.parametrize("kind", ["encrypted", "plain"])
+def test_the_recipe_fails_on_a_damaged_archive(
+    kind: str, make_database: MakeDatabase, tmp_path: Path
+) -> None:
+    source, target = make_database("mixed"), make_database()
+    backup = back_up(source, tmp_path, encrypted=kind == "encrypted")
+    data = bytearray(backup.archive.read_bytes())
+    data[len(data) // 2] ^= 1
+    backup.archive.write_bytes(data)
+    check, restore = run_blocks(kind, backup, target)
+    digests = re.findall(r"\b[0-9a-f]{64}\b", check.stdout)
+    assert digests[0] != digests[1]
+    assert restore.returncode != 0
+
+
+SERVER = "CREATE EXTENSION postgres_fdw; CREATE SERVER s FOREIGN DATA WRAPPER postgres_fdw;"
+FAILS_ON_AN_EMPTY_DATABASE = {
+    "view": """
+        CREATE SCHEMA shop;
+        CREATE TABLE shop.orders (id int PRIMARY KEY, customer text);
+        CREATE VIEW shop.names AS SELECT id, customer FROM shop.orders GROUP BY id;
+    """,
+    "domain": """
+        CREATE DOMAIN word AS text;
+        ALTER DOMAIN word ADD CONSTRAINT is_short CHECK (length(VALUE) < 10) NOT VALID;
+    """,
+    "inherited default": f"""
+        {SERVER} CREATE TABLE parent (a int DEFAULT 5);
+        CREATE FOREIGN TABLE child () INHERITS (parent) SERVER s;
+    """,
+    "default of an inherited column": f"""
+        {SERVER} CREATE TABLE parent (a int);
+        CREATE FOREIGN TABLE child () INHERITS (parent) SERVER s;
+        ALTER FOREIGN TABLE child ALTER a SET DEFAULT 7;
+    """,
+}
+
+
+@pytest.mark.parametrize("case", FAILS_ON_AN_EMPTY_DATABASE)
+def test_the_cases_that_need_the_drops_left_out(
+    case: str, cluster: Cluster, make_database: MakeDatabase, tmp_path: Path
+) -> None:
+    source, target = (make_database(on=cluster) for _ in range(2))
+    source.run_sql(FAILS_ON_AN_EMPTY_DATABASE[case])
+    backup = back_up(source, tmp_path)
+    _, failed = run_blocks("plain", backup, target)
+    assert failed.returncode != 0
+    assert "does not exist" in failed.stderr
+    [restored] = run_blocks("plain", backup, make_database(on=cluster), WHAT_IS_DUMPED)
+    assert (restored.returncode, restored.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("kind", ["encrypted", "plain"])
+def test_with_the_drops_left_out_everything_is_restored(
+    kind: str, cluster: Cluster, make_database: MakeDatabase, tmp_path: Path
+) -> None:
+    source, target = make_database("breaks_under_clean", on=cluster), make_database(on=cluster)
+    source.run_sql(
+        "CREATE TABLE lines (line text); INSERT INTO lines VALUES ('DROP TABLE a;'), "
+        "('ALTER TABLE a DROP b;'), ('CREATE OR REPLACE '), ('-- Name: '), ('--'), ('SET default_')"
+    )
+    backup = back_up(source, tmp_path, encrypted=kind == "encrypted")
+    [restored] = run_blocks(kind, backup, target, WHAT_IS_DUMPED)
+    assert (restored.returncode, restored.stderr) == (0, "")
+    assert compare(source.conninfo, target.conninfo, bin_dir=source.bin_dir) == []
+
+
+@pytest.mark.parametrize("sample", [*ROUND_TRIPPING, "breaks_under_clean"])
+def test_without_the_drops_it_is_the_script_of_a_dump_without_clean(
+    sample: str, cluster: Cluster, make_database: MakeDatabase
+) -> None:
+    commands = set(re.findall(r"sed -E '[^']*'", WHAT_IS_DUMPED.read_text()))
+    assert len(commands) == 1
+    source = make_database(sample, on=cluster)
+    options = ("--no-owner", "--no-acl")
+    done = subprocess.run(
+        ["bash", "-c", commands.pop()],
+        input=source.plain_dump(*options, "--clean", "--if-exists"),
+        env=clean_environment(),
+        stdout=subprocess.PIPE,
+        check=True,
+    )
+    assert significant(done.stdout) == significant(source.plain_dump(*options))
+
+
+def significant(script: bytes) -> list[bytes]:
+    """Return the lines without those of random keys, and the empty ones."""
+    return [line for line in script.splitlines() if not re.match(rb"\\(un)?restrict |$", line)]
+
+
+@pytest.mark.parametrize("document", documents(), ids=lambda path: path.name)
+def test_links_lead_somewhere(document: Path) -> None:
+    for link in LINK.findall(document.read_text()):
+        if re.match(r"[a-z]+:", link):
+            continue
+        name, _, anchor = unquote(link).partition("#")
+        target = (document.parent / name).resolve() if name else document
+        assert target.exists(), link
+        if anchor:
+            assert anchor in anchors(target), link
+
+
+def test_the_architecture_names_tests_that_exist() -> None:
+    text = (REPOSITORY / "ARCHITECTURE.md").read_text()
+    named = re.findall(r"`(tests/[\w./]+)`", text)
+    assert len(named) >= 6
+    assert [path for path in named if not (REPOSITORY / path).exists()] == []
+
+
+# https://docs.aws.amazon.com/AmazonS3/latest/userguide/using-with-s3-policy-actions.html
+PERMISSIONS = {
+    "abort_multipart_upload": "s3:AbortMultipartUpload",
+    "complete_multipart_upload": "s3:PutObject",
+    "create_multipart_upload": "s3:PutObject",
+    "delete_objects": "s3:DeleteObject",
+    "get_object": "s3:GetObject",
+    "head_object": "s3:GetObject",
+    "list_multipart_uploads": "s3:ListBucketMultipartUploads",
+    "list_objects_v2": "s3:ListBucket",
+    "list_parts": "s3:ListMultipartUploadParts",
+    "put_object": "s3:PutObject",
+    "upload_part": "s3:PutObject",
+}
+
+
+def test_the_bucket_policy_allows_each_request_and_no_other() -> None:
+    code = "".join(file.read_text() for file in (REPOSITORY / "src/pgstash/storage").glob("s3*.py"))
+    requests = set(re.findall(r"_client\.([a-z_0-9]+)\(", code))
+    page = (REPOSITORY / "docs" / "how-to" / "bucket-policy.md").read_text()
+    [policy] = re.findall(r"```json\n(.*?)```", page, re.DOTALL)
+    allowed = [action for part in json.loads(policy)["Statement"] for action in part["Action"]]
+    assert sorted(allowed) == sorted({PERMISSIONS[request] for request in requests})
+    assert sorted(re.findall(r"(?m)^\| `(s3:\w+)` \|", page)) == sorted(allowed)
+
+
+def test_what_is_run_is_what_was_installed() -> None:
+    pages = ["README.md", "docs/tutorial/first-backup.md", "docs/how-to/run-on-a-schedule.md"]
+    for page in pages:
+        text = (REPOSITORY / page).read_text()
+        lines = [line for line in text.splitlines() if line.startswith("    ")]
+        commands = [line for line in lines if re.search(r"\b(pgstash once|pip install)\b", line)]
+        assert commands, page
+        assert [line for line in commands if "/opt/pgstash/bin/" not in line] == [], page
+
+
+def test_every_page_is_listed() -> None:
+    index = (REPOSITORY / "docs" / "README.md").read_text()
+    pages = [path for path in documents() if path.parent.parent == REPOSITORY / "docs"]
+    assert len(pages) >= 9
+    assert [path.name for path in pages if path.name not in index] == []

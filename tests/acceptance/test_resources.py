@@ -1,0 +1,143 @@
+"""A backup takes bounded memory and writes nothing to local disk, however large the database."""
+
+from __future__ import annotations
+
+import re
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from support import databases
+from support.cli import COMMAND, environment
+from support.fake_tools import GIB, MIB, install_pg_dump, writes_much
+from support.postgres import Database, MakeDatabase
+from support.swift import SwiftServer
+
+CEILING = 128 * MIB
+
+
+def to_swift(
+    database: Database, tools: Path, server: SwiftServer, bucket: str, **more: str
+) -> dict[str, str]:
+    return environment(
+        tools,
+        DATABASE_URL=database.uri,
+        S3_ENDPOINT=server.endpoint,
+        S3_BUCKET=bucket,
+        S3_ACCESS_KEY_ID=server.access_key_id,
+        S3_SECRET_ACCESS_KEY=server.secret_access_key,
+        BACKUP_ENCRYPTION="true",
+        BACKUP_ENCRYPTION_KEY="k" * 32,
+        **more,
+    )
+
+
+# A small process starts the backup: the kernel counts what its parent held before the exec.
+MEASURE = """
+import os, sys
+pid = os.posix_spawn(sys.argv[1], sys.argv[1:], os.environ)
+_, status, usage = os.wait4(pid, 0)
+print(usage.ru_maxrss * 1024, file=sys.stderr)
+sys.exit(os.waitstatus_to_exitcode(status))
+"""
+
+
+def peak_memory(env: dict[str, str]) -> int:
+    """Run a backup and return the largest resident set of its process, in bytes."""
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", MEASURE, COMMAND, "once"],
+        env=env,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    return int(done.stderr)
+
+
+@pytest.mark.parametrize(
+    "size",
+    [
+        pytest.param(1 * GIB // 2, id="500 MB"),
+        pytest.param(10 * GIB, id="10 GB", marks=pytest.mark.long),
+    ],
+)
+def test_memory_does_not_grow_with_the_dump(
+    size: int,
+    make_database: MakeDatabase,
+    swift_server: SwiftServer,
+    s3_bucket: str,
+    tmp_path: Path,
+) -> None:
+    tools = install_pg_dump(tmp_path / "bin", writes_much(size))
+    env = to_swift(make_database(), tools, swift_server, s3_bucket)
+    assert peak_memory(env) <= CEILING
+
+
+@pytest.mark.long
+def test_memory_on_a_real_database_of_1_gb(
+    make_database: MakeDatabase, swift_server: SwiftServer, s3_bucket: str
+) -> None:
+    database = make_database()
+    database.run_sql(databases.big(1.0))
+    env = to_swift(database, database.bin_dir, swift_server, s3_bucket)
+    assert peak_memory(env) <= CEILING
+
+
+def test_not_a_byte_is_written_to_any_file(
+    make_database: MakeDatabase, swift_server: SwiftServer, s3_bucket: str
+) -> None:
+    """The kernel refuses every write to a file, to pgstash and to all that it starts."""
+    database = make_database("mixed")
+    env = to_swift(database, database.bin_dir, swift_server, s3_bucket)
+
+    def forbid_files() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+
+    done = subprocess.run(
+        [COMMAND, "once"],
+        env=env,
+        preexec_fn=forbid_files,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert not re.search("File too large|File size limit", done.stdout + done.stderr)
+
+
+def test_the_limit_on_files_works(tmp_path: Path) -> None:
+    """Without this the test above could pass for nothing."""
+    script = f"echo something > {tmp_path / 'file'}"
+    done = subprocess.run(
+        ["sh", "-c", f"ulimit -f 0; {script}"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode != 0
+
+
+@pytest.mark.long
+def test_no_file_is_opened_for_writing(
+    make_database: MakeDatabase, swift_server: SwiftServer, s3_bucket: str, tmp_path: Path
+) -> None:
+    """Seen by strace, so that empty files and files without a name count too."""
+    database = make_database("mixed")
+    env = to_swift(database, database.bin_dir, swift_server, s3_bucket)
+    env["PYTHONDONTWRITEBYTECODE"] = "1"  # the interpreter's cache is not the backup's doing
+    trace = tmp_path / "trace"
+    calls = "open,openat,openat2,creat,mkdir,mkdirat,memfd_create,rename,renameat2,link,linkat"
+    watch = ["strace", "-f", "-qq", "-e", f"trace={calls}", "-o", str(trace)]
+    subprocess.run([*watch, str(COMMAND), "once"], env=env, check=True, stdout=subprocess.DEVNULL)
+    lines = trace.read_text(errors="replace").splitlines()
+    assert len(lines) > 100
+    writing = re.compile(r"O_WRONLY|O_RDWR|O_TMPFILE|creat\(|mkdir|memfd|rename|link")
+    devices = re.compile(r'"/dev/(null|tty|pts/|ptmx)')
+    offending = [
+        line
+        for line in lines
+        if writing.search(line) and not devices.search(line) and "ENOENT" not in line
+    ]
+    assert offending == []

@@ -1,0 +1,91 @@
+"""Fixtures that any test may ask for: PostgreSQL servers, sample databases, a clean environment.
+
+``swift_server`` and ``s3_bucket`` come from ``support/swift.py``.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+import pytest
+
+from support.postgres import Clusters, temporary_database, test_majors
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from support.postgres import Cluster, Database, MakeDatabase
+
+pytest_plugins = ["support.swift"]
+
+MAJORS = test_majors()
+# Settings of pgstash and of the tools below it: the developer's own must not reach a test.
+SETTINGS = (
+    "AWS_",
+    "BACKUP_",
+    "COMPRESSION_",
+    "DATABASE_",
+    "DEBUG",
+    "DUMP_",
+    "HEALTHCHECK_",
+    "LOCK_",
+    "LOG_",
+    "PG",
+    "RETENTION_",
+    "RETRY_",
+    "S3_",
+    "STORAGE_",
+    "SWEEP_",
+    "TZ",
+    "WEBHOOK_",
+)
+KEPT = ("PGSTASH_TEST_",)
+
+
+def pytest_configure() -> None:
+    # A shell lets what it starts in the background ignore SIGINT, and nohup SIGHUP; pgstash keeps
+    # to that, and the tests send both.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    for name in list(os.environ):
+        if name.startswith(SETTINGS) and not name.startswith(KEPT):
+            del os.environ[name]
+
+
+@pytest.fixture(scope="session")
+def clusters() -> Iterator[Clusters]:
+    clusters = Clusters()
+    yield clusters
+    clusters.close()
+
+
+@pytest.fixture(scope="session", params=MAJORS, ids=lambda major: f"pg{major}")
+def major(request: pytest.FixtureRequest) -> int:
+    """Each major in turn: whoever asks for it, or for ``cluster``, runs once per major."""
+    chosen: int = request.param
+    return chosen
+
+
+@pytest.fixture(scope="session")
+def cluster(clusters: Clusters, major: int) -> Cluster:
+    return clusters.get(major)
+
+
+@pytest.fixture(scope="session")
+def newest_cluster(clusters: Clusters) -> Cluster:
+    return clusters.get(MAJORS[-1])
+
+
+@pytest.fixture
+def make_database(clusters: Clusters) -> Iterator[MakeDatabase]:
+    """Make databases that are dropped after the test."""
+    with ExitStack() as databases:
+
+        def make(sample: str = "empty", on: Cluster | None = None) -> Database:
+            cluster = on or clusters.get(MAJORS[-1])
+            return databases.enter_context(temporary_database(cluster, sample))
+
+        yield make

@@ -1,0 +1,60 @@
+"""The stores that the contract tests run against, each empty."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pgstash.storage.directory import DirectoryStorage
+from pgstash.storage.memory import MemoryStorage
+from pgstash.storage.s3 import S3Storage
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from pgstash.storage.interface import Storage
+    from support.swift import SwiftServer
+
+MIB = 1024 * 1024
+
+
+@pytest.fixture
+def s3(swift_server: SwiftServer, s3_bucket: str) -> Callable[..., S3Storage]:
+    """Return a maker of stores on a fresh bucket, with short waits; any argument may differ.
+
+    The one that differs in nothing is made once, because a client takes a while to make.
+    """
+    made: list[S3Storage] = []
+
+    def make(**different: object) -> S3Storage:
+        if made and not different:
+            return made[0]
+        arguments: dict[str, object] = {
+            "endpoint": swift_server.endpoint,
+            "bucket": s3_bucket,
+            "region": swift_server.region,
+            "access_key_id": swift_server.access_key_id,
+            "secret_access_key": swift_server.secret_access_key,
+            "retry_delay": 0.01,
+            "part_size": 5 * MIB,
+        }
+        storage = S3Storage(**(arguments | different))  # type: ignore[arg-type]
+        if not different:
+            made.append(storage)
+        return storage
+
+    return make
+
+
+@pytest.fixture(params=["memory", "directory", "s3"])
+def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
+    if request.param == "memory":
+        return MemoryStorage()
+    if request.param == "directory":
+        root = tmp_path / "root"
+        root.mkdir()
+        return DirectoryStorage(root)
+    made: Storage = request.getfixturevalue("s3")()
+    return made

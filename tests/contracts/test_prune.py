@@ -1,0 +1,440 @@
+"""Pruning, over every store: what goes, what stays, and that nothing of others is touched."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from pgstash import catalog, events, prune, retention
+from pgstash.errors import (
+    ObjectNotFoundError,
+    StorageError,
+    StorageRefusedError,
+    StorageUnreachableError,
+)
+from pgstash.storage.directory import DirectoryStorage
+from pgstash.storage.interface import PendingUpload, Storage, StoredObject
+from pgstash.storage.memory import MemoryStorage
+from pgstash.storage.s3 import S3Storage
+from support.proxy import Answer, HttpProxy
+from support.swift import SwiftServer
+
+NOW = datetime.now(UTC)
+LATER = NOW + timedelta(days=30)
+ID = "0123456789abcdef"
+OTHER_ID = "fedcba9876543210"
+OLD = "backup_20200101_000000"
+NEW = "backup_20200102_000000"
+
+
+def archive(base: str) -> str:
+    return f"db/{base}.sql.gz"
+
+
+def manifest(base: str, backup_id: str = ID) -> str:
+    return f"db/{base}.{backup_id}.manifest.json.gz"
+
+
+def store(storage: Storage, *bases: str, encrypted: bool = False, backup_id: str = ID) -> None:
+    """Store backups as pgstash does: the manifest first, its id in the archive's metadata."""
+    ending = ".enc" if encrypted else ""
+    for base in bases:
+        storage.put(manifest(base, backup_id) + ending, b"{}", {"id": backup_id})
+        storage.put(archive(base) + ending, b"data", {"id": backup_id})
+
+
+def keys(storage: Storage) -> list[str]:
+    return [found.key for found in storage.list("")]
+
+
+def run(
+    storage: Storage,
+    *,
+    days: int = 7,
+    last: int | None = None,
+    now: datetime = NOW,
+    heard: list[events.Event] | None = None,
+    dry_run: bool = False,
+) -> prune.Pruned:
+    plan = prune.Plan("db", retention.Policy(days=days, last=last), sweep_after_days=7)
+    emit = events.ignore if heard is None else heard.append
+    return prune.run(plan, storage, now=now, emit=emit, dry_run=dry_run)
+
+
+def test_an_old_backup_goes_with_its_manifest(storage: Storage) -> None:
+    young = (NOW - timedelta(days=1)).strftime("backup_%Y%m%d_%H%M%S")
+    store(storage, OLD, NEW, young)
+    heard: list[events.Event] = []
+    pruned = run(storage, heard=heard)
+    assert keys(storage) == [manifest(young), archive(young)]
+    assert [decision.backup.key for decision in pruned.removed] == [archive(OLD), archive(NEW)]
+    assert heard == [
+        events.BackupKept(f"{young}.sql.gz", ("the newest", "within 7 days")),
+        events.BackupRemoved(f"{OLD}.sql.gz", ("older than 7 days",), dry_run=False),
+        events.BackupRemoved(f"{NEW}.sql.gz", ("older than 7 days",), dry_run=False),
+        events.PruneFinished(storage.url("db"), kept=1, removed=2, swept=0, dry_run=False),
+    ]
+
+
+def test_the_newest_stays_however_old(storage: Storage) -> None:
+    store(storage, OLD, NEW)
+    run(storage, days=1)
+    run(storage, days=1)
+    assert keys(storage) == [manifest(NEW), archive(NEW)]
+
+
+def test_encrypted_ones_go_with_theirs(storage: Storage) -> None:
+    store(storage, OLD, NEW, encrypted=True)
+    run(storage)
+    assert keys(storage) == [manifest(NEW) + ".enc", archive(NEW) + ".enc"]
+
+
+def test_backups_of_the_shell_service_count_and_go_alike(storage: Storage) -> None:
+    for base in (OLD, NEW, "backup_20200103_000000"):
+        storage.put(archive(base), b"data", {})
+    storage.put(archive("backup_20200104_000000") + ".enc", b"data", {})
+    run(storage, last=2)
+    assert keys(storage) == [
+        archive("backup_20200103_000000"),
+        archive("backup_20200104_000000") + ".enc",
+    ]
+
+
+def test_a_dry_run_deletes_nothing_and_says_the_same(storage: Storage) -> None:
+    store(storage, OLD, NEW)
+    storage.put(manifest(OLD, OTHER_ID), b"{}", {"id": OTHER_ID})
+    before = keys(storage)
+    heard: list[events.Event] = []
+    would = run(storage, dry_run=True, now=LATER, heard=heard)
+    assert keys(storage) == before
+    assert [event for event in heard if isinstance(event, events.BackupRemoved)] == [
+        events.BackupRemoved(f"{OLD}.sql.gz", ("older than 7 days",), dry_run=True)
+    ]
+    done = run(storage, now=LATER)
+    assert done.removed == would.removed
+    assert done.kept == would.kept
+
+
+FOREIGN = [
+    "backup_20200101_000000.sql.gz",
+    "db",
+    "db/.keep",
+    "db/20200101_000000.sql.gz",
+    "db/Backup_20200101_000000.sql.gz",
+    "db/backup_20200101_000000",
+    "db/backup_20200101_000000.sql",
+    "db/backup_20200101_000000.sql.gz.bak",
+    "db/backup_20200101_000000.sql.gz.enc.bak",
+    "db/backup_20200101_000000.sql.gz/part",
+    "db/backup_20200101_000000.sql.gz\n",
+    "db/backup_20200101_000000.sql.zst",
+    "db/backup_20200101_000000_copy.sql.gz",
+    "db/backup_20200101_0000000.sql.gz",
+    "db/backup_20200101_240000.sql.gz",
+    "db/backup_20200101_000060.sql.gz",
+    "db/backup_20201399_000000.sql.gz",
+    "db/backup_20200230_000000.sql.gz",
+    "db/backup_00000101_000000.sql.gz",
+    "db/backup_2020011\u0661_000000.sql.gz",
+    "db/backup_20200101_000000.0123456789ABCDEF.manifest.json.gz",
+    "db/backup_20200101_000000.01234567.manifest.json.gz",
+    "db/backup_20200101_000000.manifest.json.gz",
+    "db/backup_20209999_000000.0123456789abcdef.manifest.json.gz",
+    "db/my_backup_20200101_000000.sql.gz",
+    "db/other/backup_20200101_000000.sql.gz",
+    "db2/backup_20200101_000000.sql.gz",
+]
+
+
+def test_what_is_not_ours_is_not_touched(storage: Storage) -> None:
+    foreign = FOREIGN
+    if isinstance(storage, DirectoryStorage):  # a file is no folder, nor hidden
+        foreign = [key for key in FOREIGN if key not in {"db", "db/.keep", f"{archive(OLD)}/part"}]
+    for key in foreign:
+        storage.put(key, b"precious", {"id": ID})
+    store(storage, OLD, NEW)
+    run(storage, now=LATER)
+    assert sorted(keys(storage)) == sorted([*foreign, manifest(NEW), archive(NEW)])
+
+
+@pytest.mark.parametrize(
+    "storage",
+    ["memory", "directory", pytest.param("s3", marks=pytest.mark.long)],  # Swift takes its time
+    indirect=True,
+)
+def test_more_than_a_page_of_them(storage: Storage) -> None:
+    first = datetime(2020, 1, 1, tzinfo=UTC)
+    bases = [f"{first + timedelta(hours=hour):backup_%Y%m%d_%H%M%S}" for hour in range(1003)]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda base: storage.put(archive(base), b"data", {}), bases))
+    pruned = run(storage, last=2)
+    assert keys(storage) == [archive(base) for base in bases[-2:]]
+    assert len(pruned.removed) == 1001
+
+
+# What was left behind.
+
+
+def test_orphans_are_swept_when_a_day_has_passed(storage: Storage) -> None:
+    store(storage, NEW)
+    storage.put(manifest(OLD), b"{}", {"id": ID})
+    storage.put(manifest(NEW, OTHER_ID), b"{}", {"id": OTHER_ID})
+    before = keys(storage)
+    run(storage, now=NOW + timedelta(hours=23))
+    assert keys(storage) == before
+    heard: list[events.Event] = []
+    assert run(storage, now=NOW + timedelta(hours=25), heard=heard).swept == [
+        manifest(OLD),
+        manifest(NEW, OTHER_ID),
+    ]
+    assert keys(storage) == [manifest(NEW), archive(NEW)]
+    assert (
+        events.LeftoverSwept(storage.url(manifest(OLD)), "no backup belongs to it", dry_run=False)
+        in heard
+    )
+
+
+def test_an_orphan_whose_metadata_are_not_ours_stays(storage: Storage) -> None:
+    storage.put(manifest(OLD), b"{}", {})
+    run(storage, now=LATER)
+    assert keys(storage) == [manifest(OLD)]
+
+
+def test_a_young_manifest_of_a_removed_name_may_belong_to_a_running_backup(
+    storage: Storage,
+) -> None:
+    store(storage, OLD, NEW)
+    storage.put(manifest(OLD, OTHER_ID), b"{}", {"id": OTHER_ID})
+    run(storage)
+    assert keys(storage) == [manifest(OLD, OTHER_ID), manifest(NEW), archive(NEW)]
+
+
+def test_a_copy_without_metadata_goes_with_all_that_has_its_name(storage: Storage) -> None:
+    store(storage, OLD, NEW)
+    storage.put(archive(OLD), b"data", {})
+    run(storage)
+    assert keys(storage) == [manifest(NEW), archive(NEW)]
+
+
+def test_only_old_uploads_of_our_names_are_swept(storage: Storage) -> None:
+    begun = [
+        archive(OLD),
+        archive(NEW) + ".enc",
+        archive(OLD) + ".bak",
+        archive("backup_20209999_000000"),
+        "db/other/backup_20200101_000000.sql.gz",
+        "db2/backup_20200101_000000.sql.gz",
+        "db/video.mp4",
+    ]
+    with ExitStack() as uploads:
+        for key in begun:
+            uploads.enter_context(storage.upload(key, metadata={"id": ID}, expected_size=1))
+        assert run(storage, now=NOW + timedelta(days=6)).swept == []
+        would = run(storage, now=NOW + timedelta(days=8), dry_run=True)
+        assert sorted(would.swept) == begun[:2]
+        assert len(list(storage.pending(""))) == len(begun)
+        swept = run(storage, now=NOW + timedelta(days=8)).swept
+        assert sorted(swept) == begun[:2]
+        assert sorted(upload.key for upload in storage.pending("")) == sorted(begun[2:])
+
+
+def test_a_partial_file_that_a_dead_process_left_is_swept(tmp_path: Path) -> None:
+    (tmp_path / "db").mkdir()
+    left = tmp_path / "db" / f".{OLD}.sql.gz.20200101T000000Z-{ID}.partial"
+    left.write_bytes(b"half")
+    (tmp_path / "db" / ".hidden.partial").write_bytes(b"not ours")
+    run(DirectoryStorage(tmp_path))
+    assert [path.name for path in (tmp_path / "db").iterdir()] == [".hidden.partial"]
+
+
+# What goes wrong.
+
+
+class Faulty(MemoryStorage):
+    """A store that refuses to delete some keys, and lists what is not there."""
+
+    def __init__(
+        self,
+        *,
+        refused: Sequence[str] = (),
+        error: StorageError | None = None,
+        ghosts: Sequence[str] = (),
+        hidden: Sequence[str] = (),
+    ) -> None:
+        super().__init__()
+        self.refused = set(refused)
+        self.error = error or StorageRefusedError("no")
+        self.ghosts = ghosts
+        self.hidden = set(hidden)
+        self.deleted: list[str] = []
+        self.asked = 0
+
+    def list(self, prefix: str) -> Iterator[StoredObject]:
+        ghosts = (StoredObject(key, 4, NOW) for key in self.ghosts)
+        found = (each for each in super().list(prefix) if each.key not in self.hidden)
+        yield from sorted([*found, *ghosts], key=lambda each: each.key)
+
+    def delete(self, keys: Iterable[str]) -> None:
+        self.asked += 1
+        for key in keys:
+            if key in self.refused:
+                raise self.error
+            self.deleted.append(key)
+            super().delete([key])
+
+    def abort(self, upload: PendingUpload) -> None:
+        if upload.key in self.refused:
+            raise self.error
+        super().abort(upload)
+
+
+def test_archives_go_before_their_companions() -> None:
+    storage = Faulty()
+    store(storage, OLD, NEW)
+    run(storage)
+    assert storage.deleted == [archive(OLD), manifest(OLD)]
+
+
+def test_what_cannot_be_deleted_keeps_its_companions_and_stops_no_other() -> None:
+    bases = [f"backup_2020010{day}_000000" for day in range(1, 6)]
+    storage = Faulty(refused=[archive(bases[1]), manifest(bases[2])])
+    store(storage, *bases)
+    heard: list[events.Event] = []
+    with pytest.raises(StorageRefusedError, match="no"):
+        run(storage, heard=heard)
+    assert keys(storage) == sorted(
+        [
+            *(archive(bases[1]), manifest(bases[1])),
+            manifest(bases[2]),  # an orphan now, for a later run
+            *(archive(bases[4]), manifest(bases[4])),
+        ]
+    )
+    assert heard.count(events.Warned("no")) == 2
+    assert heard[-1] == events.PruneFinished(
+        storage.url("db"), kept=1, removed=3, swept=0, dry_run=False
+    )
+    storage.refused.clear()
+    run(storage, now=LATER)
+    assert keys(storage) == [manifest(bases[4]), archive(bases[4])]
+
+
+def test_a_key_that_may_delete_nothing_is_not_refused_a_thousand_times() -> None:
+    first = datetime(2020, 1, 1, tzinfo=UTC)
+    bases = [f"{first + timedelta(hours=hour):backup_%Y%m%d_%H%M%S}" for hour in range(1000)]
+    storage = Faulty(refused=[archive(base) for base in bases])
+    store(storage, *bases)
+    before = keys(storage)
+    with pytest.raises(StorageRefusedError):
+        run(storage)
+    assert keys(storage) == before
+    assert storage.asked < 200
+
+
+def test_a_store_that_is_gone_ends_it_at_once() -> None:
+    bases = [f"backup_2020010{day}_000000" for day in range(1, 6)]
+    storage = Faulty(refused=[archive(bases[1])], error=StorageUnreachableError("gone"))
+    store(storage, *bases)
+    with pytest.raises(StorageUnreachableError):
+        run(storage)
+    assert storage.asked == 1
+
+
+def test_a_backup_whose_metadata_cannot_be_read_goes_without_what_may_be_anothers(
+    tmp_path: Path,
+) -> None:
+    storage = DirectoryStorage(tmp_path)
+    store(storage, OLD, NEW)
+    (tmp_path / "db" / f".{OLD}.sql.gz.metadata.json").write_text("{")
+    with pytest.raises(StorageError, match="damaged"):
+        run(storage)
+    assert keys(storage) == [manifest(OLD), manifest(NEW), archive(NEW)]
+    run(storage, now=LATER)
+    assert keys(storage) == [manifest(NEW), archive(NEW)]
+
+
+def test_an_upload_that_cannot_be_aborted_stops_no_other() -> None:
+    storage = Faulty(refused=[archive(OLD)])
+    with (
+        storage.upload(archive(OLD), metadata={}, expected_size=1),
+        storage.upload(archive(NEW), metadata={}, expected_size=1),
+    ):
+        with pytest.raises(StorageRefusedError):
+            run(storage, now=LATER)
+        assert [upload.key for upload in storage.pending("")] == [archive(OLD)]
+        storage.refused.clear()
+
+
+def test_a_newest_backup_that_is_only_listed_costs_no_other() -> None:
+    """A listing may be late: it still shows what somebody deleted."""
+    storage = Faulty(ghosts=[archive("backup_20200103_000000")])
+    store(storage, OLD, NEW)
+    before = keys(storage)
+    with pytest.raises(ObjectNotFoundError, match="backup_20200103_000000") as caught:
+        run(storage)
+    assert caught.value.hint
+    assert keys(storage) == before
+
+
+def test_an_archive_that_is_not_listed_yet_keeps_its_manifest() -> None:
+    storage = Faulty(hidden=[archive(NEW)])
+    store(storage, OLD, NEW)
+    run(storage, now=LATER)
+    assert storage.head(manifest(NEW)).key == manifest(NEW)
+    assert storage.head(archive(NEW)).key == archive(NEW)
+
+
+@pytest.fixture
+def http(swift_server: SwiftServer) -> Iterator[HttpProxy]:
+    with HttpProxy(swift_server.port) as proxy:
+        yield proxy
+
+
+def test_a_store_that_fails_half_way_has_lost_no_manifest_of_a_visible_archive(
+    s3: Callable[..., S3Storage], http: HttpProxy
+) -> None:
+    store(s3(), OLD, NEW)
+    http.rule("DeleteObjects", Answer(403, "AccessDenied"), skip=1)
+    with pytest.raises(StorageRefusedError):
+        run(s3(endpoint=http.endpoint))
+    assert keys(s3()) == [manifest(OLD), manifest(NEW), archive(NEW)]
+
+
+def test_a_store_that_cannot_be_listed_loses_nothing(
+    s3: Callable[..., S3Storage], http: HttpProxy
+) -> None:
+    store(s3(), OLD, NEW)
+    http.rule("ListObjectsV2", Answer(403, "AccessDenied"))
+    with pytest.raises(StorageRefusedError):
+        run(s3(endpoint=http.endpoint))
+    assert len(keys(s3())) == 4
+    assert http.count("DeleteObjects") == 0
+
+
+def test_no_request_is_sent_for_a_backup_that_is_kept(
+    s3: Callable[..., S3Storage], http: HttpProxy
+) -> None:
+    store(s3(), *(f"backup_2020010{day}_000000" for day in range(1, 6)))
+    run(s3(endpoint=http.endpoint), last=5)
+    assert {request.operation for request in http.requests} == {
+        "ListObjectsV2",
+        "ListMultipartUploads",
+    }
+
+
+def test_the_catalog_of_a_directory_reads_the_date_from_the_name(tmp_path: Path) -> None:
+    storage = DirectoryStorage(tmp_path)
+    store(storage, NEW, OLD)
+    os.utime(tmp_path / archive(OLD))
+    assert [
+        (backup.name, backup.started, backup.size, [each.id for each in backup.companions])
+        for backup in catalog.read(storage, "db").backups
+    ] == [
+        (f"{OLD}.sql.gz", datetime(2020, 1, 1, tzinfo=UTC), 4, [ID]),
+        (f"{NEW}.sql.gz", datetime(2020, 1, 2, tzinfo=UTC), 4, [ID]),
+    ]

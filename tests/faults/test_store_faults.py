@@ -1,0 +1,325 @@
+"""A store that refuses, breaks or goes away never holds a backup that is not whole."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pytest
+
+from faults.scene import (
+    NAME,
+    Bucket,
+    Scene,
+    assert_failed,
+    assert_nothing_left,
+    assert_succeeds,
+    complete_archives,
+    wait_until,
+)
+from support.fake_tools import MIB, FakePgDump
+from support.proxy import (
+    PASS,
+    REFUSE,
+    STALL,
+    Answer,
+    Behaviour,
+    Change,
+    Drop,
+    HttpProxy,
+    TcpProxy,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from support.proxy import Action
+
+PARTS = 4  # of 5 MiB, that the fake's rows become compressed
+LARGE = FakePgDump(size=120 * MIB)
+
+BROKEN = Answer(500, "InternalError")
+BUSY = Answer(503, "SlowDown")
+DENIED = Answer(403, "AccessDenied")
+LOST = Drop(forward=False)
+# Each request of a backup that needs no more than one try, in the order of time.
+REQUESTS = [
+    "ListObjectsV2",
+    "CreateMultipartUpload",
+    "UploadPart",
+    "PutObject",
+    "ListParts",
+    "HeadObject",
+    "CompleteMultipartUpload",
+]
+# In the first tier three of them stand for all.
+MOSTLY_PARTS = [
+    each
+    if each in ("UploadPart", "PutObject", "CompleteMultipartUpload")
+    else pytest.param(each, marks=pytest.mark.long)
+    for each in REQUESTS
+]
+
+
+@pytest.fixture
+def scene(bucket_scene: Scene) -> Scene:
+    """A bucket and a dump of several parts."""
+    bucket_scene.fake(LARGE)
+    return bucket_scene
+
+
+@pytest.fixture
+def broken(scene: Scene, http: HttpProxy) -> Scene:
+    """The same, with the HTTP proxy in front of the bucket."""
+    scene.settings["S3_ENDPOINT"] = http.endpoint
+    return scene
+
+
+@pytest.fixture
+def cut(scene: Scene, tcp: TcpProxy) -> Scene:
+    """The same, with the TCP proxy in front of the bucket."""
+    scene.settings["S3_ENDPOINT"] = tcp.endpoint
+    return scene
+
+
+def assert_directly_succeeds(scene: Scene) -> None:
+    """Once the store is well, the next run succeeds."""
+    assert_succeeds(scene, S3_ENDPOINT=scene.place.settings["S3_ENDPOINT"])
+
+
+def test_the_dump_has_several_parts(broken: Scene, http: HttpProxy) -> None:
+    """What all the other tests rest on."""
+    assert_succeeds(broken)
+    assert http.count("UploadPart") == PARTS
+    # The last of them is the pruning's, after the backup.
+    made = {request.operation for request in http.requests}
+    assert made == {*REQUESTS, "ListMultipartUploads"}
+
+
+# What the store answers.
+
+
+@pytest.mark.parametrize("request_", MOSTLY_PARTS)
+def test_what_may_pass_is_tried_again(request_: str, broken: Scene, http: HttpProxy) -> None:
+    http.rule(request_, BUSY, times=1)
+    http.rule(request_, BROKEN, times=1)
+    said = assert_succeeds(broken)
+    assert len(re.findall(r"WARNING .* failed .*; retry \d of 3 in", said)) == 2
+
+
+@pytest.mark.parametrize(
+    "fault", [BROKEN, pytest.param(LOST, marks=pytest.mark.long)], ids=["500", "reset"]
+)
+@pytest.mark.parametrize("request_", MOSTLY_PARTS)
+def test_what_does_not_pass(
+    request_: str, fault: Answer | Drop, broken: Scene, http: HttpProxy
+) -> None:
+    rule = http.rule(request_, fault)
+    done = broken.once(RETRY_ATTEMPTS="1")
+    assert_failed(done, 20, "S3_ENDPOINT", "network", nothing_left=None)
+    assert "retry 1 of 1" in done.stderr
+    assert rule.applied >= 2
+    assert complete_archives(broken.place) == []
+    assert broken.place.unfinished() == broken.processes() == []
+    if request_ != "HeadObject":  # which tells whether the manifest may go
+        assert broken.place.objects() == {}
+
+
+REFUSALS = {
+    "denied": (DENIED, ["denies access", "S3_ACCESS_KEY_ID"]),
+    "quota": (Answer(403, "QuotaExceeded"), ["quota", "shorten the retention"]),
+    "full": (Answer(507, "InsufficientStorage"), ["full", "free some space"]),
+    "too large": (Answer(413, "EntityTooLarge"), ["EntityTooLarge"]),
+    "clock": (Answer(403, "RequestTimeTooSkewed"), ["clock", "NTP"]),
+}
+
+
+@pytest.mark.parametrize("refusal", REFUSALS)
+def test_a_refusal_is_not_tried_again(refusal: str, broken: Scene, http: HttpProxy) -> None:
+    answer, words = REFUSALS[refusal]
+    http.rule("UploadPart", answer, skip=1)
+    done = broken.once()
+    assert_failed(done, 21, *words, nothing_left=broken)
+    assert "retry" not in done.stderr
+    assert_directly_succeeds(broken)
+
+
+@pytest.mark.parametrize("request_", REQUESTS)
+def test_a_denial(request_: str, broken: Scene, http: HttpProxy) -> None:
+    http.rule(request_, DENIED)
+    done = broken.once()
+    assert_failed(done, 21, "denies access", "S3_ACCESS_KEY_ID", nothing_left=None)
+    assert complete_archives(broken.place) == []
+    assert broken.place.unfinished() == broken.processes() == []
+    assert "retry" not in done.stderr
+
+
+def test_an_upload_that_somebody_else_aborted(broken: Scene, http: HttpProxy) -> None:
+    """As an over-eager lifecycle rule of the bucket does."""
+    http.rule("UploadPart", Answer(404, "NoSuchUpload"), skip=2)
+    done = broken.once()
+    assert_failed(done, 22, "no longer knows the upload", "lifecycle", nothing_left=broken)
+
+
+def test_an_abort_that_is_refused_is_told(broken: Scene, http: HttpProxy) -> None:
+    http.rule("UploadPart", DENIED, skip=2)
+    http.rule("AbortMultipartUpload", DENIED)
+    done = broken.once()
+    assert_failed(done, 21, "denies access", nothing_left=None)
+    [left] = broken.place.unfinished()
+    assert f"upload id: {left}" in done.stderr
+    assert broken.place.objects() == {}
+
+
+@pytest.mark.parametrize(
+    ("settings", "status", "words"),
+    [
+        ({"S3_SECRET_ACCESS_KEY": "wrong-secret"}, 21, ["S3_SECRET_ACCESS_KEY"]),
+        ({"S3_ACCESS_KEY_ID": "nobody"}, 21, ["S3_ACCESS_KEY_ID"]),
+        ({"S3_BUCKET": "there-is-no-such"}, 21, ["bucket does not exist", "S3_BUCKET"]),
+        ({"S3_ENDPOINT": "http://127.0.0.1:1"}, 20, ["no connection", "S3_ENDPOINT"]),
+        ({"S3_ENDPOINT": "http://store.invalid"}, 20, ["cannot be resolved", "DNS"]),
+    ],
+    ids=["secret", "key", "bucket", "down", "name"],
+)
+def test_what_is_wrong_from_the_start(
+    settings: dict[str, str], status: int, words: list[str], scene: Scene
+) -> None:
+    done = scene.once(**settings)
+    assert_failed(done, status, *words, nothing_left=scene)
+    assert scene.fake_groups() == [], "pg_dump was started"
+    assert "wrong-secret" not in done.stdout + done.stderr
+
+
+# Connections.
+
+
+def passed(tcp: TcpProxy, size: int) -> Callable[[], bool]:
+    """Tell whether so many bytes went to the store."""
+    return lambda: tcp.sent_bytes >= size
+
+
+def test_parts_that_are_cut_off_are_sent_again(cut: Scene, tcp: TcpProxy) -> None:
+    tcp.behave(Behaviour(reset_after=7 * MIB))  # one part, and a piece of the next
+    said = assert_succeeds(cut)
+    assert "retry 1 of 3" in said
+
+
+def test_parts_that_are_always_cut_off(cut: Scene, tcp: TcpProxy) -> None:
+    tcp.behave(Behaviour(reset_after=2 * MIB))
+    done = cut.once(RETRY_ATTEMPTS="2")
+    assert_failed(done, 20, "send part", "connection broke", "S3_ENDPOINT", nothing_left=cut)
+    tcp.behave(PASS)
+    assert_succeeds(cut)
+
+
+@pytest.mark.long
+def test_a_part_that_stalls_is_sent_again(cut: Scene, tcp: TcpProxy) -> None:
+    tcp.behave(PASS, next_connections=[Behaviour(stall_after=7 * MIB)])
+    said = assert_succeeds(cut)
+    assert "does not answer in time" in said or "timed out" in said
+
+
+def left_behind(done: subprocess.CompletedProcess[str], place: Bucket) -> None:
+    """The upload is still pending, and the log says which."""
+    [upload_id] = place.unfinished()
+    assert re.search(rf"WARNING The upload of \S+{NAME} could not be aborted", done.stderr)
+    assert f"upload id: {upload_id}" in done.stderr
+    assert place.objects() == {}
+    place.client.abort_multipart_upload(
+        Bucket=place.name, Key=pending_key(place), UploadId=upload_id
+    )
+
+
+def pending_key(place: Bucket) -> str:
+    [pending] = place.client.list_multipart_uploads(Bucket=place.name)["Uploads"]
+    return pending["Key"]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("behaviour", [REFUSE, STALL], ids=["refuses", "stalls"])
+def test_a_store_that_dies_in_the_middle(
+    behaviour: Behaviour, cut: Scene, bucket: Bucket, tcp: TcpProxy
+) -> None:
+    cut.fake(replace(LARGE, size=4000 * MIB))
+    with cut.started(RETRY_ATTEMPTS="1") as process:
+        wait_until(passed(tcp, 11 * MIB), "two parts were sent")
+        tcp.behave(behaviour)
+        out, err = process.communicate(timeout=300)
+    done = subprocess.CompletedProcess(process.args, process.returncode, out, err)
+    assert_failed(done, 20, "send part", "S3_ENDPOINT", nothing_left=None)
+    left_behind(done, bucket)
+    assert_nothing_left(cut)
+    tcp.behave(PASS)
+    cut.fake(LARGE)
+    assert_succeeds(cut)
+
+
+# The commit.
+
+
+@pytest.mark.parametrize("times", [1, 100], ids=["once", "for ever"])
+def test_a_commit_whose_answer_is_lost_is_a_success(
+    times: int, broken: Scene, http: HttpProxy
+) -> None:
+    http.rule("CompleteMultipartUpload", Drop(forward=True), times=times)
+    assert_succeeds(broken, RETRY_ATTEMPTS="2")
+    assert len(broken.place.objects()) == 2  # the archive and its manifest
+
+
+@pytest.mark.parametrize(
+    "action", [Drop(forward=True), DENIED, LOST], ids=["answer lost", "denied", "lost"]
+)
+def test_without_a_manifest_there_is_no_archive(
+    action: Action, broken: Scene, http: HttpProxy
+) -> None:
+    http.rule("PutObject", action)
+    done = broken.once(RETRY_ATTEMPTS="1")
+    status = 21 if action == DENIED else 20
+    assert_failed(done, status, "manifest", nothing_left=None)
+    assert complete_archives(broken.place) == []
+    assert not [key for key in broken.place.objects() if "manifest" not in key]
+    assert broken.place.unfinished() == []
+    assert broken.processes() == []
+    assert http.count("CompleteMultipartUpload") == 0
+    assert_directly_succeeds(broken)
+
+
+@pytest.mark.parametrize("moment", ["ListParts", "HeadObject"])
+def test_a_name_that_is_taken_meanwhile(
+    moment: str, broken: Scene, bucket: Bucket, http: HttpProxy
+) -> None:
+    """Somebody else stores an archive of that name just before it is looked at, or just after."""
+
+    def take(body: bytes) -> bytes:
+        bucket.put(pending_key(bucket), b"somebody else's")
+        return body
+
+    rule = http.rule(moment, Change(take), times=1)
+    done = broken.once()
+    assert_failed(done, 23, "taken" if moment == "HeadObject" else "is there already",
+                  "BACKUP_PREFIX", nothing_left=None)  # fmt: skip
+    assert rule.applied == 1
+    assert [*broken.place.objects().values()] == [b"somebody else's"]
+    assert broken.place.unfinished() == []
+    assert broken.processes() == []
+
+
+def test_parts_that_the_store_holds_differently(broken: Scene, http: HttpProxy) -> None:
+    http.rule(
+        "ListParts",
+        Change(lambda body: body.replace(b"<PartNumber>2<", b"<PartNumber>9<")),
+        times=1,
+    )
+    done = broken.once()
+    assert_failed(done, 22, "does not hold what was sent", "2, 9", nothing_left=broken)
+    assert http.count("CompleteMultipartUpload") == 0
+    assert_directly_succeeds(broken)
+
+
+def test_a_database_that_outgrows_its_parts(broken: Scene, http: HttpProxy) -> None:
+    done = broken.once(S3_MAX_PARTS=str(PARTS - 1))
+    assert_failed(done, 22, "does not fit", "S3_PART_SIZE", nothing_left=broken)
+    assert http.count("UploadPart") <= PARTS - 1

@@ -1,0 +1,417 @@
+"""Two proxies that stand before a server and break things on purpose.
+
+``TcpProxy`` knows bytes: it refuses, resets, stalls, slows down. ``HttpProxy`` knows
+requests: it answers chosen ones itself, loses their answers or changes them. Both pass
+the Host header on unchanged, so that signatures of S3 requests stay valid.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Self
+from urllib.parse import parse_qs, urlsplit
+
+HOST = "127.0.0.1"
+CHUNK = 64 * 1024
+TICK = 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class Behaviour:
+    """What a TcpProxy does to a connection.
+
+    ``reset_after`` and ``stall_after`` count bytes in both directions together, from the
+    moment the connection was accepted; ``rate`` is in bytes a second for each direction,
+    ``latency`` in seconds for each piece that is passed on.
+    """
+
+    refuse: bool = False
+    reset_after: int | None = None
+    stall_after: int | None = None
+    rate: float | None = None
+    latency: float = 0.0
+
+
+PASS = Behaviour()
+REFUSE = Behaviour(refuse=True)
+STALL = Behaviour(stall_after=0)
+
+
+@dataclass(slots=True)
+class _Connection:
+    client: socket.socket
+    server: socket.socket
+    own: Behaviour | None
+    passed: int = 0
+
+
+class TcpProxy:
+    """Passes connections on to ``host:port``, as well or as badly as it is told."""
+
+    def __init__(self, port: int, host: str = HOST) -> None:
+        self._target = (host, port)
+        self._behaviour = PASS
+        self._planned: list[Behaviour] = []
+        self._connections: list[_Connection] = []
+        self._threads: list[threading.Thread] = []
+        self._lock = threading.Lock()
+        self._closed = threading.Event()
+        self.sent_bytes = 0
+        self.received_bytes = 0
+        self.accepted = 0
+
+    def __enter__(self) -> Self:
+        self._listener = socket.create_server((HOST, 0))
+        # Small, so that a sender notices a slow line instead of filling the kernel's buffers.
+        self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, CHUNK)
+        self.port: int = self._listener.getsockname()[1]
+        self._spawn(self._accept)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._closed.set()
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        with self._lock:
+            for connection in self._connections:
+                _reset(connection)
+            threads = list(self._threads)
+        for thread in threads:
+            thread.join(timeout=5)
+
+    @property
+    def endpoint(self) -> str:
+        return f"http://{HOST}:{self.port}"
+
+    def behave(
+        self, behaviour: Behaviour, *, next_connections: list[Behaviour] | None = None
+    ) -> None:
+        """Treat every connection like this, also those that are open.
+
+        Each of the next new connections takes one of ``next_connections`` instead, for
+        as long as it lives.
+        """
+        with self._lock:
+            self._behaviour = behaviour
+            self._planned = list(next_connections or [])
+
+    def _spawn(self, target: Callable[..., None], *args: object) -> None:
+        thread = threading.Thread(target=target, args=args, daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    def _accept(self) -> None:
+        while not self._closed.is_set():
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                return
+            with self._lock:
+                self.accepted += 1
+                own = self._planned.pop(0) if self._planned else None
+            if (own or self._behaviour).refuse:
+                _reset_socket(client)
+                continue
+            try:
+                server = socket.create_connection(self._target, timeout=5)
+            except OSError:
+                _reset_socket(client)
+                continue
+            server.settimeout(None)
+            connection = _Connection(client, server, own)
+            with self._lock:
+                self._connections.append(connection)
+                self._spawn(self._pump, connection, client, server)
+                self._spawn(self._pump, connection, server, client)
+
+    def _pump(self, connection: _Connection, source: socket.socket, sink: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(CHUNK):
+                while data:
+                    behaviour = connection.own or self._behaviour
+                    if behaviour.refuse or _reached(behaviour.reset_after, connection.passed):
+                        _reset(connection)
+                        return
+                    if _reached(behaviour.stall_after, connection.passed):
+                        if self._closed.wait(TICK):
+                            return
+                        continue
+                    piece = data[: _allowance(behaviour, connection.passed)]
+                    time.sleep(
+                        behaviour.latency + (len(piece) / behaviour.rate if behaviour.rate else 0)
+                    )
+                    sink.sendall(piece)
+                    data = data[len(piece) :]
+                    with self._lock:
+                        connection.passed += len(piece)
+                        if source is connection.client:
+                            self.sent_bytes += len(piece)
+                        else:
+                            self.received_bytes += len(piece)
+        for each in (connection.client, connection.server):
+            with contextlib.suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
+            each.close()
+
+
+def _reached(limit: int | None, passed: int) -> bool:
+    return limit is not None and passed >= limit
+
+
+def _allowance(behaviour: Behaviour, passed: int) -> int:
+    limits = [behaviour.reset_after, behaviour.stall_after]
+    allowed = [limit - passed for limit in limits if limit is not None]
+    if behaviour.rate:
+        allowed.append(max(1, int(behaviour.rate / 20)))
+    return min(allowed, default=CHUNK)
+
+
+def _reset_socket(each: socket.socket) -> None:
+    """Close so that the other side sees a reset, not an end of file."""
+    with contextlib.suppress(OSError):
+        each.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        each.shutdown(socket.SHUT_RD)
+    each.close()
+
+
+def _reset(connection: _Connection) -> None:
+    _reset_socket(connection.client)
+    _reset_socket(connection.server)
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a client asked an HttpProxy for."""
+
+    method: str
+    path: str
+    query: dict[str, list[str]]
+    headers: dict[str, str]
+    size: int
+
+    @property
+    def operation(self) -> str:
+        """The S3 operation, told by method and query as the S3 API reference does."""
+        if "uploads" in self.query:
+            return "CreateMultipartUpload" if self.method == "POST" else "ListMultipartUploads"
+        if "uploadId" in self.query:
+            return {
+                "PUT": "UploadPart",
+                "POST": "CompleteMultipartUpload",
+                "DELETE": "AbortMultipartUpload",
+                "GET": "ListParts",
+            }[self.method]
+        if "delete" in self.query:
+            return "DeleteObjects"
+        if "list-type" in self.query:
+            return "ListObjectsV2"
+        return {"GET": "GetObject", "HEAD": "HeadObject", "PUT": "PutObject"}.get(
+            self.method, self.method
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Answer in the server's place, with an S3 error; the server sees nothing."""
+
+    status: int
+    code: str
+    message: str = "planted by the test"
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """Break the connection, before or after the server did what it was asked."""
+
+    forward: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Hang:
+    """Never answer; the server sees nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """Change the body of the server's answer."""
+
+    body: Callable[[bytes], bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """Announce the whole answer, and break off after so many bytes of its body."""
+
+    after: int
+
+
+Action = Answer | Drop | Hang | Change | Cut
+
+
+@dataclass(slots=True)
+class Rule:
+    """Applies ``action`` to requests of ``operation``, after ``skip`` of them, ``times`` times."""
+
+    operation: str
+    action: Action
+    skip: int = 0
+    times: int = 1_000_000
+    matches: Callable[[Request], bool] = lambda _request: True
+    applied: int = 0
+
+
+@dataclass
+class HttpProxy:
+    """Passes requests on to an HTTP server, except where a rule says otherwise."""
+
+    target_port: int
+    rules: list[Rule] = field(default_factory=list)
+    requests: list[Request] = field(default_factory=list)
+
+    def __enter__(self) -> Self:
+        self._lock = threading.Lock()
+        self._closed = threading.Event()
+        proxy = self
+
+        class Handler(_Handler):
+            def __init__(self, *args: object) -> None:
+                self.proxy = proxy
+                super().__init__(*args)  # type: ignore[arg-type]
+
+        self._server = _Server((HOST, 0), Handler)
+        self._server.daemon_threads = True
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(TICK,))
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._closed.set()
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+    @property
+    def endpoint(self) -> str:
+        return f"http://{HOST}:{self._server.server_port}"
+
+    def rule(
+        self, operation: str, action: Action, *, skip: int = 0, times: int = 1_000_000
+    ) -> Rule:
+        """Add a rule, and return it to be looked at or taken away again."""
+        rule = Rule(operation, action, skip, times)
+        self.rules.append(rule)
+        return rule
+
+    def count(self, operation: str) -> int:
+        """Return how many requests of ``operation`` came in."""
+        with self._lock:
+            return sum(request.operation == operation for request in self.requests)
+
+    def action(self, request: Request) -> Action | None:
+        """Record a request, and return what a rule wants to be done to it."""
+        with self._lock:
+            self.requests.append(request)
+            for rule in self.rules:
+                if rule.operation != request.operation or not rule.matches(request):
+                    continue
+                if rule.skip:
+                    rule.skip -= 1
+                elif rule.applied < rule.times:
+                    rule.applied += 1
+                    return rule.action
+        return None
+
+    def wait_until_closed(self) -> None:
+        """Hold a request for as long as the proxy lives."""
+        self._closed.wait()
+
+
+class _Server(ThreadingHTTPServer):
+    """Says nothing about clients that went away: tests make them go."""
+
+    block_on_close = False
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        pass
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    timeout = 60
+    proxy: HttpProxy
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - as in the base
+        pass
+
+    def _serve(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        url = urlsplit(self.path)
+        query = parse_qs(url.query, keep_blank_values=True)
+        request = Request(self.command, url.path, query, dict(self.headers), len(body))
+        action = self.proxy.action(request)
+        if isinstance(action, Answer):
+            self._answer(action)
+            return
+        if isinstance(action, Hang):
+            self.proxy.wait_until_closed()
+        if isinstance(action, Hang) or (isinstance(action, Drop) and not action.forward):
+            self._drop()
+            return
+        status, headers, answer = self._forward(body)
+        if isinstance(action, Drop):
+            self._drop()
+            return
+        if isinstance(action, Change):
+            answer = action.body(answer)
+        self.send_response_only(status)
+        for name, value in headers:
+            if name.lower() not in {"content-length", "transfer-encoding", "connection"}:
+                self.send_header(name, value)
+        announced = len(answer)
+        if self.command == "HEAD":
+            announced = int(dict(headers).get("Content-Length", 0))
+        self.send_header("Content-Length", str(announced))
+        self.end_headers()
+        if isinstance(action, Cut):
+            self.wfile.write(answer[: action.after])
+            self._drop()
+            return
+        self.wfile.write(answer)
+
+    do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = _serve  # noqa: N815 - names of the base
+
+    def _forward(self, body: bytes) -> tuple[int, list[tuple[str, str]], bytes]:
+        upstream = http.client.HTTPConnection(HOST, self.proxy.target_port, timeout=60)
+        with contextlib.closing(upstream):
+            upstream.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
+            for name, value in self.headers.items():
+                upstream.putheader(name, value)
+            upstream.endheaders(body or None)
+            with upstream.getresponse() as response:
+                return response.status, response.getheaders(), response.read()
+
+    def _answer(self, action: Answer) -> None:
+        body = (
+            f"<?xml version='1.0'?><Error><Code>{action.code}</Code>"
+            f"<Message>{action.message}</Message></Error>"
+        ).encode()
+        self.send_response_only(action.status)
+        self.send_header("Content-Type", "application/xml")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def _drop(self) -> None:
+        self.close_connection = True
+        with contextlib.suppress(OSError):
+            self.connection.shutdown(socket.SHUT_RDWR)

@@ -1,0 +1,240 @@
+"""A manifest comes back as it was written, or not at all."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta, timezone
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pgstash import manifest
+from pgstash.errors import CorruptedError
+from pgstash.manifest import Compression, Database, Encryption, Manifest, Member, Table
+from pgstash.pipeline.encryption import Key
+
+KEY = Key.derive("passphrase", b"saltsalt")
+DIGEST = "0123456789abcdef" * 4
+SMALL = Manifest(
+    format=manifest.FORMAT,
+    tool="pgstash 1.2.3",
+    id="0011223344556677",
+    archive="backup_20260131_020000.sql.gz",
+    started="2026-01-31T02:00:00Z",
+    finished="2026-01-31T02:01:00Z",
+    server="18.1",
+    client="18.1",
+    database=Database(
+        name="shop",
+        host="db.example.com",
+        port=5432,
+        encoding="UTF8",
+        collate="C.UTF-8",
+        ctype="C.UTF-8",
+        locale_provider="c",
+        locale=None,
+        lc_monetary="C",
+        settings=["TimeZone=UTC"],
+        bytes=12_345,
+    ),
+    raw_bytes=100,
+    stored_bytes=50,
+    sha256=DIGEST,
+    compression=Compression("gzip", 6),
+    encryption=Encryption("aes-256-cbc", "pbkdf2-hmac-sha256", 10_000, "00" * 8),
+    tables=[Table("public", "orders", 3)],
+    members=[Member(0, 50, 100, DIGEST, DIGEST)],
+)
+
+# Names arrive decoded with surrogateescape, so they may hold lone low surrogates.
+NAMES = st.text(
+    st.one_of(
+        st.characters(codec="utf-8"),
+        st.integers(0xDC80, 0xDCFF).map(chr),
+        st.sampled_from("\n\r\0\x1b\"'\\,}😀é\u2028"),
+    )
+)
+SIZES = st.integers(0, 2**63)
+MANIFESTS = st.builds(
+    replace,
+    st.just(SMALL),
+    id=NAMES,
+    archive=NAMES,
+    raw_bytes=SIZES,
+    database=st.builds(
+        replace,
+        st.just(SMALL.database),
+        name=NAMES,
+        locale=NAMES | st.none(),
+        settings=st.lists(NAMES),
+    ),
+    encryption=st.sampled_from([None, SMALL.encryption]),
+    tables=st.lists(st.builds(Table, NAMES, NAMES, SIZES)),
+    members=st.lists(
+        st.builds(
+            Member,
+            SIZES,
+            SIZES,
+            SIZES,
+            st.just(DIGEST),
+            st.just(DIGEST),
+            st.sampled_from([None, "pre-data", "data", "post-data"]),
+            st.none() | SIZES,
+            st.none() | SIZES,
+        )
+    ),
+)
+
+
+@given(MANIFESTS, st.booleans())
+def test_what_was_written_is_read(written: Manifest, with_key: bool) -> None:  # noqa: FBT001
+    authenticate = KEY.authenticate if with_key else None
+    text = manifest.dump(written, authenticate)
+    assert manifest.load(text, authenticate) == written
+    assert text.isascii()
+    value = json.loads(text)
+    assert ("hmac" in value) == with_key
+    assert value["database"]["name"] == written.database.name
+
+
+def test_any_changed_byte_is_noticed() -> None:
+    text = manifest.dump(SMALL, KEY.authenticate)
+    for position in range(len(text)):
+        for other in (text[position] ^ 1, text[position] ^ 0x20, ord(" ")):
+            changed = text[:position] + bytes([other]) + text[position + 1 :]
+            if changed != text:
+                with pytest.raises(CorruptedError):
+                    manifest.load(changed, KEY.authenticate)
+
+
+def test_any_missing_byte_is_noticed() -> None:
+    text = manifest.dump(SMALL, KEY.authenticate)
+    for position in range(len(text)):
+        with pytest.raises(CorruptedError):
+            manifest.load(text[:position] + text[position + 1 :], KEY.authenticate)
+        with pytest.raises(CorruptedError):
+            manifest.load(text[:position], KEY.authenticate)
+
+
+def test_any_added_byte_is_noticed() -> None:
+    text = manifest.dump(SMALL, KEY.authenticate)
+    for position in range(len(text) + 1):
+        for added in (b" ", b"\n", b"0"):
+            with pytest.raises(CorruptedError):
+                manifest.load(text[:position] + added + text[position:], KEY.authenticate)
+
+
+def test_a_removed_hmac_is_noticed() -> None:
+    with pytest.raises(CorruptedError, match="HMAC does not match"):
+        manifest.load(manifest.dump(SMALL, None), KEY.authenticate)
+
+
+def test_an_hmac_of_another_key_is_noticed() -> None:
+    text = manifest.dump(SMALL, KEY.authenticate)
+    for other in (Key.derive("another", KEY.salt), Key.derive("passphrase", b"another!")):
+        with pytest.raises(CorruptedError, match="HMAC does not match"):
+            manifest.load(text, other.authenticate)
+
+
+def test_a_second_hmac_replaces_nothing() -> None:
+    """Whoever appends to an authentic text cannot have their own values read."""
+    text = manifest.dump(SMALL, KEY.authenticate)
+    forged = text.replace(b"\n}\n", b',\n"archive": "backup_20200101_000000.sql.gz"\n}\n')
+    with pytest.raises(CorruptedError):
+        manifest.load(forged, KEY.authenticate)
+
+
+def test_an_hmac_without_a_key_is_refused() -> None:
+    with pytest.raises(CorruptedError, match="no key to check it with"):
+        manifest.load(manifest.dump(SMALL, KEY.authenticate), None)
+
+
+def test_another_format_says_what_to_do() -> None:
+    text = manifest.dump(replace(SMALL, format=manifest.FORMAT + 1), KEY.authenticate)
+    with pytest.raises(CorruptedError, match="has format 2; this pgstash reads 1") as caught:
+        manifest.load(text, KEY.authenticate)
+    assert "newer" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"",
+        b"\xff",
+        b"null",
+        b"[]",
+        b"{}",
+        b'{"format": 1}',
+        b'{"format": 1, "tables": [], "members": []}',
+        b'{"format": 1, "tables": {"columns": ["x"], "rows": [[1]]}, "members": []}',
+        b"[" * 1_000_000,
+        manifest.dump(SMALL, None).replace(b'"sha256": "0', b'"sha257": "0'),
+        manifest.dump(SMALL, None).replace(b'["public", "orders", 3]', b'["public", "orders"]'),
+        manifest.dump(SMALL, None).replace(b'["public", "orders", 3]', b"7"),
+        manifest.dump(SMALL, None)[:-3],
+    ],
+    ids=range(13),
+)
+def test_what_is_no_manifest_is_a_corrupted_one(text: bytes) -> None:
+    with pytest.raises(CorruptedError):
+        manifest.load(text, None)
+
+
+def test_many_members_and_tables_stay_compact() -> None:
+    empty = len(manifest.dump(replace(SMALL, tables=[], members=[]), None))
+    size = 16 * 1024 * 1024
+    members = [
+        Member(i * size, size, size, DIGEST, DIGEST, "data", i % 50_000, 1_000_000)
+        for i in range(100_000)
+    ]
+    with_members = len(manifest.dump(replace(SMALL, tables=[], members=members), None))
+    assert (with_members - empty) / len(members) < 210
+    tables = [Table("public", f"table_{i:06}", 1_000_000) for i in range(50_000)]
+    with_tables = len(manifest.dump(replace(SMALL, tables=tables, members=[]), None))
+    assert (with_tables - empty) / len(tables) < 45
+
+
+MOMENTS = st.datetimes(datetime(1970, 1, 1), datetime(9999, 1, 1)).map(  # noqa: DTZ001 - made aware
+    lambda moment: moment.replace(tzinfo=UTC)
+)
+
+
+@given(MOMENTS, MOMENTS)
+def test_names_sort_by_time(one: datetime, other: datetime) -> None:
+    names = [manifest.base_name(one), manifest.base_name(other)]
+    if one.replace(microsecond=0) < other.replace(microsecond=0):
+        assert names[0] < names[1]
+
+
+def test_names_of_objects() -> None:
+    moment = datetime(2026, 1, 31, 3, 0, 5, tzinfo=timezone(timedelta(hours=1)))
+    base = manifest.base_name(moment)
+    assert base == "backup_20260131_020005"
+    assert manifest.archive_name(base, encrypted=False) == "backup_20260131_020005.sql.gz"
+    assert manifest.archive_name(base, encrypted=True) == "backup_20260131_020005.sql.gz.enc"
+    name = manifest.manifest_name(base, "ab12", encrypted=False)
+    assert name == "backup_20260131_020005.ab12.manifest.json.gz"
+    assert manifest.manifest_name(base, "ab12", encrypted=True) == f"{name}.enc"
+
+
+@given(MOMENTS, st.booleans())
+def test_archive_names_are_recognised_and_manifests_are_not(
+    moment: datetime,
+    encrypted: bool,  # noqa: FBT001 - Hypothesis passes it by position
+) -> None:
+    base = manifest.base_name(moment)
+    assert manifest.ARCHIVE_NAME.fullmatch(manifest.archive_name(base, encrypted=encrypted))
+    other = manifest.manifest_name(base, SMALL.id, encrypted=encrypted)
+    assert not manifest.ARCHIVE_NAME.fullmatch(other)
+    companion = manifest.COMPANION_NAME.fullmatch(other)
+    assert companion
+    assert companion.groups() == (base, SMALL.id, ".enc" if encrypted else None)
+
+
+def test_a_base_name_says_when_the_backup_began() -> None:
+    began = datetime(2026, 1, 31, 2, 0, 59, tzinfo=UTC)
+    assert manifest.started_of(manifest.base_name(began)) == began
+    for nonsense in ("backup_20261399_000000", "backup_20260230_000000", "backup_20260101_240000"):
+        assert manifest.started_of(nonsense) is None

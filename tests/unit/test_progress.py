@@ -1,0 +1,138 @@
+"""Progress: lines now and then in a log, a bar on a terminal that leaves stdout alone."""
+
+from __future__ import annotations
+
+import logging
+import os
+import pty
+import subprocess
+import sys
+
+import pytest
+
+from pgstash import events
+from pgstash.monitoring import progress
+from pgstash.monitoring.progress import Lines
+
+NAME = "backup_20260131_020000.sql.gz"
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def messages(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records]
+
+
+def test_a_line_now_and_then(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "pgstash")
+    clock = Clock()
+    lines = Lines(every=30, clock=clock)
+    clock.now += 1000  # what came before the backup does not count
+    lines(events.BackupStarted(NAME))
+    for second in range(1, 76):
+        clock.now += 1
+        lines(events.Progressed(NAME, second * 25_000_000, second * 1_000_000))
+    assert messages(caplog) == [
+        "In progress: 750MB read, 30MB stored, 25MB/s, 30s elapsed",
+        "In progress: 1.5GB read, 60MB stored, 25MB/s, 60s elapsed",
+    ]
+
+
+def test_no_line_for_a_short_backup(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "pgstash")
+    clock = Clock()
+    lines = Lines(every=30, clock=clock)
+    lines(events.BackupStarted(NAME))
+    clock.now += 29.9
+    lines(events.Progressed(NAME, 1, 1))
+    clock.now += 100
+    lines(events.UploadFinished(NAME, 1, 1))
+    assert messages(caplog) == []
+
+
+def test_without_a_terminal_there_are_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress.listen() as listener:
+        assert isinstance(listener, Lines)
+        listener(events.BackupStarted(NAME))
+    assert capsys.readouterr() == ("", "")
+
+
+PROGRAM = """
+import sys
+from pgstash import events
+from pgstash.monitoring import log, progress
+from pgstash.monitoring.scrub import Scrubber
+log.start(Scrubber(["PlantedSecret1"]), layout="text", debug=False)
+name = "backup_20260131_020000.sql.gz"
+with progress.listen() as show:
+    log.listen(events.BackupStarted(name))
+    for done in range(4):
+        show(events.Progressed(name, done * 1_000_000, done))
+        __import__("time").sleep(0.15)
+    log.LOGGER.warning("a warning of PlantedSecret1")
+    show(events.DumpFinished(name, 1, 3_000_000))
+"""
+
+
+def run(*, terminal: tuple[str, ...]) -> tuple[str, str, str]:
+    """Run the program; return what reached the terminal, stdout and stderr."""
+    ours, theirs = pty.openpty()
+    streams = {
+        name: theirs if name in terminal else subprocess.PIPE for name in ("stdout", "stderr")
+    }
+    child = subprocess.Popen(
+        [sys.executable, "-c", PROGRAM],
+        env={"PATH": os.environ["PATH"], "TERM": "xterm", "COLUMNS": "200"},
+        stdout=streams["stdout"],
+        stderr=streams["stderr"],
+    )
+    os.close(theirs)
+    shown = b""
+    while True:
+        try:
+            more = os.read(ours, 65536)
+        except OSError:  # how a pty says that the other end is closed
+            break
+        shown += more
+    os.close(ours)
+    out, err = child.communicate(timeout=30)
+    assert child.returncode == 0
+    return shown.decode(), (out or b"").decode(), (err or b"").decode()
+
+
+def test_a_bar_on_a_terminal_and_the_log_in_its_file() -> None:
+    shown, out, _ = run(terminal=("stderr",))
+    assert "3.0/? MB" in shown
+    assert "a warning of ***" in shown
+    assert "Starting backup" not in shown
+    assert out.endswith(f"INFO Starting backup: {NAME}\n")
+    assert len(out.splitlines()) == 1
+
+
+def test_log_and_bar_share_a_terminal() -> None:
+    shown, _, _ = run(terminal=("stdout", "stderr"))
+    assert "MB" in shown
+    assert f"Starting backup: {NAME}" in shown
+    assert "PlantedSecret1" not in shown
+
+
+def test_no_bar_where_only_stdout_is_a_terminal() -> None:
+    shown, _, err = run(terminal=("stdout",))
+    assert "MB" not in shown
+    assert err.count("\n") == 1
+
+
+def test_a_process_started_without_stderr() -> None:
+    shell = subprocess.run(
+        ["sh", "-c", '"$0" -c "$1" 2>&-', sys.executable, PROGRAM],
+        stdout=subprocess.PIPE,
+        timeout=30,
+        check=False,
+    )
+    assert shell.returncode == 0
+    assert b"Starting backup" in shell.stdout

@@ -1,0 +1,255 @@
+"""The scrubber takes out every form of a secret, and leaves ordinary lines alone."""
+
+from __future__ import annotations
+
+import json
+import time
+import traceback
+from urllib.parse import quote, quote_plus
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pgstash.errors import PgstashError
+from pgstash.monitoring.scrub import Scrubber
+
+ORDINARY = [
+    "Starting backup: backup_20260131_020000.sql.gz",
+    "Starting backup: backup_20260131_020000.sql.gz.enc",
+    "Creating database dump...",
+    "Uploading to S3...",
+    "Dump completed in 21s, size: 524MB",
+    "Upload completed in 90s",
+    "Backup location: s3://backups/postgres-backups/backup_20260131_020000.sql.gz",
+    "Backup location: file:///backups/postgres-backups/backup_20260131_020000.sql.gz",
+    "In progress: 524MB read, 120MB stored, 25MB/s, 21s elapsed",
+    'pg_dump: error: connection to server at "db.example.com" (10.0.0.1), port 5432 failed',
+    'FATAL:  password authentication failed for user "backup"',
+    "fe_sendauth: no password supplied",
+    "Check S3_BUCKET, S3_ACCESS_KEY_ID, S3_SECRET_ACCESS_KEY, S3_REGION and the key",
+    "BACKUP_ENCRYPTION_KEY is missing, and BACKUP_ENCRYPTION is on (expected: a passphrase)",
+    "put of s3://backups/x failed (503 Slow Down); retry 1 of 3 in 5.0s",
+    "endpoint https://s3.example.com:9000/path, see https://example.com/a?b=c#d",
+    "2026-01-31 02:00:00 user@example.com 10:20:30",
+    "pg_dump: warning: there are circular foreign-key constraints on this table:",
+    'ERROR:  column "token": value too long for type character varying(5)',
+    "postgres-token: permission denied",
+    "postgres-token: no such file or directory",
+    "Basic authentication failed",
+    "basic authentication-required",
+    "Basic internationalization",
+]
+
+
+def scrub(text: str, *secrets: str) -> str:
+    return Scrubber(secrets).scrub(text)
+
+
+@pytest.mark.parametrize("line", ORDINARY)
+def test_ordinary_lines_stay_as_they_are(line: str) -> None:
+    assert scrub(line) == line
+    assert scrub(line, "S3cr3tS3cr3tS3cr3t", "hunter2", "x", "PlantedAccessKey") == line.replace(
+        "/x ", "/*** "
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("postgres://u:Planted@h/d", "postgres://u:***@h/d"),
+        ("postgresql://:Planted@h", "postgresql://:***@h"),
+        ("postgres://u:Plan@ted@h/d", "postgres://u:***@h/d"),
+        ("postgres://u:Plan/ted?x#y@h/d", "postgres://u:***@h/d"),
+        ("postgres://u@tenant:Planted@h/d", "postgres://u@tenant:***@h/d"),
+        ("(HTTPS://u:Planted@h)", "(HTTPS://u:***@h)"),
+        ("password=Planted host=h", "password=*** host=h"),
+        ("password = 'Plan ted' host=h", "password = *** host=h"),
+        (r"password='Plan\'ted' host=h", "password=*** host=h"),
+        ('{"password": "Plan\\"ted", "host": "h"}', '{"password": ***, "host": "h"}'),
+        ("{'password': 'Planted', 'host': 'h'}", "{'password': ***, 'host': 'h'}"),
+        (r"password='Plan'\''ted' host=h", "password=***' host=h"),
+        ("PGPASSWORD=Planted", "PGPASSWORD=***"),
+        ("?sslpassword=Planted&x=1", "?sslpassword=***&x=1"),
+        ("aws_secret_access_key: Planted", "aws_secret_access_key: ***"),
+        ("AWS_SESSION_TOKEN=Planted", "AWS_SESSION_TOKEN=***"),
+        ("api-key=Planted", "api-key=***"),
+        ("apikey: Planted", "apikey: ***"),
+        ("passphrase=Planted", "passphrase=***"),
+        ("passwd=Planted; pwd=Planted", "passwd=***; pwd=***"),
+        ("BACKUP_ENCRYPTION_KEY=Planted", "BACKUP_ENCRYPTION_KEY=***"),
+        ("X-Amz-Signature=Planted&X-Amz-Date=1", "X-Amz-Signature=***&X-Amz-Date=1"),
+        ("?X-Amz-Credential=Planted%2F1&a=b", "?X-Amz-Credential=***&a=b"),
+        ("X-Amz-Security-Token=Planted", "X-Amz-Security-Token=***"),
+        ("Authorization: AWS4-HMAC-SHA256 Credential=Planted, x", "Authorization: ***"),
+        ("'Authorization': b'AWS4 Planted'}\nnext", "'Authorization': ***\nnext"),
+        ("Bearer PlantedPlanted.x-y", "Bearer ***"),
+        ("token: Bearer PlantedPlanted", "token: *** ***"),
+        ("Proxy sent Basic UGxhbnRlZA==", "Proxy sent Basic ***"),
+        ("BASIC dXNlcjpQbGFudGVk", "BASIC ***"),
+        ("Basic UGxhbnRlZFBsYW50ZWQ", "Basic ***"),
+        ("postgres-token: Planted", "postgres-token: ***"),
+        ("token: Planted2 and more", "token: *** and more"),
+        ("password: planted host=h", "password: *** host=h"),
+        ("password: planted user: u", "password: *** user: u"),
+        ("password:planted user", "password:*** user"),
+        ('"token": Planted\n', '"token": ***\n'),
+        ('{"token": 12345, "a": 1}', '{"token": ***, "a": 1}'),
+        ("{'token': b'Planted and more'}", "{'token': ***"),
+        ("key AKIAIOSFODNN7EXAMPLE is unknown", "key *** is unknown"),
+        ("ASIAIOSFODNN7EXAMPLE", "***"),
+    ],
+)
+def test_shapes_of_secrets_that_are_not_configured(text: str, expected: str) -> None:
+    assert scrub(text) == expected
+    assert scrub(expected) == expected
+
+
+LONG_SECRETS = [
+    "correct horse battery",
+    "slash/plus+at@colon:percent%",
+    "quote'doublequote\"backslash\\",
+    "onlysinglequote'",
+    "[regex](meta)*.+?^${}|chars\\d",
+    "line one\nline two\r\nline three",
+    "tab\tand bell\x07 bell",
+    "pässwörd-密码-🔑",
+    "-----BEGIN KEY-----\nMIIB+/=\n-----END KEY-----",
+    "a" * 12,
+    "not utf-8 \udce9\udcff",
+]
+
+
+@pytest.mark.parametrize("secret", LONG_SECRETS)
+def test_every_form_of_a_long_secret(secret: str) -> None:
+    encoded = secret.encode(errors="surrogateescape")
+    forms = {
+        "raw": secret,
+        "in a path": quote(encoded),
+        "in a query": quote(encoded, safe=""),
+        "in a form": quote_plus(encoded),
+        "repr": repr(secret),
+        "repr within": repr(f"x='{secret}'"),
+        "repr within double quotes": repr(f'x="{secret}"'),
+        "repr of both quotes": repr(f"'\"{secret}\"'"),
+        "repr in a structure": repr({"key": [secret]}),
+        "bytes": repr(encoded),
+        "JSON": json.dumps({"key": secret}),
+        "JSON, not ASCII": json.dumps({"key": secret}, ensure_ascii=False),
+    }
+    for kind, form in forms.items():
+        text = f"before{form}after"
+        found = scrub(text, secret)
+        assert "***" in found, kind
+        assert form.strip("'\"") not in found, kind
+        for word in ("horse", "colon", "quote", "regex", "line two", "bell", "MIIB", "utf-8"):
+            assert word not in found, kind
+
+
+@pytest.mark.parametrize("secret", ["hunter2", "postgres", "p@ss", "a+b", "ü", "12345678901"])
+def test_a_short_secret_goes_where_it_stands_alone(secret: str) -> None:
+    for before, after in (("", ""), (" ", "."), ("'", "'"), (":", "@"), ("(", ")"), ("=", "\n")):
+        assert scrub(f"{before}{secret}{after}", secret) == f"{before}***{after}"
+    assert scrub(f"password={secret}", secret) == "password=***"
+
+
+def test_a_short_secret_stays_within_other_words() -> None:
+    line = "postgres-backups/backup.sql postgresql postgres_fdw mypostgres 5432 café"
+    assert scrub(line, "postgres", "32", "back", "caf") == line
+
+
+def test_a_password_that_is_the_user_name() -> None:
+    said = 'FATAL: password authentication failed for user "postgres"'
+    assert scrub(said, "postgres") == 'FATAL: password authentication failed for user "***"'
+    assert scrub("postgresql://postgres:postgres@h/postgres", "postgres") == (
+        "postgresql://***:***@h/***"
+    )
+
+
+def test_one_secret_that_begins_like_another() -> None:
+    short, long = "correct-horse-1", "correct-horse-1-battery-staple"
+    for secrets in ((short, long), (long, short)):
+        assert scrub(f"{long} {short} {long}", *secrets) == "*** *** ***"
+
+
+def test_a_secret_that_may_be_a_word_stays_where_only_distinct_ones_go() -> None:
+    scrubber = Scrubber(["backup", "PlantedSecret1"])
+    text = "backup PlantedSecret1 password=Planted"
+    assert scrubber.scrub_distinct(text) == "backup *** password=***"
+    assert scrubber.scrub(text) == "*** *** password=***"
+
+
+def test_an_empty_secret_takes_nothing() -> None:
+    assert scrub("text", "") == "text"
+
+
+def fail(secret: str) -> None:
+    raise PgstashError(f"failed with {secret}") from ValueError(f"cannot use {secret!r}")
+
+
+def test_a_traceback() -> None:
+    secret = "p'l\"a\\nZQ\nsecretZQ"
+    with pytest.raises(PgstashError) as caught:
+        fail(secret)
+    text = "".join(traceback.format_exception(caught.value))
+    assert text.count("ZQ") == 4
+    found = scrub(text, secret)
+    assert "ZQ" not in found
+    assert "failed with ***" in found
+    assert "cannot use '***'" in found
+    assert "raise PgstashError" in found
+
+
+def test_a_long_text_keeps_all_but_the_secret() -> None:
+    secret = "PlantedSecret1"
+    text = ("x" * 997 + " ") * 2000
+    assert scrub(f"{text}{secret}{text}{secret}", secret) == f"{text}***{text}***"
+
+
+@pytest.mark.parametrize(
+    "piece",
+    ["a.", "a://", "token", "token-", "'", "password='", "Basic ", "x:", "x://u:", "token: a "],
+)
+def test_no_text_makes_it_slow(piece: str) -> None:
+    """A pattern of quadratic time would take minutes for these, not a second."""
+    scrubber = Scrubber(["PlantedSecret1", "short"])
+    began = time.process_time()
+    scrubber.scrub(piece * 200_000)
+    assert time.process_time() - began < 15
+
+
+WORDS = st.text(st.characters(codec="utf-8", categories=["L", "N"]), min_size=1)
+PIECES = st.one_of(
+    WORDS,
+    st.sampled_from(
+        [
+            "password=",
+            "Bearer ",
+            "://u:",
+            "@",
+            "'",
+            '"',
+            " ",
+            "\n",
+            "token: ",
+            "Authorization: ",
+            ":",
+        ]
+    ),
+)
+
+
+# Short ones: where a long one was taken out, a short one beside it stands alone the second time.
+@given(st.lists(WORDS.filter(lambda word: len(word) < 12)), st.lists(PIECES))
+def test_to_scrub_twice_is_to_scrub_once(secrets: list[str], pieces: list[str]) -> None:
+    scrubber = Scrubber(secrets)
+    once = scrubber.scrub("".join(pieces))
+    assert scrubber.scrub(once) == once
+
+
+@given(st.text(min_size=12), st.text(), st.text())
+def test_no_long_secret_survives(secret: str, before: str, after: str) -> None:
+    marked = f"zq{secret}zq"
+    text = f"{before.replace('z', '')}{marked}{after.replace('z', '')}"
+    assert marked not in scrub(text, marked)
+    assert scrub(marked, marked) == "***"

@@ -1,0 +1,198 @@
+"""The first signal unwinds, a commit is let finish, and a second signal ends the process."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from pgstash import signals
+from pgstash.errors import Interrupted
+from pgstash.signals import Interruption
+
+SIGNALS = [signal.SIGINT, signal.SIGTERM]
+
+
+def send(signum: int) -> None:
+    os.kill(os.getpid(), signum)
+    time.sleep(0.01)  # where Python runs the handler at the latest
+
+
+def handlers() -> list[object]:
+    return [signal.getsignal(signum) for signum in (*SIGNALS, signal.SIGALRM)]
+
+
+@pytest.mark.parametrize("signum", SIGNALS)
+def test_a_signal_unwinds_and_the_handlers_are_given_back(signum: int) -> None:
+    before = handlers()
+    unwound = []
+    with pytest.raises(Interrupted) as caught, Interruption().installed():  # noqa: PT012
+        try:
+            send(signum)
+            pytest.fail("the signal was not heard")
+        finally:
+            unwound.append(True)
+    assert caught.value.signum == signum
+    assert unwound
+    assert handlers() == before
+
+
+def test_without_a_signal_nothing_happens() -> None:
+    before = handlers()
+    interruption = Interruption()
+    with interruption.installed():
+        assert handlers()[:2] != before[:2]
+        with interruption.deferred():
+            pass
+    assert handlers() == before
+
+
+@pytest.mark.parametrize("signum", SIGNALS)
+def test_a_commit_finishes_first(signum: int) -> None:
+    before = handlers()
+    interruption = Interruption()
+    steps = []
+    with pytest.raises(Interrupted) as caught, interruption.installed():  # noqa: PT012
+        with interruption.deferred():
+            send(signum)
+            steps.append("committed")
+        steps.append("told of the success")
+        interruption.hear()
+        steps.append("never reached")
+    assert caught.value.signum == signum
+    assert steps == ["committed", "told of the success"]
+    assert handlers() == before
+    assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
+
+
+def test_a_commit_that_takes_too_long_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(signals, "COMMIT_SECONDS", 0.05)
+    before = handlers()
+    interruption = Interruption()
+    cut_off = pytest.raises(Interrupted)
+    with cut_off as caught, interruption.installed(), interruption.deferred():
+        send(signal.SIGTERM)
+        time.sleep(5)
+        pytest.fail("the commit was not cut off")
+    assert caught.value.signum == signal.SIGTERM
+    assert handlers() == before
+
+
+def test_an_error_in_the_commit_is_not_hidden() -> None:
+    interruption = Interruption()
+    refused = pytest.raises(ValueError, match="refused")
+    with refused, interruption.installed(), interruption.deferred():
+        send(signal.SIGTERM)
+        raise ValueError("refused")
+
+
+def test_an_alarm_that_is_not_ours_interrupts_nothing() -> None:
+    interruption = Interruption()
+    with interruption.installed(), interruption.deferred():
+        send(signal.SIGALRM)
+
+
+def run(body: str) -> subprocess.CompletedProcess[str]:
+    program = (
+        "import os, signal, time\n"
+        "from pgstash.errors import Interrupted\n"
+        "from pgstash.signals import Interruption, end_by\n"
+        "def send(signum):\n"
+        "    os.kill(os.getpid(), signum)\n"
+        "    time.sleep(0.01)\n"
+    )
+    return subprocess.run(
+        [sys.executable, "-c", program + body],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+
+
+IMPATIENT = "from pgstash import signals; signals._ECHO_SECONDS = 0.1\n"
+
+
+@pytest.mark.parametrize("second", SIGNALS)
+def test_a_second_signal_ends_the_process_at_once(second: int) -> None:
+    done = run(
+        IMPATIENT + "interruption = Interruption()\n"
+        "with interruption.installed():\n"
+        "    try:\n"
+        f"        send({int(signal.SIGINT)})\n"
+        "    finally:\n"
+        "        print('cleaning up', flush=True)\n"
+        "        time.sleep(0.2)\n"
+        f"        send({int(second)})\n"
+        "        print('not reached', flush=True)\n"
+    )
+    assert done.returncode == -second
+    assert done.stdout == "cleaning up\n"
+
+
+def test_an_echo_of_the_signal_cuts_no_cleaning_short() -> None:
+    """``timeout`` signals the child and then its group, a terminal all that run in it."""
+    done = run(
+        "interruption = Interruption()\n"
+        "try:\n"
+        "    with interruption.installed():\n"
+        "        try:\n"
+        f"            send({int(signal.SIGTERM)})\n"
+        "        finally:\n"
+        f"            send({int(signal.SIGTERM)})\n"
+        f"            send({int(signal.SIGINT)})\n"
+        "            print('cleaned up', flush=True)\n"
+        "except Interrupted as interrupted:\n"
+        "    end_by(interrupted.signum)\n"
+    )
+    assert (done.returncode, done.stdout) == (-signal.SIGTERM, "cleaned up\n")
+
+
+def test_an_ignored_signal_stays_ignored() -> None:
+    """As under nohup."""
+    done = run(
+        "signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
+        "with Interruption().installed():\n"
+        f"    send({int(signal.SIGHUP)})\n"
+        "print('still here', flush=True)\n"
+    )
+    assert (done.returncode, done.stdout) == (0, "still here\n")
+
+
+def test_process_1_cannot_be_ended_by_a_signal_and_says_the_same() -> None:
+    """The first process of a container ignores what it does not handle."""
+    program = f"import signal; from pgstash.signals import end_by; end_by({int(signal.SIGTERM)})"
+    command = ["unshare", "--user", "--pid", "--fork", sys.executable, "-c", program]
+    if os.geteuid() == 0:
+        command.remove("--user")
+    done = subprocess.run(command, timeout=30, check=False)
+    assert done.returncode == 128 + signal.SIGTERM
+
+
+def test_a_second_signal_ends_a_commit_too() -> None:
+    done = run(
+        IMPATIENT + "interruption = Interruption()\n"
+        "with interruption.installed(), interruption.deferred():\n"
+        f"    send({int(signal.SIGTERM)})\n"
+        "    print('still here', flush=True)\n"
+        "    time.sleep(0.2)\n"
+        f"    send({int(signal.SIGTERM)})\n"
+        "    print('not reached', flush=True)\n"
+    )
+    assert (done.returncode, done.stdout) == (-signal.SIGTERM, "still here\n")
+
+
+@pytest.mark.parametrize("signum", SIGNALS)
+def test_the_caller_sees_the_signal_that_ended_us(signum: int) -> None:
+    done = run(
+        "try:\n"
+        "    with Interruption().installed():\n"
+        f"        send({int(signum)})\n"
+        "except Interrupted as interrupted:\n"
+        "    end_by(interrupted.signum)\n"
+    )
+    assert (done.returncode, done.stderr) == (-signum, "")

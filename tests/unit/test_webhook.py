@@ -1,0 +1,214 @@
+"""What is posted of a backup, and when: the payload, the switches, the pings."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+
+import pytest
+
+from pgstash import events
+from pgstash.monitoring.delivery import Courier, Request
+from pgstash.monitoring.scrub import Scrubber
+from pgstash.monitoring.webhook import (
+    LONGEST_TEXT,
+    MOST_WARNINGS,
+    Payload,
+    Ping,
+    Report,
+    Webhook,
+    ping_url,
+)
+
+NOW = datetime(2026, 1, 31, 2, 0, 22, 999_999, tzinfo=UTC)
+NAME = "backup_20260131_020000.sql.gz"
+SECRET = "PlantedSecret-0123456789"
+LOCATION = f"s3://my-backups/postgres-backups/{NAME}"
+ATTEMPTED = events.BackupAttempted("db.example.com", "shop")
+SUCCEEDED = events.BackupSucceeded(
+    NAME, 22.04567, LOCATION, 524_000_000, 102_000_000, 14, 1_482_113, "db.example.com", "shop"
+)
+FAILED = events.BackupFailed(
+    NAME,
+    3.21,
+    f"pg_dump failed: {SECRET}",
+    f"Look at {SECRET}.",
+    "db.example.com",
+    "shop",
+    "DumpError",
+    13,
+)
+
+
+def report(*heard: events.Event) -> list[Payload]:
+    gathered = Report(lambda: NOW)
+    return [payload for event in heard if (payload := gathered.hear(event))]
+
+
+class Collected(Courier):
+    """A courier that keeps what it is given."""
+
+    def __init__(self) -> None:
+        self.requests: list[Request] = []
+
+    def send(self, request: Request) -> None:
+        self.requests.append(request)
+
+    @property
+    def bodies(self) -> list[bytes]:
+        return [request.body() for request in self.requests if request.body]
+
+
+def posted(*heard: events.Event, on_success: bool = True, on_failure: bool = True) -> Collected:
+    courier = Collected()
+    webhook = Webhook(
+        "https://hooks.example.com/x",
+        courier,
+        Scrubber([SECRET]),
+        on_success=on_success,
+        on_failure=on_failure,
+        now=lambda: NOW,
+    )
+    for event in heard:
+        webhook(event)
+    return courier
+
+
+def test_a_success() -> None:
+    heard = [
+        ATTEMPTED,
+        events.BackupStarted(NAME),
+        events.ToolSaid("pg_dump", "pg_dump: warning: there are circular foreign keys"),
+        events.ToolSaid("pg_dump", "pg_dump: last built-in OID is 16383"),
+        events.DumpFinished(NAME, 21.0004, 524_000_000),
+        events.UploadFinished(NAME, 22.0, 102_000_000),
+        SUCCEEDED,
+    ]
+    [request] = posted(*heard).requests
+    assert request.method == "POST"
+    assert request.headers["Content-Type"] == "application/json"
+    assert request.body
+    assert json.loads(request.body()) == {
+        "timestamp": "2026-01-31T02:00:22Z",
+        "status": "success",
+        "message": (
+            "Backup completed successfully in 22s: backup_20260131_020000.sql.gz "
+            "(14 tables, 1482113 rows, 102MB stored)"
+        ),
+        "service": "postgres-backup",
+        "database": {"host": "db.example.com", "name": "shop"},
+        "extra": {
+            "backup": NAME,
+            "seconds": 22.046,
+            "dump_seconds": 21.0,
+            "upload_seconds": 22.0,
+            "location": LOCATION,
+            "raw_bytes": 524_000_000,
+            "stored_bytes": 102_000_000,
+            "tables": 14,
+            "rows": 1_482_113,
+            "exit_code": 0,
+            "warnings": ["pg_dump: warning: there are circular foreign keys"],
+        },
+    }
+
+
+def test_a_failure_without_its_secrets() -> None:
+    [body] = posted(ATTEMPTED, FAILED).bodies
+    assert json.loads(body) == {
+        "timestamp": "2026-01-31T02:00:22Z",
+        "status": "failure",
+        "message": "Backup failed after 3.2s: backup_20260131_020000.sql.gz: pg_dump failed: ***",
+        "service": "postgres-backup",
+        "database": {"host": "db.example.com", "name": "shop"},
+        "extra": {
+            "backup": NAME,
+            "seconds": 3.21,
+            "error": "DumpError",
+            "exit_code": 13,
+            "hint": "Look at ***.",
+            "warnings": [],
+        },
+    }
+
+
+def test_warnings_are_those_of_the_run() -> None:
+    heard = [
+        ATTEMPTED,
+        events.Warned(f"odd {SECRET}"),
+        events.Retrying("put of x", 1, 3, 5.0, "503 Slow Down"),
+        events.UploadLeftBehind("a/b", "upload-1", "503"),
+        FAILED,
+        ATTEMPTED,
+        SUCCEEDED,
+    ]
+    first, second = (json.loads(body)["extra"]["warnings"] for body in posted(*heard).bodies)
+    assert first[:2] == ["odd ***", "put of x was tried again: 503 Slow Down"]
+    assert "upload-1" in first[2]
+    assert second == []
+
+
+def test_texts_are_cut_after_they_were_scrubbed() -> None:
+    message = "x" * (LONGEST_TEXT - 150) + SECRET * 9
+    failed = events.BackupFailed(NAME, 1, message, "")
+    warned = [events.Warned("w" * 10_000)] * 100
+    [body] = posted(ATTEMPTED, *warned, failed).bodies
+    assert SECRET[:8].encode() not in body
+    assert len(body) < (MOST_WARNINGS + 2) * (LONGEST_TEXT + 20)
+
+
+def test_names_that_are_not_text_can_be_posted() -> None:
+    failed = events.BackupFailed(NAME, 1, 'a "\udce9\x00\n密', "", "h", "\udc80")
+    [body] = posted(failed).bodies
+    assert body.isascii()
+    assert json.loads(body)["database"]["name"] == "\udc80"
+
+
+@pytest.mark.parametrize("on_success", [True, False])
+@pytest.mark.parametrize("on_failure", [True, False])
+def test_the_switches(on_success: bool, on_failure: bool) -> None:  # noqa: FBT001 - parameters
+    courier = posted(SUCCEEDED, FAILED, on_success=on_success, on_failure=on_failure)
+    found = [json.loads(body)["status"] for body in courier.bodies]
+    assert found == ["success"] * on_success + ["failure"] * on_failure
+
+
+def test_only_the_end_of_a_run_is_reported() -> None:
+    assert report(ATTEMPTED, events.BackupStarted(NAME), events.Progressed(NAME, 1, 1)) == []
+    assert [payload["status"] for payload in report(SUCCEEDED, FAILED)] == ["success", "failure"]
+
+
+@pytest.mark.parametrize(
+    ("url", "signal", "expected"),
+    [
+        ("https://hc-ping.com/uuid", "", "https://hc-ping.com/uuid"),
+        ("https://hc-ping.com/uuid", "start", "https://hc-ping.com/uuid/start"),
+        ("https://hc-ping.com/uuid/", "fail", "https://hc-ping.com/uuid/fail"),
+        (
+            "https://hc.example/k/s?create=1&x=%2F",
+            "fail",
+            "https://hc.example/k/s/fail?create=1&x=%2F",
+        ),
+        ("http://u:p@hc.example:8000/a?b", "", "http://u:p@hc.example:8000/a?b"),
+    ],
+)
+def test_urls_of_pings(url: str, signal: str, expected: str) -> None:
+    assert ping_url(url, signal) == expected
+
+
+def test_pings() -> None:
+    courier = Collected()
+    ping = Ping("https://hc.example/uuid", courier, Scrubber([SECRET]))
+    for event in (ATTEMPTED, events.BackupStarted(NAME), SUCCEEDED, ATTEMPTED, FAILED):
+        ping(event)
+    assert [(request.method, request.url) for request in courier.requests] == [
+        ("GET", "https://hc.example/uuid/start"),
+        ("GET", "https://hc.example/uuid"),
+        ("GET", "https://hc.example/uuid/start"),
+        ("POST", "https://hc.example/uuid/fail"),
+    ]
+    [body] = courier.bodies
+    assert body.decode() == (f"Backup failed after 3.2s: {NAME}: pg_dump failed: ***\nLook at ***.")
+
+
+def test_a_request_hides_its_url() -> None:
+    assert "planted" not in repr(Request("GET", "https://hooks.example.com/planted"))
