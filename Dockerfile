@@ -1,0 +1,27 @@
+# pgstash with pg_dump. Debian's own major is 17; another one comes from apt.postgresql.org:
+#   docker build --build-arg POSTGRESQL=18 -t pgstash .
+FROM python:3.13-slim-trixie AS build
+WORKDIR /src
+RUN python -m venv /opt/pgstash
+COPY requirements/run.txt requirements/
+RUN /opt/pgstash/bin/pip install --no-cache-dir --no-deps --require-hashes --only-binary :all: \
+    --requirement requirements/run.txt
+COPY pyproject.toml README.md LICENSE ./
+COPY src src
+RUN /opt/pgstash/bin/pip install --no-cache-dir --no-deps .
+
+FROM python:3.13-slim-trixie
+ARG POSTGRESQL=17
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends ca-certificates postgresql-common \
+    && if [ "$POSTGRESQL" != 17 ]; then /usr/share/postgresql-common/pgdg/apt.postgresql.org.sh -y; fi \
+    && apt-get install --yes --no-install-recommends "postgresql-client-$POSTGRESQL" \
+    && rm -rf /var/lib/apt/lists/* \
+    && useradd --system --uid 10001 --user-group --no-create-home --home-dir /nonexistent pgstash
+COPY --from=build /opt/pgstash /opt/pgstash
+ENV PATH=/opt/pgstash/bin:$PATH PYTHONDONTWRITEBYTECODE=1
+USER 10001:10001
+WORKDIR /
+# No shell around it: the process must get the signals itself.
+ENTRYPOINT ["pgstash"]
+CMD ["backup"]
