@@ -97,7 +97,7 @@ def _default(name: str) -> str:
 
 def _env_example() -> str:
     lines = [
-        f"# {MARK.format(source='src/pgstash/settings.py')}",
+        f"# {MARK.format(source='src/pgstash/settings/table.py')}",
         "#",
         "# Copy it to .env and fill in what has no value. What begins with '#' shows the default.",
         "# All settings are explained in docs/reference/settings.md.",
@@ -114,7 +114,7 @@ def _env_example() -> str:
 
 def _settings() -> str:
     lines = [
-        *_heading("Settings", "src/pgstash/settings.py"),
+        *_heading("Settings", "src/pgstash/settings/table.py"),
         "*Reference. The environment variables that pgstash reads: its settings and, at the end,",
         "what the libraries below it read.*",
         "",

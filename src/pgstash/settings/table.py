@@ -1,23 +1,12 @@
-"""Every setting, declared once: variable, type, bounds, default, help, and whether it is secret.
-
-``.env.example`` and ``docs/reference/settings.md`` are written from this table. A setting is
-an environment variable of the field's name in upper case; a ``.env`` file in the working
-directory fills in what the environment does not have. A secret may come from a file instead,
-named by the variable with ``_FILE`` appended. An empty value means unset.
-"""
+"""The table: every setting, declared once, with its type, bounds, default, help and secrecy."""
 
 from __future__ import annotations
 
-import difflib
-import os
-import re
-from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import unquote, urlsplit
 
-from dotenv.parser import parse_stream
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -25,21 +14,16 @@ from pydantic import (
     Field,
     PrivateAttr,
     SecretStr,
-    ValidationError,
     ValidationInfo,
     field_validator,
 )
 
 from pgstash import schedule
-from pgstash.errors import ConfigurationError
 from pgstash.postgres import source
+from pgstash.settings import values
 
 STRONG_KEY_LENGTH = 32
-_LONGEST_SECRET_FILE = 64 * 1024
 _TOKEN_LENGTH = 12  # shorter parts of a URL are words such as "services"
-
-# libpq reads these itself; enough of them are there when one of the first group is set.
-_LOCATING = ("PGHOST", "PGHOSTADDR", "PGSERVICE", "PGDATABASE")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,77 +40,8 @@ def _setting(group: str, expected: str, help_: str, *, shown_default: str = "", 
     return Field(description=help_, json_schema_extra={"variable": variable}, **rest)  # type: ignore[dict-item]
 
 
-def _database_url(url: SecretStr) -> SecretStr:
-    source.parse(url.get_secret_value())
-    return url
-
-
-def _web_url(url: SecretStr) -> SecretStr:
-    try:
-        parts = urlsplit(url.get_secret_value())
-        _ = parts.port
-    except ValueError:
-        raise ValueError("is malformed") from None  # its text quotes it
-    plain = url.get_secret_value().isprintable() and " " not in url.get_secret_value()
-    if parts.scheme not in ("http", "https") or not parts.hostname or not plain:
-        raise ValueError("is not such a URL")
-    return url
-
-
-def _endpoint(url: str) -> str:
-    try:
-        parts = urlsplit(url)
-        _ = parts.port
-    except ValueError:
-        raise ValueError("is malformed") from None
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError("must begin with https:// (or http://) and a host")
-    if parts.username or parts.password:
-        raise ValueError(
-            "must not hold credentials: they belong into S3_ACCESS_KEY_ID and S3_SECRET_ACCESS_KEY"
-        )
-    if parts.path.strip("/") or parts.query or parts.fragment:
-        raise ValueError("must end after the host and the port")
-    return url.rstrip("/")
-
-
-def _bucket(name: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}", name):
-        raise ValueError("must consist of letters, digits, '.', '-' and '_'")
-    return name
-
-
-def _prefix(prefix: str) -> str:
-    prefix = prefix.strip("/")
-    segments = prefix.split("/")
-    if not prefix.isprintable() or any(part in ("", ".", "..") for part in segments):
-        raise ValueError("must not have empty parts, '.', '..' or control characters")
-    if len(prefix.encode()) > 512:  # noqa: PLR2004 - half of what S3 allows for a key
-        raise ValueError("must be at most 512 bytes long")
-    return prefix
-
-
-def _storage_url(url: str) -> str:
-    parts = urlsplit(url)
-    folder = unquote(parts.path)
-    if parts.scheme != "file" or parts.netloc not in ("", "localhost") or folder in ("", "/"):
-        raise ValueError("must be file:// and the absolute path of a directory: file:///backups")
-    return url
-
-
-def _key(key: SecretStr) -> SecretStr:
-    # openssl reads a passphrase from a file up to the first line end.
-    if not key.get_secret_value().isprintable():
-        raise ValueError("must be one line of printable characters")
-    return key
-
-
-def _cron(expression: str) -> str:
-    schedule.Cron(expression)
-    return expression
-
-
-_Name = Annotated[str, AfterValidator(_bucket)]
+_Name = Annotated[str, AfterValidator(values.bucket)]
+_Key = Annotated[SecretStr, AfterValidator(values.encryption_key)]
 
 
 class Settings(BaseModel):
@@ -134,7 +49,7 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore", validate_default=True)
 
-    database_url: Annotated[SecretStr, AfterValidator(_database_url)] | None = _setting(
+    database_url: Annotated[SecretStr, AfterValidator(values.database_url)] | None = _setting(
         "Database",
         "a URI such as postgresql://user@host:5432/database, with the password after the user "
         "and a colon",
@@ -161,14 +76,14 @@ class Settings(BaseModel):
         ge=10,
         le=604_800,
     )
-    storage_url: Annotated[str, AfterValidator(_storage_url)] | None = _setting(
+    storage_url: Annotated[str, AfterValidator(values.storage_url)] | None = _setting(
         "Storage",
         "file:///directory",
         "A local directory to keep backups in instead of S3 (development, a NAS, the demo). It "
         "must exist.",
         default=None,
     )
-    s3_endpoint: Annotated[str, AfterValidator(_endpoint)] | None = _setting(
+    s3_endpoint: Annotated[str, AfterValidator(values.endpoint)] | None = _setting(
         "Storage",
         "a URL without the bucket, such as https://s3.eu-central-1.amazonaws.com",
         "Where the S3-compatible store answers. Required unless `STORAGE_URL` is set.",
@@ -218,7 +133,7 @@ class Settings(BaseModel):
         le=5120,
         shown_default="chosen",
     )
-    backup_prefix: Annotated[str, AfterValidator(_prefix)] = _setting(
+    backup_prefix: Annotated[str, AfterValidator(values.prefix)] = _setting(
         "Storage",
         "a path such as postgres-backups or team/database",
         "Keys of backups begin with this. Give each database a prefix of its own.",
@@ -256,7 +171,7 @@ class Settings(BaseModel):
         "Encrypt with AES-256-CBC, as `openssl enc -aes-256-cbc -pbkdf2` does.",
         default=False,
     )
-    backup_encryption_key: Annotated[SecretStr, AfterValidator(_key)] | None = _setting(
+    backup_encryption_key: _Key | None = _setting(
         "Backup",
         "a passphrase of 32 characters or more",
         "What backups are encrypted with. Required when `BACKUP_ENCRYPTION` is true, and refused "
@@ -323,7 +238,7 @@ class Settings(BaseModel):
         default=3600,
         ge=60,
     )
-    backup_schedule: Annotated[str, AfterValidator(_cron)] | None = _setting(
+    backup_schedule: Annotated[str, AfterValidator(values.cron)] | None = _setting(
         "Service",
         "a cron expression of five fields, such as 0 3 * * *",
         "When `pgstash backup` makes a backup, after the one it begins with. Wins over "
@@ -336,7 +251,7 @@ class Settings(BaseModel):
         "The time zone of `BACKUP_SCHEDULE`. The log and the names of backups are in UTC always.",
         default="UTC",
     )
-    webhook_url: Annotated[SecretStr, AfterValidator(_web_url)] | None = _setting(
+    webhook_url: Annotated[SecretStr, AfterValidator(values.web_url)] | None = _setting(
         "Service",
         "an http:// or https:// URL",
         "Where results are posted as JSON. The whole URL is treated as a secret.",
@@ -348,7 +263,7 @@ class Settings(BaseModel):
     webhook_on_failure: bool = _setting(
         "Service", "true or false", "Post failures to the webhook.", default=True
     )
-    healthcheck_ping_url: Annotated[SecretStr, AfterValidator(_web_url)] | None = _setting(
+    healthcheck_ping_url: Annotated[SecretStr, AfterValidator(values.web_url)] | None = _setting(
         "Service",
         "an http:// or https:// URL",
         "A dead-man switch as Healthchecks.io has it: `<url>/start`, `<url>` and `<url>/fail` are "
@@ -416,8 +331,8 @@ class Settings(BaseModel):
 
     def secrets(self) -> list[str]:
         """Every configured secret, for the scrubber: also those that libpq's variables hold."""
-        values = [getattr(self, name) for name in type(self).model_fields]
-        found = [value.get_secret_value() for value in values if isinstance(value, SecretStr)]
+        every = [getattr(self, name) for name in type(self).model_fields]
+        found = [value.get_secret_value() for value in every if isinstance(value, SecretStr)]
         for url in (self.webhook_url, self.healthcheck_ping_url):
             if url is not None:
                 found += _parts_of_url(url.get_secret_value())
@@ -454,132 +369,3 @@ def variable_of(name: str) -> Variable:
     if not isinstance(variable, Variable):
         raise TypeError(f"{name} is not declared by _setting")
     return variable
-
-
-def load(environ: MutableMapping[str, str] = os.environ, dotenv: Path = Path(".env")) -> Settings:
-    """Read the settings from the environment and a ``.env`` file.
-
-    libpq's own variables of the ``.env`` file are put into ``environ``, where libpq looks for
-    them. Raises ConfigurationError that lists every problem, and no value of a secret.
-    """
-    problems: list[str] = []
-    values = _read_dotenv(dotenv, problems) | {k: v for k, v in environ.items() if v}
-    secret_names = [name.upper() for name in Settings.model_fields if is_secret(name)]
-    unreadable = {
-        variable
-        for variable in (*secret_names, "PGPASSWORD")
-        if not _read_secret_file(variable, values, problems)
-    }
-    for variable, value in values.items():
-        if variable.startswith("PG") and variable != "PGPASSWORD_FILE":
-            environ[variable] = value
-    located = any(name in values for name in ("DATABASE_URL", *_LOCATING))
-    if not located and "DATABASE_URL" not in unreadable:
-        problems.append(
-            f"DATABASE_URL is missing: {variable_of('database_url').expected} (or set PGHOST, "
-            "PGPORT, PGUSER, PGPASSWORD and PGDATABASE instead)"
-        )
-    if "BACKUP_ENCRYPTION_KEY" in values and "BACKUP_ENCRYPTION" not in values:
-        problems.append(
-            "BACKUP_ENCRYPTION is missing, and BACKUP_ENCRYPTION_KEY is set: set "
-            "BACKUP_ENCRYPTION=true to encrypt, or BACKUP_ENCRYPTION=false to store plain backups"
-        )
-    try:
-        settings = Settings.model_validate(
-            {name: values[name.upper()] for name in Settings.model_fields if name.upper() in values}
-        )
-    except ValidationError as error:
-        problems += [
-            _problem(detail)
-            for detail in error.errors(include_input=False)
-            if str(detail["loc"][0]).upper() not in unreadable
-        ]
-        raise ConfigurationError(problems) from None  # its text quotes the values
-    if problems:
-        raise ConfigurationError(problems)
-    settings._misspelt = misspelt(values)  # noqa: SLF001 - it is of the module, not of the class
-    return settings
-
-
-def misspelt(names: Mapping[str, str]) -> list[str]:
-    """Return warnings for variables whose names are almost, and not quite, a setting's."""
-    known = [name.upper() for name in Settings.model_fields]
-    known += [f"{name.upper()}_FILE" for name in Settings.model_fields if is_secret(name)]
-    return [
-        f"{name} is not a setting: did you mean {close[0]}?"
-        for name in names
-        if name not in known
-        and (close := difflib.get_close_matches(name, known, n=1, cutoff=0.92))
-        and close[0] not in names
-    ]
-
-
-def _read_dotenv(path: Path, problems: list[str]) -> dict[str, str]:
-    try:
-        if not path.is_file():
-            return {}
-        with path.open(encoding="utf-8-sig") as file:
-            # The parser does not interpolate: a "$" in a password is a "$".
-            bindings = list(parse_stream(file))
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        problems.append(f"{path} cannot be read: {reason}")
-        return {}
-    values = {}
-    for binding in bindings:
-        text = binding.original.string
-        blank = text[: len(text) - len(text.lstrip())]
-        where = f"{path}, line {binding.original.line + blank.count(chr(10))},"
-        if binding.error or (binding.key and binding.value is None):
-            # Skipped, it might be the line that turns encryption on.
-            problems.append(f"{where} is not NAME=value, or lacks a quote")
-        elif binding.key and _is_ours(binding.key) and "\n" in text.strip():
-            # A quote that is missing here may end at one of a later line, and hide what is between.
-            problems.append(f"{where} begins a value of several lines, or lacks a quote")
-        elif binding.key:
-            values[binding.key] = binding.value or ""
-    return {name: value for name, value in values.items() if value}
-
-
-def _is_ours(variable: str) -> bool:
-    name = variable.removesuffix("_FILE").lower()
-    return name in Settings.model_fields or variable.startswith("PG")
-
-
-def _read_secret_file(variable: str, values: dict[str, str], problems: list[str]) -> bool:
-    """Take a secret from the file that ``…_FILE`` names; tell whether nothing went wrong."""
-    pointer = f"{variable}_FILE"
-    if pointer not in values:
-        return True
-    if variable in values:
-        problems.append(f"{variable} and {pointer} are both set: set one of them")
-        return True
-    path = Path(values[pointer])
-    try:
-        with path.open("rb") as file:
-            content = file.read(_LONGEST_SECRET_FILE + 1)
-        secret = content.decode().rstrip("\r\n")
-    except UnicodeDecodeError:
-        problems.append(f"{pointer} names {path}, which is not UTF-8 text")
-    except OSError as error:
-        problems.append(f"{pointer} names {path}, which cannot be read: {error.strerror}")
-    else:
-        if secret and len(content) <= _LONGEST_SECRET_FILE:
-            values[variable] = secret
-            return True
-        reason = "too large for a secret" if secret else "empty"
-        problems.append(f"{pointer} names {path}, which is {reason}")
-    return False
-
-
-def _problem(detail: Any) -> str:  # noqa: ANN401 - pydantic's error details
-    name = str(detail["loc"][0])
-    expected = variable_of(name).expected
-    if detail["type"] == "value_error":
-        return f"{name.upper()} {detail['ctx']['error']} (expected: {expected})"
-    return f"{name.upper()} must be {expected}"
-
-
-def environment() -> dict[str, str]:
-    """Return the process's environment, for child processes to choose from."""
-    return dict(os.environ)

@@ -1,0 +1,149 @@
+"""Where settings come from: the environment, a ``.env`` file, and files that hold a secret."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Mapping, MutableMapping
+from pathlib import Path
+from typing import Any
+
+from dotenv.parser import parse_stream
+from pydantic import ValidationError
+
+from pgstash.errors import ConfigurationError
+from pgstash.settings.table import Settings, is_secret, variable_of
+
+_LONGEST_SECRET_FILE = 64 * 1024
+
+# libpq reads these itself; enough of them are there when one of the first group is set.
+_LOCATING = ("PGHOST", "PGHOSTADDR", "PGSERVICE", "PGDATABASE")
+
+
+def load(environ: MutableMapping[str, str] = os.environ, dotenv: Path = Path(".env")) -> Settings:
+    """Read the settings from the environment and a ``.env`` file.
+
+    libpq's own variables of the ``.env`` file are put into ``environ``, where libpq looks for
+    them. Raises ConfigurationError that lists every problem, and no value of a secret.
+    """
+    problems: list[str] = []
+    values = _read_dotenv(dotenv, problems) | {k: v for k, v in environ.items() if v}
+    secret_names = [name.upper() for name in Settings.model_fields if is_secret(name)]
+    unreadable = {
+        variable
+        for variable in (*secret_names, "PGPASSWORD")
+        if not _read_secret_file(variable, values, problems)
+    }
+    for variable, value in values.items():
+        if variable.startswith("PG") and variable != "PGPASSWORD_FILE":
+            environ[variable] = value
+    located = any(name in values for name in ("DATABASE_URL", *_LOCATING))
+    if not located and "DATABASE_URL" not in unreadable:
+        problems.append(
+            f"DATABASE_URL is missing: {variable_of('database_url').expected} (or set PGHOST, "
+            "PGPORT, PGUSER, PGPASSWORD and PGDATABASE instead)"
+        )
+    if "BACKUP_ENCRYPTION_KEY" in values and "BACKUP_ENCRYPTION" not in values:
+        problems.append(
+            "BACKUP_ENCRYPTION is missing, and BACKUP_ENCRYPTION_KEY is set: set "
+            "BACKUP_ENCRYPTION=true to encrypt, or BACKUP_ENCRYPTION=false to store plain backups"
+        )
+    try:
+        settings = Settings.model_validate(
+            {name: values[name.upper()] for name in Settings.model_fields if name.upper() in values}
+        )
+    except ValidationError as error:
+        problems += [
+            _problem(detail)
+            for detail in error.errors(include_input=False)
+            if str(detail["loc"][0]).upper() not in unreadable
+        ]
+        raise ConfigurationError(problems) from None  # its text quotes the values
+    if problems:
+        raise ConfigurationError(problems)
+    settings._misspelt = misspelt(values)  # noqa: SLF001 - only loading knows all names
+    return settings
+
+
+def misspelt(names: Mapping[str, str]) -> list[str]:
+    """Return warnings for variables whose names are almost, and not quite, a setting's."""
+    known = [name.upper() for name in Settings.model_fields]
+    known += [f"{name.upper()}_FILE" for name in Settings.model_fields if is_secret(name)]
+    return [
+        f"{name} is not a setting: did you mean {close[0]}?"
+        for name in names
+        if name not in known
+        and (close := difflib.get_close_matches(name, known, n=1, cutoff=0.92))
+        and close[0] not in names
+    ]
+
+
+def _read_dotenv(path: Path, problems: list[str]) -> dict[str, str]:
+    try:
+        if not path.is_file():
+            return {}
+        with path.open(encoding="utf-8-sig") as file:
+            # The parser does not interpolate: a "$" in a password is a "$".
+            bindings = list(parse_stream(file))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        problems.append(f"{path} cannot be read: {reason}")
+        return {}
+    values = {}
+    for binding in bindings:
+        text = binding.original.string
+        blank = text[: len(text) - len(text.lstrip())]
+        where = f"{path}, line {binding.original.line + blank.count(chr(10))},"
+        if binding.error or (binding.key and binding.value is None):
+            # Skipped, it might be the line that turns encryption on.
+            problems.append(f"{where} is not NAME=value, or lacks a quote")
+        elif binding.key and _is_ours(binding.key) and "\n" in text.strip():
+            # A quote that is missing here may end at one of a later line, and hide what is between.
+            problems.append(f"{where} begins a value of several lines, or lacks a quote")
+        elif binding.key:
+            values[binding.key] = binding.value or ""
+    return {name: value for name, value in values.items() if value}
+
+
+def _is_ours(variable: str) -> bool:
+    name = variable.removesuffix("_FILE").lower()
+    return name in Settings.model_fields or variable.startswith("PG")
+
+
+def _read_secret_file(variable: str, values: dict[str, str], problems: list[str]) -> bool:
+    """Take a secret from the file that ``…_FILE`` names; tell whether nothing went wrong."""
+    pointer = f"{variable}_FILE"
+    if pointer not in values:
+        return True
+    if variable in values:
+        problems.append(f"{variable} and {pointer} are both set: set one of them")
+        return True
+    path = Path(values[pointer])
+    try:
+        with path.open("rb") as file:
+            content = file.read(_LONGEST_SECRET_FILE + 1)
+        secret = content.decode().rstrip("\r\n")
+    except UnicodeDecodeError:
+        problems.append(f"{pointer} names {path}, which is not UTF-8 text")
+    except OSError as error:
+        problems.append(f"{pointer} names {path}, which cannot be read: {error.strerror}")
+    else:
+        if secret and len(content) <= _LONGEST_SECRET_FILE:
+            values[variable] = secret
+            return True
+        reason = "too large for a secret" if secret else "empty"
+        problems.append(f"{pointer} names {path}, which is {reason}")
+    return False
+
+
+def _problem(detail: Any) -> str:  # noqa: ANN401 - pydantic's error details
+    name = str(detail["loc"][0])
+    expected = variable_of(name).expected
+    if detail["type"] == "value_error":
+        return f"{name.upper()} {detail['ctx']['error']} (expected: {expected})"
+    return f"{name.upper()} must be {expected}"
+
+
+def environment() -> dict[str, str]:
+    """Return the process's environment, for child processes to choose from."""
+    return dict(os.environ)

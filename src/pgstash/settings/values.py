@@ -1,0 +1,89 @@
+"""What one value must look like: each function returns it, or raises ValueError that says why."""
+
+from __future__ import annotations
+
+import re
+from urllib.parse import unquote, urlsplit
+
+from pydantic import SecretStr
+
+from pgstash import schedule
+from pgstash.postgres import source
+
+
+def database_url(url: SecretStr) -> SecretStr:
+    """Return a connection string that libpq can read."""
+    source.parse(url.get_secret_value())
+    return url
+
+
+def web_url(url: SecretStr) -> SecretStr:
+    """Return a URL of a web server."""
+    try:
+        parts = urlsplit(url.get_secret_value())
+        _ = parts.port
+    except ValueError:
+        raise ValueError("is malformed") from None  # its text quotes it
+    plain = url.get_secret_value().isprintable() and " " not in url.get_secret_value()
+    if parts.scheme not in ("http", "https") or not parts.hostname or not plain:
+        raise ValueError("is not such a URL")
+    return url
+
+
+def endpoint(url: str) -> str:
+    """Return the URL of an S3 endpoint, without a slash at its end."""
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError:
+        raise ValueError("is malformed") from None
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError("must begin with https:// (or http://) and a host")
+    if parts.username or parts.password:
+        raise ValueError(
+            "must not hold credentials: they belong into S3_ACCESS_KEY_ID and S3_SECRET_ACCESS_KEY"
+        )
+    if parts.path.strip("/") or parts.query or parts.fragment:
+        raise ValueError("must end after the host and the port")
+    return url.rstrip("/")
+
+
+def bucket(name: str) -> str:
+    """Return the name of a bucket."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}", name):
+        raise ValueError("must consist of letters, digits, '.', '-' and '_'")
+    return name
+
+
+def prefix(prefix: str) -> str:
+    """Return a key prefix without slashes around it."""
+    prefix = prefix.strip("/")
+    segments = prefix.split("/")
+    if not prefix.isprintable() or any(part in ("", ".", "..") for part in segments):
+        raise ValueError("must not have empty parts, '.', '..' or control characters")
+    if len(prefix.encode()) > 512:  # noqa: PLR2004 - half of what S3 allows for a key
+        raise ValueError("must be at most 512 bytes long")
+    return prefix
+
+
+def storage_url(url: str) -> str:
+    """Return the URL of a directory."""
+    parts = urlsplit(url)
+    folder = unquote(parts.path)
+    if parts.scheme != "file" or parts.netloc not in ("", "localhost") or folder in ("", "/"):
+        raise ValueError("must be file:// and the absolute path of a directory: file:///backups")
+    return url
+
+
+def encryption_key(key: SecretStr) -> SecretStr:
+    """Return a passphrase that openssl would read as the same."""
+    # openssl reads a passphrase from a file up to the first line end.
+    if not key.get_secret_value().isprintable():
+        raise ValueError("must be one line of printable characters")
+    return key
+
+
+def cron(expression: str) -> str:
+    """Return a cron expression."""
+    schedule.Cron(expression)
+    return expression
