@@ -12,7 +12,7 @@ import hashlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from urllib.parse import quote
 
@@ -26,6 +26,7 @@ from pgstash.errors import (
     StorageError,
 )
 from pgstash.pipeline import compression, encryption
+from pgstash.pipeline.opening import Opening
 from pgstash.pipeline.tally import Tally, split_name
 from pgstash.postgres import source, tools
 from pgstash.postgres.dump import dump
@@ -132,7 +133,8 @@ def _back_up(plan: Plan, storage: Storage, world: World, started: datetime, base
     server = source.look(plan.source_url)
     client = tools.find(server.major, plan.environment.get("PATH", ""), plan.environment)
     cipher = _key(plan, world)
-    tally, stored, members = Tally(), _Digest(), list[manifests.Member]()
+    tally, opening, stored = Tally(), Opening(), _Digest()
+    members: list[manifests.Member] = []
 
     world.emit(events.DumpStarted(name, client.version, server.version))
     upload: Upload | None = None
@@ -156,7 +158,7 @@ def _back_up(plan: Plan, storage: Storage, world: World, started: datetime, base
             world.emit(events.UploadStarted(name, storage.url(), upload.part_size))
             plain = _announce_end(tally.watch(chunks), name, tally, began, world.emit)
             archive = compression.compress(
-                plain, level=plan.compression_level, record=members.append
+                opening.split(plain), level=plan.compression_level, record=members.append
             )
             if cipher:
                 archive = encryption.encrypt(archive, cipher)
@@ -180,7 +182,7 @@ def _back_up(plan: Plan, storage: Storage, world: World, started: datetime, base
                 compression=manifests.Compression("gzip", plan.compression_level),
                 encryption=_encryption(cipher),
                 tables=_tables(tally, server.codec),
-                members=members,
+                members=_sections(members, opening, name, world.emit),
             )
             manifest_key = (
                 f"{plan.prefix}/{manifests.manifest_name(base, backup_id, encrypted=encrypted)}"
@@ -310,6 +312,21 @@ def _tables(tally: Tally, codec: str) -> list[manifests.Table]:
         schema, table = (part.decode(codec, "surrogateescape") for part in split_name(qualified))
         tables.append(manifests.Table(schema, table, rows))
     return tables
+
+
+def _sections(
+    members: list[manifests.Member], opening: Opening, name: str, emit: events.Emit
+) -> list[manifests.Member]:
+    """Return the members with the sections they are of, where these are certain."""
+    if opening.found:
+        return members
+    emit(
+        events.Warned(
+            f"{name}: the dump does not begin as expected, so that a restore into an empty "
+            "database cannot leave its DROP statements out"
+        )
+    )
+    return [replace(member, section=None) for member in members]
 
 
 def _remove_orphan(storage: Storage, manifest_key: str, error: BaseException) -> None:

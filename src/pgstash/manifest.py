@@ -31,7 +31,8 @@ _BASE_FORMAT = "backup_%Y%m%d_%H%M%S"
 
 _HMAC = re.compile(rb',\n"hmac": "([0-9a-f]{64})"\n}\n\Z')
 
-Section = Literal["pre-data", "data", "post-data"]
+# Two that pg_dump has no name for, and its own three.
+Section = Literal["header", "drops", "pre-data", "data", "post-data"]
 
 
 def base_name(started: datetime) -> str:
@@ -65,7 +66,8 @@ class Member:
     and ``raw`` its plain length, in bytes; in an encrypted archive the compressed stream is
     what decryption yields. ``sha256`` is the digest of the plain bytes, ``stored_sha256``
     of the compressed ones. ``section``, ``table`` (an index into the manifest's tables) and
-    ``rows`` are None where a member is cut by size and holds a bit of everything.
+    ``rows`` are None where a member is cut by size and holds a bit of everything. ``header``
+    is what sets the session up, ``drops`` what --clean adds and an empty database has no use for.
     """
 
     offset: int

@@ -35,6 +35,11 @@ SET statement_timeout = 0;
 SET client_encoding = 'UTF8';
 SET standard_conforming_strings = on;
 
+DROP TABLE IF EXISTS public.filler;
+--
+-- Name: filler; Type: TABLE; Schema: public; Owner: -
+--
+
 CREATE TABLE public.filler (
     id integer,
     content text

@@ -19,6 +19,7 @@ from pgstash.errors import DumpError, PipelineError
 from pgstash.manifest import Member
 from pgstash.pipeline import compression
 from pgstash.pipeline.compression import compress
+from pgstash.pipeline.opening import Border
 
 LEVELS = range(1, 10)
 SQL = b"".join(b"INSERT INTO t VALUES (%d, 'row %d of many');\n" % (i, i % 7) for i in range(9000))
@@ -226,3 +227,20 @@ def test_the_source_is_not_read_far_ahead() -> None:
     next(archive)
     time.sleep(0.05)
     assert read < 30
+
+
+def test_a_border_ends_a_member_and_names_the_next_ones() -> None:
+    members: list[Member] = []
+    chunks: list[bytes | Border] = [
+        Border("header"),
+        b"SET a = 1;",
+        Border("drops"),
+        *[b"DROP TABLE a;"] * 3,
+        Border(None),
+        b"the rest",
+    ]
+    archive = b"".join(compress(chunks, level=6, record=members.append, member_bytes=20))
+    plain = b"".join(chunk for chunk in chunks if isinstance(chunk, bytes))
+    check_members(archive, plain, members)
+    sections = [(member.section, member.raw) for member in members]
+    assert sections == [("header", 10), ("drops", 26), ("drops", 13), (None, 8)]

@@ -21,7 +21,8 @@ from isal import isal_zlib
 from zlib_ng import zlib_ng
 
 from pgstash.errors import PipelineError
-from pgstash.manifest import Member
+from pgstash.manifest import Member, Section
+from pgstash.pipeline.opening import Border
 
 MEMBER_BYTES = 16 * 1024 * 1024
 """Uncompressed size at which a member is closed, in bytes."""
@@ -85,6 +86,7 @@ class _MemberWriter:
         self._level = level
         self._member_bytes = member_bytes
         self._offset = 0
+        self._section: Section | None = None
         self._open()
 
     def _open(self) -> None:
@@ -93,7 +95,11 @@ class _MemberWriter:
         self._raw_digest = hashlib.sha256()
         self._stored_digest = hashlib.sha256()
 
-    def write(self, chunk: bytes) -> tuple[bytes, Member | None]:
+    def write(self, chunk: bytes | Border) -> tuple[bytes, Member | None]:
+        if isinstance(chunk, Border):
+            closed = self.close() if self._raw else (b"", None)
+            self._section = chunk.section
+            return closed
         if not chunk:  # it would begin a member that holds nothing, and is never ended
             return b"", None
         self._raw += len(chunk)
@@ -118,6 +124,7 @@ class _MemberWriter:
             raw=self._raw,
             sha256=self._raw_digest.hexdigest(),
             stored_sha256=self._stored_digest.hexdigest(),
+            section=self._section,
         )
         self._offset += self._stored
         self._open()
@@ -130,7 +137,7 @@ class _MemberWriter:
 
 
 def compress(
-    chunks: Iterable[bytes],
+    chunks: Iterable[bytes | Border],
     *,
     level: int,
     record: Callable[[Member], None],
@@ -138,12 +145,13 @@ def compress(
 ) -> Iterator[bytes]:
     """Yield the gzip members of a stream; ``record`` hears of each when it is complete.
 
+    A member is closed at ``member_bytes`` and at every border, whose section the next ones have.
     The compressor works in a thread of its own (it releases the GIL), so that the caller
     reads the next chunk and sends the last one meanwhile. Raises PipelineError when it fails.
     """
     # Queues without locks of Python's own: a signal's exception cannot leave one locked.
     room: queue.SimpleQueue[None] = queue.SimpleQueue()
-    todo: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+    todo: queue.SimpleQueue[bytes | Border | None] = queue.SimpleQueue()
     done: queue.SimpleQueue[tuple[bytes, Member | None] | Exception | None] = queue.SimpleQueue()
     worker = threading.Thread(
         target=_work, args=(_MemberWriter(level, member_bytes), room, todo, done), daemon=True
@@ -179,7 +187,7 @@ def compress(
 def _work(
     writer: _MemberWriter,
     room: queue.SimpleQueue[None],
-    todo: queue.SimpleQueue[bytes | None],
+    todo: queue.SimpleQueue[bytes | Border | None],
     done: queue.SimpleQueue[tuple[bytes, Member | None] | Exception | None],
 ) -> None:
     try:
