@@ -10,9 +10,10 @@ from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 
 from pgstash import backup, events, prune, retention
-from pgstash.errors import PgstashError
+from pgstash.errors import DatabaseUnreachableError, PgstashError
 from pgstash.monitoring import log, progress
 from pgstash.monitoring.scrub import Scrubber
+from pgstash.postgres import source, writer
 from pgstash.schedule import Cron, Interval, Schedule
 from pgstash.settings import Settings, environment
 from pgstash.storage.directory import DirectoryStorage
@@ -88,7 +89,26 @@ def _prune(
         ),
         sweep_after_days=settings.sweep_after_days,
     )
-    return prune.run(plan, storage, now=datetime.now(UTC), emit=emit, dry_run=dry_run)
+    return prune.run(
+        plan,
+        storage,
+        alone=lambda: _alone(settings, storage, emit),
+        now=datetime.now(UTC),
+        emit=emit,
+        dry_run=dry_run,
+    )
+
+
+@contextlib.contextmanager
+def _alone(settings: Settings, storage: Storage, emit: events.Emit) -> Iterator[None]:
+    """Hold the writer lock: no backup of the source runs meanwhile. Raises DatabaseError."""
+    if not settings.has_source:
+        raise DatabaseUnreachableError(
+            "no database is configured that could tell whether a backup runs"
+        )
+    server = source.look(settings.source_url)
+    with writer.hold(server, storage.url(settings.backup_prefix), emit):
+        yield
 
 
 def schedule(settings: Settings, anchor: datetime) -> Schedule:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from urllib.parse import quote
 
-from pgstash import __version__, events
+from pgstash import __version__, events, neighbours
 from pgstash import manifest as manifests
 from pgstash.errors import (
     EXIT_UNFORESEEN,
@@ -28,9 +28,10 @@ from pgstash.errors import (
 from pgstash.pipeline import compression, encryption
 from pgstash.pipeline.opening import Opening
 from pgstash.pipeline.tally import Tally, split_name
-from pgstash.postgres import source, tools
+from pgstash.postgres import source, tools, writer
 from pgstash.postgres.dump import dump
 from pgstash.postgres.source import Server
+from pgstash.postgres.writer import Writer
 from pgstash.storage.interface import Storage, Upload
 
 _ID_BYTES = 8
@@ -81,8 +82,9 @@ class Backup:
 def run(plan: Plan, storage: Storage, world: World) -> Backup:
     """Back one database up; return only when a complete archive is visible in the store.
 
-    Raises a PgstashError where anything at all went wrong, Interrupted on a signal; then
-    there is no archive of this backup.
+    Raises a PgstashError where anything at all went wrong, WriterBusyError among them where
+    another backup of this source to this place runs, and Interrupted on a signal; then there
+    is no archive of this backup.
     """
     began = time.monotonic()
     encrypted = plan.passphrase is not None
@@ -92,8 +94,12 @@ def run(plan: Plan, storage: Storage, world: World) -> Backup:
     world.emit(events.BackupAttempted(host, database))
     try:
         storage.check()
-        started, base = _unused_name(storage, plan.prefix, world)
-        return _back_up(plan, storage, world, started, base)
+        server = source.look(plan.source_url)
+        with writer.hold(server, storage.url(plan.prefix), world.emit) as lock:
+            name = _header(server.database.name)
+            neighbours.look(storage, plan.prefix, name, now=world.now(), emit=world.emit)
+            started, base = _unused_name(storage, plan.prefix, world)
+            return _back_up(plan, storage, world, server=server, lock=lock, started=started)
     except BaseException as error:
         foreseen = isinstance(error, PgstashError | Interrupted)
         world.emit(
@@ -122,15 +128,23 @@ def _unused_name(storage: Storage, prefix: str, world: World) -> tuple[datetime,
     raise ObjectExistsError(f"backups named {base} and before exist already under {prefix}")
 
 
-def _back_up(plan: Plan, storage: Storage, world: World, started: datetime, base: str) -> Backup:
+def _back_up(  # noqa: PLR0913 - what was found out so far
+    plan: Plan,
+    storage: Storage,
+    world: World,
+    *,
+    server: Server,
+    lock: Writer,
+    started: datetime,
+) -> Backup:
     began = time.monotonic()
+    base = manifests.base_name(started)
     encrypted = plan.passphrase is not None
     name = manifests.archive_name(base, encrypted=encrypted)
     key = f"{plan.prefix}/{name}"
     backup_id = world.random(_ID_BYTES).hex()
     world.emit(events.BackupStarted(name))
 
-    server = source.look(plan.source_url)
     client = tools.find(server.major, plan.environment.get("PATH", ""), plan.environment)
     cipher = _key(plan, world)
     tally, opening, stored = Tally(), Opening(), _Digest()
@@ -162,9 +176,11 @@ def _back_up(plan: Plan, storage: Storage, world: World, started: datetime, base
             )
             if cipher:
                 archive = encryption.encrypt(archive, cipher)
-            for chunk in _announce(stored.watch(archive), name, tally, stored, world.emit):
+            archive = _announce(stored.watch(archive), name, tally, stored, world.emit)
+            for chunk in lock.watch(archive):
                 upload.write(chunk)
             upload.flush()
+            lock.check()
 
             manifest = manifests.Manifest(
                 format=manifests.FORMAT,
@@ -188,6 +204,7 @@ def _back_up(plan: Plan, storage: Storage, world: World, started: datetime, base
                 f"{plan.prefix}/{manifests.manifest_name(base, backup_id, encrypted=encrypted)}"
             )
             storage.put(manifest_key, _sealed(manifest, plan, world), {"id": backup_id})
+            lock.check()
             with world.uninterrupted():
                 upload.commit()
     except (PgstashError, Interrupted) as error:
@@ -199,6 +216,7 @@ def _back_up(plan: Plan, storage: Storage, world: World, started: datetime, base
         if isinstance(error, PgstashError):
             world.emit(events.Warned(f"{name} is complete, and then: {error}"))
     with world.uninterrupted():
+        lock.release()
         world.emit(events.UploadFinished(name, time.monotonic() - began, stored.bytes))
         world.emit(
             events.BackupSucceeded(

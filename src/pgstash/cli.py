@@ -97,21 +97,25 @@ def prune(
 ) -> None:
     """Delete the backups that the retention no longer keeps, and say why.
 
-    The newest backup is never deleted, and nothing that is not a backup of pgstash.
+    The newest backup is never deleted, and nothing that is not a backup of pgstash. What failed
+    backups left behind is swept too, if the source database can tell that no backup runs: all
+    else needs no database.
     """
 
     def remove(values: Settings, _emit: Emit, _interruption: Interruption) -> None:
         app.remove_old_backups(values, log.explain, dry_run=dry_run)
 
-    _run(remove)
+    _run(remove, source_needed=False)
 
 
-def _run(work: Callable[[Settings, Emit, Interruption], None]) -> NoReturn:
+def _run(
+    work: Callable[[Settings, Emit, Interruption], None], *, source_needed: bool = True
+) -> NoReturn:
     """Do the work of a command with settings, log and signals; leave with its exit status."""
     interruption = Interruption()
     try:
         with interruption.installed():
-            status = _status_of(work, interruption)
+            status = _status_of(work, interruption, source_needed=source_needed)
     except Interrupted as interrupted:
         log.finish()
         end_by(interrupted.signum)
@@ -120,11 +124,14 @@ def _run(work: Callable[[Settings, Emit, Interruption], None]) -> NoReturn:
 
 
 def _status_of(
-    work: Callable[[Settings, Emit, Interruption], None], interruption: Interruption
+    work: Callable[[Settings, Emit, Interruption], None],
+    interruption: Interruption,
+    *,
+    source_needed: bool,
 ) -> int:
     log.start(Scrubber(), layout="text", debug=False)
     try:
-        values = settings.load()
+        values = settings.load(source_needed=source_needed)
         log.start(Scrubber(values.secrets()), layout=values.log_format, debug=values.debug)
         for warning in values.warnings():
             log.LOGGER.warning("%s", warning)

@@ -9,7 +9,9 @@
     │   ├── DatabaseLoginError        11   the server answers, and refuses the login
     │   ├── ClientToolsError          12   no pg_dump that fits the server
     │   ├── DumpError                 13   pg_dump failed, stalled or ended early
-    │   └── LockTimeoutError          14   a table stayed locked for too long
+    │   ├── LockTimeoutError          14   a table stayed locked for too long
+    │   ├── WriterBusyError           15   another backup of this source to this place runs
+    │   └── WriterLostError           16   nobody can tell that no other one began meanwhile
     ├── StorageError
     │   ├── StorageUnreachableError   20   the store does not answer, or answers 5xx
     │   ├── StorageRefusedError       21   the store answers, and refuses
@@ -105,6 +107,29 @@ class LockTimeoutError(DatabaseError):
     default_hint = (
         "Something holds or waits for an exclusive lock (ALTER TABLE, VACUUM FULL, a forgotten "
         "transaction): look for it in pg_locks, or raise LOCK_TIMEOUT."
+    )
+
+
+class WriterBusyError(DatabaseError):
+    """Another backup of the same source to the same place runs, and was not waited for."""
+
+    exit_code = 15
+    retryable = True
+    default_hint = (
+        "Another backup of the same source to the same BACKUP_PREFIX runs, or pgstash prune sweeps "
+        "there: let it finish. If two services are set up alike, stop one of them. If nothing runs "
+        "any more, end that session with pg_terminate_backend."
+    )
+
+
+class WriterLostError(DatabaseError):
+    """The writer lock was lost on the way, so that another backup may have begun."""
+
+    exit_code = 16
+    retryable = True
+    default_hint = (
+        "Its session must live as long as the backup: was the server restarted, the session "
+        "ended, or does a pooler or firewall in between cut idle connections?"
     )
 
 

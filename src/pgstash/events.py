@@ -201,6 +201,13 @@ class LeftoverSwept(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class SweepLeftOut(Event):
+    """Pruning does not look for leftovers: it cannot be sure that no backup runs."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class PruneFinished(Event):
     """Pruning has come to its end, or to what ended it; counts of backups and of leftovers."""
 

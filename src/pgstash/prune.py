@@ -1,15 +1,16 @@
 """Pruning: delete what the retention policy no longer keeps, and sweep what was left behind.
 
 An archive goes first, then what belongs to it, so that whatever is visible stays complete.
-What was left behind is told by its age alone: a manifest is an orphan when a day has passed
-since it was stored, because the backup that stored it makes its archive visible, or fails, in
-the next moment; an upload is abandoned when it began longer ago than any backup takes.
+What was left behind is looked for while no backup runs that the writer lock knows of. The others,
+of another source or standby, are told by age: a manifest is an orphan when a day has passed since
+it was stored, because the backup that stored it makes its archive visible, or fails, in the next
+moment; an upload is abandoned when it began longer ago than any backup takes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
@@ -17,7 +18,12 @@ from itertools import islice
 
 from pgstash import catalog, events, retention
 from pgstash.catalog import Backup, Catalog, Companion
-from pgstash.errors import ObjectNotFoundError, StorageError, StorageUnreachableError
+from pgstash.errors import (
+    DatabaseError,
+    ObjectNotFoundError,
+    StorageError,
+    StorageUnreachableError,
+)
 from pgstash.retention import Decision
 from pgstash.storage.interface import PendingUpload, Storage
 
@@ -26,7 +32,6 @@ ORPHAN_AGE = timedelta(days=1)
 # Deleted with one request. Where that fails, one by one; where all of them fail, no more are
 # tried: a key that may not delete would otherwise be refused a thousand times.
 _BATCH = 100
-_DAY = timedelta(days=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,25 +52,44 @@ class Pruned:
     swept: Sequence[str]
 
 
-def run(
-    plan: Plan, storage: Storage, *, now: datetime, emit: events.Emit, dry_run: bool = False
+Alone = Callable[[], AbstractContextManager[object]]
+"""A block in which no backup runs; raises DatabaseError, with the reason, where nobody can tell."""
+
+
+def run(  # noqa: PLR0913 - two of them say how the rest is done
+    plan: Plan,
+    storage: Storage,
+    *,
+    alone: Alone,
+    now: datetime,
+    emit: events.Emit,
+    dry_run: bool = False,
 ) -> Pruned:
     """Apply the policy to every backup under the prefix; delete nothing in a dry run.
 
+    Leftovers are swept within ``alone``; where that fails they are left, and it is told.
     What cannot be deleted is told, and the rest goes on, unless the store is not reached or
     refuses everything. Then, or at the end, the first StorageError is raised.
     """
-    return _Run(plan, storage, now, emit, dry_run=dry_run).run()
+    return _Run(plan, storage, alone, now, emit, dry_run=dry_run).run()
 
 
 class _Run:
     """One run, and what went wrong in it so far."""
 
-    def __init__(
-        self, plan: Plan, storage: Storage, now: datetime, emit: events.Emit, *, dry_run: bool
+    def __init__(  # noqa: PLR0913 - as run()
+        self,
+        plan: Plan,
+        storage: Storage,
+        alone: Alone,
+        now: datetime,
+        emit: events.Emit,
+        *,
+        dry_run: bool,
     ) -> None:
         self._plan = plan
         self._storage = storage
+        self._alone = alone
         self._now = now
         self._emit = emit
         self._dry_run = dry_run
@@ -90,8 +114,7 @@ class _Run:
                 for removal in self._remove(doomed):
                     removed.append(removal)
                     self._tell(removal)
-            swept.extend(self._sweep_orphans(stored))
-            swept.extend(self._sweep_uploads())
+            swept.extend(self._sweep(stored))
         finally:
             self._emit(
                 events.PruneFinished(
@@ -172,31 +195,48 @@ class _Run:
             return {key for key in keys if self._done(partial(self._storage.delete, [key]))}
         return set(keys)
 
-    def _sweep_orphans(self, stored: Catalog) -> Iterator[str]:
+    def _sweep(self, stored: Catalog) -> Iterator[str]:
+        """Delete what failed backups left.
+
+        It was listed before nobody else was at work: so whatever begins later is not in it.
+        """
+        companions = [each for each in stored.suspects if self._is_old(each)]
+        uploads = self._abandoned()
+        if not (companions or uploads):
+            return
+        try:
+            with self._alone():
+                yield from self._sweep_orphans(companions)
+                yield from self._sweep_uploads(uploads)
+        except DatabaseError as error:
+            self._emit(events.SweepLeftOut(error.message))
+
+    def _sweep_orphans(self, companions: Sequence[Companion]) -> Iterator[str]:
         """Delete the companions that a backup stored which then failed, a day ago or longer."""
-        for companion in stored.suspects:
+        for companion in companions:
             orphan = False
-            if self._is_old(companion):
-                with self._going_on():
-                    orphan = catalog.is_orphan(self._storage, companion)
+            with self._going_on():
+                orphan = catalog.is_orphan(self._storage, companion)
             sweep = partial(self._storage.delete, [companion.key])
             if orphan and (self._dry_run or self._done(sweep)):
                 yield self._swept(companion.key, "no backup belongs to it")
 
-    def _sweep_uploads(self) -> Iterator[str]:
-        """Abort the uploads that nobody will commit any more.
+    def _abandoned(self) -> list[PendingUpload]:
+        """Return the uploads that nobody will commit any more.
 
-        Only their age tells: one that is younger may be a backup that runs right now.
+        One that is younger may be a backup of another source that runs right now.
         """
         uploads: list[PendingUpload] = []
         with self._going_on():
             uploads = list(catalog.pending(self._storage, self._plan.prefix))
+        longest = timedelta(days=self._plan.sweep_after_days)
+        return [upload for upload in uploads if self._now - upload.started >= longest]
+
+    def _sweep_uploads(self, uploads: Sequence[PendingUpload]) -> Iterator[str]:
         for upload in uploads:
-            days = (self._now - upload.started) / _DAY
-            if days < self._plan.sweep_after_days:
-                continue
             if self._dry_run or self._done(partial(self._storage.abort, upload)):
-                yield self._swept(upload.key, f"an upload that began {int(days)} days ago")
+                days = (self._now - upload.started).days
+                yield self._swept(upload.key, f"an upload that began {days} days ago")
 
     def _done(self, action: Callable[[], None]) -> bool:
         """Do one thing, and tell whether it went well; see :meth:`_going_on`."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -61,10 +61,11 @@ def run(
     now: datetime = NOW,
     heard: list[events.Event] | None = None,
     dry_run: bool = False,
+    alone: prune.Alone = nullcontext,
 ) -> prune.Pruned:
     plan = prune.Plan("db", retention.Policy(days=days, last=last), sweep_after_days=7)
     emit = events.ignore if heard is None else heard.append
-    return prune.run(plan, storage, now=now, emit=emit, dry_run=dry_run)
+    return prune.run(plan, storage, alone=alone, now=now, emit=emit, dry_run=dry_run)
 
 
 def test_an_old_backup_goes_with_its_manifest(storage: Storage) -> None:

@@ -375,6 +375,7 @@ _WRITERS: dict[type[events.Event], Callable[..., None]] = {
     events.BackupKept: _backup_kept,
     events.BackupRemoved: _backup_removed,
     events.LeftoverSwept: _swept,
+    events.SweepLeftOut: lambda event: LOGGER.info("Leftovers are not swept: %s", event.reason),
     events.PruneFinished: _prune_finished,
     events.PruneFailed: _prune_failed,
 }

@@ -86,6 +86,12 @@ _CAUSES = (
         "A pooler stands in between: let the backup connect to the server itself.",
     ),
     _cause(
+        r"too many (connections|clients)|remaining connection slots",
+        DumpError,
+        "A backup has up to three sessions at a time: look at the limits of the role (CONNECTION "
+        "LIMIT), the database and the server.",
+    ),
+    _cause(
         r"server closed the connection|terminating connection|connection to server|"
         r"could not receive data|SSL (error|connection has been)|no connection to the server",
         DumpError,

@@ -157,6 +157,12 @@ class Connection:
         # Not psycopg's make_conninfo(), which refuses values that are not UTF-8.
         return " ".join(f"{key}={_quoted(value)}" for key, value in self.parameters.items())
 
+    def conninfo_with_secrets(self, **different: str) -> bytes:
+        """Return the connection string with everything, for libpq itself; what differs wins."""
+        parameters = {**self.parameters, **self.secrets, **different}
+        pairs = " ".join(f"{key}={_quoted(value)}" for key, value in parameters.items())
+        return pairs.encode("utf-8", "surrogateescape")
+
 
 def _quoted(value: str) -> str:
     return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"

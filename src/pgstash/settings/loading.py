@@ -20,9 +20,15 @@ _LONGEST_SECRET_FILE = 64 * 1024
 _LOCATING = ("PGHOST", "PGHOSTADDR", "PGSERVICE", "PGDATABASE")
 
 
-def load(environ: MutableMapping[str, str] = os.environ, dotenv: Path = Path(".env")) -> Settings:
+def load(
+    environ: MutableMapping[str, str] = os.environ,
+    dotenv: Path = Path(".env"),
+    *,
+    source_needed: bool = True,
+) -> Settings:
     """Read the settings from the environment and a ``.env`` file.
 
+    Only some commands do without a source database; one that is given must be right for all.
     libpq's own variables of the ``.env`` file are put into ``environ``, where libpq looks for
     them. Raises ConfigurationError that lists every problem, and no value of a secret.
     """
@@ -38,7 +44,7 @@ def load(environ: MutableMapping[str, str] = os.environ, dotenv: Path = Path(".e
         if variable.startswith("PG") and variable != "PGPASSWORD_FILE":
             environ[variable] = value
     located = any(name in values for name in ("DATABASE_URL", *_LOCATING))
-    if not located and "DATABASE_URL" not in unreadable:
+    if source_needed and not located and "DATABASE_URL" not in unreadable:
         problems.append(
             f"DATABASE_URL is missing: {variable_of('database_url').expected} (or set PGHOST, "
             "PGPORT, PGUSER, PGPASSWORD and PGDATABASE instead)"
@@ -62,6 +68,7 @@ def load(environ: MutableMapping[str, str] = os.environ, dotenv: Path = Path(".e
     if problems:
         raise ConfigurationError(problems)
     settings._misspelt = misspelt(values)  # noqa: SLF001 - only loading knows all names
+    settings._has_source = located  # noqa: SLF001 - and what libpq reads itself
     return settings
 
 

@@ -226,7 +226,8 @@ class Settings(BaseModel):
         "Retention",
         "a whole number of days, 1 or more",
         "Days after which an upload that was never finished is taken for abandoned and removed. "
-        "Must be longer than a backup takes: a running one would lose what it has sent.",
+        "Must be longer than a backup from a standby, or of another source, takes under the same "
+        "prefix: a running one would lose what it has sent.",
         default=7,
         ge=1,
     )
@@ -279,6 +280,7 @@ class Settings(BaseModel):
     debug: bool = _setting("Log", "true or false", "Log details.", default=False)
 
     _misspelt: list[str] = PrivateAttr(default_factory=list)
+    _has_source: bool = PrivateAttr(default=False)
 
     @field_validator("s3_endpoint", "s3_bucket", "s3_access_key_id", "s3_secret_access_key")
     @classmethod
@@ -311,6 +313,11 @@ class Settings(BaseModel):
         if info.data.get("backup_schedule", "wrong") is not None:
             schedule.check_zone(name)
         return name
+
+    @property
+    def has_source(self) -> bool:
+        """Whether a source database is configured, by ``DATABASE_URL`` or libpq's variables."""
+        return self._has_source
 
     @property
     def source_url(self) -> str:
