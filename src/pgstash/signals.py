@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from types import FrameType
@@ -21,6 +22,10 @@ _ECHO_SECONDS = 2.0
 COMMIT_SECONDS = 1.5
 """How long a commit that has begun may go on after a signal."""
 
+# Python runs a handler wherever it happens to be. In a finalizer or the callback of a weak
+# reference an exception goes nowhere: "Exception ignored in". So it is looked after.
+_SECONDS_BETWEEN_LOOKS = 0.25
+
 
 class Interruption:
     """Turns the first signal into Interrupted; a later one ends the process at once."""
@@ -28,6 +33,7 @@ class Interruption:
     def __init__(self) -> None:
         """Install nothing yet."""
         self._deferred = False
+        self._deadline = 0.0
         self._pending: int | None = None
         self._heard = 0.0
 
@@ -42,9 +48,11 @@ class Interruption:
             for signum in _SIGNALS
             if signal.getsignal(signum) != signal.SIG_IGN
         }
+        before[signal.SIGALRM] = signal.signal(signal.SIGALRM, self._look)
         try:
             yield
         finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
             for signum, handler in before.items():
                 signal.signal(signum, handler)
 
@@ -55,14 +63,12 @@ class Interruption:
         A commit that is cut off half-way cannot say whether the backup exists. After the
         block :meth:`hear` raises what was put off.
         """
+        self._deadline = time.monotonic() + COMMIT_SECONDS
         self._deferred = True
-        before = signal.signal(signal.SIGALRM, self._out_of_time)
         try:
             yield
         finally:
             self._deferred = False
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            signal.signal(signal.SIGALRM, before)
 
     def hear(self) -> None:
         """Raise Interrupted if a signal came, and whatever it met was finished all the same."""
@@ -76,13 +82,27 @@ class Interruption:
                 end_by(signum)
             return
         self._pending, self._heard = signum, now
-        if self._deferred:
-            signal.setitimer(signal.ITIMER_REAL, COMMIT_SECONDS)
-            return
-        raise Interrupted(signum)
+        first = COMMIT_SECONDS if self._deferred else _SECONDS_BETWEEN_LOOKS
+        self._deadline = now + COMMIT_SECONDS
+        signal.setitimer(signal.ITIMER_REAL, first, _SECONDS_BETWEEN_LOOKS)
+        if not self._deferred:
+            raise Interrupted(signum)
 
-    def _out_of_time(self, _signum: int, _frame: FrameType | None) -> None:
-        self.hear()
+    def _look(self, _signum: int, _frame: FrameType | None) -> None:
+        """Raise again what a finalizer swallowed, or what was put off for long enough."""
+        if self._deferred and time.monotonic() < self._deadline:
+            return
+        if not _is_handled(sys.exception()):
+            self.hear()
+
+
+def _is_handled(error: BaseException | None) -> bool:
+    """Tell whether an Interrupted is on its way, and somebody is cleaning up for it."""
+    while error is not None:
+        if isinstance(error, Interrupted):
+            return True
+        error = error.__context__
+    return False
 
 
 def end_by(signum: int) -> NoReturn:

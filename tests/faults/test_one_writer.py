@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -89,7 +90,7 @@ def test_of_two_at_once_one_makes_an_archive_and_the_other_says_why_not(scene: S
 def test_one_that_was_killed_does_not_block_the_next(scene: Scene) -> None:
     scene.fake(hangs())
     with scene.started() as process:
-        wait_until(scene.processes, "pg_dump runs")
+        wait_until(scene.fake_groups, "pg_dump runs")
         scene.fake(FakePgDump())
         assert scene.once().returncode == 15
         os.kill(process.pid, signal.SIGKILL)
@@ -112,6 +113,8 @@ def test_another_source_is_not_kept_out_but_seen(scene: Scene, make_database: Ma
     scene.fake(FakePgDump(silence=4.0))
     with scene.started() as first:
         wait_until(scene.place.unfinished, "the upload has begun")
+        wait_until(scene.fake_groups, "pg_dump knows how it is to behave")
+        time.sleep(1)  # the lock does not tell their names apart, the second does
         scene.fake(FakePgDump(silence=1.1))
         during = scene.once(DATABASE_URL=other.uri)
         ended = finished(first)
@@ -303,13 +306,13 @@ def test_both_ends_probe_the_connection(database: Database) -> None:
                 "SELECT client_port FROM pg_stat_activity WHERE pid = %s", sessions(database)
             ).fetchone()
         assert row
-        probed = [
-            seconds
-            for ports, timer, seconds in tcp_timers()
-            if ports == {database.cluster.port, row[0]} and timer == "02"
-        ]
-    assert len(probed) == 2
-    assert max(probed) <= 31
+        ports = {database.cluster.port, row[0]}
+
+        def probed() -> list[float]:
+            return [left for those, timer, left in tcp_timers() if (those, timer) == (ports, "02")]
+
+        wait_until(lambda: len(probed()) == 2, "nothing else is on its way")
+        assert max(probed()) <= 31
 
 
 def tcp_timers() -> list[tuple[set[int], str, float]]:

@@ -196,3 +196,45 @@ def test_the_caller_sees_the_signal_that_ended_us(signum: int) -> None:
         "    end_by(interrupted.signum)\n"
     )
     assert (done.returncode, done.stderr) == (-signum, "")
+
+
+def test_a_signal_that_a_finalizer_swallows_is_heard_all_the_same() -> None:
+    """Python ignores exceptions there: a dump would go on, and the signal be forgotten."""
+    done = run(
+        "import weakref\n"
+        "class Thing: pass\n"
+        "try:\n"
+        "    with Interruption().installed():\n"
+        "        thing = Thing()\n"
+        f"        weakref.finalize(thing, send, {int(signal.SIGTERM)})\n"
+        "        del thing\n"
+        "        print('went on', flush=True)\n"
+        "        time.sleep(20)\n"
+        "except Interrupted as interrupted:\n"
+        "    print('heard', interrupted.signum, flush=True)\n"
+    )
+    assert "Interrupted" in done.stderr, "where it was swallowed"
+    assert done.stdout == f"went on\nheard {int(signal.SIGTERM)}\n"
+
+
+def test_what_cleans_up_is_not_interrupted_again() -> None:
+    done = run(
+        "import contextlib\n"
+        "@contextlib.contextmanager\n"
+        "def upload():\n"
+        "    try:\n"
+        "        yield\n"
+        "    finally:\n"
+        "        try:\n"
+        "            raise ValueError('on the way out')\n"
+        "        except ValueError:\n"
+        "            time.sleep(1)\n"
+        "        print('cleaned up', flush=True)\n"
+        "try:\n"
+        "    with Interruption().installed(), upload():\n"
+        f"        send({int(signal.SIGTERM)})\n"
+        "except Interrupted as interrupted:\n"
+        "    time.sleep(0.5)\n"
+        "    end_by(interrupted.signum)\n"
+    )
+    assert (done.returncode, done.stdout) == (-signal.SIGTERM, "cleaned up\n"), done.stderr

@@ -27,6 +27,10 @@ _SECONDS_TO_ANSWER = 60.0
 _SECONDS_TO_RELEASE = 1.0
 _SECONDS_BETWEEN_CHECKS = 30.0
 
+# A server takes a moment to notice that a process was killed.
+_SECONDS_FOR_THE_DEAD = 2.0
+_SECONDS_BETWEEN_TRIES = 0.2
+
 # What the client sends and nobody acknowledges counts as lost as soon as an idle line does; the
 # older pg_dumps do not know this parameter, so it is of this session alone.
 _TCP_USER_TIMEOUT = {"tcp_user_timeout": "60000"}  # milliseconds
@@ -64,9 +68,9 @@ _HOLDER = """
 def hold(server: Server, destination: str, emit: Emit) -> Iterator[Writer]:
     """Hold the lock for backups of this database to this destination.
 
-    ``destination`` is the URL of the prefix. Never waits for the lock: raises WriterBusyError
-    where somebody has it, with what the server tells of them. Raises another DatabaseError
-    where the server does not let a session in or does not answer.
+    ``destination`` is the URL of the prefix. Raises WriterBusyError where somebody has it and
+    does not vanish in a moment, with what the server tells of them. Raises another
+    DatabaseError where the server does not let a session in or does not answer.
     """
     parameters = server.connection.parameters
     different = {} if "tcp_user_timeout" in parameters else dict(_TCP_USER_TIMEOUT)
@@ -109,9 +113,13 @@ class Writer:
         begin = "BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY"
         prepare = [f"SET LOCAL {name} = {value}" for name, value in settings.items()]
         take = f"SELECT pg_catalog.pg_try_advisory_xact_lock({self._key}), {_ON_STANDBY}"
-        statements = "; ".join([begin, *prepare, take])
+        give_up = time.monotonic() + _SECONDS_FOR_THE_DEAD
         try:
-            [[taken, standby]] = self._session.ask(statements, _SECONDS_TO_ANSWER)
+            self._session.ask("; ".join([begin, *prepare]), _SECONDS_TO_ANSWER)
+            [[taken, standby]] = self._session.ask(take, _SECONDS_TO_ANSWER)
+            while taken != b"t" and time.monotonic() < give_up:
+                time.sleep(_SECONDS_BETWEEN_TRIES)
+                [[taken, standby]] = self._session.ask(take, _SECONDS_TO_ANSWER)
             holder = "" if taken == b"t" else self._holder()
         except psycopg.Error as error:
             raise DatabaseLoginError(
