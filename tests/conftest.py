@@ -30,7 +30,7 @@ SETTINGS = (
     "DATABASE_",
     "DEBUG",
     "DUMP_",
-    "HEALTHCHECK_",
+    "HEALTH",
     "LOCK_",
     "LOG_",
     "PG",

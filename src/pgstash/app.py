@@ -1,4 +1,8 @@
-"""The composition root: settings in, wired objects out."""
+"""The composition root: settings in, wired objects out.
+
+What not every command needs is imported where it is used: `pgstash healthcheck` runs every few
+minutes, and must not load what only a backup has a use for.
+"""
 
 from __future__ import annotations
 
@@ -8,16 +12,22 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
-from pgstash import backup, events, prune, retention
+from pgstash import events
 from pgstash.errors import DatabaseUnreachableError, PgstashError
-from pgstash.monitoring import log, progress
+from pgstash.monitoring import log
 from pgstash.monitoring.scrub import Scrubber
-from pgstash.postgres import source, writer
 from pgstash.schedule import Cron, Interval, Schedule
 from pgstash.settings import Settings, environment
-from pgstash.storage.directory import DirectoryStorage
 from pgstash.storage.interface import Storage
+
+if TYPE_CHECKING:
+    from pgstash import backup, prune
+
+CONNECT_SECONDS = 10.0
+READ_SECONDS = 60.0
+PROMPT_SECONDS = 5.0
 
 
 def back_up(
@@ -31,6 +41,8 @@ def back_up(
     Pruning that fails is a warning: the backup is complete by then. ``hear`` is called
     between the two, to raise Interrupted if a signal was put off by ``uninterrupted``.
     """
+    from pgstash import backup  # noqa: PLC0415
+
     plan = backup.Plan(
         source_url=settings.source_url,
         prefix=settings.backup_prefix,
@@ -46,7 +58,7 @@ def back_up(
         emit=emit,
         uninterrupted=uninterrupted,
     )
-    storage = _storage(settings, emit)
+    storage = open_storage(settings, emit)
     made = backup.run(plan, storage, world)
     hear()
     _prune_after_backup(settings, storage, emit)
@@ -58,7 +70,7 @@ def remove_old_backups(
 ) -> prune.Pruned:
     """Prune as the settings say. Raises what :func:`prune.run` raises, and tells it."""
     try:
-        return _prune(settings, _storage(settings, emit), emit, dry_run=dry_run)
+        return _prune(settings, open_storage(settings, emit), emit, dry_run=dry_run)
     except PgstashError as error:
         emit(events.PruneFailed(error.message, error.hint))
         raise
@@ -77,6 +89,8 @@ def _prune_after_backup(settings: Settings, storage: Storage, emit: events.Emit)
 def _prune(
     settings: Settings, storage: Storage, emit: events.Emit, *, dry_run: bool
 ) -> prune.Pruned:
+    from pgstash import prune, retention  # noqa: PLC0415
+
     plan = prune.Plan(
         prefix=settings.backup_prefix,
         policy=retention.Policy(
@@ -106,6 +120,9 @@ def _alone(settings: Settings, storage: Storage, emit: events.Emit) -> Iterator[
         raise DatabaseUnreachableError(
             "no database is configured that could tell whether a backup runs"
         )
+    # Imported here, as elsewhere in this module: a healthcheck has no use for it.
+    from pgstash.postgres import source, writer  # noqa: PLC0415
+
     server = source.look(settings.source_url)
     with writer.hold(server, storage.url(settings.backup_prefix), emit):
         yield
@@ -124,6 +141,8 @@ def listening(settings: Settings) -> Iterator[events.Emit]:
 
     At the end of the block it waits until everything is delivered, though not for long.
     """
+    from pgstash.monitoring import progress  # noqa: PLC0415
+
     with contextlib.ExitStack() as stack:
         listeners = [log.listen, stack.enter_context(progress.listen())]
         listeners += stack.enter_context(_messengers(settings))
@@ -169,8 +188,14 @@ def _messengers(settings: Settings) -> Iterator[list[events.Emit]]:
         yield listeners
 
 
-def _storage(settings: Settings, emit: events.Emit) -> Storage:
+def open_storage(settings: Settings, emit: events.Emit, *, prompt: bool = False) -> Storage:
+    """Return the store that the settings name; nothing is sent to it yet.
+
+    A ``prompt`` one tries everything once, and waits for seconds only.
+    """
     if settings.storage_folder:
+        from pgstash.storage.directory import DirectoryStorage  # noqa: PLC0415
+
         return DirectoryStorage(settings.storage_folder)
     # Imported here: botocore takes its time, and a directory has no use for it.
     from pgstash.storage.s3 import S3Storage  # noqa: PLC0415
@@ -185,9 +210,11 @@ def _storage(settings: Settings, emit: events.Emit) -> Storage:
         region=settings.s3_region,
         access_key_id=access_key.get_secret_value(),
         secret_access_key=secret.get_secret_value(),
-        retry_attempts=settings.retry_attempts,
+        retry_attempts=0 if prompt else settings.retry_attempts,
         retry_delay=settings.retry_delay,
         max_parts=settings.s3_max_parts,
-        part_size=settings.s3_part_size * 1024 * 1024 if settings.s3_part_size else None,
+        part_size=settings.part_size,
+        connect_timeout=PROMPT_SECONDS if prompt else CONNECT_SECONDS,
+        read_timeout=PROMPT_SECONDS if prompt else READ_SECONDS,
         emit=emit,
     )

@@ -82,6 +82,25 @@ def read(storage: Storage, prefix: str) -> Catalog:
     return Catalog(sorted(backups, key=lambda backup: (backup.started, backup.name)), suspects)
 
 
+def newest(storage: Storage, prefix: str, *, since: datetime, until: datetime) -> Backup | None:
+    """Return the newest backup that began within these times, without its companions.
+
+    Only what is newer than ``since`` is listed, however many backups there are. An empty archive
+    is none. Raises StorageError.
+    """
+    found: Backup | None = None
+    after = f"{prefix}/{manifests.base_name(since)}"
+    for stored in storage.list(f"{prefix}/backup_", start_after=after):
+        name = stored.key.removeprefix(f"{prefix}/")
+        archive = manifests.ARCHIVE_NAME.fullmatch(name)
+        started = manifests.started_of(archive[1]) if archive else None
+        if started and started > until:
+            break
+        if started and stored.size:
+            found = Backup(name, stored.key, started, stored.size, ())
+    return found
+
+
 def own_companions(storage: Storage, backup: Backup) -> list[Companion]:
     """Return the companions that hold the id of the archive's metadata. Raises StorageError.
 

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from collections.abc import Callable
+from dataclasses import asdict, replace
 from typing import Annotated, NoReturn
 
 import typer
 
-from pgstash import __version__, app, service, settings
-from pgstash.errors import EXIT_UNFORESEEN, ConfigurationError, Interrupted, PgstashError
+from pgstash import __version__, app, service, settings, watch
+from pgstash.check import table
+from pgstash.errors import (
+    EXIT_UNFORESEEN,
+    CheckFailedError,
+    ConfigurationError,
+    Interrupted,
+    PgstashError,
+)
 from pgstash.events import Emit
 from pgstash.monitoring import log
 from pgstash.monitoring.scrub import Scrubber
@@ -77,13 +87,14 @@ def backup() -> None:
 
     def work(values: Settings, emit: Emit, interruption: Interruption) -> None:
         clock = service.SystemClock()
-        service.run(
-            lambda: app.back_up(values, emit, interruption.deferred, interruption.hear),
-            app.schedule(values, clock.now()),
-            clock,
-            emit,
-            interruption.hear,
-        )
+        with watch.health_port(values, emit) as tell:
+            service.run(
+                lambda: app.back_up(values, tell, interruption.deferred, interruption.hear),
+                app.schedule(values, clock.now()),
+                clock,
+                tell,
+                interruption.hear,
+            )
 
     _run(work)
 
@@ -108,14 +119,76 @@ def prune(
     _run(remove, source_needed=False)
 
 
+@_cli.command()
+def check(
+    part: Annotated[
+        watch.Part | None,
+        typer.Argument(help="Look at this alone; a test notification goes to the webhook."),
+    ] = None,
+    *,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Look whether a backup can be made, and say of everything that fails what to do.
+
+    Looks at the configuration, the login, the client tools, what the role may read, what
+    stands in between, and tries the store with objects that it removes again. Exit status 0
+    means that nothing failed, 40 that something did; a warning is no failure.
+    """
+
+    def look(values: Settings, emit: Emit, _interruption: Interruption) -> None:
+        scrub = Scrubber(values.secrets()).scrub
+        found = []
+        for finding in watch.check(values, part, emit):
+            clean = replace(finding, found=scrub(finding.found), remedy=scrub(finding.remedy))
+            found.append(clean)
+            if not as_json:
+                typer.echo("\n".join(table.lines(clean, colour=sys.stdout.isatty())))
+        failed = sum(finding.state == "failure" for finding in found)
+        if as_json:
+            findings = [asdict(finding) for finding in found]
+            typer.echo(json.dumps({"failed": failed, "findings": findings}))
+        if failed:
+            raise CheckFailedError(f"{failed} of {len(found)} checks failed")
+
+    _run(look, only_looks=True)
+
+
+@_cli.command()
+def healthcheck() -> None:
+    """Say in one line whether all is well, for the HEALTHCHECK of a container.
+
+    Looks at the configuration, the database, the store, and whether the newest backup is as
+    fresh as BACKUP_INTERVAL or BACKUP_SCHEDULE promises. Exit status 0 means yes; 41 that
+    there is no fresh backup; what else is wrong has the status that it has in a backup.
+    """
+
+    def look(values: Settings, _emit: Emit, _interruption: Interruption) -> None:
+        scrub = Scrubber(values.secrets()).scrub
+        try:
+            typer.echo(scrub(f"healthy: {watch.healthcheck(values)}"))
+        except PgstashError as error:
+            typer.echo(scrub(f"unhealthy: {error.message}"))
+            raise
+
+    _run(look, only_looks=True)
+
+
 def _run(
-    work: Callable[[Settings, Emit, Interruption], None], *, source_needed: bool = True
+    work: Callable[[Settings, Emit, Interruption], None],
+    *,
+    source_needed: bool = True,
+    only_looks: bool = False,
 ) -> NoReturn:
-    """Do the work of a command with settings, log and signals; leave with its exit status."""
+    """Do the work of a command with settings, log and signals; leave with its exit status.
+
+    Of one that ``only_looks`` nobody else is told, and it tells itself what it found.
+    """
     interruption = Interruption()
     try:
         with interruption.installed():
-            status = _status_of(work, interruption, source_needed=source_needed)
+            status = _status_of(
+                work, interruption, source_needed=source_needed, only_looks=only_looks
+            )
     except Interrupted as interrupted:
         log.finish()
         end_by(interrupted.signum)
@@ -128,11 +201,15 @@ def _status_of(
     interruption: Interruption,
     *,
     source_needed: bool,
+    only_looks: bool,
 ) -> int:
     log.start(Scrubber(), layout="text", debug=False)
     try:
         values = settings.load(source_needed=source_needed)
         log.start(Scrubber(values.secrets()), layout=values.log_format, debug=values.debug)
+        if only_looks:
+            work(values, log.listen, interruption)
+            return 0
         for warning in values.warnings():
             log.LOGGER.warning("%s", warning)
         with app.listening(values) as emit:

@@ -18,9 +18,12 @@
     │   ├── UploadError               22   the archive could not be stored
     │   ├── ObjectExistsError         23   the name is taken; nothing is overwritten
     │   └── ObjectNotFoundError       24   no such object
-    └── PipelineError
-        ├── EncryptionError           30   encryption could not be set up
-        └── CorruptedError            31   stored bytes are damaged, or the key is wrong
+    ├── PipelineError
+    │   ├── EncryptionError           30   encryption could not be set up
+    │   └── CorruptedError            31   stored bytes are damaged, or the key is wrong
+    └── HealthError
+        ├── CheckFailedError          40   the preflight found something that does not work
+        └── StaleBackupError          41   the newest backup is older than the schedule allows
 
     Interrupted                    128+n   SIGINT or SIGTERM (not a failure of pgstash)
 
@@ -190,6 +193,25 @@ class CorruptedError(PipelineError):
 
     exit_code = 31
     default_hint = "Check BACKUP_ENCRYPTION_KEY; if it is right, the stored object is damaged."
+
+
+class HealthError(PgstashError):
+    """Somebody asked whether all is well, and it is not."""
+
+
+class CheckFailedError(HealthError):
+    """The preflight found something that does not work."""
+
+    exit_code = 40
+    default_hint = "Each line that FAILED says what to do."
+
+
+class StaleBackupError(HealthError):
+    """The newest backup is older than the schedule allows, or there is none."""
+
+    exit_code = 41
+    retryable = True
+    default_hint = "Is the service running, and does its log tell of failed backups?"
 
 
 class Interrupted(BaseException):

@@ -17,6 +17,9 @@ from cronsim import CronSim, CronSimError
 _FIELDS = 5
 _ANY_DAY = datetime(2024, 1, 1, tzinfo=UTC)
 
+_SHORTEST_GRACE = timedelta(minutes=15)
+_LONGEST_GRACE = timedelta(hours=12)
+
 
 class Schedule(Protocol):
     """Moments at which a run is due."""
@@ -72,6 +75,17 @@ class Cron:
         while (found := next(due).astimezone(UTC)) <= moment:
             pass
         return found
+
+
+def stale_at(schedule: Schedule, last: datetime) -> datetime:
+    """Return the moment from which a backup that began at ``last`` is too old, in UTC.
+
+    It is when the next run was due, and then a grace for that run to take its time: half of the
+    time until the one after it, 15 minutes at least and 12 hours at most.
+    """
+    due = schedule.after(last)
+    grace = (schedule.after(due) - due) / 2
+    return due + min(max(grace, _SHORTEST_GRACE), _LONGEST_GRACE)
 
 
 def check_zone(name: str) -> None:

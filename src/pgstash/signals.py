@@ -105,6 +105,20 @@ def _is_handled(error: BaseException | None) -> bool:
     return False
 
 
+@contextlib.contextmanager
+def kept_for_this_thread() -> Iterator[None]:
+    """Let threads that are started in the block leave the signals to this one.
+
+    The system may give a signal to any thread that takes it, and then the main thread goes on
+    waiting. Threads inherit what is blocked, those that they start in turn too.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def end_by(signum: int) -> NoReturn:
     """End the process by the signal, so that the caller sees what ended it.
 

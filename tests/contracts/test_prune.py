@@ -276,9 +276,13 @@ class Faulty(MemoryStorage):
         self.deleted: list[str] = []
         self.asked = 0
 
-    def list(self, prefix: str) -> Iterator[StoredObject]:
+    def list(self, prefix: str, *, start_after: str = "") -> Iterator[StoredObject]:
         ghosts = (StoredObject(key, 4, NOW) for key in self.ghosts)
-        found = (each for each in super().list(prefix) if each.key not in self.hidden)
+        found = (
+            each
+            for each in super().list(prefix, start_after=start_after)
+            if each.key not in self.hidden
+        )
         yield from sorted([*found, *ghosts], key=lambda each: each.key)
 
     def delete(self, keys: Iterable[str]) -> None:

@@ -55,6 +55,16 @@ def test_an_upload_reads_back_as_it_was_written(storage: Storage, size: int) -> 
     assert list(storage.pending("")) == []
 
 
+def test_a_listing_may_begin_after_a_key_that_need_not_exist(storage: Storage) -> None:
+    for key in ("a/1", "a/2", "a/20", "a/3", "b/1"):
+        storage.put(key, b"x", {"id": "1"})
+    assert [found.key for found in storage.list("a/", start_after="a/2")] == ["a/20", "a/3"]
+    assert [found.key for found in storage.list("a/", start_after="a/29")] == ["a/3"]
+    assert [found.key for found in storage.list("a/", start_after="a/3")] == []
+    assert [found.key for found in storage.list("b/", start_after="a/1")] == ["b/1"]
+    assert [found.key for found in storage.list("a/", start_after="")] == keys(storage, "a/")
+
+
 def test_pieces_of_any_length_are_written_in_order(storage: Storage) -> None:
     pieces = [NOISE[:1], b"", NOISE[1:1000], NOISE[1000 : PART + 7], NOISE[PART + 7 :]]
     with storage.upload("key", metadata={"id": "1"}, expected_size=len(NOISE)) as upload:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pgstash.schedule import Cron, Interval, Schedule, check_zone
+from pgstash.schedule import Cron, Interval, Schedule, check_zone, stale_at
 
 ANCHOR = datetime(2026, 1, 31, 2, 0, 0, 123456, tzinfo=UTC)
 BERLIN = "Europe/Berlin"
@@ -248,3 +248,25 @@ def test_time_zones(name: str) -> None:
 def test_a_zone_that_is_none(name: str) -> None:
     with pytest.raises(ValueError, match="time zone"):
         Cron("0 0 * * *", name)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "last", "stale"),
+    [
+        (Interval(60, ANCHOR), ANCHOR, timedelta(minutes=1 + 15)),
+        (Interval(3600, ANCHOR), ANCHOR, timedelta(minutes=60 + 30)),
+        (Interval(86_400, ANCHOR), ANCHOR, timedelta(hours=24 + 12)),
+        (Interval(7 * 86_400, ANCHOR), ANCHOR, timedelta(hours=7 * 24 + 12)),
+        (Cron("0 3 * * *"), datetime(2026, 1, 31, 3, tzinfo=UTC), timedelta(hours=24 + 12)),
+        # From Friday's last to Monday's first, and half of the hour until the second.
+        (
+            Cron("0 9-17 * * 1-5"),
+            datetime(2026, 1, 30, 17, tzinfo=UTC),
+            timedelta(days=2, hours=16, minutes=30),
+        ),
+    ],
+)
+def test_a_backup_is_stale_a_while_after_the_next_was_due(
+    schedule: Schedule, last: datetime, stale: timedelta
+) -> None:
+    assert stale_at(schedule, last) == last + stale

@@ -101,6 +101,7 @@ def test_defaults() -> None:
         "webhook_on_success": False,
         "webhook_on_failure": True,
         "healthcheck_ping_url": None,
+        "health_port": None,
         "log_format": "text",
         "debug": False,
     }
@@ -116,6 +117,7 @@ BOUNDS: list[tuple[str, list[str], list[str]]] = [
     ("RETRY_DELAY", ["0.1", "300", "2.5"], ["0.09", "300.1", "nan", "inf", "-inf", "5s"]),
     ("COMPRESSION_LEVEL", ["1", "9"], ["0", "10", "6.5"]),
     ("BACKUP_INTERVAL", ["60", "31536000"], ["59", "0", "1h"]),
+    ("HEALTH_PORT", ["1", "65535"], ["0", "65536", "-1", "http"]),
     ("BACKUP_RETENTION_DAYS", ["1", "36500", "9" * 20], ["0", "-7", "7d"]),
     ("RETENTION_KEEP_LAST", ["1", "100"], ["0", "-1", "all"]),
     ("RETENTION_KEEP_DAILY", ["1", "7"], ["0"]),

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 from pgstash import events
 from pgstash.monitoring import log
-from pgstash.monitoring.delivery import Courier, Request
+from pgstash.monitoring.delivery import ANSWER_SECONDS, Courier, Request
 from pgstash.monitoring.scrub import Scrubber
 
 SERVICE = "postgres-backup"
@@ -160,6 +160,25 @@ class Ping:
                 )
             case _:
                 pass
+
+
+def send_test(url: str, host: str, database: str, scrubber: Scrubber) -> str:
+    """Post a test notification and wait for the answer; return what went wrong, or nothing."""
+    problems: list[str] = []
+    payload = {
+        "timestamp": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "status": "success",
+        "message": "This is a test of pgstash: no backup was made",
+        "service": SERVICE,
+        "database": {"host": host, "name": database},
+        "extra": {"test": True, "exit_code": 0, "warnings": []},
+    }
+    body = json.dumps(_scrubbed(payload, scrubber)).encode()
+    courier = Courier("The webhook", problems.append)
+    courier.send(Request("POST", url, lambda: body, {"Content-Type": "application/json"}, tries=1))
+    courier.finish()
+    courier.wait(2 * ANSWER_SECONDS)
+    return "; ".join(problems)
 
 
 def ping_url(url: str, signal: str = "") -> str:

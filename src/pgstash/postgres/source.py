@@ -8,7 +8,9 @@ are pinned to the one that answered, and children get these parameters and no ``
 
 from __future__ import annotations
 
+import contextlib
 import re
+import select
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -202,7 +204,30 @@ def look(url: str) -> Server:
             ) from error
 
 
-def _login(url: str) -> _Session:
+def ping(url: str, seconds: int) -> None:
+    """Log in and have a query answered, each within ``seconds`` (2 at least for the login).
+
+    Raises as :func:`look` does. A query, because a pooler may let in whom no server serves.
+    """
+    # closing() and not the session's own block, which would commit: another wait without an end.
+    with contextlib.closing(_login(url, connect_timeout=str(seconds))) as session:
+        pgconn = session.pgconn
+        try:
+            pgconn.send_query(b"SELECT 1")
+            ready, _, _ = select.select([pgconn.socket], [], [], seconds)
+            if not ready:
+                raise DatabaseUnreachableError(f"the database does not answer within {seconds} s")
+            pgconn.consume_input()
+            answer = pgconn.get_result()
+        except psycopg.Error as error:
+            raise DatabaseUnreachableError(f"the connection was lost: {error}") from error
+        if answer is None or answer.status != pq.ExecStatus.TUPLES_OK:
+            said = answer.error_message.decode(errors="replace") if answer else ""
+            raise DatabaseUnreachableError(f"the database does not answer a query: {said.strip()}")
+
+
+def _login(url: str, **wanted: str) -> _Session:
+    """Connect, with the parameters ``wanted`` whatever the URL says of them."""
     given = conninfo.conninfo_to_dict(url)
     defaults = {option.keyword.decode(): option.val for option in pq.Conninfo.get_defaults()}
     extra = {
@@ -219,7 +244,7 @@ def _login(url: str) -> _Session:
                 # No conversion: every server can do that, and names arrive as they are stored.
                 client_encoding="SQL_ASCII",
                 fallback_application_name="pgstash",
-                **extra,
+                **(extra | wanted),
             ),
             autocommit=True,
         )

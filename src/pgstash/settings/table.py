@@ -271,6 +271,15 @@ class Settings(BaseModel):
         "asked for when a backup starts, succeeds or fails.",
         default=None,
     )
+    health_port: int | None = _setting(
+        "Service",
+        "a port, a whole number from 1 to 65535",
+        "Where `pgstash backup` serves `/healthz` and `/readyz` while it runs: HTTP, on all "
+        "interfaces. Off unless it is set.",
+        default=None,
+        ge=1,
+        le=65_535,
+    )
     log_format: Literal["text", "json"] = _setting(
         "Log",
         "text or json",
@@ -330,6 +339,11 @@ class Settings(BaseModel):
         return Path(unquote(urlsplit(self.storage_url).path)) if self.storage_url else None
 
     @property
+    def part_size(self) -> int | None:
+        """The size of a part in bytes, where it is set."""
+        return self.s3_part_size * 1024 * 1024 if self.s3_part_size else None
+
+    @property
     def passphrase(self) -> str | None:
         """The passphrase if encryption is on."""
         if not self.backup_encryption or self.backup_encryption_key is None:
@@ -345,15 +359,24 @@ class Settings(BaseModel):
                 found += _parts_of_url(url.get_secret_value())
         return found + source.secrets(self.source_url)
 
+    @property
+    def weak_key(self) -> str:
+        """What is unwise about the passphrase; empty where it is strong, or not used."""
+        if self.passphrase is None or len(self.passphrase) >= STRONG_KEY_LENGTH:
+            return ""
+        return (
+            f"BACKUP_ENCRYPTION_KEY is shorter than {STRONG_KEY_LENGTH} characters: whoever "
+            "gets hold of a backup can guess it. `openssl rand -hex 32` makes a strong one."
+        )
+
+    @property
+    def misspelt(self) -> list[str]:
+        """What was set and looks like a misspelt setting, in sentences."""
+        return self._misspelt
+
     def warnings(self) -> list[str]:
         """Return what is allowed and unwise, and what looks like a misspelt setting."""
-        if self.passphrase is not None and len(self.passphrase) < STRONG_KEY_LENGTH:
-            weak = (
-                f"BACKUP_ENCRYPTION_KEY is shorter than {STRONG_KEY_LENGTH} characters: whoever "
-                "gets hold of a backup can guess it. `openssl rand -hex 32` makes a strong one."
-            )
-            return [weak, *self._misspelt]
-        return self._misspelt
+        return [self.weak_key, *self._misspelt] if self.weak_key else self._misspelt
 
 
 def _parts_of_url(url: str) -> list[str]:

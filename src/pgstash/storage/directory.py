@@ -71,10 +71,10 @@ class DirectoryStorage:
                 hint="Give the user that runs pgstash the right to write there.",
             )
 
-    def list(self, prefix: str) -> Iterator[StoredObject]:
+    def list(self, prefix: str, *, start_after: str = "") -> Iterator[StoredObject]:
         """Yield every object whose key starts with ``prefix``, in the order of keys."""
         for key, path in sorted(self._files(prefix)):
-            if any(part.startswith(".") for part in key.split("/")):
+            if key <= start_after or any(part.startswith(".") for part in key.split("/")):
                 continue
             try:
                 yield _stored(key, path, {})

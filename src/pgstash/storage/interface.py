@@ -78,8 +78,11 @@ class Storage(Protocol):
     def check(self) -> None:
         """Raise unless the store answers, the bucket exists and may be listed."""
 
-    def list(self, prefix: str) -> Iterator[StoredObject]:
-        """Yield every object whose key starts with ``prefix``, in the order of keys."""
+    def list(self, prefix: str, *, start_after: str = "") -> Iterator[StoredObject]:
+        """Yield every object whose key starts with ``prefix``, in the order of keys.
+
+        Only keys that come after ``start_after``, which need not exist.
+        """
 
     def head(self, key: str) -> StoredObject:
         """Return one object with its metadata; raise ObjectNotFoundError."""

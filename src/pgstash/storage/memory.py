@@ -39,10 +39,12 @@ class MemoryStorage:
     def check(self) -> None:
         """Do nothing: memory is always there."""
 
-    def list(self, prefix: str) -> Iterator[StoredObject]:
+    def list(self, prefix: str, *, start_after: str = "") -> Iterator[StoredObject]:
         """Yield the objects that are there when the first one is asked for."""
         with self._lock:
-            found = sorted(key for key in self._entries if key.startswith(prefix))
+            found = sorted(
+                key for key in self._entries if key.startswith(prefix) and key > start_after
+            )
             entries = [self._entries[key].stored for key in found]
         for stored in entries:
             yield replace(stored, metadata={})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from datetime import UTC
@@ -13,6 +12,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from pgstash import events
 from pgstash.errors import ConfigurationError, StorageRefusedError, UploadError
+from pgstash.storage import parts
 from pgstash.storage.interface import PendingUpload, StoredObject
 from pgstash.storage.retry import Retry
 from pgstash.storage.s3_client import PartReader, Requests, lowered
@@ -22,14 +22,8 @@ from pgstash.storage.s3_upload import S3Upload
 if TYPE_CHECKING:
     from botocore.response import StreamingBody
 
-MIB = 1024 * 1024
 CHUNK = 256 * 1024
-DEFAULT_PART_SIZE = 8 * MIB
-# https://docs.aws.amazon.com/AmazonS3/latest/userguide/qfacts.html
-SMALLEST_PART_SIZE = 5 * MIB
-LARGEST_PART_SIZE = 5 * 1024 * MIB
 DELETE_BATCH = 1000
-RESERVE = 1.25
 
 
 class S3Storage:
@@ -61,7 +55,7 @@ class S3Storage:
         Raises ConfigurationError if ``endpoint`` is no URL or ``part_size`` not one that
         S3 allows.
         """
-        if part_size is not None and not SMALLEST_PART_SIZE <= part_size <= LARGEST_PART_SIZE:
+        if part_size is not None and not parts.SMALLEST <= part_size <= parts.LARGEST:
             raise ConfigurationError(["S3_PART_SIZE must be between 5 and 5120 MiB."])
         self._bucket = bucket
         self._part_size = part_size
@@ -93,12 +87,12 @@ class S3Storage:
             lambda: self._client.list_objects_v2(Bucket=self._bucket, MaxKeys=1),
         )
 
-    def list(self, prefix: str) -> Iterator[StoredObject]:
+    def list(self, prefix: str, *, start_after: str = "") -> Iterator[StoredObject]:
         """Yield every object whose key starts with ``prefix``, in the order of keys.
 
         https://docs.aws.amazon.com/AmazonS3/latest/API/API_ListObjectsV2.html
         """
-        position: dict[str, Any] = {}
+        position: dict[str, Any] = {"StartAfter": start_after} if start_after else {}
         while True:
             page = self._requests.call(
                 f"list {self.url(prefix)}",
@@ -171,11 +165,9 @@ class S3Storage:
     def upload(self, key: str, *, metadata: Mapping[str, str], expected_size: int) -> S3Upload:
         """Begin a multipart upload.
 
-        Its parts are of the size that was set, or large enough that ``expected_size`` bytes
-        and a quarter more fit into the number of parts that the store allows.
+        Its parts are of the size that was set, or of the one that :mod:`.parts` chooses.
         """
-        fitting = math.ceil(expected_size * RESERVE / self._max_parts / MIB) * MIB
-        part_size = self._part_size or max(DEFAULT_PART_SIZE, min(fitting, LARGEST_PART_SIZE))
+        part_size = self._part_size or parts.size_for(expected_size, self._max_parts)
         return S3Upload(
             self._requests,
             key,

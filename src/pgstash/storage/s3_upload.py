@@ -22,13 +22,10 @@ from pgstash.errors import (
     StorageRefusedError,
     UploadError,
 )
+from pgstash.storage.parts import BUFFERS, SENDERS
 from pgstash.storage.retry import Retry
 from pgstash.storage.s3_client import PartReader, Requests, lowered
 from pgstash.storage.s3_errors import error_code, may_go_on
-
-# Memory of an upload: one part being filled, and one in each sender.
-SENDERS = 2
-BUFFERS = SENDERS + 1
 
 # Seconds that leaving without a commit may take: when somebody waits for the process to
 # stop, and otherwise; and how long parts on their way may take to end by themselves.

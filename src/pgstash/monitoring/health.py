@@ -1,0 +1,234 @@
+"""Serves what is known of the service to probes: `/healthz` (alive) and `/readyz` (fresh)."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from pgstash import __version__, events
+from pgstash.errors import ConfigurationError
+from pgstash.manifest import ARCHIVE_NAME, started_of
+from pgstash.monitoring.scrub import Scrubber
+from pgstash.signals import kept_for_this_thread
+
+_SECONDS_TO_ASK = 5.0
+_MOST_CONNECTIONS = 16
+_BACKLOG = 128
+_LONGEST_MESSAGE = 500
+
+
+@dataclass(frozen=True, slots=True)
+class _Success:
+    name: str
+    started: datetime
+    stored_bytes: int
+    raw_bytes: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Failure:
+    error: str
+    at: datetime
+    message: str
+
+
+class Health:
+    """A listener to events that knows how the service is. Safe to use from any thread."""
+
+    def __init__(
+        self,
+        scrubber: Scrubber,
+        stale_at: Callable[[datetime], datetime],
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        """Begin with nothing known; ``stale_at`` is the rule of `pgstash healthcheck`."""
+        self._scrubber = scrubber
+        self._stale_at = stale_at
+        self._now = now
+        self._running_since = now()
+        self._lock = threading.Lock()
+        self._success: _Success | None = None
+        self._failure: _Failure | None = None
+        self._next_run: datetime | None = None
+
+    def found(self, name: str, started: datetime, stored_bytes: int) -> None:
+        """Take note of a backup that was in the store before; a newer one stays."""
+        with self._lock:
+            if self._success is None or self._success.started < started:
+                self._success = _Success(name, started, stored_bytes, None)
+
+    def __call__(self, event: events.Event) -> None:
+        """Hear of an event; never waits."""
+        match event:
+            case events.BackupSucceeded():
+                named = ARCHIVE_NAME.fullmatch(event.name)
+                started = (started_of(named[1]) if named else None) or self._now()
+                with self._lock:
+                    self._success = _Success(
+                        event.name, started, event.stored_bytes, event.raw_bytes
+                    )
+            case events.BackupFailed():
+                message = self._scrubber.scrub(event.message)
+                with self._lock:
+                    self._failure = _Failure(event.error, self._now(), message[:_LONGEST_MESSAGE])
+            case events.NextRunPlanned():
+                with self._lock:
+                    self._next_run = event.at
+            case _:
+                pass
+
+    def facts(self) -> tuple[bool, dict[str, object]]:
+        """Return whether the last backup is fresh, and all that is known."""
+        now = self._now()
+        with self._lock:
+            success, failure, next_run = self._success, self._failure, self._next_run
+        fresh = success is not None and now < self._stale_at(success.started)
+        return fresh, {
+            "status": "ready" if fresh else "stale" if success else "no backup yet",
+            "version": __version__,
+            "running_since": _iso(self._running_since),
+            "next_run": _iso(next_run) if next_run else None,
+            "last_success": {
+                "name": success.name,
+                "at": _iso(success.started),
+                "age_seconds": round((now - success.started).total_seconds()),
+                "stored_bytes": success.stored_bytes,
+                "raw_bytes": success.raw_bytes,
+            }
+            if success
+            else None,
+            "last_failure": {
+                "error": failure.error,
+                "at": _iso(failure.at),
+                "message": failure.message,
+            }
+            if failure
+            else None,
+        }
+
+
+@contextlib.contextmanager
+def serving(port: int, health: Health) -> Iterator[int]:
+    """Serve on all interfaces until the end of the block; yield the port.
+
+    Port 0 is any free one. Raises ConfigurationError where the port cannot be had.
+    """
+    try:
+        listener = _listener(port)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise ConfigurationError(
+            [f"HEALTH_PORT {port} cannot be listened on: {reason} (choose another port)"]
+        ) from error
+    server = _Server(listener, health)
+    thread = threading.Thread(
+        target=server.serve_forever, name="health", kwargs={"poll_interval": 60}, daemon=True
+    )
+    with kept_for_this_thread():
+        thread.start()
+    try:
+        yield listener.getsockname()[1]
+    finally:
+        with contextlib.suppress(OSError):
+            listener.shutdown(socket.SHUT_RDWR)  # wakes the thread at once
+        server.shutdown()
+        server.server_close()
+
+
+def _listener(port: int) -> socket.socket:
+    """Listen on IPv6 and IPv4, or on IPv4 where there is no other."""
+    if socket.has_dualstack_ipv6():
+        return socket.create_server(
+            ("", port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=_BACKLOG
+        )
+    return socket.create_server(("", port), backlog=_BACKLOG)
+
+
+class _Server(ThreadingHTTPServer):
+    """One thread for each connection; beyond a few, the oldest is closed for the newest."""
+
+    daemon_threads = True
+    block_on_close = False
+
+    def __init__(self, listener: socket.socket, health: Health) -> None:
+        super().__init__(listener.getsockname()[:2], _Handler, bind_and_activate=False)
+        self.socket.close()
+        self.socket = listener
+        self.health = health
+        self._open: deque[socket.socket] = deque()
+        self._guard = threading.Lock()
+
+    def process_request(self, request: object, client_address: object) -> None:
+        """Make room, then let a thread answer."""
+        if not isinstance(request, socket.socket):
+            raise TypeError("connections are sockets")
+        with self._guard:
+            self._open.append(request)
+            oldest = self._open.popleft() if len(self._open) > _MOST_CONNECTIONS else None
+        if oldest:
+            with contextlib.suppress(OSError):
+                oldest.shutdown(socket.SHUT_RDWR)
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: object) -> None:
+        """Close a connection, answered or not."""
+        with self._guard, contextlib.suppress(ValueError):
+            self._open.remove(request)  # type: ignore[arg-type]
+        super().shutdown_request(request)  # type: ignore[arg-type]
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Say nothing of a client that went away or was too slow."""
+
+
+class _Handler(BaseHTTPRequestHandler):
+    """Answers GET and HEAD, one request a connection, and reads no body."""
+
+    timeout = _SECONDS_TO_ASK
+    server: _Server
+
+    def do_GET(self) -> None:
+        """Answer a probe."""
+        path = self.path.partition("?")[0]
+        if path == "/healthz":
+            self._answer(HTTPStatus.OK, {"status": "alive"})
+        elif path == "/readyz":
+            fresh, facts = self.server.health.facts()
+            self._answer(HTTPStatus.OK if fresh else HTTPStatus.SERVICE_UNAVAILABLE, facts)
+        else:
+            self._answer(HTTPStatus.NOT_FOUND, {"error": "try /healthz or /readyz"})
+
+    do_HEAD = do_GET  # noqa: N815 - a name of the base
+
+    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
+        """Answer what the base class refuses: a method that it does not know, or no HTTP at all."""
+        del message, explain
+        unknown = code == HTTPStatus.NOT_IMPLEMENTED
+        status = HTTPStatus.METHOD_NOT_ALLOWED if unknown else HTTPStatus(code)
+        self._answer(status, {"error": status.phrase})
+
+    def _answer(self, status: HTTPStatus, facts: dict[str, object]) -> None:
+        body = json.dumps(facts).encode() + b"\n"
+        self.send_response_only(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("Cache-Control", "no-store")
+        if status is HTTPStatus.METHOD_NOT_ALLOWED:
+            self.send_header("Allow", "GET, HEAD")
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - as in the base
+        """Keep probes out of the log."""
+
+
+def _iso(moment: datetime) -> str:
+    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -1,0 +1,54 @@
+"""A session beside the dump, to ask the server about itself."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import psycopg
+
+from pgstash.errors import DatabaseLoginError, DatabaseUnreachableError
+from pgstash.postgres.source import Server
+
+_SECONDS_TO_CONNECT = 10
+_SECONDS_TO_ANSWER = 60
+
+Session = psycopg.Connection[tuple[Any, ...]]
+
+
+@contextlib.contextmanager
+def opened(server: Server) -> Iterator[Session]:
+    """Open a session with the server that was looked at; text arrives in it as bytes.
+
+    Raises DatabaseUnreachableError where it breaks, DatabaseLoginError where a question
+    is refused.
+    """
+    parameters = {
+        **server.connection.parameters,
+        **server.connection.secrets,
+        "client_encoding": "SQL_ASCII",  # which works for all, see the login
+        "connect_timeout": str(_SECONDS_TO_CONNECT),
+    }
+    try:
+        with psycopg.connect("", autocommit=True, **parameters) as session:  # type: ignore[arg-type]
+            session.execute(
+                f"SET statement_timeout = '{_SECONDS_TO_ANSWER}s'; SET search_path = ''"
+            )
+            yield session
+    except psycopg.errors.QueryCanceled as error:
+        raise DatabaseUnreachableError(
+            f"the database does not answer within {_SECONDS_TO_ANSWER} s"
+        ) from error
+    except psycopg.OperationalError as error:
+        raise DatabaseUnreachableError(f"the connection was lost: {error}") from error
+    except psycopg.Error as error:
+        raise DatabaseLoginError(
+            f"the database does not answer as expected: {error}",
+            hint="Look into the server's log.",
+        ) from error
+
+
+def text(value: bytes, server: Server) -> str:
+    """Return text of the database's encoding; what cannot be decoded is shown as escapes."""
+    return value.decode(server.codec, "backslashreplace")

@@ -1,0 +1,175 @@
+"""What the role may not read of all that pg_dump reads, and the GRANT that is missing.
+
+pg_dump locks and copies tables and partitioned tables, reads the state of sequences and every large
+object; of views, materialized views and foreign tables it reads the definition alone, which is
+open to all. What belongs to an extension it leaves out, but for the tables that the extension
+itself registers for dumping (https://www.postgresql.org/docs/current/extend-extensions.html).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pgstash.postgres import inquiry
+from pgstash.postgres.source import Server
+
+SHOWN = 5
+"""How many names, or statements, are shown; the rest is counted."""
+
+# Catalogs that every role may read. The last column is also right for the owner of a table, and
+# for whom the policies do not bind.
+_RELATIONS = """
+    SELECT c.relkind::text,
+           pg_catalog.quote_ident(n.nspname),
+           pg_catalog.format('%I.%I', n.nspname, c.relname),
+           pg_catalog.has_schema_privilege(n.oid, 'USAGE'),
+           CASE c.relkind WHEN 'S' THEN pg_catalog.has_sequence_privilege(c.oid, 'SELECT')
+                          ELSE pg_catalog.has_table_privilege(c.oid, 'SELECT') END,
+           pg_catalog.row_security_active(c.oid)
+    FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+    WHERE c.relkind IN ('r', 'p', 'S')
+      AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'
+      AND (c.oid IN (SELECT pg_catalog.unnest(extconfig) FROM pg_catalog.pg_extension)
+           OR NOT EXISTS (SELECT FROM pg_catalog.pg_depend d
+                          WHERE d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass
+                            AND d.objid = c.oid AND d.deptype = 'e'))
+    ORDER BY n.nspname, c.relname
+"""
+_ROLE = """
+    SELECT pg_catalog.quote_ident(rolname), rolsuper, rolinherit,
+           pg_catalog.current_setting('lo_compat_privileges')::pg_catalog.bool,
+           (SELECT pg_catalog.count(*) FROM pg_catalog.pg_largeobject_metadata),
+           (SELECT pg_catalog.count(*) FROM pg_catalog.pg_subscription s
+            JOIN pg_catalog.pg_database d ON d.oid = s.subdbid
+            WHERE d.datname = pg_catalog.current_database())
+    FROM pg_catalog.pg_roles WHERE rolname = current_user
+"""
+_LARGE_OBJECTS = """
+    SELECT m.oid, pg_catalog.count(*) OVER ()
+    FROM pg_catalog.pg_largeobject_metadata m WHERE NOT {readable} ORDER BY m.oid LIMIT {shown}
+"""
+_READABLE = "pg_catalog.has_largeobject_privilege(m.oid, 'SELECT')"
+# The same by hand, for servers older than 18.
+_READABLE_BEFORE_18 = """EXISTS (
+    SELECT FROM pg_catalog.aclexplode(
+        COALESCE(m.lomacl, pg_catalog.acldefault('L', m.lomowner))) a
+    WHERE a.privilege_type = 'SELECT'
+      AND (a.grantee = 0 OR pg_catalog.pg_has_role(a.grantee, 'USAGE')))
+"""
+_HAS_LARGE_OBJECT_PRIVILEGE = 18
+_HAS_READ_ALL_DATA = 14
+_GRANTS_WITH_INHERIT = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Rights:
+    """What the role lacks; every name is quoted as SQL wants it.
+
+    ``closed_schemas`` are those of relations that are to be read. ``unreadable_objects`` are the
+    first few large objects of ``unreadable_object_count``. ``subscriptions`` counts those of the
+    database, which only a superuser's dump has.
+    """
+
+    major: int
+    role: str
+    superuser: bool
+    inherits: bool
+    tables: int
+    sequences: int
+    large_objects: int
+    closed_schemas: Sequence[str]
+    unreadable_tables: Sequence[str]
+    unreadable_sequences: Sequence[str]
+    guarded_tables: Sequence[str]
+    unreadable_objects: Sequence[int]
+    unreadable_object_count: int
+    subscriptions: int
+
+    def grants(self, kind: str, names: Sequence[str], schemas: Sequence[str] = ()) -> list[str]:
+        """Return what lets the role read tables (``TABLE``) or sequences (``SEQUENCE``).
+
+        First what covers everything, now and later, then the missing rights one by one; servers
+        older than 14 have only these.
+        """
+        exact = [f"GRANT USAGE ON SCHEMA {schema} TO {self.role};" for schema in schemas]
+        exact += [f"GRANT SELECT ON {kind} {name} TO {self.role};" for name in names]
+        if self.major < _HAS_READ_ALL_DATA:
+            return exact
+        return [*self._read_all_data(), "or, one by one:", *_few(exact)]
+
+    def _read_all_data(self) -> list[str]:
+        grant = f"GRANT pg_read_all_data TO {self.role}"
+        if self.inherits:
+            return [f"{grant};"]
+        if self.major >= _GRANTS_WITH_INHERIT:
+            return [f"{grant} WITH INHERIT TRUE;"]
+        return [f"{grant};", f"ALTER ROLE {self.role} INHERIT;"]
+
+    @property
+    def object_grants(self) -> list[str]:
+        """What lets the role read the large objects that are there now."""
+        if self.unreadable_object_count <= len(self.unreadable_objects):
+            return [
+                f"GRANT SELECT ON LARGE OBJECT {oid} TO {self.role};"
+                for oid in self.unreadable_objects
+            ]
+        # One statement for any number of them; the tag is one that no name holds by chance.
+        role = self.role.replace("'", "''")
+        grant = f"EXECUTE 'GRANT SELECT ON LARGE OBJECT ' || o || ' TO {role}';"
+        each = f"FOR o IN SELECT oid FROM pg_largeobject_metadata LOOP {grant} END LOOP;"  # noqa: S608
+        return [f"DO $pgstash$ DECLARE o oid; BEGIN {each} END $pgstash$;"]
+
+
+def look(server: Server) -> Rights:
+    """Ask the server what the role may read. Raises DatabaseError."""
+    with inquiry.opened(server) as asked:
+        role = asked.execute(_ROLE).fetchone()
+        if role is None:
+            raise AssertionError("current_user is always in pg_roles")
+        relations = asked.execute(_RELATIONS).fetchall()
+        readable = _READABLE if server.major >= _HAS_LARGE_OBJECT_PRIVILEGE else _READABLE_BEFORE_18
+        query = _LARGE_OBJECTS.format(readable=readable, shown=SHOWN)
+        # A superuser reads all of them, and there may be millions.
+        objects = [] if role[1] or role[3] else asked.execute(query).fetchall()
+    return _rights(server, role, relations, objects)
+
+
+def _rights(
+    server: Server,
+    role: tuple[Any, ...],
+    relations: Sequence[tuple[Any, ...]],
+    objects: Sequence[tuple[Any, ...]],
+) -> Rights:
+    name, superuser, inherits, _, large_objects, subscriptions = role
+
+    def names(kinds: bytes, unwanted: int, *, when: bool) -> list[str]:
+        return [
+            inquiry.text(row[2], server)
+            for row in relations
+            if row[0] in kinds and row[unwanted] is when
+        ]
+
+    closed = {inquiry.text(row[1], server): None for row in relations if not row[3]}
+    return Rights(
+        major=server.major,
+        role=inquiry.text(name, server),
+        superuser=superuser,
+        inherits=inherits,
+        tables=sum(row[0] in b"rp" for row in relations),
+        sequences=sum(row[0] == b"S" for row in relations),
+        large_objects=large_objects,
+        closed_schemas=list(closed),
+        unreadable_tables=names(b"rp", 4, when=False),
+        unreadable_sequences=names(b"S", 4, when=False),
+        guarded_tables=names(b"rp", 5, when=True),
+        unreadable_objects=[oid for oid, _ in objects],
+        unreadable_object_count=objects[0][1] if objects else 0,
+        subscriptions=subscriptions,
+    )
+
+
+def _few(statements: Sequence[str]) -> list[str]:
+    more = len(statements) - SHOWN
+    return [*statements[:SHOWN], *([f"and {more} more"] if more > 0 else [])]

@@ -1,0 +1,179 @@
+"""The composition root of what only looks: check, healthcheck and the health port."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Generator, Iterator
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Literal
+
+from pgstash import app, events
+from pgstash.check import freshness
+from pgstash.errors import PgstashError, StaleBackupError
+from pgstash.monitoring import log
+from pgstash.monitoring.scrub import Scrubber
+from pgstash.postgres import source
+from pgstash.schedule import stale_at
+from pgstash.settings import Settings, environment
+from pgstash.signals import kept_for_this_thread
+
+if TYPE_CHECKING:
+    from pgstash.check.finding import Finding
+    from pgstash.monitoring import health
+    from pgstash.postgres.source import Server
+
+Part = Literal["database", "storage", "webhook"]
+
+_PING_SECONDS = 3
+
+
+def check(settings: Settings, part: Part | None, emit: events.Emit) -> Iterator[Finding]:
+    """Yield what works and what does not: of one part, or of all.
+
+    The webhook gets a message only where it is the one part asked for.
+    """
+    from pgstash.check.configuration import look  # noqa: PLC0415
+
+    if part == "webhook":
+        yield _webhook(settings)
+        return
+    server: Server | None = None
+    if part is None:
+        yield from look(
+            encrypted=settings.passphrase is not None,
+            weak_key=settings.weak_key,
+            misspelt=settings.misspelt,
+        )
+    if part != "storage":
+        server = yield from _database(settings)
+    if part != "database":
+        yield from _storage(settings, emit)
+    if part is None:
+        yield _part_size(settings, server)
+        yield _webhook_unsent(settings)
+
+
+def _database(settings: Settings) -> Generator[Finding, None, Server | None]:
+    from pgstash.check import database  # noqa: PLC0415
+
+    return database.look(
+        database.Plan(source_url=settings.source_url, environment=environment(), clock=time.time)
+    )
+
+
+def _storage(settings: Settings, emit: events.Emit) -> Iterator[Finding]:
+    from pgstash.check import storage  # noqa: PLC0415
+
+    return storage.look(
+        storage.Plan(
+            prefix=settings.backup_prefix,
+            endpoint=None if settings.storage_folder else settings.s3_endpoint,
+            now=lambda: datetime.now(UTC),
+            random=os.urandom,
+        ),
+        app.open_storage(settings, emit),
+    )
+
+
+def _part_size(settings: Settings, server: Server | None) -> Finding:
+    from pgstash.check import storage  # noqa: PLC0415
+    from pgstash.check.finding import Finding  # noqa: PLC0415
+
+    if settings.storage_folder:
+        return Finding("part size", "ok", "none: a directory takes a stream as it is")
+    if server is None:
+        return Finding("part size", "skipped", "the size of the database is not known")
+    return storage.part_size(server.database.bytes, settings.part_size, settings.s3_max_parts)
+
+
+def _webhook_unsent(settings: Settings) -> Finding:
+    from pgstash.check.finding import Finding  # noqa: PLC0415
+
+    if settings.webhook_url is None:
+        return Finding("webhook", "skipped", "WEBHOOK_URL is not set")
+    return Finding("webhook", "skipped", "not sent: run `pgstash check webhook`")
+
+
+def _webhook(settings: Settings) -> Finding:
+    from pgstash.check.finding import Finding  # noqa: PLC0415
+    from pgstash.monitoring import webhook  # noqa: PLC0415
+
+    if settings.webhook_url is None:
+        return Finding("webhook", "skipped", "WEBHOOK_URL is not set")
+    host, database = source.named(settings.source_url)
+    problem = webhook.send_test(
+        settings.webhook_url.get_secret_value(), host, database, Scrubber(settings.secrets())
+    )
+    if problem:
+        return Finding(
+            "webhook", "failure", problem, "Check WEBHOOK_URL, and what its receiver says of it."
+        )
+    return Finding("webhook", "ok", "the receiver took a test notification")
+
+
+def healthcheck(settings: Settings) -> str:
+    """Return in a sentence that all is well, or raise what is not.
+
+    Raises DatabaseError, StorageError or StaleBackupError: the first one met.
+    """
+    source.ping(settings.source_url, _PING_SECONDS)
+    storage = app.open_storage(settings, events.ignore, prompt=True)
+    now = datetime.now(UTC)
+    rule = _stale_at(settings)
+    found = freshness.newest(storage, settings.backup_prefix, rule, now)
+    where = storage.url(settings.backup_prefix)
+    if found is None:
+        raise StaleBackupError(f"there is no recent backup under {where}")
+    late = (now - rule(found.started)).total_seconds()
+    age = log.span((now - found.started).total_seconds())
+    if late >= 0:
+        raise StaleBackupError(
+            f"the newest backup under {where}, {found.name}, is {age} old, {log.span(late)} too old"
+        )
+    return f"the database and the store answer, and the newest backup, {found.name}, is {age} old"
+
+
+@contextlib.contextmanager
+def health_port(settings: Settings, emit: events.Emit) -> Iterator[events.Emit]:
+    """Serve probes while the block runs, if the settings want it; yield who is to be told.
+
+    Raises ConfigurationError where the port cannot be had.
+    """
+    if settings.health_port is None:
+        yield emit
+        return
+    from pgstash.monitoring import health  # noqa: PLC0415
+
+    known = health.Health(Scrubber(settings.secrets()), _stale_at(settings))
+
+    def tell(event: events.Event) -> None:
+        known(event)
+        emit(event)
+
+    with health.serving(settings.health_port, known):
+        # On the side: a store that does not answer must not hold the first backup up.
+        with kept_for_this_thread():
+            threading.Thread(target=_remember, args=(settings, known), daemon=True).start()
+        yield tell
+
+
+def _remember(settings: Settings, known: health.Health) -> None:
+    """Look once for the newest backup that was made before the service started."""
+    try:
+        storage = app.open_storage(settings, events.ignore, prompt=True)
+        found = freshness.newest(
+            storage, settings.backup_prefix, _stale_at(settings), datetime.now(UTC)
+        )
+    except PgstashError as error:
+        log.LOGGER.debug("The newest backup could not be looked up: %s", error.message)
+        return
+    if found:
+        known.found(found.name, found.started, found.size)
+
+
+def _stale_at(settings: Settings) -> freshness.StaleAt:
+    """Return the rule of the schedule; an interval counts from the backup itself."""
+    return lambda last: stale_at(app.schedule(settings, last), last)

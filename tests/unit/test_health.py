@@ -1,0 +1,170 @@
+"""What probes are answered, and that nobody can hold the service up by asking."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from pgstash import events
+from pgstash.errors import ConfigurationError
+from pgstash.monitoring import health
+from pgstash.monitoring.health import Health, serving
+from pgstash.monitoring.scrub import Scrubber
+
+STARTED = datetime(2026, 1, 31, 2, 0, 0, tzinfo=UTC)
+SECRET = "planted-secret-of-the-database"
+NAME = "backup_20260131_020000.sql.gz"
+SUCCEEDED = events.BackupSucceeded(NAME, 1.0, "s3://b/k", 524, 102, 3, 12)
+FAILED = events.BackupFailed(
+    NAME, 1.0, f"the database said: {SECRET}", "hint", error="DumpError", exit_code=13
+)
+Answer = tuple[int, dict[str, str], Any]
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.time = STARTED
+
+    def __call__(self) -> datetime:
+        return self.time
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def known(clock: Clock) -> Health:
+    return Health(Scrubber([SECRET]), lambda last: last + timedelta(minutes=90), clock)
+
+
+@pytest.fixture
+def port(known: Health) -> Iterator[int]:
+    with serving(0, known) as port:
+        yield port
+
+
+def ask(port: int, path: str, method: str = "GET", host: str = "127.0.0.1") -> Answer:
+    connection = http.client.HTTPConnection(host, port, timeout=20)
+    with contextlib.closing(connection):
+        connection.request(method, path)
+        with connection.getresponse() as response:
+            body = response.read()
+            return response.status, dict(response.getheaders()), json.loads(body or b"null")
+
+
+def test_it_is_alive_whatever_comes_of_backups(port: int, known: Health) -> None:
+    known(FAILED)
+    status, headers, facts = ask(port, "/healthz")
+    assert (status, facts) == (200, {"status": "alive"})
+    assert "Server" not in headers
+
+
+def test_it_is_ready_while_the_last_backup_is_fresh(port: int, known: Health, clock: Clock) -> None:
+    status, _, facts = ask(port, "/readyz")
+    assert (status, facts["status"], facts["last_success"]) == (503, "no backup yet", None)
+
+    known(SUCCEEDED)
+    known(events.NextRunPlanned(STARTED + timedelta(hours=1), 3600))
+    clock.time += timedelta(minutes=10)
+    status, headers, facts = ask(port, "/readyz?verbose=1")
+    assert (status, headers["Content-Type"]) == (200, "application/json")
+    assert facts == {
+        "status": "ready",
+        "version": facts["version"],
+        "running_since": "2026-01-31T02:00:00Z",
+        "next_run": "2026-01-31T03:00:00Z",
+        "last_success": {
+            "name": NAME,
+            "at": "2026-01-31T02:00:00Z",
+            "age_seconds": 600,
+            "stored_bytes": 102,
+            "raw_bytes": 524,
+        },
+        "last_failure": None,
+    }
+
+    known(FAILED)
+    status, _, facts = ask(port, "/readyz")
+    assert (status, facts["status"]) == (200, "ready")  # one failure is no stale backup
+    assert facts["last_failure"] == {
+        "error": "DumpError",
+        "at": "2026-01-31T02:10:00Z",
+        "message": "the database said: ***",
+    }
+
+    clock.time = STARTED + timedelta(minutes=90)
+    assert (ask(port, "/readyz")[0], ask(port, "/readyz")[2]["status"]) == (503, "stale")
+
+
+def test_what_was_in_the_store_before_does_not_hide_what_is_newer(known: Health) -> None:
+    known.found("old", STARTED - timedelta(minutes=30), 7)
+    assert known.facts()[0]
+    known(SUCCEEDED)
+    known.found("old", STARTED - timedelta(minutes=30), 7)
+    assert known.facts()[1]["last_success"]["name"] == NAME  # type: ignore[index]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("HEAD", "/healthz", 200),
+        ("HEAD", "/readyz", 503),
+        ("GET", "/", 404),
+        ("GET", "/healthz/", 404),
+        ("POST", "/healthz", 405),
+        ("DELETE", "/readyz", 405),
+    ],
+)
+def test_other_paths_and_methods(port: int, method: str, path: str, status: int) -> None:
+    answered, headers, body = ask(port, path, method)
+    assert answered == status
+    assert (body is None) is (method == "HEAD")
+    assert ("Allow" in headers) is (status == 405)
+    assert "Server" not in headers
+
+
+def test_it_answers_on_ipv4_and_ipv6(port: int) -> None:
+    assert ask(port, "/healthz")[0] == 200
+    if socket.has_dualstack_ipv6():
+        assert ask(port, "/healthz", host="::1")[0] == 200
+
+
+def test_a_port_that_is_taken_is_an_error_of_the_configuration(port: int, known: Health) -> None:
+    with pytest.raises(ConfigurationError, match=f"HEALTH_PORT {port} .*in use"):  # noqa: SIM117
+        with serving(port, known):
+            pass
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET /healthz HTTP/1.1\r\nHost: x\r\n", b"\x16\x03\x01\0"])
+def test_clients_that_say_nothing_keep_out_neither_others_nor_the_end(
+    known: Health, sent: bytes
+) -> None:
+    with contextlib.ExitStack() as stack:
+        with serving(0, known) as port:
+            for _ in range(100):
+                client = stack.enter_context(socket.create_connection(("127.0.0.1", port)))
+                client.sendall(sent)
+            assert ask(port, "/healthz")[0] == 200
+            handlers = [t for t in threading.enumerate() if "process_request" in t.name]
+            assert len(handlers) <= 4 * health._MOST_CONNECTIONS  # noqa: SLF001
+            began = time.monotonic()
+        assert time.monotonic() - began < 5  # and not the minute of the server's own patience
+
+
+def test_garbage_is_refused_and_the_next_is_served(port: int) -> None:
+    with socket.create_connection(("127.0.0.1", port)) as client:
+        client.sendall(b"G" * 70_000 + b"\r\n\r\n")
+        with contextlib.suppress(ConnectionResetError):
+            client.recv(100)
+    assert ask(port, "/healthz")[0] == 200
