@@ -19,11 +19,17 @@ from pgstash.storage.directory import DirectoryStorage
 from pgstash.storage.interface import Storage
 
 
+def utc_now() -> datetime:
+    """Return the time of the wall clock."""
+    return datetime.now(UTC)
+
+
 def back_up(
     settings: Settings,
     emit: events.Emit,
     uninterrupted: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext,
     hear: Callable[[], None] = lambda: None,
+    now: Callable[[], datetime] = utc_now,
 ) -> backup.Backup:
     """Run one backup as the settings say, then prune. Raises what :func:`backup.run` raises.
 
@@ -40,7 +46,7 @@ def back_up(
         environment=environment(),
     )
     world = backup.World(
-        now=lambda: datetime.now(UTC),
+        now=now,
         random=os.urandom,
         emit=emit,
         uninterrupted=uninterrupted,
@@ -48,7 +54,7 @@ def back_up(
     storage = _storage(settings, emit)
     made = backup.run(plan, storage, world)
     hear()
-    _prune_after_backup(settings, storage, emit)
+    _prune_after_backup(settings, storage, emit, now())
     return made
 
 
@@ -57,15 +63,17 @@ def remove_old_backups(
 ) -> prune.Pruned:
     """Prune as the settings say. Raises what :func:`prune.run` raises, and tells it."""
     try:
-        return _prune(settings, _storage(settings, emit), emit, dry_run=dry_run)
+        return _prune(settings, _storage(settings, emit), emit, utc_now(), dry_run=dry_run)
     except PgstashError as error:
         emit(events.PruneFailed(error.message, error.hint))
         raise
 
 
-def _prune_after_backup(settings: Settings, storage: Storage, emit: events.Emit) -> None:
+def _prune_after_backup(
+    settings: Settings, storage: Storage, emit: events.Emit, now: datetime
+) -> None:
     try:
-        _prune(settings, storage, emit, dry_run=False)
+        _prune(settings, storage, emit, now, dry_run=False)
     except PgstashError as error:
         emit(events.Warned(f"Pruning failed: {error.message}\n{error.hint}".rstrip()))
     except Exception as error:  # noqa: BLE001 - nothing that happens now undoes the backup
@@ -74,7 +82,7 @@ def _prune_after_backup(settings: Settings, storage: Storage, emit: events.Emit)
 
 
 def _prune(
-    settings: Settings, storage: Storage, emit: events.Emit, *, dry_run: bool
+    settings: Settings, storage: Storage, emit: events.Emit, now: datetime, *, dry_run: bool
 ) -> prune.Pruned:
     plan = prune.Plan(
         prefix=settings.backup_prefix,
@@ -88,7 +96,7 @@ def _prune(
         ),
         sweep_after_days=settings.sweep_after_days,
     )
-    return prune.run(plan, storage, now=datetime.now(UTC), emit=emit, dry_run=dry_run)
+    return prune.run(plan, storage, now=now, emit=emit, dry_run=dry_run)
 
 
 def schedule(settings: Settings, anchor: datetime) -> Schedule:
