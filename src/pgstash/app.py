@@ -30,11 +30,17 @@ READ_SECONDS = 60.0
 PROMPT_SECONDS = 5.0
 
 
+def utc_now() -> datetime:
+    """Return the time of the wall clock."""
+    return datetime.now(UTC)
+
+
 def back_up(
     settings: Settings,
     emit: events.Emit,
     uninterrupted: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext,
     hear: Callable[[], None] = lambda: None,
+    now: Callable[[], datetime] = utc_now,
 ) -> backup.Backup:
     """Run one backup as the settings say, then prune. Raises what :func:`backup.run` raises.
 
@@ -53,7 +59,7 @@ def back_up(
         environment=environment(),
     )
     world = backup.World(
-        now=lambda: datetime.now(UTC),
+        now=now,
         random=os.urandom,
         emit=emit,
         uninterrupted=uninterrupted,
@@ -61,7 +67,7 @@ def back_up(
     storage = open_storage(settings, emit)
     made = backup.run(plan, storage, world)
     hear()
-    _prune_after_backup(settings, storage, emit)
+    _prune_after_backup(settings, storage, emit, now())
     return made
 
 
@@ -70,15 +76,17 @@ def remove_old_backups(
 ) -> prune.Pruned:
     """Prune as the settings say. Raises what :func:`prune.run` raises, and tells it."""
     try:
-        return _prune(settings, open_storage(settings, emit), emit, dry_run=dry_run)
+        return _prune(settings, open_storage(settings, emit), emit, utc_now(), dry_run=dry_run)
     except PgstashError as error:
         emit(events.PruneFailed(error.message, error.hint))
         raise
 
 
-def _prune_after_backup(settings: Settings, storage: Storage, emit: events.Emit) -> None:
+def _prune_after_backup(
+    settings: Settings, storage: Storage, emit: events.Emit, now: datetime
+) -> None:
     try:
-        _prune(settings, storage, emit, dry_run=False)
+        _prune(settings, storage, emit, now, dry_run=False)
     except PgstashError as error:
         emit(events.Warned(f"Pruning failed: {error.message}\n{error.hint}".rstrip()))
     except Exception as error:  # noqa: BLE001 - nothing that happens now undoes the backup
@@ -87,7 +95,7 @@ def _prune_after_backup(settings: Settings, storage: Storage, emit: events.Emit)
 
 
 def _prune(
-    settings: Settings, storage: Storage, emit: events.Emit, *, dry_run: bool
+    settings: Settings, storage: Storage, emit: events.Emit, now: datetime, *, dry_run: bool
 ) -> prune.Pruned:
     from pgstash import prune, retention  # noqa: PLC0415
 
@@ -107,7 +115,7 @@ def _prune(
         plan,
         storage,
         alone=lambda: _alone(settings, storage, emit),
-        now=datetime.now(UTC),
+        now=now,
         emit=emit,
         dry_run=dry_run,
     )

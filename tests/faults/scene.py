@@ -86,12 +86,15 @@ class Bucket:
     name: str
     settings: dict[str, str]
 
-    def objects(self) -> dict[str, bytes]:
+    def names(self) -> list[str]:
         found = self.client.list_objects_v2(Bucket=self.name).get("Contents", [])
-        keys = [each["Key"] for each in found]
-        return {
-            key: self.client.get_object(Bucket=self.name, Key=key)["Body"].read() for key in keys
-        }
+        return [each["Key"] for each in found]
+
+    def get(self, key: str) -> bytes:
+        return self.client.get_object(Bucket=self.name, Key=key)["Body"].read()
+
+    def objects(self) -> dict[str, bytes]:
+        return {key: self.get(key) for key in self.names()}
 
     def metadata(self, key: str) -> dict[str, str]:
         return self.client.head_object(Bucket=self.name, Key=key)["Metadata"]
