@@ -16,9 +16,11 @@
     │   ├── UploadError               22   the archive could not be stored
     │   ├── ObjectExistsError         23   the name is taken; nothing is overwritten
     │   └── ObjectNotFoundError       24   no such object
-    └── PipelineError
-        ├── EncryptionError           30   encryption could not be set up
-        └── CorruptedError            31   stored bytes are damaged, or the key is wrong
+    ├── PipelineError
+    │   ├── EncryptionError           30   encryption could not be set up
+    │   └── CorruptedError            31   stored bytes are damaged, or the key is wrong
+    ├── HookError                     50   a hook failed or took too long
+    └── RequiredTableError            51   a required table is missing or empty
 
     Interrupted                    128+n   SIGINT or SIGTERM (not a failure of pgstash)
 
@@ -165,6 +167,26 @@ class CorruptedError(PipelineError):
 
     exit_code = 31
     default_hint = "Check BACKUP_ENCRYPTION_KEY; if it is right, the stored object is damaged."
+
+
+class HookError(PgstashError):
+    """A hook could not be started, failed, or took longer than ``HOOK_TIMEOUT``."""
+
+    exit_code = 50
+    default_hint = (
+        "The log has what the command wrote. Run it by hand; if it only needs longer, raise "
+        "HOOK_TIMEOUT."
+    )
+
+
+class RequiredTableError(PgstashError):
+    """A table that ``REQUIRE_TABLES`` names is missing or empty; nothing was stored."""
+
+    exit_code = 51
+    default_hint = (
+        "Look whether the database is the right one and still whole; where the table is gone for "
+        "good, change REQUIRE_TABLES."
+    )
 
 
 class Interrupted(BaseException):
