@@ -24,16 +24,20 @@ pytest_plugins = ["support.swift"]
 MAJORS = test_majors()
 # Settings of pgstash and of the tools below it: the developer's own must not reach a test.
 SETTINGS = (
+    "ANOMALY_",
     "AWS_",
     "BACKUP_",
     "COMPRESSION_",
     "DATABASE_",
     "DEBUG",
     "DUMP_",
+    "EXCLUDE_",
     "HEALTH",
+    "HOOK_",
     "LOCK_",
     "LOG_",
     "PG",
+    "REQUIRE_",
     "RETENTION_",
     "RETRY_",
     "S3_",

@@ -14,12 +14,13 @@ from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from pgstash import events
+from pgstash import events, hooks
 from pgstash.errors import DatabaseUnreachableError, PgstashError
 from pgstash.monitoring import log
 from pgstash.monitoring.scrub import Scrubber
+from pgstash.postgres import options, required
 from pgstash.schedule import Cron, Interval, Schedule
-from pgstash.settings import Settings, environment
+from pgstash.settings import Settings, environment, secret_variables
 from pgstash.storage.interface import Storage
 
 if TYPE_CHECKING:
@@ -45,7 +46,8 @@ def back_up(
     """Run one backup as the settings say, then prune. Raises what :func:`backup.run` raises.
 
     Pruning that fails is a warning: the backup is complete by then. ``hear`` is called
-    between the two, to raise Interrupted if a signal was put off by ``uninterrupted``.
+    between the two, and before the hook at the end, to raise Interrupted if a signal was put
+    off by ``uninterrupted``.
     """
     from pgstash import backup  # noqa: PLC0415
 
@@ -57,18 +59,50 @@ def back_up(
         lock_seconds=settings.lock_timeout,
         idle_seconds=settings.dump_idle_timeout,
         environment=environment(),
+        options=_dump_options(settings),
+        required=required.parse(settings.require_tables) if settings.require_tables else [],
+        hooks=_hooks(settings),
+        anomaly_ratio=settings.anomaly_ratio,
     )
     world = backup.World(
         now=now,
         random=os.urandom,
         emit=emit,
         uninterrupted=uninterrupted,
+        hear=hear,
     )
     storage = open_storage(settings, emit)
     made = backup.run(plan, storage, world)
     hear()
     _prune_after_backup(settings, storage, emit, now())
     return made
+
+
+def _dump_options(settings: Settings) -> list[str]:
+    excluded = options.excluding(
+        tables=settings.exclude_tables or "",
+        table_data=settings.exclude_table_data or "",
+        schemas=settings.exclude_schemas or "",
+    )
+    return excluded + options.allowed(settings.pg_dump_extra_args or "")
+
+
+def _hooks(settings: Settings) -> hooks.Hooks:
+    secrets = settings.secrets()
+    visible = hooks.visible(environment(), secret_variables(), Scrubber(secrets).knows)
+
+    def hook(name: str) -> hooks.Hook | None:
+        command: str | None = getattr(settings, name)
+        if command is None:
+            return None
+        words = hooks.words(command)
+        return hooks.Hook(name.upper(), words, settings.hook_timeout, visible, secrets)
+
+    return hooks.Hooks(
+        before=hook("hook_before_backup"),
+        after=hook("hook_after_backup"),
+        verify=hook("hook_verify"),
+    )
 
 
 def remove_old_backups(

@@ -10,16 +10,16 @@ import contextlib
 import gzip
 import hashlib
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime
-from urllib.parse import quote
+from dataclasses import dataclass
+from datetime import datetime
 
-from pgstash import __version__, events, neighbours
+from pgstash import __version__, anomaly, catalog, events, hooks, neighbours, record
 from pgstash import manifest as manifests
 from pgstash.errors import (
     EXIT_UNFORESEEN,
+    HookError,
     Interrupted,
     ObjectExistsError,
     PgstashError,
@@ -27,8 +27,8 @@ from pgstash.errors import (
 )
 from pgstash.pipeline import compression, encryption
 from pgstash.pipeline.opening import Opening
-from pgstash.pipeline.tally import Tally, split_name
-from pgstash.postgres import source, tools, writer
+from pgstash.pipeline.tally import Tally
+from pgstash.postgres import required, source, tools, writer
 from pgstash.postgres.dump import dump
 from pgstash.postgres.source import Server
 from pgstash.postgres.writer import Writer
@@ -38,15 +38,14 @@ _ID_BYTES = 8
 _NAMES_TRIED = 5
 _SECONDS_BETWEEN_PROGRESS = 0.25
 
-# S3 keeps metadata in headers: ASCII, one line, 2 KB together
-# (https://docs.aws.amazon.com/AmazonS3/latest/userguide/UsingMetadata.html).
-_HEADER_SAFE = " !\"#$&'()*+,-./:;<=>?@[\\]^_`{|}~"
-_LONGEST_HEADER = 255
-
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What to back up, and how; ``environment`` is what client tools may choose from."""
+    """What to back up, and how; ``environment`` is what client tools may choose from.
+
+    ``options`` are added to pg_dump's. A backup smaller than ``anomaly_ratio`` times the usual
+    is warned of; with 0 none is.
+    """
 
     source_url: str
     prefix: str
@@ -55,28 +54,35 @@ class Plan:
     lock_seconds: float
     idle_seconds: float
     environment: Mapping[str, str]
+    options: Sequence[str]
+    required: Sequence[required.Requirement]
+    hooks: hooks.Hooks
+    anomaly_ratio: float
 
 
 @dataclass(frozen=True, slots=True)
 class World:
     """What comes from outside: the time, chance, who is told, and how to put a signal off.
 
-    ``uninterrupted`` is a context in which no signal is heard, or only after a while.
+    ``uninterrupted`` is a context in which no signal is heard, or only after a while; ``hear``
+    raises Interrupted if one came meanwhile.
     """
 
     now: Callable[[], datetime]
     random: Callable[[int], bytes]
     emit: events.Emit
     uninterrupted: Callable[[], AbstractContextManager[None]]
+    hear: Callable[[], None]
 
 
 @dataclass(frozen=True, slots=True)
 class Backup:
-    """A backup that is complete and visible."""
+    """A backup that is complete and visible; ``seconds`` is how long it took."""
 
     name: str
     location: str
     manifest: manifests.Manifest
+    seconds: float
 
 
 def run(plan: Plan, storage: Storage, world: World) -> Backup:
@@ -84,7 +90,7 @@ def run(plan: Plan, storage: Storage, world: World) -> Backup:
 
     Raises a PgstashError where anything at all went wrong, WriterBusyError among them where
     another backup of this source to this place runs, and Interrupted on a signal; then there
-    is no archive of this backup.
+    is no archive of this backup. A hook that fails after it is a warning.
     """
     began = time.monotonic()
     encrypted = plan.passphrase is not None
@@ -92,29 +98,46 @@ def run(plan: Plan, storage: Storage, world: World) -> Backup:
     base = manifests.base_name(started)
     host, database = source.named(plan.source_url)
     world.emit(events.BackupAttempted(host, database))
+    source_facts = {"PGSTASH_HOST": host, "PGSTASH_DATABASE": database}
     try:
+        if plan.hooks.before:
+            hooks.run(plan.hooks.before, {"PGSTASH_HOOK": "before", **source_facts}, world.emit)
         storage.check()
         server = source.look(plan.source_url)
         with writer.hold(server, storage.url(plan.prefix), world.emit) as lock:
-            name = _header(server.database.name)
+            name = record.header(server.database.name)
             neighbours.look(storage, plan.prefix, name, now=world.now(), emit=world.emit)
             started, base = _unused_name(storage, plan.prefix, world)
-            return _back_up(plan, storage, world, server=server, lock=lock, started=started)
+            made = _back_up(plan, storage, world, server=server, lock=lock, started=started)
     except BaseException as error:
         foreseen = isinstance(error, PgstashError | Interrupted)
-        world.emit(
-            events.BackupFailed(
-                name=manifests.archive_name(base, encrypted=encrypted),
-                seconds=time.monotonic() - began,
-                message=str(error) if foreseen else f"{type(error).__name__}: {error}",
-                hint=getattr(error, "hint", ""),
-                host=host,
-                database=database,
-                error=type(error).__name__,
-                exit_code=getattr(error, "exit_code", EXIT_UNFORESEEN),
-            )
+        failed = events.BackupFailed(
+            name=manifests.archive_name(base, encrypted=encrypted),
+            seconds=time.monotonic() - began,
+            message=str(error) if foreseen else f"{type(error).__name__}: {error}",
+            hint=getattr(error, "hint", ""),
+            host=host,
+            database=database,
+            error=type(error).__name__,
+            exit_code=getattr(error, "exit_code", EXIT_UNFORESEEN),
         )
+        world.emit(failed)
+        if isinstance(error, Exception):
+            _run_hook_after(plan, world, record.told_of_failure(failed))
         raise
+    _run_hook_after(plan, world, record.told_of_success(made.manifest, made.location, made.seconds))
+    return made
+
+
+def _run_hook_after(plan: Plan, world: World, facts: Mapping[str, str]) -> None:
+    """Run the hook at the end; by then nothing of it changes how the backup ended."""
+    if plan.hooks.after is None:
+        return
+    world.hear()
+    try:
+        hooks.run(plan.hooks.after, {"PGSTASH_HOOK": "after", **facts}, world.emit)
+    except HookError as error:
+        world.emit(events.Warned(f"{error.message}\n{error.hint}"))
 
 
 def _unused_name(storage: Storage, prefix: str, world: World) -> tuple[datetime, str]:
@@ -145,6 +168,8 @@ def _back_up(  # noqa: PLR0913 - what was found out so far
     backup_id = world.random(_ID_BYTES).hex()
     world.emit(events.BackupStarted(name))
 
+    expected = required.look_up(server, plan.required)
+    predecessors = _predecessors(plan, storage, world, started)
     client = tools.find(server.major, plan.environment.get("PATH", ""), plan.environment)
     cipher = _key(plan, world)
     tally, opening, stored = Tally(), Opening(), _Digest()
@@ -158,27 +183,35 @@ def _back_up(  # noqa: PLR0913 - what was found out so far
             dump(
                 server,
                 client,
+                options=plan.options,
                 lock_seconds=plan.lock_seconds,
                 idle_seconds=plan.idle_seconds,
                 environment=plan.environment,
                 emit=world.emit,
             ) as chunks,
+            hooks.verifying(
+                plan.hooks.verify, record.told_to_verify(server, storage.url(key), name), world.emit
+            ) as verified,
             storage.upload(
                 key,
-                metadata=_metadata(plan, server, client, started, backup_id),
+                metadata=record.metadata(server, client, started, backup_id, encrypted=encrypted),
                 expected_size=server.database.bytes,
             ) as upload,
         ):
             world.emit(events.UploadStarted(name, storage.url(), upload.part_size))
             plain = _announce_end(tally.watch(chunks), name, tally, began, world.emit)
             archive = compression.compress(
-                opening.split(plain), level=plan.compression_level, record=members.append
+                opening.split(verified(plain)),
+                level=plan.compression_level,
+                record=members.append,
             )
             if cipher:
                 archive = encryption.encrypt(archive, cipher)
             archive = _announce(stored.watch(archive), name, tally, stored, world.emit)
             for chunk in lock.watch(archive):
                 upload.write(chunk)
+            tables = record.tables(tally, server.codec)
+            required.check(expected, {(each.schema, each.name): each.rows for each in tables})
             upload.flush()
             lock.check()
 
@@ -187,8 +220,8 @@ def _back_up(  # noqa: PLR0913 - what was found out so far
                 tool=f"pgstash {__version__}",
                 id=backup_id,
                 archive=name,
-                started=_iso(started),
-                finished=_iso(world.now()),
+                started=record.iso(started),
+                finished=record.iso(world.now()),
                 server=server.version,
                 client=client.version,
                 database=server.database,
@@ -196,14 +229,19 @@ def _back_up(  # noqa: PLR0913 - what was found out so far
                 stored_bytes=stored.bytes,
                 sha256=stored.hexdigest(),
                 compression=manifests.Compression("gzip", plan.compression_level),
-                encryption=_encryption(cipher),
-                tables=_tables(tally, server.codec),
-                members=_sections(members, opening, name, world.emit),
+                encryption=record.encryption_of(cipher),
+                tables=tables,
+                members=record.sections(members, opening, name, world.emit),
+                options=list(plan.options),
             )
             manifest_key = (
                 f"{plan.prefix}/{manifests.manifest_name(base, backup_id, encrypted=encrypted)}"
             )
-            storage.put(manifest_key, _sealed(manifest, plan, world), {"id": backup_id})
+            storage.put(
+                manifest_key,
+                _sealed(manifest, plan, world),
+                record.facts(manifest, time.monotonic() - began),
+            )
             lock.check()
             with world.uninterrupted():
                 upload.commit()
@@ -215,23 +253,47 @@ def _back_up(  # noqa: PLR0913 - what was found out so far
         # Cut off while the answer to the commit was on its way, or stumbled after it.
         if isinstance(error, PgstashError):
             world.emit(events.Warned(f"{name} is complete, and then: {error}"))
+    made = Backup(name, storage.url(key), manifest, time.monotonic() - began)
     with world.uninterrupted():
         lock.release()
-        world.emit(events.UploadFinished(name, time.monotonic() - began, stored.bytes))
-        world.emit(
-            events.BackupSucceeded(
-                name=name,
-                seconds=time.monotonic() - began,
-                location=storage.url(key),
-                raw_bytes=tally.raw_bytes,
-                stored_bytes=stored.bytes,
-                tables=len(manifest.tables),
-                rows=sum(table.rows for table in manifest.tables),
-                host=server.database.host,
-                database=server.database.name,
-            )
+        _tell_success(plan, world, made, predecessors)
+    return made
+
+
+def _tell_success(
+    plan: Plan, world: World, made: Backup, predecessors: Sequence[anomaly.Figures]
+) -> None:
+    manifest, figures = made.manifest, record.figures(made.manifest)
+    world.emit(events.UploadFinished(made.name, made.seconds, manifest.stored_bytes))
+    shrunk = anomaly.shrunk(figures, predecessors, plan.anomaly_ratio)
+    if shrunk:
+        world.emit(events.Warned(f"{made.name} is much smaller than usual: {'; '.join(shrunk)}"))
+    world.emit(
+        events.BackupSucceeded(
+            name=made.name,
+            seconds=made.seconds,
+            location=made.location,
+            raw_bytes=manifest.raw_bytes,
+            stored_bytes=manifest.stored_bytes,
+            tables=figures.tables,
+            rows=figures.rows,
+            host=manifest.database.host,
+            database=manifest.database.name,
         )
-    return Backup(name, storage.url(key), manifest)
+    )
+
+
+def _predecessors(
+    plan: Plan, storage: Storage, world: World, started: datetime
+) -> list[anomaly.Figures]:
+    """Ask how large the backups before this one are; not to know it is no reason to fail."""
+    if not plan.anomaly_ratio:
+        return []
+    try:
+        return catalog.figures_before(storage, plan.prefix, started)
+    except StorageError as error:
+        world.emit(events.Notice(f"The size of earlier backups is not known: {error.message}"))
+        return []
 
 
 class _Digest:
@@ -287,66 +349,6 @@ def _sealed(manifest: manifests.Manifest, plan: Plan, world: World) -> bytes:
     return b"".join(encryption.encrypt([compressed], key)) if key else compressed
 
 
-def _encryption(key: encryption.Key | None) -> manifests.Encryption | None:
-    if key is None:
-        return None
-    return manifests.Encryption(
-        cipher="aes-256-cbc",
-        kdf="pbkdf2-hmac-sha256",
-        rounds=encryption.ROUNDS,
-        salt=key.salt.hex(),
-    )
-
-
-def _metadata(
-    plan: Plan, server: Server, client: tools.ClientTools, started: datetime, backup_id: str
-) -> dict[str, str]:
-    """Return what a reader needs to know of an archive when the manifest is not at hand."""
-    values = {
-        "timestamp": _iso(started),
-        "database": server.database.name,
-        "host": server.database.host,
-        "id": backup_id,
-        "format": str(manifests.FORMAT),
-        "tool": f"pgstash {__version__}",
-        "server": server.version,
-        "client": client.version,
-        "encoding": server.database.encoding,
-        "compression": "gzip",
-        "encryption": f"aes-256-cbc pbkdf2 {encryption.ROUNDS}" if plan.passphrase else "none",
-    }
-    return {key: _header(value) for key, value in values.items()}
-
-
-def _header(value: str) -> str:
-    """Percent-encode what a header cannot carry: non-ASCII, controls, spaces at the ends."""
-    inner = _HEADER_SAFE if value == value.strip() else _HEADER_SAFE.strip()
-    return quote(value, safe=inner, errors="surrogateescape")[:_LONGEST_HEADER]
-
-
-def _tables(tally: Tally, codec: str) -> list[manifests.Table]:
-    tables = []
-    for qualified, rows in tally.rows.items():
-        schema, table = (part.decode(codec, "surrogateescape") for part in split_name(qualified))
-        tables.append(manifests.Table(schema, table, rows))
-    return tables
-
-
-def _sections(
-    members: list[manifests.Member], opening: Opening, name: str, emit: events.Emit
-) -> list[manifests.Member]:
-    """Return the members with the sections they are of, where these are certain."""
-    if opening.found:
-        return members
-    emit(
-        events.Warned(
-            f"{name}: the dump does not begin as expected, so that a restore into an empty "
-            "database cannot leave its DROP statements out"
-        )
-    )
-    return [replace(member, section=None) for member in members]
-
-
 def _remove_orphan(storage: Storage, manifest_key: str, error: BaseException) -> None:
     """Remove the manifest of an archive that certainly is not there and will not be.
 
@@ -356,7 +358,3 @@ def _remove_orphan(storage: Storage, manifest_key: str, error: BaseException) ->
     if isinstance(error, PgstashError):
         with contextlib.suppress(StorageError):
             storage.delete([manifest_key])
-
-
-def _iso(moment: datetime) -> str:
-    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -6,13 +6,17 @@ further down (``<prefix>/other/…``) may belong to another instance and are not
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
 from pgstash import manifest as manifests
+from pgstash.anomaly import MOST, Figures
 from pgstash.errors import ObjectNotFoundError
 from pgstash.storage.interface import PendingUpload, Storage
+
+# Of backups that say nothing of their size so many are asked, and no more.
+_MOST_ASKED = 2 * MOST
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +120,38 @@ def own_companions(storage: Storage, backup: Backup) -> list[Companion]:
         for companion in backup.companions
         if metadata.get("id", companion.id) == companion.id
     ]
+
+
+def facts(storage: Storage, backup: Backup) -> Mapping[str, str]:
+    """Return the metadata of a backup's own manifest; empty where it has none. Raises StorageError.
+
+    They are readable without the encryption key.
+    """
+    beside = backup.companions
+    for companion in beside if len(beside) == 1 else own_companions(storage, backup):
+        try:
+            metadata = storage.head(companion.key).metadata
+        except ObjectNotFoundError:
+            continue
+        if metadata.get("id") == companion.id:
+            return metadata
+    return {}
+
+
+def figures_before(storage: Storage, prefix: str, moment: datetime) -> list[Figures]:
+    """Return how large the backups before a moment are, the most recent first.
+
+    There are :data:`MOST` of them at most. Raises StorageError.
+    """
+    before = [backup for backup in read(storage, prefix).backups if backup.started < moment]
+    found: list[Figures] = []
+    for backup in before[: -_MOST_ASKED - 1 : -1]:
+        figures = Figures.of(facts(storage, backup))
+        if figures:
+            found.append(figures)
+        if len(found) == MOST:
+            break
+    return found
 
 
 def is_orphan(storage: Storage, companion: Companion) -> bool:

@@ -21,9 +21,11 @@
     ├── PipelineError
     │   ├── EncryptionError           30   encryption could not be set up
     │   └── CorruptedError            31   stored bytes are damaged, or the key is wrong
-    └── HealthError
-        ├── CheckFailedError          40   the preflight found something that does not work
-        └── StaleBackupError          41   the newest backup is older than the schedule allows
+    ├── HealthError
+    │   ├── CheckFailedError          40   the preflight found something that does not work
+    │   └── StaleBackupError          41   the newest backup is older than the schedule allows
+    ├── HookError                     50   a hook failed or took too long
+    └── RequiredTableError            51   a required table is missing or empty
 
     Interrupted                    128+n   SIGINT or SIGTERM (not a failure of pgstash)
 
@@ -212,6 +214,26 @@ class StaleBackupError(HealthError):
     exit_code = 41
     retryable = True
     default_hint = "Is the service running, and does its log tell of failed backups?"
+
+
+class HookError(PgstashError):
+    """A hook could not be started, failed, or took longer than ``HOOK_TIMEOUT``."""
+
+    exit_code = 50
+    default_hint = (
+        "The log has what the command wrote. Run it by hand; if it only needs longer, raise "
+        "HOOK_TIMEOUT."
+    )
+
+
+class RequiredTableError(PgstashError):
+    """A table that ``REQUIRE_TABLES`` names is missing or empty; nothing was stored."""
+
+    exit_code = 51
+    default_hint = (
+        "Look whether the database is the right one and still whole; where the table is gone for "
+        "good, change REQUIRE_TABLES."
+    )
 
 
 class Interrupted(BaseException):

@@ -41,7 +41,7 @@ class Warned(Event):
 
 @dataclass(frozen=True, slots=True)
 class ToolSaid(Event):
-    """A client tool wrote a line to its stderr."""
+    """A client tool wrote a line to its stderr, or a hook one to any of its outputs."""
 
     tool: str
     line: str

@@ -12,7 +12,7 @@ import hmac
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -129,6 +129,7 @@ class Manifest:
     """Everything about one archive. Sizes are in bytes, times UTC in ISO 8601.
 
     ``sha256`` is the digest of the archive object as it is stored: what ``sha256sum`` says.
+    ``options`` are those that the user added to pg_dump: with some the backup is a partial one.
     """
 
     format: int
@@ -147,6 +148,7 @@ class Manifest:
     encryption: Encryption | None
     tables: Sequence[Table]
     members: Sequence[Member]
+    options: Sequence[str] = field(default_factory=list)
 
 
 # Tables and members come in their ten thousands: as rows under one line of column names.
@@ -159,13 +161,11 @@ def dump(manifest: Manifest, authenticate: Callable[[bytes], str] | None) -> byt
     The HMAC covers the exact bytes before its own line, so that no re-encoding is needed to
     check it.
     """
-    value: dict[str, Any] = {
-        field.name: getattr(manifest, field.name) for field in fields(manifest)
-    }
+    value: dict[str, Any] = {each.name: getattr(manifest, each.name) for each in fields(manifest)}
     for name in ("database", "compression", "encryption"):
         value[name] = asdict(value[name]) if value[name] else None
     for name, row in _TABULAR.items():
-        columns = [field.name for field in fields(row)]
+        columns = [each.name for each in fields(row)]
         value[name] = {
             "columns": columns,
             "rows": [[getattr(item, column) for column in columns] for item in value[name]],

@@ -188,7 +188,7 @@ def test_a_commit_that_ends_in_time_is_a_success(
     signum: signal.Signals, held: Scene, holding: HoldingProxy
 ) -> None:
     holding.operation = "CompleteMultipartUpload"
-    with held.started() as process:
+    with held.started(HOOK_AFTER_BACKUP="sleep 3600") as process:
         wait_until(holding.arrived.is_set, "the commit is sent")
         threading.Timer(0.5, holding.released.set).start()
         done = ended_by(process, signum)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -87,6 +88,16 @@ def test_defaults() -> None:
         "compression_level": 6,
         "backup_encryption": False,
         "backup_encryption_key": None,
+        "exclude_tables": None,
+        "exclude_table_data": None,
+        "exclude_schemas": None,
+        "pg_dump_extra_args": None,
+        "require_tables": None,
+        "anomaly_ratio": 0.5,
+        "hook_before_backup": None,
+        "hook_after_backup": None,
+        "hook_verify": None,
+        "hook_timeout": 600,
         "backup_interval": 3600,
         "backup_schedule": None,
         "tz": "UTC",
@@ -125,6 +136,20 @@ BOUNDS: list[tuple[str, list[str], list[str]]] = [
     ("RETENTION_KEEP_MONTHLY", ["1", "12"], ["0"]),
     ("RETENTION_KEEP_YEARLY", ["1", "10"], ["0"]),
     ("SWEEP_AFTER_DAYS", ["1", "30"], ["0", "0.5"]),
+    ("ANOMALY_RATIO", ["0", "0.5", "0.99"], ["1", "-0.1", "nan", "50%"]),
+    ("EXCLUDE_TABLES", ["log_*", 'public."a,b",c', "a,"], ['"a', ",", " , "]),
+    ("EXCLUDE_TABLE_DATA", ["*.log"], ['a"']),
+    ("EXCLUDE_SCHEMAS", ["temp_*"], [","]),
+    ("PG_DUMP_EXTRA_ARGS", ["-v", "--no-comments --role='a b'"], ["-Fc", "'", "--no-comm"]),
+    (
+        "REQUIRE_TABLES",
+        ["users", 'public.users:nonempty, s."A.b,c"', "täg$1 : NONEMPTY"],
+        ["a.b.c", "a b", "a:full", "1a", '"a', ",", "a.*"],
+    ),
+    ("HOOK_BEFORE_BACKUP", ["true", "sh -c 'exit 1'"], ["'", "''", "no-such-program", "/etc"]),
+    ("HOOK_AFTER_BACKUP", ["/bin/sh"], ["VARIABLE=value sh"]),
+    ("HOOK_VERIFY", ["grep -q x"], ['"']),
+    ("HOOK_TIMEOUT", ["1", "86400"], ["0", "86401", "1m"]),
     ("WEBHOOK_ON_SUCCESS", ["true", "FALSE", "1", "0", "yes", "no"], ["2", "maybe"]),
     ("WEBHOOK_ON_FAILURE", ["on", "off"], ["ja"]),
     ("DEBUG", ["true", "false"], ["debug"]),
@@ -220,6 +245,27 @@ def test_every_setting_with_bounds_has_a_test_above() -> None:
     elsewhere = {"BACKUP_ENCRYPTION", "BACKUP_ENCRYPTION_KEY", "TZ"}
     tried = {variable for variable, _, _ in BOUNDS}
     assert tried | free_text | elsewhere == {name.upper() for name in Settings.model_fields}
+
+
+@pytest.mark.parametrize(
+    ("excluded", "required"),
+    [
+        ({"EXCLUDE_TABLES": "log_*,users"}, "public.users"),
+        ({"EXCLUDE_TABLES": 'shop."Users"'}, 'shop."Users":nonempty'),
+        ({"EXCLUDE_TABLE_DATA": "public.USERS"}, "users"),
+        ({"EXCLUDE_SCHEMAS": "shop"}, "shop.orders,public.users"),
+    ],
+)
+def test_what_is_required_is_not_excluded(excluded: dict[str, str], required: str) -> None:
+    [said] = problems(VALID | excluded | {"REQUIRE_TABLES": required})
+    assert re.match(r"REQUIRE_TABLES names \w+\.\w+, which an EXCLUDE_… setting leaves out", said)
+    assert complaint(VALID | excluded | {"REQUIRE_TABLES": "public.others"}) == ""
+
+
+def test_a_value_in_front_of_a_hook_is_not_shown() -> None:
+    [said] = problems(VALID | {"HOOK_VERIFY": "TOKEN=Planted1 notify"})
+    assert said.startswith("HOOK_VERIFY names TOKEN, which is not on PATH")
+    assert "Planted1" not in said
 
 
 def test_the_time_zone_matters_to_a_schedule_alone() -> None:

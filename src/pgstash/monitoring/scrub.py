@@ -51,6 +51,10 @@ class Scrubber:
         self._secrets = _any_of(forms)
         self._distinct = _any_of(form for form in forms if len(form) >= _DISTINCT_LENGTH)
 
+    def knows(self, text: str) -> bool:
+        """Tell whether one of the secrets that it was given is in the text."""
+        return bool(self._secrets and self._secrets.search(text))
+
     def scrub(self, text: str) -> str:
         """Return the text without secrets."""
         return _without(self._secrets, text)

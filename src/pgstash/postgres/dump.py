@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import secrets
 import signal
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -42,6 +42,13 @@ _CAUSES = (
         r"canceling statement due to (statement|lock) timeout.*LOCK TABLE",
         LockTimeoutError,
         LockTimeoutError.default_hint,
+    ),
+    _cause(
+        r"(unrecognized|invalid|ambiguous) option|options? .* cannot be used together|"
+        r"no matching (tables?|schemas?|extensions?|foreign servers?) were found|"
+        r"improper qualified name",
+        DumpError,
+        "This pg_dump does not take what PG_DUMP_EXTRA_ARGS or an EXCLUDE_… setting asks of it.",
     ),
     _cause(
         r"permission denied for large object",
@@ -122,6 +129,7 @@ def dump(  # noqa: PLR0913 - each is one knob of one process
     server: Server,
     tools: ClientTools,
     *,
+    options: Sequence[str],
     lock_seconds: float,
     idle_seconds: float,
     environment: Mapping[str, str],
@@ -132,7 +140,8 @@ def dump(  # noqa: PLR0913 - each is one knob of one process
     The iteration ends only after pg_dump exited with 0 and its last bytes are those of a
     complete dump; everything else raises DumpError, with the last lines that pg_dump wrote.
     LockTimeoutError is raised where a table stayed locked for ``lock_seconds``, or anything
-    else that pg_dump wants to lock. Leaving the block ends pg_dump.
+    else that pg_dump wants to lock. ``options`` are the user's own, each one word. Leaving the
+    block ends pg_dump.
     """
     command = [
         str(tools.pg_dump),
@@ -146,6 +155,7 @@ def dump(  # noqa: PLR0913 - each is one knob of one process
         # another one with ALTER ROLE … SET client_encoding.
         f"--encoding={server.database.encoding}",
         f"--lock-wait-timeout={lock_seconds * 1000:.0f}",
+        *(_encoded(option, server) for option in options),
     ]
 
     def say(line: str) -> None:
@@ -166,6 +176,18 @@ def dump(  # noqa: PLR0913 - each is one knob of one process
     connection = _marked(server.connection, mark)
     with Child(command, connection, environment, say=say) as child:
         yield _complete(child.read(idle_seconds, silent_seconds=lock_seconds, silent=ask), child)
+
+
+def _encoded(option: str, server: Server) -> str:
+    """Return an option that arrives at pg_dump in the database's encoding, as it reads patterns."""
+    try:
+        return option.encode(server.codec, "surrogateescape").decode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        raise DumpError(
+            f"pg_dump cannot be told {option}: the encoding of the database, "
+            f"{server.database.encoding}, lacks a character of it",
+            hint="Nothing there can have such a name: take it out of the setting.",
+        ) from None
 
 
 def _marked(connection: Connection, mark: str) -> Connection:

@@ -9,6 +9,7 @@ from typing import Any
 import psycopg
 
 from pgstash.errors import DatabaseLoginError, DatabaseUnreachableError
+from pgstash.postgres import source
 from pgstash.postgres.source import Server
 
 _SECONDS_TO_CONNECT = 10
@@ -24,17 +25,9 @@ def opened(server: Server) -> Iterator[Session]:
     Raises DatabaseUnreachableError where it breaks, DatabaseLoginError where a question
     is refused.
     """
-    parameters = {
-        **server.connection.parameters,
-        **server.connection.secrets,
-        "client_encoding": "SQL_ASCII",  # which works for all, see the login
-        "connect_timeout": str(_SECONDS_TO_CONNECT),
-    }
     try:
-        with psycopg.connect("", autocommit=True, **parameters) as session:  # type: ignore[arg-type]
-            session.execute(
-                f"SET statement_timeout = '{_SECONDS_TO_ANSWER}s'; SET search_path = ''"
-            )
+        with source.connect_again(server, _SECONDS_TO_CONNECT) as session:
+            session.execute(f"SET statement_timeout = '{_SECONDS_TO_ANSWER}s'")
             yield session
     except psycopg.errors.QueryCanceled as error:
         raise DatabaseUnreachableError(

@@ -7,7 +7,7 @@ from typing import Any
 
 import psycopg
 
-from pgstash.postgres.source import Server
+from pgstash.postgres.source import Server, connect_again
 
 _SECONDS_TO_CONNECT = 5
 _SECONDS_TO_ANSWER = 5
@@ -62,16 +62,10 @@ def waiting(server: Server, mark: str, seconds: float) -> Wait | None:
 
 
 def _ask(server: Server, mark: str, seconds: float) -> tuple[Any, ...] | None:
-    parameters = {
-        **server.connection.parameters,
-        **server.connection.secrets,
-        "client_encoding": "SQL_ASCII",  # which works for all, see the login
-        "connect_timeout": str(_SECONDS_TO_CONNECT),
-    }
     # Older servers do not keep when a wait began: a statement that waits began not much before.
     since = "l.waitstart" if server.major >= 14 else "a.query_start"  # noqa: PLR2004 - a version
-    with psycopg.connect("", autocommit=True, **parameters) as session:  # type: ignore[arg-type]
-        session.execute(f"SET statement_timeout = '{_SECONDS_TO_ANSWER}s'; SET search_path = ''")
+    with connect_again(server, _SECONDS_TO_CONNECT) as session:
+        session.execute(f"SET statement_timeout = '{_SECONDS_TO_ANSWER}s'")
         return session.execute(
             _QUERY.format(since=since), {"mark": mark, "seconds": seconds}
         ).fetchone()

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import fcntl
 import os
 import select
-import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Self
 
+from pgstash.child import SECONDS_TO_TERMINATE, Group, Lines
 from pgstash.errors import DumpError
 from pgstash.postgres.source import Connection
 
@@ -41,12 +40,8 @@ _ENVIRONMENT = (
 CHUNK_BYTES = 120 * 1024
 _PIPE_BYTES = 1024 * 1024
 _LET_IT_FILL = 0.001  # seconds
-_SECONDS_BETWEEN_LOOKS = 0.01
-_SECONDS_TO_TERMINATE = 1.0
 _SECONDS_TO_EXIT = 60.0
-_LONGEST_LINE = 4096
-_LINES_TOLD = 200
-_LINES_KEPT = 20
+_READ_BYTES = 64 * 1024
 
 
 def child_environment(environment: Mapping[str, str]) -> dict[str, str]:
@@ -75,9 +70,7 @@ class Child:
         choose from, usually the process's own. Raises DumpError where it cannot start.
         """
         self._name = Path(command[0]).name
-        self._say = say
-        self._secrets = tuple(connection.secrets.values())
-        self._last_lines: collections.deque[str] = collections.deque(maxlen=_LINES_KEPT)
+        self._lines = Lines(say, tuple(connection.secrets.values()))
         process: subprocess.Popen[bytes] | None = None
         try:
             with _login_environment(connection) as (variables, descriptors, conninfo):
@@ -91,6 +84,7 @@ class Child:
                     # A group of its own: a terminal's Ctrl-C reaches us alone, we end the group.
                     start_new_session=True,
                 )
+            self._group = Group(process)
             self._stdout = _pipe(process.stdout)
             with contextlib.suppress(OSError):  # the default size works too, with more switches
                 fcntl.fcntl(self._stdout, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
@@ -98,7 +92,7 @@ class Child:
             self._listener.start()
         except BaseException as error:
             if process:
-                self._end_group()
+                Group(process).end()
                 for stream in (process.stdout, process.stderr):
                     _pipe(stream).close()
             if process or not isinstance(error, OSError):
@@ -112,14 +106,14 @@ class Child:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._end_group()
-        self._listener.join(_SECONDS_TO_TERMINATE)
+        self._group.end()
+        self._listener.join(SECONDS_TO_TERMINATE)
         self._stdout.close()
 
     @property
     def last_lines(self) -> list[str]:
         """The last lines of the tool's stderr so far."""
-        return list(self._last_lines.copy())  # at one blow: the listener may still append
+        return self._lines.last
 
     def read(
         self, idle_seconds: float, *, silent_seconds: float, silent: Callable[[], None]
@@ -157,73 +151,21 @@ class Child:
 
         Raises DumpError where the tool stays although it has closed its output.
         """
-        if not self._exits(_SECONDS_TO_EXIT):
+        if not self._group.exits(_SECONDS_TO_EXIT):
             raise DumpError(
                 f"{self._name} closed its output but did not exit",
                 hint="Look at what its session waits for, in pg_stat_activity.",
             )
-        self._end_group()
-        self._listener.join(_SECONDS_TO_TERMINATE)
+        self._group.end()
+        self._listener.join(SECONDS_TO_TERMINATE)
         return self._process.wait()
 
-    def _exits(self, seconds: float) -> bool:
-        """Wait until the tool has exited, and leave it a zombie: so its id stays its own."""
-        give_up = time.monotonic() + seconds
-        how = os.WEXITED | os.WNOWAIT | os.WNOHANG
-        while os.waitid(os.P_PID, self._process.pid, how) is None:
-            if time.monotonic() >= give_up:
-                return False
-            time.sleep(_SECONDS_BETWEEN_LOOKS)
-        return True
-
-    def _end_group(self) -> None:
-        """End the whole group, also what outlived the tool itself: politely, then surely."""
-        if self._process.returncode is not None:
-            return  # done before; the group's id may be somebody else's by now
-        for signum in (signal.SIGTERM, signal.SIGKILL):
-            # Where it is not ours to end, a dump that is complete is so all the same.
-            with contextlib.suppress(OSError):
-                os.killpg(self._process.pid, signum)
-            # The tool asks the server to cancel its query when it is told to stop.
-            self._exits(_SECONDS_TO_TERMINATE)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(_SECONDS_TO_EXIT)
-
     def _listen(self) -> None:
-        """Drain stderr line by line, however long a line and however many.
-
-        Of a long line the beginning is kept: pg_dump quotes whole statements, and one that
-        locks thousands of tables must not push the reason out of the last lines.
-        """
-        told = 0
-        unfinished = False
+        """Drain stderr to its end."""
         with _pipe(self._process.stderr) as stderr:
-            while raw := stderr.readline(_LONGEST_LINE):
-                continued, unfinished = unfinished, not raw.endswith(b"\n")
-                line = raw.decode(errors="replace").rstrip()
-                if continued or not line:
-                    continue
-                if unfinished and len(raw) == _LONGEST_LINE:
-                    line = _without_half_a_secret(line, self._secrets) + " ..."
-                self._last_lines.append(line)
-                told += 1
-                if told <= _LINES_TOLD:
-                    self._say(line)
-        if told > _LINES_TOLD:
-            self._say(f"({told - _LINES_TOLD} more lines were left out)")
-
-
-def _without_half_a_secret(line: str, secrets: Iterable[str]) -> str:
-    """Shorten a line that was cut off: half a secret is one that nobody recognises any more.
-
-    The last word goes, whatever it is, since a secret may be written in many ways; then the
-    beginning of a secret that has several words.
-    """
-    line = line.rpartition(" ")[0]
-    for secret in secrets:
-        starts = (secret[:length].rstrip() for length in range(len(secret), 0, -1))
-        line = line.removesuffix(next((start for start in starts if line.endswith(start)), ""))
-    return line
+            while data := os.read(stderr.fileno(), _READ_BYTES):
+                self._lines.feed(data)
+        self._lines.finish()
 
 
 def _pipe(stream: IO[bytes] | None) -> IO[bytes]:

@@ -204,6 +204,26 @@ def look(url: str) -> Server:
             ) from error
 
 
+def connect_again(server: Server, seconds: int) -> _Session:
+    """Log in to the server that answered, within so many seconds; names are bytes as stored.
+
+    Raises psycopg.Error.
+    """
+    parameters = {
+        **server.connection.parameters,
+        **server.connection.secrets,
+        "client_encoding": "SQL_ASCII",  # which works for all, see the login
+        "connect_timeout": str(seconds),
+    }
+    session = psycopg.connect("", autocommit=True, **parameters)  # type: ignore[arg-type]
+    try:
+        session.execute("SET search_path = ''")
+    except BaseException:
+        session.close()
+        raise
+    return session
+
+
 def ping(url: str, seconds: int) -> None:
     """Log in and have a query answered, each within ``seconds`` (2 at least for the login).
 

@@ -6,7 +6,7 @@ directory fills in what the environment does not have. A secret may come from a 
 named by the variable with ``_FILE`` appended. An empty value means unset.
 """
 
-from pgstash.settings.loading import environment, load, misspelt
+from pgstash.settings.loading import environment, load, misspelt, secret_variables
 from pgstash.settings.table import Settings, Variable, is_secret, variable_of
 
 __all__ = [
@@ -16,5 +16,6 @@ __all__ = [
     "is_secret",
     "load",
     "misspelt",
+    "secret_variables",
     "variable_of",
 ]

@@ -151,6 +151,12 @@ def _problem(detail: Any) -> str:  # noqa: ANN401 - pydantic's error details
     return f"{name.upper()} must be {expected}"
 
 
+def secret_variables() -> set[str]:
+    """Return the names of variables that hold a secret of pgstash's, or name a file that does."""
+    names = [name.upper() for name in Settings.model_fields if is_secret(name)]
+    return {*names, *(f"{name}_FILE" for name in names)}
+
+
 def environment() -> dict[str, str]:
     """Return the process's environment, for child processes to choose from."""
     return dict(os.environ)

@@ -19,7 +19,7 @@ from pydantic import (
 )
 
 from pgstash import schedule
-from pgstash.postgres import source
+from pgstash.postgres import options, required, source
 from pgstash.settings import values
 
 STRONG_KEY_LENGTH = 32
@@ -41,6 +41,8 @@ def _setting(group: str, expected: str, help_: str, *, shown_default: str = "", 
 
 
 _Name = Annotated[str, AfterValidator(values.bucket)]
+_Command = Annotated[str, AfterValidator(values.command)]
+_Patterns = Annotated[str, AfterValidator(values.patterns)]
 _Key = Annotated[SecretStr, AfterValidator(values.encryption_key)]
 
 
@@ -179,6 +181,77 @@ class Settings(BaseModel):
         "from the backups.",
         default=None,
     )
+    exclude_tables: _Patterns | None = _setting(
+        "Contents",
+        "patterns such as public.log_*, separated by commas",
+        "Tables to leave out, as pg_dump's `--exclude-table` takes them.",
+        default=None,
+    )
+    exclude_table_data: _Patterns | None = _setting(
+        "Contents",
+        "patterns such as public.log_*, separated by commas",
+        "Tables whose rows to leave out, and not their definitions (`--exclude-table-data`).",
+        default=None,
+    )
+    exclude_schemas: _Patterns | None = _setting(
+        "Contents",
+        "patterns such as temp_*, separated by commas",
+        "Schemas to leave out, with all that is in them (`--exclude-schema`).",
+        default=None,
+    )
+    pg_dump_extra_args: Annotated[str, AfterValidator(values.extra_options)] | None = _setting(
+        "Contents",
+        "options of pg_dump that leave a complete dump of the database as plain SQL",
+        "More options for pg_dump, split like a shell does and given to none. What would break the "
+        "format, or leave half of a database, is refused.",
+        default=None,
+    )
+    require_tables: Annotated[str, AfterValidator(values.required_tables)] | None = _setting(
+        "Contents",
+        "names of tables such as public.users:nonempty,public.plans, as in SQL",
+        "Tables that must be in the dump, and have a row where `:nonempty` is added. Otherwise the "
+        "backup fails, and nothing is stored.",
+        default=None,
+    )
+    anomaly_ratio: float = _setting(
+        "Contents",
+        "a number from 0 to 0.99",
+        "A backup with less than this part of the bytes, tables or rows that the backups before it "
+        "had (the median of the last 7) is stored and warned of. 0 turns it off.",
+        default=0.5,
+        ge=0,
+        le=0.99,
+        allow_inf_nan=False,
+    )
+    hook_before_backup: _Command | None = _setting(
+        "Hooks",
+        "a command line; write sh -c '…' for a shell",
+        "A command that runs before a backup. Where it fails, there is no backup.",
+        default=None,
+    )
+    hook_after_backup: _Command | None = _setting(
+        "Hooks",
+        "a command line; write sh -c '…' for a shell",
+        "A command that runs after a backup, whether that succeeded or failed. Where the command "
+        "fails, it is a warning.",
+        default=None,
+    )
+    hook_verify: _Command | None = _setting(
+        "Hooks",
+        "a command line; write sh -c '…' for a shell",
+        "A command that reads the plain SQL from its stdin while it streams. Where the command "
+        "fails, nothing is stored.",
+        default=None,
+    )
+    hook_timeout: int = _setting(
+        "Hooks",
+        "a whole number of seconds from 1 to 86400",
+        "How long a hook may take, in seconds; for `HOOK_VERIFY`, how long it may read nothing, "
+        "and how long it may take after the last byte.",
+        default=600,
+        ge=1,
+        le=86_400,
+    )
     backup_retention_days: int = _setting(
         "Retention",
         "a whole number of days, 1 or more",
@@ -314,6 +387,23 @@ class Settings(BaseModel):
         if key is None and info.data.get("backup_encryption"):
             raise ValueError("is missing, and BACKUP_ENCRYPTION is on")
         return key
+
+    @field_validator("require_tables")
+    @classmethod
+    def _not_excluded(cls, tables: str | None, info: ValidationInfo) -> str | None:
+        excluded = {
+            name: options.split_list(text) if (text := info.data.get(name)) else []
+            for name in ("exclude_tables", "exclude_table_data", "exclude_schemas")
+        }
+        both = required.contradictions(
+            required.parse(tables) if tables else [],
+            [*excluded["exclude_tables"], *excluded["exclude_table_data"]],
+            excluded["exclude_schemas"],
+        )
+        if both:
+            names = ", ".join(map(str, both))
+            raise ValueError(f"names {names}, which an EXCLUDE_… setting leaves out")
+        return tables
 
     @field_validator("tz")
     @classmethod

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+import shutil
 from urllib.parse import unquote, urlsplit
 
 from pydantic import SecretStr
 
-from pgstash import schedule
-from pgstash.postgres import source
+from pgstash import hooks, schedule
+from pgstash.postgres import options, required, source
 
 
 def database_url(url: SecretStr) -> SecretStr:
@@ -87,3 +88,31 @@ def cron(expression: str) -> str:
     """Return a cron expression."""
     schedule.Cron(expression)
     return expression
+
+
+def command(line: str) -> str:
+    """Return a command line whose program can be run, as far as that can be seen from here."""
+    program = hooks.words(line)[0]
+    if shutil.which(program) is None:
+        # What comes after an "=" may be a secret: somebody wrote VARIABLE=value in front.
+        shown = program.partition("=")[0]
+        raise ValueError(f"names {shown}, which is not on PATH or may not be executed")
+    return line
+
+
+def patterns(text: str) -> str:
+    """Return a list of pg_dump's patterns."""
+    options.split_list(text)
+    return text
+
+
+def required_tables(text: str) -> str:
+    """Return a list of tables, each with ``:nonempty`` or without."""
+    required.parse(text)
+    return text
+
+
+def extra_options(text: str) -> str:
+    """Return options of pg_dump that leave a dump as it must be."""
+    options.allowed(text)
+    return text

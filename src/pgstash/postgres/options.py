@@ -1,0 +1,247 @@
+"""Options that a user adds to pg_dump: patterns of what to leave out, and the allowed rest.
+
+https://www.postgresql.org/docs/current/app-pgdump.html, of the majors 14 to 18. An option is
+either known to leave a complete, plain dump as pgstash needs it, or it is refused.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+_ITEM = re.compile(r'(?:[^",]|"[^"]*")+')
+
+_FORMAT = "an archive is plain SQL on one stream"
+_CONNECTION = "DATABASE_URL says where to connect to, and how"
+_PARTIAL = "half of a database is no backup"
+_COPY = "rows are counted in COPY blocks"
+_JOBS = "one stream has no parallel jobs"
+
+_ALLOWED = frozenset(
+    {
+        "blobs",
+        "clean",
+        "disable-dollar-quoting",
+        "disable-triggers",
+        "if-exists",
+        "large-objects",
+        "load-via-partition-root",
+        "no-acl",
+        "no-blobs",
+        "no-comments",
+        "no-large-objects",
+        "no-owner",
+        "no-policies",
+        "no-privileges",
+        "no-publications",
+        "no-security-labels",
+        "no-statistics",
+        "no-subscriptions",
+        "no-sync",
+        "no-table-access-method",
+        "no-tablespaces",
+        "no-toast-compression",
+        "no-unlogged-table-data",
+        "quote-all-identifiers",
+        "sequence-data",
+        "serializable-deferrable",
+        "statistics",
+        "strict-names",
+        "use-set-session-authorization",
+        "verbose",
+    }
+)
+
+_ALLOWED_WITH_VALUE = frozenset(
+    {
+        "exclude-extension",
+        "exclude-schema",
+        "exclude-table",
+        "exclude-table-and-children",
+        "exclude-table-data",
+        "exclude-table-data-and-children",
+        "extension",
+        "include-foreign-data",
+        "role",
+        "schema",
+        "superuser",
+        "table",
+        "table-and-children",
+    }
+)
+
+_REFUSED = {
+    "binary-upgrade": "it is for pg_upgrade alone",
+    "create": "a backup restores into a database of any name",
+    "encoding": "a dump is in the database's own encoding",
+    "enable-row-security": "rows would be left out without a word",
+    "extra-float-digits": "numbers could lose digits",
+    "filter": "write its patterns here, where the manifest records them",
+    "help": "no dump comes of it",
+    "lock-wait-timeout": "LOCK_TIMEOUT sets it",
+    "restrict-key": "a key that is known does not protect",
+    "snapshot": "a dump takes its own",
+    "sync-method": "nothing is written to disk",
+    "version": "no dump comes of it",
+    **dict.fromkeys(("compress", "file", "format"), _FORMAT),
+    **dict.fromkeys(("jobs", "no-synchronized-snapshots"), _JOBS),
+    **dict.fromkeys(("dbname", "host", "no-password", "password", "port", "username"), _CONNECTION),
+    **dict.fromkeys(
+        ("column-inserts", "inserts", "on-conflict-do-nothing", "rows-per-insert"), _COPY
+    ),
+    **dict.fromkeys(
+        ("data-only", "no-data", "no-schema", "schema-only", "section", "statistics-only"), _PARTIAL
+    ),
+}
+
+_SHORT = {
+    "a": "data-only",
+    "b": "large-objects",
+    "B": "no-large-objects",
+    "c": "clean",
+    "C": "create",
+    "d": "dbname",
+    "e": "extension",
+    "E": "encoding",
+    "f": "file",
+    "F": "format",
+    "h": "host",
+    "j": "jobs",
+    "n": "schema",
+    "N": "exclude-schema",
+    "O": "no-owner",
+    "p": "port",
+    "s": "schema-only",
+    "S": "superuser",
+    "t": "table",
+    "T": "exclude-table",
+    "U": "username",
+    "v": "verbose",
+    "V": "version",
+    "w": "no-password",
+    "W": "password",
+    "x": "no-privileges",
+    "Z": "compress",
+    "?": "help",
+}
+_REFUSED_WITH_VALUE = frozenset("dEfFhjpUZ") | {
+    "compress",
+    "dbname",
+    "encoding",
+    "extra-float-digits",
+    "file",
+    "filter",
+    "format",
+    "host",
+    "jobs",
+    "lock-wait-timeout",
+    "port",
+    "restrict-key",
+    "rows-per-insert",
+    "section",
+    "snapshot",
+    "sync-method",
+    "username",
+}
+
+
+def split_list(text: str) -> list[str]:
+    """Split at commas, though not at one within double quotes. Raises ValueError."""
+    if text.count('"') % 2:
+        raise ValueError("lacks a closing double quote")
+    items = [item.strip() for item in _ITEM.findall(text)]
+    items = [item for item in items if item]
+    if not items:
+        raise ValueError("names nothing")
+    return items
+
+
+def excluding(tables: str = "", table_data: str = "", schemas: str = "") -> list[str]:
+    """Return the options that leave out what lists of patterns match."""
+    lists = {"exclude-table": tables, "exclude-table-data": table_data, "exclude-schema": schemas}
+    return [
+        f"--{option}={pattern}"
+        for option, text in lists.items()
+        if text
+        for pattern in split_list(text)
+    ]
+
+
+def allowed(text: str) -> list[str]:
+    """Split options like a POSIX shell would, and return each as one word with its value.
+
+    Raises ValueError that names every option that may not be given, and why.
+    """
+    try:
+        words = shlex.split(text)
+    except ValueError:
+        raise ValueError("lacks a closing quote, or ends with a backslash") from None
+    reader = _Reader(iter(words))
+    options = list(reader.read())
+    if reader.problems:
+        raise ValueError("cannot be used: " + "; ".join(dict.fromkeys(reader.problems)))
+    return options
+
+
+@dataclass
+class _Reader:
+    """Reads options as getopt_long(3) does, but for abbreviated names, which it refuses."""
+
+    words: Iterator[str]
+
+    def __post_init__(self) -> None:
+        self.problems: list[str] = []
+
+    def read(self) -> Iterator[str]:
+        for word in self.words:
+            if word.startswith("--") and word != "--":
+                yield from self._long(word)
+            elif word.startswith("-") and word not in ("-", "--"):
+                yield from self._cluster(word)
+            else:
+                self.problems.append(f"{word or 'an empty word'} (not an option)")
+
+    def _long(self, word: str) -> Iterator[str]:
+        name, has_value, value = word[2:].partition("=")
+        if self._is_refused(f"--{name}", name):
+            if name in _REFUSED_WITH_VALUE and not has_value:
+                next(self.words, None)
+        elif name in _ALLOWED_WITH_VALUE:
+            given = value if has_value else next(self.words, "")
+            if given:
+                yield f"--{name}={given}"
+            else:
+                self.problems.append(f"--{name} (it needs a value)")
+        elif has_value:
+            self.problems.append(f"--{name} (it takes no value)")
+        else:
+            yield f"--{name}"
+
+    def _cluster(self, word: str) -> Iterator[str]:
+        """Read one-letter options that stand together; the first that takes a value ends them."""
+        for position, letter in enumerate(word[1:], 2):
+            rest = word[position:]
+            name = _SHORT.get(letter, "")
+            if self._is_refused(f"-{letter}", name):
+                if letter in _REFUSED_WITH_VALUE:
+                    if not rest:
+                        next(self.words, None)
+                    return
+            elif name in _ALLOWED_WITH_VALUE:
+                given = rest or next(self.words, "")
+                if given:
+                    yield f"-{letter}{given}"
+                else:
+                    self.problems.append(f"-{letter} (it needs a value)")
+                return
+            else:
+                yield f"-{letter}"
+
+    def _is_refused(self, shown: str, name: str) -> bool:
+        if name in _ALLOWED or name in _ALLOWED_WITH_VALUE:
+            return False
+        reason = _REFUSED.get(name, "no option that pgstash knows; abbreviations are not")
+        self.problems.append(f"{shown} ({reason})")
+        return True
