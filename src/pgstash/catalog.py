@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from pgstash import manifest as manifests
-from pgstash.errors import ObjectNotFoundError
+from pgstash.errors import BackupNotFoundError, ObjectNotFoundError
 from pgstash.storage.interface import PendingUpload, Storage
 
 
@@ -80,6 +80,35 @@ def read(storage: Storage, prefix: str) -> Catalog:
         for companion in beside
     ]
     return Catalog(sorted(backups, key=lambda backup: (backup.started, backup.name)), suspects)
+
+
+def find(catalog: Catalog, name: str) -> Backup:
+    """Return the backup of a name: ``latest``, or an archive's name with or without endings.
+
+    Raises BackupNotFoundError.
+    """
+    found = [
+        backup
+        for backup in catalog.backups
+        if name in (backup.name, backup.name.partition(".")[0], "latest")
+    ]
+    if name == "latest" and found:
+        return found[-1]
+    if len(found) > 1:
+        every = " and ".join(backup.name for backup in found)
+        raise BackupNotFoundError(f"there are {every}", hint="Give the whole name.")
+    if not found:
+        wanted = "backup" if name == "latest" else f"backup {name}"
+        raise BackupNotFoundError(f"there is no {wanted}")
+    return found[0]
+
+
+def find_before(catalog: Catalog, moment: datetime) -> Backup:
+    """Return the newest backup that began at ``moment`` or before. Raises BackupNotFoundError."""
+    found = [backup for backup in catalog.backups if backup.started <= moment]
+    if not found:
+        raise BackupNotFoundError(f"there is no backup that began at {moment} or before")
+    return found[-1]
 
 
 def own_companions(storage: Storage, backup: Backup) -> list[Companion]:
