@@ -196,7 +196,7 @@ def _first_sentence(error: type[PgstashError]) -> str:
 
 def _command_line() -> str:
     lines = [
-        *_heading("Command line", "src/pgstash/cli.py"),
+        *_heading("Command line", "src/pgstash/cli"),
         "*Reference. What each command says when asked for `--help`.*",
         "",
         "Commands take their settings from [environment variables](settings.md) and end with one",

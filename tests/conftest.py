@@ -34,6 +34,7 @@ SETTINGS = (
     "LOCK_",
     "LOG_",
     "PG",
+    "RESTORE_",
     "RETENTION_",
     "RETRY_",
     "S3_",

@@ -5,12 +5,15 @@ from __future__ import annotations
 import contextlib
 import os
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 
-from pgstash import backup, events, prune, retention
-from pgstash.errors import PgstashError
+from pgstash import archive, backup, catalog, events, prune, retention
+from pgstash import manifest as manifests
+from pgstash.errors import PgstashError, UnverifiedError
 from pgstash.monitoring import log, progress
 from pgstash.monitoring.scrub import Scrubber
 from pgstash.schedule import Cron, Interval, Schedule
@@ -61,6 +64,67 @@ def remove_old_backups(
     except PgstashError as error:
         emit(events.PruneFailed(error.message, error.hint))
         raise
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Which backup: by name, or the newest that began at a time or before, or a file.
+
+    A file needs no storage; ``-`` is stdin.
+    """
+
+    name: str
+    at: datetime | None = None
+    unverified: bool = False
+
+    @property
+    def is_file(self) -> bool:
+        """Whether it lies outside the storage."""
+        return self.name == "-" or "/" in self.name or Path(self.name).is_file()
+
+
+def list_backups(settings: Settings, *, newest: int | None) -> list[Listed]:
+    """Return the backups that are stored, the newest first. Raises StorageError."""
+    storage = _storage(settings, events.ignore)
+    backups = catalog.read(storage, settings.backup_prefix).backups[::-1][:newest]
+    known = catalog.metadata(storage, backups)
+    return [Listed(backup, facts) for backup, facts in zip(backups, known, strict=True)]
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """A backup, and what its metadata say of it."""
+
+    backup: catalog.Backup
+    metadata: Mapping[str, str]
+
+
+def manifest_of(settings: Settings, name: str, emit: events.Emit) -> manifests.Manifest:
+    """Return the manifest of a backup. Raises what :func:`open_archive` raises."""
+    found = open_archive(settings, Wanted(name, unverified=True), emit)
+    if found.manifest is None:
+        raise UnverifiedError(f"{found.name} has no manifest, so there is nothing to show")
+    return found.manifest
+
+
+def open_archive(settings: Settings, wanted: Wanted, emit: events.Emit) -> archive.Archive:
+    """Open a backup to read. Raises what the functions of :mod:`pgstash.archive` raise."""
+    access = archive.Access(
+        passphrase=settings.reading_passphrase,
+        unverified=wanted.unverified,
+        only_encrypted=settings.backup_encryption,
+    )
+    if wanted.name == "-":
+        return archive.open_stdin(access)
+    if wanted.is_file:
+        return archive.open_file(Path(wanted.name), access)
+    storage = _storage(settings, emit)
+    found = catalog.read(storage, settings.backup_prefix)
+    if wanted.at:
+        backup = catalog.find_before(found, wanted.at)
+    else:
+        backup = catalog.find(found, wanted.name)
+    return archive.open_stored(storage, backup, access)
 
 
 def _prune_after_backup(settings: Settings, storage: Storage, emit: events.Emit) -> None:

@@ -46,8 +46,8 @@ _CLOSING = re.compile(
 _CLOSING_BYTES = 1024
 
 _NO_MANIFEST_HINT = (
-    "Was its manifest deleted, or is it a backup of another tool? With --unverified it is read all "
-    "the same: only gzip's own checksums and the last line of the dump are checked then."
+    "Was its manifest deleted, or is it a backup of another tool? `pgstash restore` and `cat` read "
+    "it with --unverified: only gzip's own checksums and the dump's last line are checked then."
 )
 
 

@@ -6,13 +6,17 @@ further down (``<prefix>/other/…``) may belong to another instance and are not
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
+from urllib.parse import unquote
 
 from pgstash import manifest as manifests
 from pgstash.errors import BackupNotFoundError, ObjectNotFoundError
 from pgstash.storage.interface import PendingUpload, Storage
+
+_REQUESTS_AT_A_TIME = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +46,11 @@ class Backup:
     started: datetime
     size: int
     companions: Sequence[Companion]
+
+    @property
+    def encrypted(self) -> bool:
+        """Whether it is encrypted, by its name."""
+        return self.name.endswith(".enc")
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +118,37 @@ def find_before(catalog: Catalog, moment: datetime) -> Backup:
     if not found:
         raise BackupNotFoundError(f"there is no backup that began at {moment} or before")
     return found[-1]
+
+
+def metadata(storage: Storage, backups: Sequence[Backup]) -> list[Mapping[str, str]]:
+    """Return what the store says of each backup beside its name and size, decoded.
+
+    That of the manifest goes before that of the archive: it is written when everything is
+    known. Asked for in parallel, without any key. One that is gone by now has none. Raises
+    StorageError.
+    """
+    pool = ThreadPoolExecutor(_REQUESTS_AT_A_TIME)
+    try:
+        return list(pool.map(lambda backup: _metadata(storage, backup), backups))
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _metadata(storage: Storage, backup: Backup) -> Mapping[str, str]:
+    found: dict[str, str] = {}
+    # A second manifest of one name is rare, and only the archive tells which one is its own.
+    if len(backup.companions) == 1:
+        found |= _head(storage, backup.companions[0].key)
+    if "database" not in found:
+        found = {**_head(storage, backup.key), **found}
+    return {key: unquote(value, errors="surrogateescape") for key, value in found.items()}
+
+
+def _head(storage: Storage, key: str) -> Mapping[str, str]:
+    try:
+        return storage.head(key).metadata
+    except ObjectNotFoundError:
+        return {}
 
 
 def own_companions(storage: Storage, backup: Backup) -> list[Companion]:

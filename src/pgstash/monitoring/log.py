@@ -55,7 +55,7 @@ class _Formatter(logging.Formatter):
             line = {"timestamp": time, "level": record.levelname, "message": message}
             return json.dumps(line)  # in ASCII, which any encoding of stdout can carry
         # A line feed or an escape sequence in a name must not forge a line of its own.
-        message = "\n  ".join(_printable(line) for line in message.split("\n"))
+        message = "\n  ".join(printable(line) for line in message.split("\n"))
         line_text = f"{time} {record.levelname} {message}"
         colour = _COLOURS.get(record.levelname) if self._colour else None
         return f"{colour}{line_text}{_RESET}" if colour else line_text
@@ -100,7 +100,8 @@ class _Argument:
         return self._scrub(repr(self._value))
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
+    """Return a text whose control characters are written as escapes."""
     return "".join(
         char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
     )
@@ -112,14 +113,17 @@ class _Handler(logging.Handler):
     def __init__(self, name: Literal["stdout", "stderr"]) -> None:
         super().__init__()
         self._name = name
-        reconfigure = getattr(getattr(sys, name), "reconfigure", None)
-        if reconfigure:
-            reconfigure(errors="backslashreplace")  # show what cannot be encoded
+
+    @property
+    def stream(self) -> TextIO | None:
+        """What it writes to now; None where the process was started without it."""
+        stream: TextIO | None = getattr(sys, self._name)
+        return stream
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write one record; a closed pipe at the other end is no reason to stop a backup."""
-        stream: TextIO | None = getattr(sys, self._name)
-        if stream is None:  # the process was started without it
+        stream = self.stream
+        if stream is None:
             return
         # TypeError: some library's record whose arguments do not fit its message.
         with contextlib.suppress(OSError, ValueError, TypeError):
@@ -127,16 +131,23 @@ class _Handler(logging.Handler):
             stream.flush()
 
 
-def start(scrubber: Scrubber, *, layout: Format, debug: bool) -> None:
-    """Send all records, third-party loggers' and uncaught exceptions' too, through the scrubber."""
+def start(scrubber: Scrubber, *, layout: Format, debug: bool, stdout_is_data: bool = False) -> None:
+    """Send all records, third-party loggers' and uncaught exceptions' too, through the scrubber.
+
+    With ``stdout_is_data`` none goes to stdout.
+    """
     root = logging.getLogger()
     for handler in root.handlers[:]:
         root.removeHandler(handler)
-    out, err = _Handler("stdout"), _Handler("stderr")
+    out, err = _Handler("stderr" if stdout_is_data else "stdout"), _Handler("stderr")
     out.addFilter(lambda record: record.levelno < logging.WARNING)
     err.setLevel(logging.WARNING)
-    for handler, stream in ((out, sys.stdout), (err, sys.stderr)):
-        colour = stream is not None and stream.isatty()
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure:
+            reconfigure(errors="backslashreplace")  # show what cannot be encoded
+    for handler in (out, err):
+        colour = handler.stream is not None and handler.stream.isatty()
         handler.setFormatter(_Formatter(scrubber, layout=layout, colour=colour))
         root.addHandler(handler)
     root.setLevel(logging.DEBUG if debug else logging.INFO)

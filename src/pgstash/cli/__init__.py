@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
 
-from pgstash import __version__, app, service, settings
-from pgstash.errors import EXIT_UNFORESEEN, ConfigurationError, Interrupted, PgstashError
+from pgstash import __version__, app, service
+from pgstash.cli import reading
+from pgstash.cli.running import run
 from pgstash.events import Emit
 from pgstash.monitoring import log
-from pgstash.monitoring.scrub import Scrubber
 from pgstash.settings import Settings
-from pgstash.signals import Interruption, end_by
+from pgstash.signals import Interruption
 
 _cli = typer.Typer(
     name="pgstash",
@@ -63,7 +62,7 @@ def once() -> None:
     def work(values: Settings, emit: Emit, interruption: Interruption) -> None:
         app.back_up(values, emit, interruption.deferred, interruption.hear)
 
-    _run(work)
+    run(work)
 
 
 @_cli.command()
@@ -85,7 +84,7 @@ def backup() -> None:
             interruption.hear,
         )
 
-    _run(work)
+    run(work)
 
 
 @_cli.command()
@@ -103,47 +102,9 @@ def prune(
     def remove(values: Settings, _emit: Emit, _interruption: Interruption) -> None:
         app.remove_old_backups(values, log.explain, dry_run=dry_run)
 
-    _run(remove)
+    run(remove)
 
 
-def _run(work: Callable[[Settings, Emit, Interruption], None]) -> NoReturn:
-    """Do the work of a command with settings, log and signals; leave with its exit status."""
-    interruption = Interruption()
-    try:
-        with interruption.installed():
-            status = _status_of(work, interruption)
-    except Interrupted as interrupted:
-        log.finish()
-        end_by(interrupted.signum)
-    log.finish()
-    raise typer.Exit(status)
-
-
-def _status_of(
-    work: Callable[[Settings, Emit, Interruption], None], interruption: Interruption
-) -> int:
-    log.start(Scrubber(), layout="text", debug=False)
-    try:
-        values = settings.load()
-        log.start(Scrubber(values.secrets()), layout=values.log_format, debug=values.debug)
-        for warning in values.warnings():
-            log.LOGGER.warning("%s", warning)
-        with app.listening(values) as emit:
-            try:
-                work(values, emit, interruption)
-            finally:
-                interruption.hear()
-    except ConfigurationError as error:
-        for problem in error.problems:
-            log.LOGGER.error("%s", problem)
-        log.LOGGER.log(
-            log.FAILURE, "Nothing was done; problems in the configuration: %d", len(error.problems)
-        )
-        return error.exit_code
-    except PgstashError as error:
-        log.LOGGER.debug("What led to it", exc_info=error)
-        return error.exit_code
-    except Exception:  # noqa: BLE001 - the last line of defence: whatever it is, it is logged
-        log.LOGGER.exception("Unforeseen error: please report it")
-        return EXIT_UNFORESEEN
-    return 0
+_cli.command("list")(reading.list_backups)
+_cli.command()(reading.show)
+_cli.command()(reading.cat)
