@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from pgstash import archive, backup, catalog, events, prune, retention
+from pgstash import archive, backup, catalog, events, prune, restore, retention
 from pgstash import manifest as manifests
 from pgstash.errors import PgstashError, UnverifiedError
 from pgstash.monitoring import log, progress
@@ -125,6 +125,28 @@ def open_archive(settings: Settings, wanted: Wanted, emit: events.Emit) -> archi
     else:
         backup = catalog.find(found, wanted.name)
     return archive.open_stored(storage, backup, access)
+
+
+def restore_backup(  # noqa: PLR0913 - one argument for each option
+    settings: Settings,
+    wanted: Wanted,
+    emit: events.Emit,
+    uninterrupted: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext,
+    *,
+    create: str | None,
+    overwrite: bool,
+    dry_run: bool,
+) -> None:
+    """Restore one backup. Raises what :func:`open_archive` and :func:`restore.run` raise."""
+    plan = restore.Plan(
+        target_url=settings.target_url,
+        create=create,
+        overwrite=overwrite,
+        dry_run=dry_run,
+        environment=environment(),
+        uninterrupted=uninterrupted,
+    )
+    restore.run(plan, wanted.name, lambda: open_archive(settings, wanted, emit), emit)
 
 
 def _prune_after_backup(settings: Settings, storage: Storage, emit: events.Emit) -> None:

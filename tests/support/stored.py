@@ -10,8 +10,11 @@ from typing import TYPE_CHECKING
 
 from pgstash import manifest as manifests
 from pgstash.pipeline import compression, encryption
+from pgstash.storage.directory import DirectoryStorage
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from pgstash.storage.interface import Storage
 
 DATABASE = manifests.Database(
@@ -51,6 +54,12 @@ class Made:
     def store(self, storage: Storage) -> None:
         storage.put(self.key, self.archive, {"id": self.manifest.id})
         storage.put(self.manifest_key, self.packed_manifest(), {"id": self.manifest.id})
+
+    def store_as_backup(self, folder: Path) -> None:
+        """Store it where pgstash looks by default."""
+        storage = DirectoryStorage(folder)
+        for key, data in ((self.key, self.archive), (self.manifest_key, self.packed_manifest())):
+            storage.put(key.replace("p/", "postgres-backups/"), data, {"id": self.manifest.id})
 
     def packed_manifest(self) -> bytes:
         key = key_of(self.passphrase)

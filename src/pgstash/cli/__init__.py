@@ -108,3 +108,4 @@ def prune(
 _cli.command("list")(reading.list_backups)
 _cli.command()(reading.show)
 _cli.command()(reading.cat)
+_cli.command()(reading.restore)

@@ -95,6 +95,72 @@ def cat(name: _Name = "latest", *, unverified: _Unverified = False) -> None:
     run(work, needs=_needs(name), stdout_is_data=True)
 
 
+def restore(  # noqa: PLR0913 - one argument for each option
+    name: _Name = "latest",
+    *,
+    to: Annotated[
+        str | None,
+        typer.Option(
+            help="The database to restore into: postgresql://user@host:5432/database. RESTORE_URL "
+            "says it too; a password is better kept there, or in a PGPASSFILE.",
+            metavar="URL",
+        ),
+    ] = None,
+    at: Annotated[
+        datetime | None,
+        typer.Option(
+            help="The newest backup that began at this time (UTC) or before.",
+            formats=["%Y-%m-%dT%H:%M:%SZ", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%d %H:%M:%S", "%Y-%m-%d"],
+            metavar="TIME",
+        ),
+    ] = None,
+    create: Annotated[
+        str | None,
+        typer.Option(
+            help="Make a new database of this name on that server, with encoding, locale and "
+            "settings of the old one, and restore into it.",
+            metavar="NAME",
+        ),
+    ] = None,
+    overwrite: Annotated[
+        bool,
+        typer.Option(
+            "--overwrite",
+            help="Restore into a database that is not empty, over what has the same name.",
+        ),
+    ] = False,
+    unverified: _Unverified = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Look at backup and target, say what would be done."),
+    ] = False,
+) -> None:
+    """Restore a backup into an empty or a new database.
+
+    It is streamed into psql in one transaction, which is committed when everything was as it had
+    been written. Exit status 0 means that everything is in the target; after any other the
+    message says what became of it, which is nothing with nearly all.
+    """
+    if at and name != "latest":
+        raise typer.BadParameter("is for when no backup is named", param_hint="--at")
+    if create is not None and overwrite:
+        raise typer.BadParameter("is not for a new database", param_hint="--overwrite")
+    wanted = app.Wanted(name, at.replace(tzinfo=UTC) if at else None, unverified)
+
+    def work(values: Settings, emit: Emit, interruption: Interruption) -> None:
+        app.restore_backup(
+            values,
+            wanted,
+            emit,
+            interruption.deferred,
+            create=create,
+            overwrite=overwrite,
+            dry_run=dry_run,
+        )
+
+    run(work, needs=_needs(name, "target"), given={"RESTORE_URL": to} if to else None)
+
+
 def _needs(name: str, *others: Need) -> Sequence[Need]:
     return others if app.Wanted(name).is_file else ("storage", *others)
 

@@ -334,6 +334,59 @@ def _backup_failed(event: events.BackupFailed) -> None:
     )
 
 
+def _restore_started(event: events.RestoreStarted) -> None:
+    what = "Dry run of a restore:" if event.dry_run else "Starting restore:"
+    LOGGER.info("%s %s to %s on %s", what, event.name, event.database, event.host)
+
+
+def _restore_planned(event: events.RestorePlanned) -> None:
+    how = "a new database" if event.created else "the database"
+    LOGGER.info(
+        "Would restore %s into %s %s on %s, PostgreSQL %s, with psql %s",
+        event.name,
+        how,
+        event.database,
+        event.host,
+        event.server,
+        event.client,
+    )
+    if event.raw_bytes is None:
+        LOGGER.warning("There is no manifest to check %s with", event.name)
+    else:
+        LOGGER.info(
+            "It holds %d rows in %d tables, %s of SQL",
+            event.rows,
+            event.tables,
+            size(event.raw_bytes),
+        )
+
+
+def _restore_succeeded(event: events.RestoreSucceeded) -> None:
+    LOGGER.log(
+        SUCCESS,
+        "Restore completed successfully in %s: %s to %s on %s (%s of SQL, %s)",
+        seconds(event.seconds),
+        event.name,
+        event.database,
+        event.host,
+        size(event.raw_bytes),
+        "verified" if event.verified else "not verified: there is no manifest",
+    )
+
+
+def _restore_failed(event: events.RestoreFailed) -> None:
+    hint = f"\n{event.hint}" if event.hint else ""
+    LOGGER.log(
+        FAILURE,
+        "Restore failed after %s, and %s: %s: %s%s",
+        seconds(event.seconds),
+        event.outcome,
+        event.name,
+        event.message,
+        hint,
+    )
+
+
 def _backup_kept(event: events.BackupKept, level: int = logging.DEBUG) -> None:
     LOGGER.log(level, "keep    %s  %s", event.name, "; ".join(event.reasons))
 
@@ -383,6 +436,10 @@ _WRITERS: dict[type[events.Event], Callable[..., None]] = {
     ),
     events.BackupSucceeded: _backup_succeeded,
     events.BackupFailed: _backup_failed,
+    events.RestoreStarted: _restore_started,
+    events.RestorePlanned: _restore_planned,
+    events.RestoreSucceeded: _restore_succeeded,
+    events.RestoreFailed: _restore_failed,
     events.BackupKept: _backup_kept,
     events.BackupRemoved: _backup_removed,
     events.LeftoverSwept: _swept,
