@@ -27,8 +27,12 @@ if TYPE_CHECKING:
 PASSPHRASE = "correct horse battery staple, and more"
 SECONDS_TO_END = 5.0
 # As pg_dump writes them: with a transaction of their own around large objects.
-LARGE_OBJECTS = b"BEGIN;\n\nSELECT pg_catalog.lo_create('4711');\n\nCOMMIT;\n\n"
-ROWS = b"COPY public.a FROM stdin;\n" + b"BEGIN;\nCOMMIT;\n" * 4000 + b"\\.\n\n"
+LARGE_OBJECTS = (
+    b"SELECT pg_catalog.lo_create('4711');\n\n"
+    b"BEGIN;\n\nSELECT pg_catalog.lo_open('4711', 131072);\n"
+    b"SELECT pg_catalog.lowrite(0, '\\x0102');\nSELECT pg_catalog.lo_close(0);\n\nCOMMIT;\n\n"
+)
+ROWS = b"COPY public.a (line) FROM stdin;\n" + b"BEGIN;\nCOMMIT;\n" * 4000 + b"\\.\n\n"
 SCRIPT = b"CREATE TABLE public.a (line text);\n\n" + LARGE_OBJECTS + ROWS + CLOSING
 # The server is at it until somebody ends it; what comes before has been run by then.
 ENDLESS = (
@@ -118,14 +122,14 @@ def test_damage(kind: str, database: Database, tmp_path: Path, *, encrypted: boo
 
 def test_damage_that_shows_after_large_objects(database: Database, tmp_path: Path) -> None:
     """pg_dump commits them by itself: that must not commit what is restored."""
-    made = make(SCRIPT, member_bytes=8000)
+    # More than fits into a pipe: psql has run what comes before it when the damage shows.
+    made = make(SCRIPT.replace(ROWS, ROWS * 60), member_bytes=500_000)
     made.store_as_backup(tmp_path)
     whole = run_pgstash(["restore"], restore_environment(tmp_path, database))
     assert (whole.returncode, whole.stderr) == (0, "")
     assert held(database) == "a\n4711\n"
-    assert (
-        database.run_sql("SELECT count(*) FROM a WHERE line IN ('BEGIN;', 'COMMIT;')") == "8000\n"
-    )
+    rows = database.run_sql("SELECT count(*) FROM a WHERE line IN ('BEGIN;', 'COMMIT;')")
+    assert rows == "480000\n"
     database.run_sql("DROP TABLE a; SELECT lo_unlink(4711)")
     path = tmp_path / made.key.replace("p/", "postgres-backups/")
     path.write_bytes(_flipped(made.archive, len(made.archive) - 20))
@@ -229,7 +233,7 @@ def noisy_script() -> bytes:
     """Return a script that does not get small."""
     lines = (hashlib.sha256(b"%d" % number).hexdigest().encode() for number in range(60_000))
     return (
-        b"CREATE TABLE public.a (line text);\n\nCOPY public.a FROM stdin;\n"
+        b"CREATE TABLE public.a (line text);\n\nCOPY public.a (line) FROM stdin;\n"
         + b"\n".join(lines)
         + b"\n\\.\n\n"
         + CLOSING

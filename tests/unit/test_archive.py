@@ -12,7 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pgstash import archive, catalog
@@ -73,6 +73,7 @@ def test_what_was_written_is_read(script: bytes, passphrase: str | None) -> None
 
 
 @encrypted_or_not
+@settings(deadline=None)  # a passphrase is made to take its time
 @given(data=st.data())
 def test_any_damage_is_noticed_before_it_is_handed_out(
     data: st.DataObject, passphrase: str | None

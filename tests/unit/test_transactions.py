@@ -26,15 +26,27 @@ BEGIN;
 -- COMMIT;
 BEGIN;
 
-SELECT pg_catalog.lo_create('1');
+SELECT pg_catalog.lo_open('1', 131072);
+SELECT pg_catalog.lowrite(0, '\\x00');
+SELECT pg_catalog.lo_close(0);
 
 COMMIT;
 
-BEGINNING;
-COMMIT AND CHAIN;
-COMMIT"""
-AFTER = BEFORE.replace(b"\nBEGIN;\n\nSELECT", b"\n      \n\nSELECT").replace(
-    b"('1');\n\nCOMMIT;\n", b"('1');\n\n       \n"
+BEGIN;
+
+SELECT pg_catalog.lo_open('2', 131072);
+COMMIT;
+COPY not_as_pg_dump_writes_it FROM stdin;
+BEGIN;
+COMMIT;
+\\.
+BEGIN;
+
+SELECT pg_catalog.l"""
+AFTER = (
+    BEFORE.replace(b"\nBEGIN;\n\nSELECT pg_catalog.lo_", b"\n      \n\nSELECT pg_catalog.lo_")
+    .replace(b"(0);\n\nCOMMIT;\n", b"(0);\n\n       \n")
+    .replace(b"131072);\nCOMMIT;\n", b"131072);\n       \n")
 )
 
 

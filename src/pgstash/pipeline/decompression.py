@@ -25,9 +25,7 @@ def decompress(chunks: Iterable[bytes], members: Sequence[Member]) -> Iterator[b
     """
     taker = _Taker(chunks)
     for number, member in enumerate(members, start=1):
-        plain = _plain(taker.take(member.stored), member, number)
-        for start in range(0, len(plain), _CHUNK):
-            yield plain[start : start + _CHUNK]
+        yield from _plain(taker.take(member.stored), member, number)
     if taker.take(1):
         raise damaged("it goes on where it should end")
 
@@ -66,8 +64,8 @@ class _Taker:
         self._chunks = iter(chunks)
         self._rest = b""
 
-    def take(self, count: int) -> bytes:
-        """Return so many bytes, or what is left."""
+    def take(self, count: int) -> list[bytes]:
+        """Return so many bytes, or what is left, in pieces."""
         parts, missing = [], count
         while missing:
             chunk = self._rest or next(self._chunks, b"")
@@ -76,23 +74,29 @@ class _Taker:
             parts.append(chunk[:missing])
             self._rest = chunk[missing:]
             missing -= len(parts[-1])
-        return b"".join(parts)
+        return parts
 
 
-def _plain(stored: bytes, member: Member, number: int) -> bytes:
-    """Return the plain bytes of a member, after its digests were compared."""
+def _plain(stored: Sequence[bytes], member: Member, number: int) -> list[bytes]:
+    """Return the plain bytes of a member in pieces, after its digests were compared."""
     which = f"member {number}, {member.stored} bytes from {member.offset} on,"
-    if len(stored) < member.stored:
+    if sum(map(len, stored)) < member.stored:
         raise damaged(f"it ends within {which} of the compressed stream")
-    if hashlib.sha256(stored).hexdigest() != member.stored_sha256:
+    if _sha256(stored) != member.stored_sha256:
         raise damaged(f"{which} is not what was stored")
-    inflater = isal_zlib.decompressobj(_GZIP_FORMAT)
-    try:
-        plain = inflater.decompress(stored, member.raw + 1)
-    except _IsalError as error:
-        raise damaged(f"{which} does not decompress: {error}") from error
-    if not inflater.eof or inflater.unused_data or inflater.unconsumed_tail:
-        raise damaged(f"{which} is not one member")
-    if hashlib.sha256(plain).hexdigest() != member.sha256:
+    plain, total = [], 0
+    for piece in gunzip(stored):
+        total += len(piece)
+        if total > member.raw:
+            break
+        plain.append(piece)
+    if total != member.raw or _sha256(plain) != member.sha256:
         raise damaged(f"{which} does not decompress to what was compressed")
     return plain
+
+
+def _sha256(pieces: Iterable[bytes]) -> str:
+    digest = hashlib.sha256()
+    for piece in pieces:
+        digest.update(piece)
+    return digest.hexdigest()

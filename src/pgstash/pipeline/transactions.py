@@ -2,7 +2,9 @@
 
 pg_dump puts large objects between a BEGIN and a COMMIT of their own (StartRestoreLOs() in
 pg_backup_archiver.c), which would end the transaction around them. They are found the way rows are
-counted, by reading statements: a line "COMMIT;" in a function or in data is left alone.
+counted, by reading statements: a line "COMMIT;" in a function or in data is left alone. And only
+where they stand as pg_dump writes them: the data of a script of somebody else, whose COPY is not
+recognised, must not lose a line.
 """
 
 from __future__ import annotations
@@ -12,7 +14,9 @@ from collections.abc import Iterable, Iterator
 
 from pgstash.pipeline.tally import Tally
 
-_STATEMENTS = (b"BEGIN;\n", b"COMMIT;\n")
+_BEGIN = b"BEGIN;\n"
+_LARGE_OBJECTS = b"BEGIN;\n\nSELECT pg_catalog.lo_"
+_COMMIT = b"COMMIT;\n"
 _SPACE = re.compile(rb"\s*+")
 
 
@@ -32,6 +36,7 @@ class _Reader(Tally):
     def __init__(self) -> None:
         super().__init__()
         self._found: list[tuple[int, int]] = []
+        self._among_large_objects = False
 
     def feed(self, chunk: bytes) -> bytes:
         """Return what is read by now, and was not returned before."""
@@ -53,10 +58,13 @@ class _Reader(Tally):
     def _statement_start(self, data: bytes, position: int) -> int:
         match = _SPACE.match(data, position)
         start = match.end() if match else position
-        for statement in _STATEMENTS:
-            if data.startswith(statement, start):
-                self._found.append((start, start + len(statement)))
-                return start + len(statement)
-            if statement.startswith(data[start : start + len(statement)]):
-                return self._keep(data, start)
+        sought = _COMMIT if self._among_large_objects else _LARGE_OBJECTS
+        found = data[start : start + len(sought)]
+        if found == sought:
+            end = start + len(_COMMIT if self._among_large_objects else _BEGIN)
+            self._found.append((start, end))
+            self._among_large_objects = not self._among_large_objects
+            return end
+        if sought.startswith(found):
+            return self._keep(data, start)
         return super()._statement_start(data, position)
