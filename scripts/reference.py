@@ -42,7 +42,7 @@ for an S3 store with a private one. No other `AWS_…` variable and no file in `
 | `HTTPS_PROXY`, `HTTP_PROXY` | The proxy to the S3 store, by the scheme of `S3_ENDPOINT`: \
 `http://proxy.example.com:3128`. In lower case too. |
 | `NO_PROXY` | Hosts to reach without the proxy, separated by commas. In lower case too. |
-| `PATH` | Where pg_dump is looked for, beside the usual folders of PostgreSQL. |
+| `PATH` | Where pg_dump and psql are looked for, beside the usual folders of PostgreSQL. |
 
 Variables of libpq (`PGHOST`, `PGSSLROOTCERT`, `PGPASSFILE`, …) may stand in `.env`; see
 [their list](https://www.postgresql.org/docs/current/libpq-envars.html).
@@ -196,7 +196,7 @@ def _first_sentence(error: type[PgstashError]) -> str:
 
 def _command_line() -> str:
     lines = [
-        *_heading("Command line", "src/pgstash/cli.py"),
+        *_heading("Command line", "src/pgstash/cli"),
         "*Reference. What each command says when asked for `--help`.*",
         "",
         "Commands take their settings from [environment variables](settings.md) and end with one",

@@ -38,6 +38,7 @@ SETTINGS = (
     "LOG_",
     "PG",
     "REQUIRE_",
+    "RESTORE_",
     "RETENTION_",
     "RETRY_",
     "S3_",

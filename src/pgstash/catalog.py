@@ -7,13 +7,17 @@ further down (``<prefix>/other/…``) may belong to another instance and are not
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
+from urllib.parse import unquote
 
 from pgstash import manifest as manifests
 from pgstash.anomaly import MOST, Figures
-from pgstash.errors import ObjectNotFoundError
+from pgstash.errors import BackupNotFoundError, ObjectNotFoundError
 from pgstash.storage.interface import PendingUpload, Storage
+
+_REQUESTS_AT_A_TIME = 16
 
 # Of backups that say nothing of their size so many are asked, and no more.
 _MOST_ASKED = 2 * MOST
@@ -46,6 +50,11 @@ class Backup:
     started: datetime
     size: int
     companions: Sequence[Companion]
+
+    @property
+    def encrypted(self) -> bool:
+        """Whether it is encrypted, by its name."""
+        return self.name.endswith(".enc")
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +112,66 @@ def newest(storage: Storage, prefix: str, *, since: datetime, until: datetime) -
         if started and stored.size:
             found = Backup(name, stored.key, started, stored.size, ())
     return found
+
+
+def find(catalog: Catalog, name: str) -> Backup:
+    """Return the backup of a name: ``latest``, or an archive's name with or without endings.
+
+    Raises BackupNotFoundError.
+    """
+    found = [
+        backup
+        for backup in catalog.backups
+        if name in (backup.name, backup.name.partition(".")[0], "latest")
+    ]
+    if name == "latest" and found:
+        return found[-1]
+    if len(found) > 1:
+        every = " and ".join(backup.name for backup in found)
+        raise BackupNotFoundError(f"there are {every}", hint="Give the whole name.")
+    if not found:
+        wanted = "backup" if name == "latest" else f"backup {name}"
+        raise BackupNotFoundError(f"there is no {wanted}")
+    return found[0]
+
+
+def find_before(catalog: Catalog, moment: datetime) -> Backup:
+    """Return the newest backup that began at ``moment`` or before. Raises BackupNotFoundError."""
+    found = [backup for backup in catalog.backups if backup.started <= moment]
+    if not found:
+        raise BackupNotFoundError(f"there is no backup that began at {moment} or before")
+    return found[-1]
+
+
+def metadata(storage: Storage, backups: Sequence[Backup]) -> list[Mapping[str, str]]:
+    """Return what the store says of each backup beside its name and size, decoded.
+
+    That of the manifest goes before that of the archive: it is written when everything is
+    known. Asked for in parallel, without any key. One that is gone by now has none. Raises
+    StorageError.
+    """
+    pool = ThreadPoolExecutor(_REQUESTS_AT_A_TIME)
+    try:
+        return list(pool.map(lambda backup: _metadata(storage, backup), backups))
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _metadata(storage: Storage, backup: Backup) -> Mapping[str, str]:
+    found: dict[str, str] = {}
+    # A second manifest of one name is rare, and only the archive tells which one is its own.
+    if len(backup.companions) == 1:
+        found |= _head(storage, backup.companions[0].key)
+    if "database" not in found:
+        found = {**_head(storage, backup.key), **found}
+    return {key: unquote(value, errors="surrogateescape") for key, value in found.items()}
+
+
+def _head(storage: Storage, key: str) -> Mapping[str, str]:
+    try:
+        return storage.head(key).metadata
+    except ObjectNotFoundError:
+        return {}
 
 
 def own_companions(storage: Storage, backup: Backup) -> list[Companion]:

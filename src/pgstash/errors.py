@@ -17,15 +17,22 @@
     │   ├── StorageRefusedError       21   the store answers, and refuses
     │   ├── UploadError               22   the archive could not be stored
     │   ├── ObjectExistsError         23   the name is taken; nothing is overwritten
-    │   └── ObjectNotFoundError       24   no such object
+    │   ├── ObjectNotFoundError       24   no such object
+    │   └── BackupNotFoundError       25   no such backup
     ├── PipelineError
     │   ├── EncryptionError           30   encryption could not be set up
-    │   └── CorruptedError            31   stored bytes are damaged, or the key is wrong
+    │   ├── CorruptedError            31   stored bytes are damaged, or the key is wrong
+    │   └── UnverifiedError           32   nothing vouches for the backup
     ├── HealthError
     │   ├── CheckFailedError          40   the preflight found something that does not work
     │   └── StaleBackupError          41   the newest backup is older than the schedule allows
     ├── HookError                     50   a hook failed or took too long
-    └── RequiredTableError            51   a required table is missing or empty
+    ├── RequiredTableError            51   a required table is missing or empty
+    └── RestoreError
+        ├── TargetNotEmptyError       60   the target holds objects, and nobody said to replace them
+        ├── TargetDatabaseError       61   the new database could not be made
+        ├── StatementError            62   the target refused a statement
+        └── TargetLostError           63   psql or the connection ended before the restore did
 
     Interrupted                    128+n   SIGINT or SIGTERM (not a failure of pgstash)
 
@@ -180,6 +187,13 @@ class ObjectNotFoundError(StorageError):
     exit_code = 24
 
 
+class BackupNotFoundError(StorageError):
+    """There is no backup of that name or time."""
+
+    exit_code = 25
+    default_hint = "`pgstash list --all` shows the backups under BACKUP_PREFIX."
+
+
 class PipelineError(PgstashError):
     """Compression or encryption went wrong."""
 
@@ -195,6 +209,12 @@ class CorruptedError(PipelineError):
 
     exit_code = 31
     default_hint = "Check BACKUP_ENCRYPTION_KEY; if it is right, the stored object is damaged."
+
+
+class UnverifiedError(PipelineError):
+    """There is nothing to check a backup with, and nobody said to do without."""
+
+    exit_code = 32
 
 
 class HealthError(PgstashError):
@@ -234,6 +254,35 @@ class RequiredTableError(PgstashError):
         "Look whether the database is the right one and still whole; where the table is gone for "
         "good, change REQUIRE_TABLES."
     )
+
+
+class RestoreError(PgstashError):
+    """A backup could not be put back."""
+
+
+class TargetNotEmptyError(RestoreError):
+    """The target holds objects of a user, and nothing is replaced unless somebody says so."""
+
+    exit_code = 60
+
+
+class TargetDatabaseError(RestoreError):
+    """The database to restore into could not be made."""
+
+    exit_code = 61
+
+
+class StatementError(RestoreError):
+    """The target refused a statement of the script."""
+
+    exit_code = 62
+
+
+class TargetLostError(RestoreError):
+    """psql, or its connection to the target, ended before the restore did."""
+
+    exit_code = 63
+    default_hint = "Look into the target server's log for that time, and restore again."
 
 
 class Interrupted(BaseException):

@@ -175,6 +175,67 @@ class BackupFailed(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class RestoreStarted(Event):
+    """A restore begins, or a dry run of one; ``host`` and ``database`` are the target's."""
+
+    name: str
+    host: str
+    database: str
+    dry_run: bool
+
+
+@dataclass(frozen=True, slots=True)
+class RestorePlanned(Event):
+    """A dry run has found nothing that stands in the way; None where there is no manifest."""
+
+    name: str
+    host: str
+    database: str
+    created: bool
+    server: str
+    client: str
+    verified: bool
+    raw_bytes: int | None
+    tables: int | None
+    rows: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreProgressed(Event):
+    """So many bytes were read from the store, ``total`` of them in all, and handed to psql."""
+
+    name: str
+    raw_bytes: int
+    stored_bytes: int
+    total: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreSucceeded(Event):
+    """Everything is in the target, and was as it had been written where ``verified``."""
+
+    name: str
+    seconds: float
+    host: str
+    database: str
+    raw_bytes: int
+    verified: bool
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreFailed(Event):
+    """The restore did not come to its end; ``outcome`` says what became of the target."""
+
+    name: str
+    seconds: float
+    message: str
+    hint: str
+    outcome: str
+    error: str
+    exit_code: int
+
+
+@dataclass(frozen=True, slots=True)
 class BackupKept(Event):
     """Pruning keeps a backup; there is at least one reason."""
 

@@ -45,10 +45,10 @@ sys.exit(os.waitstatus_to_exitcode(status))
 """
 
 
-def peak_memory(env: dict[str, str]) -> int:
-    """Run a backup and return the largest resident set of its process, in bytes."""
+def peak_memory(env: dict[str, str], command: str = "once") -> int:
+    """Run a command and return the largest resident set of its process, in bytes."""
     done = subprocess.run(
-        [sys.executable, "-I", "-S", "-c", MEASURE, COMMAND, "once"],
+        [sys.executable, "-I", "-S", "-c", MEASURE, COMMAND, command],
         env=env,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
@@ -86,6 +86,10 @@ def test_memory_on_a_real_database_of_1_gb(
     database.run_sql(databases.big(1.0))
     env = to_swift(database, database.bin_dir, swift_server, s3_bucket)
     assert peak_memory(env) <= CEILING
+    target = make_database()
+    assert peak_memory(env | {"RESTORE_URL": target.uri}, "restore") <= CEILING
+    count = "SELECT count(*) FROM pg_class WHERE relkind = 'r' AND relnamespace > 16383"
+    assert target.run_sql(count) == database.run_sql(count)
 
 
 def test_not_a_byte_is_written_to_any_file(

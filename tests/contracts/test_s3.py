@@ -20,7 +20,6 @@ from pgstash.errors import (
     ConfigurationError,
     Interrupted,
     ObjectExistsError,
-    StorageError,
     StorageRefusedError,
     StorageUnreachableError,
     UploadError,
@@ -486,17 +485,46 @@ def test_a_stalled_store_does_not_keep_the_process_alive(
     assert time.monotonic() - began < 8
 
 
-def test_a_body_that_ends_early_is_an_error(s3: Callable[..., S3Storage], http: HttpProxy) -> None:
+@pytest.mark.parametrize("extent", [{}, {"start": 1_000_000}, {"start": 7, "length": 3_000_000}])
+def test_a_body_that_ends_early_is_read_on(
+    extent: dict[str, int], s3: Callable[..., S3Storage], http: HttpProxy
+) -> None:
+    """Also where that happens more often than one request may be tried again."""
     s3().put("key", DATA, {})
     http.rule("GetObject", Cut(after=MIB))
+    with s3(endpoint=http.endpoint, retry_attempts=1).read("key", **extent) as chunks:
+        received = b"".join(chunks)
+    start = extent.get("start", 0)
+    assert received == DATA[start : start + extent.get("length", len(DATA))]
+    assert http.count("GetObject") > 2
+
+
+def test_a_body_that_stays_away_is_an_error(s3: Callable[..., S3Storage], http: HttpProxy) -> None:
+    s3().put("key", DATA, {})
+    http.rule("GetObject", Cut(after=MIB), times=1)
+    http.rule("GetObject", Cut(after=0))
     received = 0
     with (
-        pytest.raises(StorageError),
+        pytest.raises(StorageUnreachableError),
         s3(endpoint=http.endpoint).read("key") as chunks,
     ):
         for chunk in chunks:
             received += len(chunk)
     assert received <= MIB
+    assert http.count("GetObject") == 4
+
+
+def test_the_rest_of_another_object_is_not_read(
+    s3: Callable[..., S3Storage], http: HttpProxy
+) -> None:
+    s3().put("key", DATA, {})
+    http.rule("GetObject", Cut(after=MIB))
+    with (
+        pytest.raises(StorageRefusedError, match="was replaced while it was read"),
+        s3(endpoint=http.endpoint).read("key") as chunks,
+    ):
+        for _ in chunks:
+            s3().put("key", DATA[::-1], {})
 
 
 def test_a_batch_of_deletions_reports_what_was_not_deleted(

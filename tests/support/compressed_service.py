@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from pgstash import app, cli, service
+from pgstash import app, service
+from pgstash.cli.running import run
 from pgstash.errors import PgstashError
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def main(start: datetime, control: socket.socket) -> None:
 
         service.run(job, app.schedule(values, start), clock, emit, interruption.hear)
 
-    cli._run(work)  # noqa: SLF001 - signals, log and exit status as of the command itself
+    run(work)
 
 
 if __name__ == "__main__":

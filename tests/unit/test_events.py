@@ -20,6 +20,7 @@ KINDS = [
 UNLOGGED = {
     events.BackupAttempted: "what goes wrong before BackupStarted is told by BackupFailed",
     events.Progressed: "comes four times a second: monitoring.progress shows it instead",
+    events.RestoreProgressed: "as Progressed",
 }
 
 

@@ -113,6 +113,7 @@ def test_defaults() -> None:
         "webhook_on_failure": True,
         "healthcheck_ping_url": None,
         "health_port": None,
+        "restore_url": None,
         "log_format": "text",
         "debug": False,
     }
@@ -127,6 +128,11 @@ BOUNDS: list[tuple[str, list[str], list[str]]] = [
     ("RETRY_ATTEMPTS", ["0", "20"], ["-1", "21"]),
     ("RETRY_DELAY", ["0.1", "300", "2.5"], ["0.09", "300.1", "nan", "inf", "-inf", "5s"]),
     ("COMPRESSION_LEVEL", ["1", "9"], ["0", "10", "6.5"]),
+    (
+        "RESTORE_URL",
+        ["postgresql://user@host/database", "postgres:///database", "postgresql://?dbname=a"],
+        ["postgresql://user@host", "postgresql:///", "host=localhost dbname=a", "mysql://a/b"],
+    ),
     ("BACKUP_INTERVAL", ["60", "31536000"], ["59", "0", "1h"]),
     ("HEALTH_PORT", ["1", "65535"], ["0", "65536", "-1", "http"]),
     ("BACKUP_RETENTION_DAYS", ["1", "36500", "9" * 20], ["0", "-7", "7d"]),
@@ -266,6 +272,40 @@ def test_a_value_in_front_of_a_hook_is_not_shown() -> None:
     [said] = problems(VALID | {"HOOK_VERIFY": "TOKEN=Planted1 notify"})
     assert said.startswith("HOOK_VERIFY names TOKEN, which is not on PATH")
     assert "Planted1" not in said
+
+
+def test_each_command_wants_what_it_needs() -> None:
+    encrypted = {"BACKUP_ENCRYPTION_KEY": "Planted"}
+    read = settings.load(S3 | encrypted, NO_FILE, needs=["storage"])
+    assert (read.reading_passphrase, read.passphrase) == ("Planted", None)
+    assert not read.backup_encryption
+    for found in ({"BACKUP_ENCRYPTION": "true"}, {}):
+        assert settings.load(LOCAL | found, NO_FILE, needs=["storage"]).reading_passphrase is None
+    assert settings.load({}, NO_FILE, needs=[]).storage_folder is None
+    for needs, missing in (
+        ("storage", "S3_ENDPOINT"),
+        ("source", "DATABASE_URL"),
+        ("target", "--to"),
+    ):
+        with pytest.raises(ConfigurationError, match=f"^{missing} is missing"):
+            settings.load({}, NO_FILE, needs=[needs])  # type: ignore[list-item]
+
+
+def test_what_the_command_line_gives_wins() -> None:
+    given = {"RESTORE_URL": "postgresql://u:PlantedTarget1@host/new"}
+    environ = {"RESTORE_URL_FILE": "/nowhere"}
+    values = settings.load(environ, NO_FILE, needs=["target"], given=given)
+    assert values.target_url == given["RESTORE_URL"]
+    assert "PlantedTarget1" in values.secrets()
+
+
+def test_the_variables_of_the_source_do_not_complete_a_target(tmp_path: Path) -> None:
+    dotenv = tmp_path / ".env"
+    dotenv.write_text("PGHOST=production\nPGPASSFILE=/run/pgpass\n")
+    environ = {"PGPASSWORD": "a", "PGHOSTADDR": "192.0.2.1", "PGDATABASE": "shop", "PGUSER": "b"}
+    target = {"RESTORE_URL": "postgresql:///new"}
+    settings.load(environ, dotenv, needs=["target"], given=target)
+    assert environ == {"PGPASSFILE": "/run/pgpass"}
 
 
 def test_the_time_zone_matters_to_a_schedule_alone() -> None:
@@ -665,6 +705,8 @@ class TestSecretFiles:
     )
     def test_each_secret_may_come_from_a_file(self, tmp_path: Path, name: str) -> None:
         value = VALID.get(name, "https://hooks.example.com/Planted")
+        if name == "RESTORE_URL":
+            value = VALID["DATABASE_URL"]
         file = tmp_path / "secret"
         file.write_text(f"{value}\r\n")
         others = {key: other for key, other in VALID.items() if key != name}

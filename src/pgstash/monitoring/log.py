@@ -55,7 +55,7 @@ class _Formatter(logging.Formatter):
             line = {"timestamp": time, "level": record.levelname, "message": message}
             return json.dumps(line)  # in ASCII, which any encoding of stdout can carry
         # A line feed or an escape sequence in a name must not forge a line of its own.
-        message = "\n  ".join(_printable(line) for line in message.split("\n"))
+        message = "\n  ".join(printable(line) for line in message.split("\n"))
         line_text = f"{time} {record.levelname} {message}"
         colour = _COLOURS.get(record.levelname) if self._colour else None
         return f"{colour}{line_text}{_RESET}" if colour else line_text
@@ -100,7 +100,8 @@ class _Argument:
         return self._scrub(repr(self._value))
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
+    """Return a text whose control characters are written as escapes."""
     return "".join(
         char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
     )
@@ -112,14 +113,17 @@ class _Handler(logging.Handler):
     def __init__(self, name: Literal["stdout", "stderr"]) -> None:
         super().__init__()
         self._name = name
-        reconfigure = getattr(getattr(sys, name), "reconfigure", None)
-        if reconfigure:
-            reconfigure(errors="backslashreplace")  # show what cannot be encoded
+
+    @property
+    def stream(self) -> TextIO | None:
+        """What it writes to now; None where the process was started without it."""
+        stream: TextIO | None = getattr(sys, self._name)
+        return stream
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write one record; a closed pipe at the other end is no reason to stop a backup."""
-        stream: TextIO | None = getattr(sys, self._name)
-        if stream is None:  # the process was started without it
+        stream = self.stream
+        if stream is None:
             return
         # TypeError: some library's record whose arguments do not fit its message.
         with contextlib.suppress(OSError, ValueError, TypeError):
@@ -127,16 +131,23 @@ class _Handler(logging.Handler):
             stream.flush()
 
 
-def start(scrubber: Scrubber, *, layout: Format, debug: bool) -> None:
-    """Send all records, third-party loggers' and uncaught exceptions' too, through the scrubber."""
+def start(scrubber: Scrubber, *, layout: Format, debug: bool, stdout_is_data: bool = False) -> None:
+    """Send all records, third-party loggers' and uncaught exceptions' too, through the scrubber.
+
+    With ``stdout_is_data`` none goes to stdout.
+    """
     root = logging.getLogger()
     for handler in root.handlers[:]:
         root.removeHandler(handler)
-    out, err = _Handler("stdout"), _Handler("stderr")
+    out, err = _Handler("stderr" if stdout_is_data else "stdout"), _Handler("stderr")
     out.addFilter(lambda record: record.levelno < logging.WARNING)
     err.setLevel(logging.WARNING)
-    for handler, stream in ((out, sys.stdout), (err, sys.stderr)):
-        colour = stream is not None and stream.isatty()
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure:
+            reconfigure(errors="backslashreplace")  # show what cannot be encoded
+    for handler in (out, err):
+        colour = handler.stream is not None and handler.stream.isatty()
         handler.setFormatter(_Formatter(scrubber, layout=layout, colour=colour))
         root.addHandler(handler)
     root.setLevel(logging.DEBUG if debug else logging.INFO)
@@ -323,6 +334,59 @@ def _backup_failed(event: events.BackupFailed) -> None:
     )
 
 
+def _restore_started(event: events.RestoreStarted) -> None:
+    what = "Dry run of a restore:" if event.dry_run else "Starting restore:"
+    LOGGER.info("%s %s to %s on %s", what, event.name, event.database, event.host)
+
+
+def _restore_planned(event: events.RestorePlanned) -> None:
+    how = "a new database" if event.created else "the database"
+    LOGGER.info(
+        "Would restore %s into %s %s on %s, PostgreSQL %s, with psql %s",
+        event.name,
+        how,
+        event.database,
+        event.host,
+        event.server,
+        event.client,
+    )
+    if event.raw_bytes is None:
+        LOGGER.warning("There is no manifest to check %s with", event.name)
+    else:
+        LOGGER.info(
+            "It holds %d rows in %d tables, %s of SQL",
+            event.rows,
+            event.tables,
+            size(event.raw_bytes),
+        )
+
+
+def _restore_succeeded(event: events.RestoreSucceeded) -> None:
+    LOGGER.log(
+        SUCCESS,
+        "Restore completed successfully in %s: %s to %s on %s (%s of SQL, %s)",
+        seconds(event.seconds),
+        event.name,
+        event.database,
+        event.host,
+        size(event.raw_bytes),
+        "verified" if event.verified else "not verified: there is no manifest",
+    )
+
+
+def _restore_failed(event: events.RestoreFailed) -> None:
+    hint = f"\n{event.hint}" if event.hint else ""
+    LOGGER.log(
+        FAILURE,
+        "Restore failed after %s, and %s: %s: %s%s",
+        seconds(event.seconds),
+        event.outcome,
+        event.name,
+        event.message,
+        hint,
+    )
+
+
 def _backup_kept(event: events.BackupKept, level: int = logging.DEBUG) -> None:
     LOGGER.log(level, "keep    %s  %s", event.name, "; ".join(event.reasons))
 
@@ -372,6 +436,10 @@ _WRITERS: dict[type[events.Event], Callable[..., None]] = {
     ),
     events.BackupSucceeded: _backup_succeeded,
     events.BackupFailed: _backup_failed,
+    events.RestoreStarted: _restore_started,
+    events.RestorePlanned: _restore_planned,
+    events.RestoreSucceeded: _restore_succeeded,
+    events.RestoreFailed: _restore_failed,
     events.BackupKept: _backup_kept,
     events.BackupRemoved: _backup_removed,
     events.LeftoverSwept: _swept,

@@ -15,6 +15,10 @@ from pgstash.events import (
     Emit,
     Event,
     Progressed,
+    RestoreFailed,
+    RestoreProgressed,
+    RestoreStarted,
+    RestoreSucceeded,
 )
 from pgstash.monitoring.log import LOGGER, size
 
@@ -45,7 +49,7 @@ class Lines:
     def __call__(self, event: Event) -> None:
         """Hear of an event."""
         now = self._clock()
-        if isinstance(event, BackupStarted):
+        if isinstance(event, BackupStarted | RestoreStarted):
             self._started = self._last = now
         elif isinstance(event, Progressed) and now - self._last >= self._every:
             self._last = now
@@ -54,6 +58,17 @@ class Lines:
                 "In progress: %s read, %s stored, %s/s, %.0fs elapsed",
                 size(event.raw_bytes),
                 size(event.stored_bytes),
+                size(round(event.raw_bytes / elapsed)),
+                elapsed,
+            )
+        elif isinstance(event, RestoreProgressed) and now - self._last >= self._every:
+            self._last = now
+            elapsed = now - self._started
+            LOGGER.info(
+                "In progress: %s of %s read, %s restored, %s/s, %.0fs elapsed",
+                size(event.stored_bytes),
+                size(event.total) if event.total is not None else "?",
+                size(event.raw_bytes),
                 size(round(event.raw_bytes / elapsed)),
                 elapsed,
             )
@@ -89,7 +104,17 @@ def _bar() -> Iterator[Emit]:
             match event:
                 case Progressed():
                     bar.update(task, completed=event.raw_bytes, visible=True)
+                case RestoreProgressed():
+                    bar.update(
+                        task,
+                        description="restore",
+                        completed=event.stored_bytes,
+                        total=event.total,
+                        visible=True,
+                    )
                 case DumpFinished() | BackupSucceeded() | BackupFailed():
+                    bar.update(task, visible=False)
+                case RestoreSucceeded() | RestoreFailed():
                     bar.update(task, visible=False)
                 case _:
                     pass

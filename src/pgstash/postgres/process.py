@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO, Self
 
 from pgstash.child import SECONDS_TO_TERMINATE, Group, Lines
-from pgstash.errors import DumpError
+from pgstash.errors import DumpError, PgstashError
 from pgstash.postgres.source import Connection
 
 # All that a client tool may learn of our environment: nothing of it is a secret of ours, and
@@ -51,24 +51,28 @@ def child_environment(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 class Child:
-    """A running client tool whose stdout is read as a stream.
+    """A running client tool whose stdout is read as a stream, or whose stdin is fed with one.
 
     A context manager: leaving it ends the tool and all that it started, if they still run.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - each is one property of one process
         self,
         command: Sequence[str | Path],
         connection: Connection,
         environment: Mapping[str, str],
         *,
         say: Callable[[str], None],
+        fed: bool = False,
+        failure: type[PgstashError] = DumpError,
     ) -> None:
         """Start the tool; ``say`` is called with each line of its stderr, from a thread.
 
         ``--dbname`` is appended to the command. ``environment`` is what the child may
-        choose from, usually the process's own. Raises DumpError where it cannot start.
+        choose from, usually the process's own. With ``fed`` it reads what :meth:`feed` writes.
+        Raises ``failure`` where it cannot start, and all else that goes wrong.
         """
+        self._failure = failure
         self._name = Path(command[0]).name
         self._lines = Lines(say, tuple(connection.secrets.values()))
         process: subprocess.Popen[bytes] | None = None
@@ -76,7 +80,7 @@ class Child:
             with _login_environment(connection) as (variables, descriptors, conninfo):
                 process = self._process = subprocess.Popen(  # noqa: S603 - no shell, our own path
                     [*command, f"--dbname={conninfo}"],
-                    stdin=subprocess.DEVNULL,
+                    stdin=subprocess.PIPE if fed else subprocess.DEVNULL,
                     stdout=subprocess.PIPE,
                     stderr=subprocess.PIPE,
                     env=child_environment(environment) | variables,
@@ -86,18 +90,22 @@ class Child:
                 )
             self._group = Group(process)
             self._stdout = _pipe(process.stdout)
+            self._stdin = process.stdin
+            if self._stdin:
+                os.set_blocking(self._stdin.fileno(), False)
             with contextlib.suppress(OSError):  # the default size works too, with more switches
-                fcntl.fcntl(self._stdout, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+                fcntl.fcntl(self._stdin or self._stdout, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
             self._listener = threading.Thread(target=self._listen, daemon=True)
             self._listener.start()
         except BaseException as error:
             if process:
                 Group(process).end()
-                for stream in (process.stdout, process.stderr):
-                    _pipe(stream).close()
+                for stream in (process.stdin, process.stdout, process.stderr):
+                    if stream:
+                        stream.close()
             if process or not isinstance(error, OSError):
                 raise
-            raise DumpError(
+            raise self._failure(
                 f"{self._name} cannot be started: {error}",
                 hint="Check that it is installed for this machine, and may be executed.",
             ) from error
@@ -109,6 +117,7 @@ class Child:
         self._group.end()
         self._listener.join(SECONDS_TO_TERMINATE)
         self._stdout.close()
+        self.close_stdin()
 
     @property
     def last_lines(self) -> list[str]:
@@ -121,7 +130,7 @@ class Child:
         """Yield what the tool writes to stdout, until its end.
 
         ``silent`` is called each time that nothing came for ``silent_seconds``. Raises
-        DumpError where nothing comes for ``idle_seconds``. Both count only while we wait.
+        an error where nothing comes for ``idle_seconds``. Both count only while we wait.
         """
         descriptor = self._stdout.fileno()
         poll = select.poll()
@@ -132,7 +141,7 @@ class Child:
             while not poll.poll(patience * 1000):
                 left = began + idle_seconds - time.monotonic()
                 if left <= 0:
-                    raise DumpError(
+                    raise self._failure(
                         f"{self._name} wrote nothing for {idle_seconds:.0f} s and was stopped",
                         hint="Look at what its session waits for, in pg_stat_activity.",
                     )
@@ -146,13 +155,46 @@ class Child:
                 # pg_dump writes 4 KiB at a time: a short nap saves thousands of switches.
                 time.sleep(_LET_IT_FILL)
 
-    def wait(self) -> int:
+    def feed(self, data: bytes) -> bool:
+        """Write to the tool's stdin; tell whether it still reads.
+
+        It takes as long as the tool does. What it writes to stdout meanwhile is thrown away.
+        """
+        stdin, stdout = _pipe(self._stdin).fileno(), self._stdout.fileno()
+        poll = select.poll()
+        poll.register(stdin, select.POLLOUT)
+        poll.register(stdout, select.POLLIN)
+        left = memoryview(data)
+        while left:
+            ready = [descriptor for descriptor, _ in poll.poll()]
+            if stdout in ready and not os.read(stdout, CHUNK_BYTES):
+                poll.unregister(stdout)
+            if stdin in ready:
+                try:
+                    left = left[os.write(stdin, left) :]
+                except BrokenPipeError:
+                    return False
+        return True
+
+    def read_line(self) -> bytes:
+        """Return the next line of stdout, without its end; empty at the end of stdout."""
+        line = b""
+        while (byte := os.read(self._stdout.fileno(), 1)) not in (b"\n", b""):
+            line += byte
+        return line
+
+    def close_stdin(self) -> None:
+        """Let the tool see the end of its input."""
+        if self._stdin:
+            self._stdin.close()
+
+    def wait(self, seconds: float = _SECONDS_TO_EXIT) -> int:
         """Wait for the exit after the end of stdout; return its status as Popen gives it.
 
-        Raises DumpError where the tool stays although it has closed its output.
+        Raises an error where the tool stays although it has closed its output.
         """
-        if not self._group.exits(_SECONDS_TO_EXIT):
-            raise DumpError(
+        if not self._group.exits(seconds):
+            raise self._failure(
                 f"{self._name} closed its output but did not exit",
                 hint="Look at what its session waits for, in pg_stat_activity.",
             )

@@ -36,6 +36,11 @@ class ClientTools:
         """The path of pg_dump."""
         return self.folder / "pg_dump"
 
+    @property
+    def psql(self) -> Path:
+        """The path of psql."""
+        return self.folder / "psql"
+
 
 def find(server_major: int, path: str, environment: Mapping[str, str] | None = None) -> ClientTools:
     """Return the tools of the server's own major, else of the next newer one.

@@ -7,9 +7,10 @@ named by the variable with ``_FILE`` appended. An empty value means unset.
 """
 
 from pgstash.settings.loading import environment, load, misspelt, secret_variables
-from pgstash.settings.table import Settings, Variable, is_secret, variable_of
+from pgstash.settings.table import Need, Settings, Variable, is_secret, variable_of
 
 __all__ = [
+    "Need",
     "Settings",
     "Variable",
     "environment",

@@ -4,59 +4,76 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Collection, Mapping, MutableMapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from dotenv.parser import parse_stream
 from pydantic import ValidationError
 
 from pgstash.errors import ConfigurationError
-from pgstash.settings.table import Settings, is_secret, variable_of
+from pgstash.settings.table import Need, Settings, is_secret, variable_of
 
 _LONGEST_SECRET_FILE = 64 * 1024
 
 # libpq reads these itself; enough of them are there when one of the first group is set.
 _LOCATING = ("PGHOST", "PGHOSTADDR", "PGSERVICE", "PGDATABASE")
 
+_OF_THE_SOURCE = (*_LOCATING, "PGPORT", "PGUSER", "PGPASSWORD", "PGOPTIONS", "PGTARGETSESSIONATTRS")
+
 
 def load(
     environ: MutableMapping[str, str] = os.environ,
     dotenv: Path = Path(".env"),
     *,
-    source_needed: bool = True,
+    needs: Collection[Need] = ("source", "storage"),
+    given: Mapping[str, str] = MappingProxyType({}),
 ) -> Settings:
     """Read the settings from the environment and a ``.env`` file.
 
-    Only some commands do without a source database; one that is given must be right for all.
-    libpq's own variables of the ``.env`` file are put into ``environ``, where libpq looks for
-    them. Raises ConfigurationError that lists every problem, and no value of a secret.
+    ``needs`` is what must be there, ``given`` wins over both. libpq's own variables of the
+    ``.env`` file are put into ``environ``, where libpq looks for them; where a target is
+    needed, those that say where the source is and who logs in are taken away instead, so that
+    the target is not completed by them. Raises ConfigurationError that lists every problem, and no
+    value of a secret.
     """
     problems: list[str] = []
     values = _read_dotenv(dotenv, problems) | {k: v for k, v in environ.items() if v}
+    for variable in given:
+        values.pop(f"{variable}_FILE", None)
+    values |= given
     secret_names = [name.upper() for name in Settings.model_fields if is_secret(name)]
     unreadable = {
         variable
         for variable in (*secret_names, "PGPASSWORD")
         if not _read_secret_file(variable, values, problems)
     }
-    for variable, value in values.items():
-        if variable.startswith("PG") and variable != "PGPASSWORD_FILE":
-            environ[variable] = value
+    _settle_libpq(environ, values, needs)
     located = any(name in values for name in ("DATABASE_URL", *_LOCATING))
-    if source_needed and not located and "DATABASE_URL" not in unreadable:
+    if "source" in needs and not located and "DATABASE_URL" not in unreadable:
         problems.append(
             f"DATABASE_URL is missing: {variable_of('database_url').expected} (or set PGHOST, "
             "PGPORT, PGUSER, PGPASSWORD and PGDATABASE instead)"
         )
-    if "BACKUP_ENCRYPTION_KEY" in values and "BACKUP_ENCRYPTION" not in values:
+    if "target" in needs and "RESTORE_URL" not in values and "RESTORE_URL" not in unreadable:
+        problems.append(
+            f"--to is missing: {variable_of('restore_url').expected} (or set RESTORE_URL)"
+        )
+    undecided = "BACKUP_ENCRYPTION_KEY" in values and "BACKUP_ENCRYPTION" not in values
+    if "source" in needs and undecided:
         problems.append(
             "BACKUP_ENCRYPTION is missing, and BACKUP_ENCRYPTION_KEY is set: set "
             "BACKUP_ENCRYPTION=true to encrypt, or BACKUP_ENCRYPTION=false to store plain backups"
         )
     try:
         settings = Settings.model_validate(
-            {name: values[name.upper()] for name in Settings.model_fields if name.upper() in values}
+            {
+                name: values[name.upper()]
+                for name in Settings.model_fields
+                if name.upper() in values
+            },
+            context=frozenset(needs),
         )
     except ValidationError as error:
         problems += [
@@ -70,6 +87,18 @@ def load(
     settings._misspelt = misspelt(values)  # noqa: SLF001 - only loading knows all names
     settings._has_source = located  # noqa: SLF001 - and what libpq reads itself
     return settings
+
+
+def _settle_libpq(
+    environ: MutableMapping[str, str], values: Mapping[str, str], needs: Collection[Need]
+) -> None:
+    """Let libpq find its variables in the environment, without the source's where it must not."""
+    for variable, value in values.items():
+        if variable.startswith("PG") and variable != "PGPASSWORD_FILE":
+            environ[variable] = value
+    if "target" in needs:
+        for variable in _OF_THE_SOURCE:
+            environ.pop(variable, None)
 
 
 def misspelt(names: Mapping[str, str]) -> list[str]:

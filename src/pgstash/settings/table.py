@@ -26,6 +26,10 @@ STRONG_KEY_LENGTH = 32
 _TOKEN_LENGTH = 12  # shorter parts of a URL are words such as "services"
 
 
+Need = Literal["source", "storage", "target"]
+"""What a command cannot do without, and must be configured for it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Variable:
     """What the reference says of a setting beside its type: the group, and what it expects."""
@@ -353,6 +357,15 @@ class Settings(BaseModel):
         ge=1,
         le=65_535,
     )
+    restore_url: Annotated[SecretStr, AfterValidator(values.target_url)] | None = _setting(
+        "Restore",
+        "a URI such as postgresql://user@host:5432/database that names the database",
+        "The target of `pgstash restore` where `--to` does not say it: keeps its password out of "
+        "argument lists. Variables of libpq that say where the source is and who logs in there "
+        "(`PGHOST`, `PGUSER`, `PGPASSWORD`, …) are not heard for it; `PGPASSFILE` and the TLS ones "
+        "are.",
+        default=None,
+    )
     log_format: Literal["text", "json"] = _setting(
         "Log",
         "text or json",
@@ -367,7 +380,8 @@ class Settings(BaseModel):
     @field_validator("s3_endpoint", "s3_bucket", "s3_access_key_id", "s3_secret_access_key")
     @classmethod
     def _needed_for_s3(cls, value: object, info: ValidationInfo) -> object:
-        if value is None and "storage_url" in info.data and info.data["storage_url"] is None:
+        needed = info.context is None or "storage" in info.context
+        if needed and value is None and info.data.get("storage_url", "wrong") is None:
             raise ValueError("is missing")
         return value
 
@@ -384,7 +398,8 @@ class Settings(BaseModel):
     def _needed_for_encryption(
         cls, key: SecretStr | None, info: ValidationInfo
     ) -> SecretStr | None:
-        if key is None and info.data.get("backup_encryption"):
+        writes = info.context is None or "source" in info.context
+        if writes and key is None and info.data.get("backup_encryption"):
             raise ValueError("is missing, and BACKUP_ENCRYPTION is on")
         return key
 
@@ -440,14 +455,27 @@ class Settings(BaseModel):
             return None
         return self.backup_encryption_key.get_secret_value()
 
+    @property
+    def target_url(self) -> str:
+        """The connection string of the target; empty where none is given."""
+        return self.restore_url.get_secret_value() if self.restore_url else ""
+
+    @property
+    def reading_passphrase(self) -> str | None:
+        """The passphrase if there is one, whether new backups are encrypted or not."""
+        key = self.backup_encryption_key
+        return key.get_secret_value() if key else None
+
     def secrets(self) -> list[str]:
         """Every configured secret, for the scrubber: also those that libpq's variables hold."""
         every = [getattr(self, name) for name in type(self).model_fields]
         found = [value.get_secret_value() for value in every if isinstance(value, SecretStr)]
-        for url in (self.webhook_url, self.healthcheck_ping_url):
-            if url is not None:
-                found += _parts_of_url(url.get_secret_value())
-        return found + source.secrets(self.source_url)
+        for web in (self.webhook_url, self.healthcheck_ping_url):
+            if web is not None:
+                found += _parts_of_url(web.get_secret_value())
+        for url in (self.source_url, self.target_url):
+            found += source.secrets(url)
+        return found
 
     @property
     def weak_key(self) -> str:

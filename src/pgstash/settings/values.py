@@ -18,6 +18,13 @@ def database_url(url: SecretStr) -> SecretStr:
     return url
 
 
+def target_url(url: SecretStr) -> SecretStr:
+    """Return a connection string that libpq can read, and that says which database is meant."""
+    if not source.parse(url.get_secret_value()).get("dbname"):
+        raise ValueError("does not name a database")
+    return url
+
+
 def web_url(url: SecretStr) -> SecretStr:
     """Return a URL of a web server."""
     try:

@@ -8,7 +8,7 @@ from datetime import UTC
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from botocore.exceptions import BotoCoreError, ClientError
+from botocore.exceptions import ClientError
 
 from pgstash import events
 from pgstash.errors import ConfigurationError, StorageRefusedError, UploadError
@@ -16,11 +16,12 @@ from pgstash.storage import parts
 from pgstash.storage.interface import PendingUpload, StoredObject
 from pgstash.storage.retry import Retry
 from pgstash.storage.s3_client import PartReader, Requests, lowered
-from pgstash.storage.s3_errors import error_code, translate
+from pgstash.storage.s3_errors import TAKEN, error_code, translate
 from pgstash.storage.s3_upload import S3Upload
 
 if TYPE_CHECKING:
     from botocore.response import StreamingBody
+    from mypy_boto3_s3.type_defs import GetObjectOutputTypeDef
 
 CHUNK = 256 * 1024
 DELETE_BATCH = 1000
@@ -145,10 +146,10 @@ class S3Storage:
                 raise
             yield iter(())  # the object ends before the range begins
             return
-        with closing(found["Body"]) as body:
-            if not whole and "ContentRange" not in found:
-                raise StorageRefusedError(f"cannot {doing}: the store ignores the range")
-            yield _chunks(body, doing)
+        with closing(_Download(self._requests, key, doing, found)) as download:
+            if not whole:
+                download.demand_range(found)
+            yield download.chunks(start, last)
 
     def put(self, key: str, data: bytes, metadata: Mapping[str, str]) -> None:
         """Store a small object at once, replacing one of the same key."""
@@ -231,10 +232,65 @@ class S3Storage:
                 raise
 
 
-def _chunks(body: StreamingBody, doing: str) -> Iterator[bytes]:
-    """Yield what arrives; botocore compares its length with what was announced."""
-    try:
-        while chunk := body.read(CHUNK):
+class _Download:
+    """The body of an answer, asked for again from where it stopped when its connection breaks.
+
+    However often that happens: the attempts are counted anew with each chunk that arrives.
+    """
+
+    def __init__(
+        self, requests: Requests, key: str, doing: str, found: GetObjectOutputTypeDef
+    ) -> None:
+        self._requests = requests
+        self._key = key
+        self._doing = doing
+        self._etag = found["ETag"]
+        self._left = found["ContentLength"]
+        self._body: StreamingBody | None = found["Body"]
+
+    def close(self) -> None:
+        if self._body is not None:
+            self._body.close()
+        self._body = None
+
+    def demand_range(self, found: GetObjectOutputTypeDef) -> None:
+        if "ContentRange" not in found:
+            raise StorageRefusedError(f"cannot {self._doing}: the store ignores the range")
+
+    def chunks(self, position: int, last: int | str) -> Iterator[bytes]:
+        """Yield what arrives; botocore compares its length with what was announced."""
+
+        def next_chunk() -> bytes:
+            body = self._body = self._body or self._reopened(f"bytes={position}-{last}")
+            try:
+                return body.read(CHUNK)
+            except BaseException:
+                self.close()
+                raise
+
+        while self._left:
+            chunk = self._requests.call(self._doing, next_chunk)
+            position += len(chunk)
+            self._left -= len(chunk)
             yield chunk
-    except BotoCoreError as exc:
-        raise translate(exc, doing) from exc
+
+    def _reopened(self, of_range: str) -> StreamingBody:
+        """Ask for the rest, of the same object only: it may have been replaced meanwhile."""
+        try:
+            found = self._requests.client.get_object(
+                Bucket=self._requests.bucket, Key=self._key, Range=of_range, IfMatch=self._etag
+            )
+        except ClientError as exc:
+            if exc.response["Error"].get("Code") in TAKEN:
+                raise self._replaced() from exc
+            raise
+        self._body = found["Body"]
+        self.demand_range(found)
+        if found["ETag"] != self._etag:  # a store that does not know the condition
+            raise self._replaced()
+        return self._body
+
+    def _replaced(self) -> StorageRefusedError:
+        return StorageRefusedError(
+            f"cannot {self._doing}: it was replaced while it was read", hint="Try it again."
+        )

@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 # Stores that answer only under bucket.host; all others are asked for host/bucket.
 VIRTUAL_HOSTS = (".amazonaws.com", ".amazonaws.com.cn", ".aliyuncs.com", ".myqcloud.com")
-MAX_CONNECTIONS = 8
+MAX_CONNECTIONS = 16
 
 
 class Requests:

@@ -4,26 +4,21 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
 from dataclasses import asdict, replace
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
 
-from pgstash import __version__, app, service, settings, watch
+from pgstash import __version__, app, service, watch
 from pgstash.check import table
-from pgstash.errors import (
-    EXIT_UNFORESEEN,
-    CheckFailedError,
-    ConfigurationError,
-    Interrupted,
-    PgstashError,
-)
+from pgstash.cli import reading
+from pgstash.cli.running import run
+from pgstash.errors import CheckFailedError, PgstashError
 from pgstash.events import Emit
 from pgstash.monitoring import log
 from pgstash.monitoring.scrub import Scrubber
 from pgstash.settings import Settings
-from pgstash.signals import Interruption, end_by
+from pgstash.signals import Interruption
 
 _cli = typer.Typer(
     name="pgstash",
@@ -73,7 +68,7 @@ def once() -> None:
     def work(values: Settings, emit: Emit, interruption: Interruption) -> None:
         app.back_up(values, emit, interruption.deferred, interruption.hear)
 
-    _run(work)
+    run(work)
 
 
 @_cli.command()
@@ -96,7 +91,7 @@ def backup() -> None:
                 interruption.hear,
             )
 
-    _run(work)
+    run(work)
 
 
 @_cli.command()
@@ -116,7 +111,7 @@ def prune(
     def remove(values: Settings, _emit: Emit, _interruption: Interruption) -> None:
         app.remove_old_backups(values, log.explain, dry_run=dry_run)
 
-    _run(remove, source_needed=False)
+    run(remove, needs=["storage"])
 
 
 @_cli.command()
@@ -150,7 +145,7 @@ def check(
         if failed:
             raise CheckFailedError(f"{failed} of {len(found)} checks failed")
 
-    _run(look, only_looks=True)
+    run(look, only_looks=True)
 
 
 @_cli.command()
@@ -170,64 +165,10 @@ def healthcheck() -> None:
             typer.echo(scrub(f"unhealthy: {error.message}"))
             raise
 
-    _run(look, only_looks=True)
+    run(look, only_looks=True)
 
 
-def _run(
-    work: Callable[[Settings, Emit, Interruption], None],
-    *,
-    source_needed: bool = True,
-    only_looks: bool = False,
-) -> NoReturn:
-    """Do the work of a command with settings, log and signals; leave with its exit status.
-
-    Of one that ``only_looks`` nobody else is told, and it tells itself what it found.
-    """
-    interruption = Interruption()
-    try:
-        with interruption.installed():
-            status = _status_of(
-                work, interruption, source_needed=source_needed, only_looks=only_looks
-            )
-    except Interrupted as interrupted:
-        log.finish()
-        end_by(interrupted.signum)
-    log.finish()
-    raise typer.Exit(status)
-
-
-def _status_of(
-    work: Callable[[Settings, Emit, Interruption], None],
-    interruption: Interruption,
-    *,
-    source_needed: bool,
-    only_looks: bool,
-) -> int:
-    log.start(Scrubber(), layout="text", debug=False)
-    try:
-        values = settings.load(source_needed=source_needed)
-        log.start(Scrubber(values.secrets()), layout=values.log_format, debug=values.debug)
-        if only_looks:
-            work(values, log.listen, interruption)
-            return 0
-        for warning in values.warnings():
-            log.LOGGER.warning("%s", warning)
-        with app.listening(values) as emit:
-            try:
-                work(values, emit, interruption)
-            finally:
-                interruption.hear()
-    except ConfigurationError as error:
-        for problem in error.problems:
-            log.LOGGER.error("%s", problem)
-        log.LOGGER.log(
-            log.FAILURE, "Nothing was done; problems in the configuration: %d", len(error.problems)
-        )
-        return error.exit_code
-    except PgstashError as error:
-        log.LOGGER.debug("What led to it", exc_info=error)
-        return error.exit_code
-    except Exception:  # noqa: BLE001 - the last line of defence: whatever it is, it is logged
-        log.LOGGER.exception("Unforeseen error: please report it")
-        return EXIT_UNFORESEEN
-    return 0
+_cli.command("list")(reading.list_backups)
+_cli.command()(reading.show)
+_cli.command()(reading.cat)
+_cli.command()(reading.restore)

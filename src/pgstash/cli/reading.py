@@ -1,0 +1,236 @@
+"""The commands that read what is stored: list, show, cat, restore."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+import typer
+
+from pgstash import manifest as manifests
+from pgstash import recovery
+from pgstash.cli.running import run
+from pgstash.events import Emit
+from pgstash.monitoring import log
+from pgstash.settings import Need, Settings
+from pgstash.signals import Interruption, end_by
+
+_SHOWN = 20
+_ABSENT = "-"
+_TIME = "%Y-%m-%dT%H:%M:%SZ"
+
+_Name = Annotated[
+    str,
+    typer.Argument(
+        metavar="BACKUP",
+        help="latest, the name of a backup, the path of a FILE (with a / in it), or - for stdin.",
+    ),
+]
+_Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+_Unverified = Annotated[
+    bool,
+    typer.Option("--unverified", help="Read a backup that nothing vouches for: without manifest."),
+]
+
+
+def list_backups(
+    *,
+    everything: Annotated[
+        bool, typer.Option("--all", help=f"All of them, not only the newest {_SHOWN}.")
+    ] = False,
+    as_json: _Json = False,
+) -> None:
+    """List the backups, the newest first. Needs no encryption key."""
+
+    def work(values: Settings, _emit: Emit, _interruption: Interruption) -> None:
+        found = recovery.list_backups(values, newest=None if everything else _SHOWN)
+        if as_json:
+            _print(json.dumps([_facts(each) for each in found], indent=2))
+            return
+        now = datetime.now(UTC)
+        heads = ["NAME", "TIME", "AGE", "SIZE", "DATABASE", "SERVER", "ENCRYPTED", "PROVEN"]
+        _print_table([heads, *(_row(each, now) for each in found)])
+
+    run(work, needs=["storage"], stdout_is_data=True)
+
+
+def show(name: _Name = "latest", *, as_json: _Json = False) -> None:
+    """Show the manifest of a backup: what is in it, tables and rows included."""
+
+    def work(values: Settings, emit: Emit, _interruption: Interruption) -> None:
+        manifest = recovery.manifest_of(values, name, emit)
+        if as_json:
+            _print(manifests.dump(manifest, None).decode().rstrip())
+            return
+        for key, value in _about(manifest):
+            _print(f"{key:<12}{log.printable(value)}")
+        _print("")
+        tables = [[_qualified(each), str(each.rows)] for each in manifest.tables]
+        _print_table([["TABLE", "ROWS"], *sorted(tables)])
+
+    run(work, needs=_needs(name), stdout_is_data=True)
+
+
+def cat(name: _Name = "latest", *, unverified: _Unverified = False) -> None:
+    """Write the plain SQL of a backup to stdout.
+
+    It is checked on the way. Exit status 0 means that all of it was as it had been written: do
+    not use what came before any other status.
+    """
+
+    def work(values: Settings, emit: Emit, _interruption: Interruption) -> None:
+        found = recovery.open_archive(values, recovery.Wanted(name, unverified=unverified), emit)
+        try:
+            with found.script() as chunks:
+                for chunk in chunks:
+                    sys.stdout.buffer.write(chunk)
+            sys.stdout.buffer.flush()
+        except BrokenPipeError:
+            end_by(signal.SIGPIPE)
+
+    run(work, needs=_needs(name), stdout_is_data=True)
+
+
+def restore(  # noqa: PLR0913 - one argument for each option
+    name: _Name = "latest",
+    *,
+    to: Annotated[
+        str | None,
+        typer.Option(
+            help="The database to restore into: postgresql://user@host:5432/database. RESTORE_URL "
+            "says it too; a password is better kept there, or in a PGPASSFILE.",
+            metavar="URL",
+        ),
+    ] = None,
+    at: Annotated[
+        datetime | None,
+        typer.Option(
+            help="The newest backup that began at this time (UTC) or before.",
+            formats=["%Y-%m-%dT%H:%M:%SZ", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%d %H:%M:%S", "%Y-%m-%d"],
+            metavar="TIME",
+        ),
+    ] = None,
+    create: Annotated[
+        str | None,
+        typer.Option(
+            help="Make a new database of this name on that server, with encoding, locale and "
+            "settings of the old one, and restore into it.",
+            metavar="NAME",
+        ),
+    ] = None,
+    overwrite: Annotated[
+        bool,
+        typer.Option(
+            "--overwrite",
+            help="Restore into a database that is not empty, over what has the same name.",
+        ),
+    ] = False,
+    unverified: _Unverified = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Look at backup and target, say what would be done."),
+    ] = False,
+) -> None:
+    """Restore a backup into an empty or a new database.
+
+    It is streamed into psql in one transaction, which is committed when everything was as it had
+    been written. Exit status 0 means that everything is in the target; after any other the
+    message says what became of it, which is nothing with nearly all.
+    """
+    if at and name != "latest":
+        raise typer.BadParameter("is for when no backup is named", param_hint="--at")
+    if create is not None and overwrite:
+        raise typer.BadParameter("is not for a new database", param_hint="--overwrite")
+    wanted = recovery.Wanted(name, at.replace(tzinfo=UTC) if at else None, unverified)
+
+    def work(values: Settings, emit: Emit, interruption: Interruption) -> None:
+        recovery.restore_backup(
+            values,
+            wanted,
+            emit,
+            interruption.deferred,
+            create=create,
+            overwrite=overwrite,
+            dry_run=dry_run,
+        )
+
+    run(work, needs=_needs(name, "target"), given={"RESTORE_URL": to} if to else None)
+
+
+def _needs(name: str, *others: Need) -> Sequence[Need]:
+    return others if recovery.Wanted(name).is_file else ("storage", *others)
+
+
+def _facts(listed: recovery.Listed) -> dict[str, Any]:
+    known = listed.metadata
+    facts: dict[str, Any] = {
+        "name": listed.backup.name,
+        "time": listed.backup.started.strftime(_TIME),
+        "size": listed.backup.size,
+        "encrypted": listed.backup.encrypted,
+        "proven": None,
+    }
+    facts |= {key: known.get(key) for key in ("database", "host", "server", "client", "tool", "id")}
+    for key in ("raw-bytes", "tables", "rows"):
+        value = known.get(key, "")
+        facts[key.replace("-", "_")] = int(value) if value.isdecimal() else None
+    return facts
+
+
+def _row(listed: recovery.Listed, now: datetime) -> list[str]:
+    backup = listed.backup
+    return [
+        backup.name,
+        backup.started.strftime(_TIME),
+        log.span(max(0.0, (now - backup.started).total_seconds())),
+        log.size(backup.size),
+        listed.metadata.get("database", _ABSENT),
+        listed.metadata.get("server", _ABSENT),
+        "yes" if backup.encrypted else "no",
+        _ABSENT,
+    ]
+
+
+def _about(manifest: manifests.Manifest) -> list[tuple[str, str]]:
+    database = manifest.database
+    locale = f", {database.locale_provider}: {database.locale}" if database.locale else ""
+    encryption = manifest.encryption
+    return [
+        ("name", manifest.archive),
+        ("started", manifest.started),
+        ("finished", manifest.finished),
+        ("size", f"{log.size(manifest.stored_bytes)} stored, {log.size(manifest.raw_bytes)} plain"),
+        ("sha256", manifest.sha256),
+        ("database", f"{database.name} on {database.host}:{database.port}"),
+        ("encoding", f"{database.encoding}, {database.collate}, {database.ctype}{locale}"),
+        *(("setting", setting) for setting in database.settings),
+        ("server", manifest.server),
+        ("client", f"pg_dump {manifest.client}"),
+        ("tool", manifest.tool),
+        ("encryption", f"{encryption.cipher}, {encryption.kdf}" if encryption else "none"),
+        ("id", manifest.id),
+        ("rows", f"{sum(each.rows for each in manifest.tables)} in {len(manifest.tables)} tables"),
+    ]
+
+
+def _qualified(table: manifests.Table) -> str:
+    return f"{table.schema}.{table.name}" if table.schema else table.name
+
+
+def _print_table(rows: Sequence[Sequence[str]]) -> None:
+    shown = [[log.printable(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
+    for row in shown:
+        padded = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        _print("  ".join(padded).rstrip())
+
+
+def _print(line: str) -> None:
+    try:
+        sys.stdout.write(line + "\n")
+    except BrokenPipeError:
+        end_by(signal.SIGPIPE)

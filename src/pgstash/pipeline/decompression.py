@@ -1,0 +1,102 @@
+"""Decompresses gzip members, with or without a manifest that says what they must be."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from typing import cast
+
+from isal import isal_zlib
+
+from pgstash.errors import CorruptedError
+from pgstash.manifest import Member
+
+_GZIP_FORMAT = 31  # window of 2^15 bytes, plus 16 for a gzip header and trailer (zlib's manual)
+_CHUNK = 256 * 1024
+
+_IsalError = cast("type[Exception]", isal_zlib.error)  # its stub takes the class for an instance
+
+
+def decompress(chunks: Iterable[bytes], members: Sequence[Member]) -> Iterator[bytes]:
+    """Yield what the members hold, each of them only after all its digests were compared.
+
+    A member is held in memory, stored and plain. Raises CorruptedError where one is not what
+    was written, and where the stream is longer or shorter than all of them.
+    """
+    taker = _Taker(chunks)
+    for number, member in enumerate(members, start=1):
+        yield from _plain(taker.take(member.stored), member, number)
+    if taker.take(1):
+        raise damaged("it goes on where it should end")
+
+
+def gunzip(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """Yield what gzip members hold, a bounded piece at a time. Raises CorruptedError."""
+    inflater = None
+    for chunk in chunks:
+        data, more = chunk, False
+        while data or more:
+            inflater = inflater or isal_zlib.decompressobj(_GZIP_FORMAT)
+            try:
+                plain = inflater.decompress(data, _CHUNK)
+            except _IsalError as error:
+                raise damaged(f"it does not decompress: {error}") from error
+            if plain:
+                yield plain
+            data, more = inflater.unconsumed_tail, len(plain) == _CHUNK
+            if inflater.eof:
+                data, more, inflater = inflater.unused_data, False, None
+    if inflater is not None:
+        raise damaged("it ends within a member of the compressed stream")
+
+
+def damaged(what: str) -> CorruptedError:
+    """Return the error that says what is wrong with an archive."""
+    return CorruptedError(
+        f"the archive is damaged: {what}", hint="Take another backup; `pgstash list` shows them."
+    )
+
+
+class _Taker:
+    """Takes so many bytes at a time from chunks of any size."""
+
+    def __init__(self, chunks: Iterable[bytes]) -> None:
+        self._chunks = iter(chunks)
+        self._rest = b""
+
+    def take(self, count: int) -> list[bytes]:
+        """Return so many bytes, or what is left, in pieces."""
+        parts, missing = [], count
+        while missing:
+            chunk = self._rest or next(self._chunks, b"")
+            if not chunk:
+                break
+            parts.append(chunk[:missing])
+            self._rest = chunk[missing:]
+            missing -= len(parts[-1])
+        return parts
+
+
+def _plain(stored: Sequence[bytes], member: Member, number: int) -> list[bytes]:
+    """Return the plain bytes of a member in pieces, after its digests were compared."""
+    which = f"member {number}, {member.stored} bytes from {member.offset} on,"
+    if sum(map(len, stored)) < member.stored:
+        raise damaged(f"it ends within {which} of the compressed stream")
+    if _sha256(stored) != member.stored_sha256:
+        raise damaged(f"{which} is not what was stored")
+    plain, total = [], 0
+    for piece in gunzip(stored):
+        total += len(piece)
+        if total > member.raw:
+            break
+        plain.append(piece)
+    if total != member.raw or _sha256(plain) != member.sha256:
+        raise damaged(f"{which} does not decompress to what was compressed")
+    return plain
+
+
+def _sha256(pieces: Iterable[bytes]) -> str:
+    digest = hashlib.sha256()
+    for piece in pieces:
+        digest.update(piece)
+    return digest.hexdigest()

@@ -1,0 +1,70 @@
+"""Takes the transactions out of a plain dump, so that it can be run inside a single one.
+
+pg_dump puts large objects between a BEGIN and a COMMIT of their own (StartRestoreLOs() in
+pg_backup_archiver.c), which would end the transaction around them. They are found the way rows are
+counted, by reading statements: a line "COMMIT;" in a function or in data is left alone. And only
+where they stand as pg_dump writes them: the data of a script of somebody else, whose COPY is not
+recognised, must not lose a line.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+
+from pgstash.pipeline.tally import Tally
+
+_BEGIN = b"BEGIN;\n"
+_LARGE_OBJECTS = b"BEGIN;\n\nSELECT pg_catalog.lo_"
+_COMMIT = b"COMMIT;\n"
+_SPACE = re.compile(rb"\s*+")
+
+
+def without_transactions(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """Yield the script with spaces where it begins or commits a transaction."""
+    reader = _Reader()
+    for chunk in chunks:
+        if plain := reader.feed(chunk):
+            yield plain
+    if rest := reader.rest():
+        yield rest
+
+
+class _Reader(Tally):
+    """Reads statements; what it could not read yet it holds back."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._found: list[tuple[int, int]] = []
+        self._among_large_objects = False
+
+    def feed(self, chunk: bytes) -> bytes:
+        """Return what is read by now, and was not returned before."""
+        data = self._carry + chunk
+        self._found.clear()
+        self._read(chunk)
+        read = len(data) - len(self._carry)
+        if not self._found:
+            return data[:read]
+        changed = bytearray(data[:read])
+        for start, end in self._found:
+            changed[start:end] = b" " * (end - start - 1) + b"\n"
+        return bytes(changed)
+
+    def rest(self) -> bytes:
+        """Return what was held back at the end of the script."""
+        return self._carry
+
+    def _statement_start(self, data: bytes, position: int) -> int:
+        match = _SPACE.match(data, position)
+        start = match.end() if match else position
+        sought = _COMMIT if self._among_large_objects else _LARGE_OBJECTS
+        found = data[start : start + len(sought)]
+        if found == sought:
+            end = start + len(_COMMIT if self._among_large_objects else _BEGIN)
+            self._found.append((start, end))
+            self._among_large_objects = not self._among_large_objects
+            return end
+        if sought.startswith(found):
+            return self._keep(data, start)
+        return super()._statement_start(data, position)

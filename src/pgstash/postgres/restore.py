@@ -1,0 +1,315 @@
+"""psql as a sink that commits when it is told to, and at no other time.
+
+``psql --single-transaction`` commits at the end of its input, also where that was cut off
+(https://www.postgresql.org/docs/current/app-psql.html): so the BEGIN and the COMMIT are ours, and
+what we do not want committed ends with psql's death.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import secrets
+import signal
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from types import TracebackType
+from typing import Self
+
+import psycopg
+
+from pgstash.errors import Interrupted, RestoreError, StatementError, TargetLostError
+from pgstash.events import Emit, Notice, ToolSaid
+from pgstash.postgres.process import Child
+from pgstash.postgres.source import Server
+from pgstash.postgres.target import connected
+from pgstash.postgres.tools import ClientTools
+
+_TOKEN_BYTES = 8
+_SECONDS_BETWEEN_LOOKS = 0.1
+_SECONDS_TO_END = 30.0
+# After a signal: whoever sent it waits, and sends SIGKILL.
+_SECONDS_TO_END_AFTER_SIGNAL = 2.0
+
+# What may not cut a restore short, or refuse it, although somebody planted it for role or database.
+_NEUTRAL = {
+    "default_transaction_read_only": "off",
+    "idle_in_transaction_session_timeout": "0",
+    "idle_session_timeout": "0",
+    "lock_timeout": "0",
+    "statement_timeout": "0",
+    "transaction_timeout": "0",
+}
+
+# psql:<stdin>:123: ERROR:  42P07: relation "a" already exists
+_MESSAGE = re.compile(r"psql:<stdin>:(\d+): ([^:]+):  ([0-9A-Z]{5}): (.*)")
+_HARMLESS_CLASSES = ("00", "01", "02")  # success, warnings, no data
+_STATEMENT = re.compile(r"psql:<stdin>:\d+: STATEMENT:  ")
+_LINES_KEPT = 12
+# Options of servers, user mappings and subscriptions may hold passwords.
+_CONFIDENTIAL = re.compile(r"(OPTIONS \(|CONNECTION ').*", re.DOTALL)
+
+_HINTS = (
+    ("42704", r"role", "Create the role first (CREATE ROLE …), and restore again."),
+    (
+        "0A000|58P01|42704",
+        r"extension",
+        "Install the package of the extension on the target's server, and restore again.",
+    ),
+    ("42501", r"", "Restore with a role that owns the database, or with a superuser."),
+    (
+        "42P06|42P07|42710|42723|2BP01|42P16",
+        r"",
+        "Something of the target is in the way: restore into an empty database, or with --create.",
+    ),
+    ("53100", r"", "The target's disk is full."),
+    (
+        "22P02",
+        r"type money",
+        "The amounts were written in another lc_monetary, which the target's server must have.",
+    ),
+    (
+        "42704",
+        r"parameter|unrecognized",
+        "The script was written for a newer server than the target's.",
+    ),
+)
+_UNKNOWN = "Compare the versions: `pgstash show` says from which server the backup comes."
+_NO_LOCKS = ("53200", "max_locks_per_transaction")
+
+
+class Outcome(Enum):
+    """What became of the transaction."""
+
+    COMMITTED = "everything is in the target"
+    NOTHING = "nothing was changed in the target"
+    UNKNOWN = "whether anything was changed in the target is not known"
+
+
+class LockTableFullError(StatementError):
+    """One transaction cannot lock as many objects as the script makes."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Backend:
+    """The server's process of psql's session, and its transaction where there is one for all."""
+
+    pid: int
+    started: str
+    transaction: str
+
+
+class Psql:
+    """A psql that runs a script fed to it, in one transaction or with each statement by itself.
+
+    A context manager. Leaving it before :meth:`finish` has returned ends psql, and its session on
+    the server; ``outcome`` says then what became of the transaction.
+    """
+
+    def __init__(  # noqa: PLR0913 - each is one knob of one process
+        self,
+        server: Server,
+        tools: ClientTools,
+        *,
+        one_transaction: bool,
+        lc_monetary: str | None,
+        environment: Mapping[str, str],
+        emit: Emit,
+    ) -> None:
+        """Prepare; nothing runs before the block is entered."""
+        self._server = server
+        self._tools = tools
+        self._one_transaction = one_transaction
+        self._settings = _NEUTRAL | ({"lc_monetary": lc_monetary} if lc_monetary else {})
+        self._environment = environment
+        self._emit = emit
+        self._errors = _Errors(lambda line: emit(ToolSaid("psql", line)))
+        self._committing = self._finished = False
+        self._backend: _Backend | None = None
+        self.outcome = Outcome.NOTHING
+
+    def __enter__(self) -> Self:
+        """Start psql, log in and begin. Raises RestoreError."""
+        command = [
+            str(self._tools.psql),
+            *("--no-psqlrc", "--quiet", "--no-align", "--tuples-only", "--no-password"),
+            *("--set=ON_ERROR_STOP=1", "--set=ECHO=errors", "--set=VERBOSITY=verbose"),
+            "--file=-",
+        ]
+        self._child = Child(
+            command,
+            self._server.connection,
+            self._environment,
+            say=self._errors.hear,
+            fed=True,
+            failure=TargetLostError,
+        )
+        try:
+            self.feed(self._preamble())
+            self._backend = self._introduced(self._child.read_line())
+        except BaseException as error:
+            self.__exit__(type(error), error, error.__traceback__)
+            raise
+        return self
+
+    def __exit__(
+        self, _kind: object, error: BaseException | None, _traceback: TracebackType | None
+    ) -> None:
+        """End psql, and see to it that its session ends."""
+        self._child.__exit__()
+        if not self._finished and self._backend:
+            hurried = isinstance(error, Interrupted)
+            seconds = _SECONDS_TO_END_AFTER_SIGNAL if hurried else _SECONDS_TO_END
+            self.outcome = self._ended(self._backend, seconds)
+
+    def feed(self, data: bytes) -> None:
+        """Hand a piece of the script to psql, which takes as long as the server does.
+
+        Raises RestoreError where the server refused a statement or psql is gone.
+        """
+        if not self._child.feed(data):
+            raise self._failure(self._child.wait())
+
+    def finish(self) -> None:
+        """Commit, and return when that is done. Raises RestoreError."""
+        token = secrets.token_hex(_TOKEN_BYTES)
+        # Out of reach of whatever the script may have left open, this would come back as no row.
+        commit = "COMMIT;\n" if self._one_transaction else ""
+        self._committing = True
+        self.feed(f"\n{commit}\\o\nSELECT '{token}';\n".encode())
+        self._child.close_stdin()
+        answer = self._child.read_line()
+        while answer and answer != token.encode():  # the script may have printed something
+            answer = self._child.read_line()
+        status = self._child.wait(math.inf)
+        if status != 0:
+            raise self._failure(status)
+        if not answer:
+            raise StatementError(
+                "psql came to the end of the script, and something in it was still open",
+                hint="The script is not one that pg_dump wrote.",
+            )
+        self._finished = True
+        self.outcome = Outcome.COMMITTED
+
+    def _preamble(self) -> bytes:
+        names = ", ".join(_literal(name) for name in self._settings)
+        values = ", ".join(_literal(value) for value in self._settings.values())
+        transaction = "pg_catalog.txid_current()" if self._one_transaction else "0"
+        return (
+            "\\o /dev/null\n"
+            "SELECT pg_catalog.set_config(s.name, wanted.value, false)"
+            f" FROM ROWS FROM (pg_catalog.unnest(ARRAY[{names}]),"
+            f" pg_catalog.unnest(ARRAY[{values}])) AS wanted (name, value)"
+            " JOIN pg_catalog.pg_settings s ON s.name = wanted.name;\n"
+            f"{'BEGIN;' if self._one_transaction else ''}\n"
+            "\\o\n"
+            f"SELECT pid, {transaction}, backend_start FROM pg_catalog.pg_stat_activity"
+            " WHERE pid = pg_catalog.pg_backend_pid();\n"
+            "\\o /dev/null\n"
+        ).encode()
+
+    def _introduced(self, line: bytes) -> _Backend:
+        pid, _, rest = line.decode(errors="replace").partition("|")
+        transaction, _, started = rest.partition("|")
+        if not started:
+            raise self._failure(self._child.wait())
+        return _Backend(int(pid), started, transaction)
+
+    def _failure(self, status: int) -> RestoreError:
+        if found := self._errors.first:
+            line, state, text = found
+            message = f"psql stopped at line {line} of the script: {text}"
+            if state == _NO_LOCKS[0] and _NO_LOCKS[1] in text:
+                return LockTableFullError(message)
+            for states, words, hint in _HINTS:
+                if re.fullmatch(states, state) and re.search(words, text):
+                    return StatementError(message, hint=hint)
+            if state[:2] not in ("08", "57"):
+                return StatementError(message, hint=_UNKNOWN)
+            return TargetLostError(message)
+        said = "\n".join(self._child.last_lines) or "and said nothing"
+        if "invalid command \\restrict" in said:
+            return StatementError(
+                f"psql {self._tools.version} is too old for the script: {said}",
+                hint="Update the client tools of PostgreSQL: releases since August 2025 know it.",
+            )
+        how = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
+        hint = ""
+        if status == -signal.SIGKILL:
+            hint = (
+                "Was this machine or container short of memory? Then its kernel's log names psql."
+            )
+        return TargetLostError(f"psql {how}: {said}", hint=hint)
+
+    def _ended(self, backend: _Backend, seconds: float) -> Outcome:
+        """End the session, which may not notice for hours that psql is gone, and ask the server."""
+        give_up = time.monotonic() + seconds
+        try:
+            with connected(self._server, seconds=min(seconds, 10.0)) as session:
+                who = [backend.pid, backend.started]
+                find = (
+                    " FROM pg_catalog.pg_stat_activity WHERE pid = %s AND backend_start ="
+                    " %s::pg_catalog.timestamptz"
+                )
+                session.execute(f"SELECT pg_catalog.pg_terminate_backend(pid){find}", who)
+                while session.execute(f"SELECT{find}", who).fetchone() is not None:
+                    if time.monotonic() > give_up:
+                        return Outcome.UNKNOWN
+                    time.sleep(_SECONDS_BETWEEN_LOOKS)
+                if not self._one_transaction:
+                    return Outcome.UNKNOWN
+                answer = session.execute(
+                    "SELECT pg_catalog.txid_status(%s::pg_catalog.int8)", [backend.transaction]
+                ).fetchone()
+        except (psycopg.Error, RestoreError) as error:
+            self._emit(Notice(f"The target does not say what became of the session: {error}"))
+            # A server that is down rolls back what was not committed, when it comes up.
+            can_be = self._committing or not self._one_transaction
+            return Outcome.UNKNOWN if can_be else Outcome.NOTHING
+        if answer == ("aborted",):
+            return Outcome.NOTHING
+        if answer == ("committed",):
+            return Outcome.COMMITTED if self._committing else Outcome.UNKNOWN
+        return Outcome.UNKNOWN
+
+
+class _Errors:
+    """Listens to psql's stderr: keeps the first error whole, passes on what else is said."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._say = say
+        self._lock = threading.Lock()
+        self._where = ""
+        self._state = ""
+        self._lines: list[str] = []
+
+    def hear(self, line: str) -> None:
+        match = _MESSAGE.match(line)
+        with self._lock:
+            if match and not self._lines and match[3][:2] not in _HARMLESS_CLASSES:
+                self._where, self._state = match[1], match[3]
+                self._lines = [match[4]]
+                return
+            if self._lines:
+                if not line.startswith("LOCATION: ") and len(self._lines) <= _LINES_KEPT:
+                    self._lines.append(_STATEMENT.sub("STATEMENT: ", line))
+                return
+        self._say(f"{match[2]}: {match[4]}" if match else line)
+
+    @property
+    def first(self) -> tuple[str, str, str] | None:
+        """Line, SQLSTATE and text of the first error with its statement, or their beginning."""
+        with self._lock:
+            if not self._lines:
+                return None
+            kept, more = self._lines[:_LINES_KEPT], len(self._lines) > _LINES_KEPT
+            text = _CONFIDENTIAL.sub(r"\1…", "\n".join(kept))
+            return self._where, self._state, text + ("\n…" if more else "")
+
+
+def _literal(value: str) -> str:
+    return "'" + value.replace("'", "''") + "'"

@@ -1,0 +1,315 @@
+"""The database that a restore writes to: what it holds, what it can hold, how one is made."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import psycopg
+from psycopg import sql
+
+from pgstash.errors import TargetDatabaseError, TargetLostError
+from pgstash.events import Emit, Warned
+from pgstash.manifest import Database
+from pgstash.postgres.source import Server
+
+_SECONDS_TO_CONNECT = 10.0
+_SECONDS_FOR_OTHERS_TO_LEAVE = 20.0
+_SECONDS_BETWEEN_TRIES = 0.2
+_LONGEST_NAME = 63  # bytes: the server cuts off what is longer
+_MARK_BYTES = 4
+_NAMED = 5
+
+_FIRST_ICU_DATABASE = 15
+_FIRST_BUILTIN_LOCALE = 17
+
+# Parameters whose value is a list of names, which ALTER DATABASE stores quoted (GUC_LIST_QUOTE in
+# guc_tables.c): written as one literal, the list would become one name.
+_LISTS = {
+    "local_preload_libraries",
+    "search_path",
+    "session_preload_libraries",
+    "shared_preload_libraries",
+    "temp_tablespaces",
+    "unix_socket_directories",
+}
+
+# Whatever a user can make, but for what belongs to an extension or to the system. Row types, array
+# types, indexes and the like come with what is counted.
+_USER_OBJECTS = """
+    WITH schemas AS (
+        SELECT oid FROM pg_catalog.pg_namespace
+        WHERE nspname !~ '^pg_' AND nspname <> 'information_schema'
+    ), objects (class, object) AS (
+        SELECT 'pg_catalog.pg_namespace'::regclass, oid FROM pg_catalog.pg_namespace
+        WHERE oid IN (SELECT oid FROM schemas) AND nspname <> 'public'
+        UNION ALL
+        SELECT 'pg_catalog.pg_class'::regclass, oid FROM pg_catalog.pg_class
+        WHERE relnamespace IN (SELECT oid FROM schemas) AND relkind IN ('r','p','v','m','f','S','c')
+        UNION ALL
+        SELECT 'pg_catalog.pg_proc'::regclass, oid FROM pg_catalog.pg_proc
+        WHERE pronamespace IN (SELECT oid FROM schemas)
+        UNION ALL
+        SELECT 'pg_catalog.pg_type'::regclass, oid FROM pg_catalog.pg_type
+        WHERE typnamespace IN (SELECT oid FROM schemas) AND typtype IN ('d', 'e', 'r', 'b')
+              AND typelem = 0
+        UNION ALL
+        SELECT 'pg_catalog.pg_operator'::regclass, oid FROM pg_catalog.pg_operator
+        WHERE oprnamespace IN (SELECT oid FROM schemas)
+        UNION ALL
+        SELECT 'pg_catalog.pg_collation'::regclass, oid FROM pg_catalog.pg_collation
+        WHERE collnamespace IN (SELECT oid FROM schemas)
+        UNION ALL
+        SELECT 'pg_catalog.pg_ts_config'::regclass, oid FROM pg_catalog.pg_ts_config
+        WHERE cfgnamespace IN (SELECT oid FROM schemas)
+        UNION ALL
+        SELECT 'pg_catalog.pg_foreign_server'::regclass, oid FROM pg_catalog.pg_foreign_server
+        UNION ALL
+        SELECT 'pg_catalog.pg_event_trigger'::regclass, oid FROM pg_catalog.pg_event_trigger
+        UNION ALL
+        SELECT 'pg_catalog.pg_publication'::regclass, oid FROM pg_catalog.pg_publication
+        UNION ALL
+        SELECT 'pg_catalog.pg_largeobject'::regclass, oid FROM pg_catalog.pg_largeobject_metadata
+    )
+    SELECT pg_catalog.pg_describe_object(class, object, 0), count(*) OVER ()
+    FROM objects
+    WHERE NOT EXISTS (
+        SELECT FROM pg_catalog.pg_depend d
+        WHERE d.classid = class AND d.objid = object AND d.deptype = 'e'
+    )
+    LIMIT %s
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """How many objects of users a database holds, and a few of them in words."""
+
+    count: int
+    some: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LockTable:
+    """How many objects one transaction can lock: settings of the server that make it up.
+
+    https://www.postgresql.org/docs/current/runtime-config-locks.html
+    """
+
+    per_transaction: int
+    slots: int
+
+    @property
+    def capacity(self) -> int:
+        """The number of objects."""
+        return self.per_transaction * self.slots
+
+    def needed(self, objects: int) -> int:
+        """Return what max_locks_per_transaction would have to be for so many objects."""
+        return -(-objects // self.slots)
+
+
+def contents(server: Server) -> Contents:
+    """Look for what users have made in the database. Raises TargetLostError."""
+    with connected(server, "SQL_ASCII") as session:  # which works for all, see the login
+        rows = session.execute(_USER_OBJECTS, [_NAMED]).fetchall()
+    names = tuple(name.decode(server.codec, "replace") for name, _ in rows)
+    return Contents(rows[0][1] if rows else 0, names)
+
+
+def lock_table(server: Server) -> LockTable:
+    """Return the size of the server's lock table. Raises TargetLostError."""
+    with connected(server) as session:
+        row = session.execute(
+            "SELECT pg_catalog.current_setting('max_locks_per_transaction')::int,"
+            " pg_catalog.current_setting('max_connections')::int"
+            " + pg_catalog.current_setting('max_prepared_transactions')::int"
+        ).fetchone()
+    return LockTable(*row) if row else LockTable(1, 1)
+
+
+def knows_locale(server: Server, lc_monetary: str) -> bool:
+    """Tell whether the server has a locale that money can be read in. Raises TargetLostError."""
+    with connected(server) as session:
+        try:
+            session.execute("SELECT pg_catalog.set_config('lc_monetary', %s, false)", [lc_monetary])
+        except psycopg.DataError:
+            return False
+    return True
+
+
+def refuse_taken(server: Server, name: str) -> None:
+    """Raise TargetDatabaseError if there is a database of this name, or cannot be one."""
+    if not name or "\0" in name or len(name.encode()) > _LONGEST_NAME:
+        raise TargetDatabaseError(
+            f"{name!r} cannot be the name of a database",
+            hint=f"A name has from 1 to {_LONGEST_NAME} bytes.",
+        )
+    with connected(server) as session:
+        query = "SELECT FROM pg_catalog.pg_database WHERE datname = %s"
+        if session.execute(query, [name]).fetchone() is not None:
+            raise TargetDatabaseError(
+                f"there is a database {name} already",
+                hint="Give another name to --create, or restore into it by --to.",
+            )
+
+
+@contextlib.contextmanager
+def created(
+    server: Server,
+    name: str,
+    like: Database | None,
+    uninterrupted: Callable[[], AbstractContextManager[None]],
+    emit: Emit,
+) -> Iterator[Server]:
+    """Make a database under a working name for the length of the block, then give it its name.
+
+    Yields the server as it is seen from the new database, which has encoding, locale and settings
+    of the old one. If the block is left by an exception, the database is dropped. Raises
+    TargetDatabaseError.
+    """
+    working = _working_name(name)
+    made = replace(
+        server,
+        connection=replace(
+            server.connection, parameters={**server.connection.parameters, "dbname": working}
+        ),
+    )
+    try:
+        with _refusals(f"the database {name} cannot be made"), connected(server) as session:
+            session.execute(_create(working, like, server.major))
+        if like:
+            _configure(server, working, like, emit)
+        yield made
+        refused = f"the restored database {working} cannot be renamed to {name}"
+        with _refusals(refused), uninterrupted():
+            _when_unused(
+                server,
+                sql.SQL("ALTER DATABASE {} RENAME TO {}").format(
+                    sql.Identifier(working), sql.Identifier(name)
+                ),
+            )
+    except BaseException:
+        _drop(server, working, emit)
+        raise
+
+
+def _working_name(name: str) -> str:
+    mark = f"_pgstash_{secrets.token_hex(_MARK_BYTES)}"
+    return name.encode()[: _LONGEST_NAME - len(mark)].decode(errors="ignore") + mark
+
+
+def _create(name: str, like: Database | None, major: int) -> sql.Composed:
+    create = sql.SQL("CREATE DATABASE {} TEMPLATE template0").format(sql.Identifier(name))
+    if like is None:
+        return create
+    options = {"ENCODING": like.encoding, "LC_COLLATE": like.collate, "LC_CTYPE": like.ctype}
+    if like.locale_provider == "i":
+        if major < _FIRST_ICU_DATABASE:
+            raise TargetDatabaseError(
+                f"the database had the ICU locale {like.locale}, and PostgreSQL {major} has none "
+                "for databases",
+                hint="Make the database yourself, and restore into it without --create.",
+            )
+        options |= {"LOCALE_PROVIDER": "icu", "ICU_LOCALE": like.locale or ""}
+    elif like.locale_provider == "b":
+        if major < _FIRST_BUILTIN_LOCALE:
+            raise TargetDatabaseError(
+                f"the database had the builtin locale {like.locale}, which PostgreSQL {major} does "
+                "not know",
+                hint="Make the database yourself, and restore into it without --create.",
+            )
+        options |= {"LOCALE_PROVIDER": "builtin", "BUILTIN_LOCALE": like.locale or ""}
+    elif major >= _FIRST_ICU_DATABASE:
+        options["LOCALE_PROVIDER"] = "libc"
+    return create + sql.SQL("").join(
+        sql.SQL(f" {option} {{}}").format(sql.Literal(value)) for option, value in options.items()
+    )
+
+
+def _configure(server: Server, working: str, like: Database, emit: Emit) -> None:
+    """Give the database the settings of the old one; a warning for each that the server refuses."""
+    with connected(server) as session:
+        for setting in like.settings:
+            name, _, value = setting.partition("=")
+            identifier = sql.Identifier(*name.split("."))
+            alter = sql.SQL("ALTER DATABASE {} SET {} ").format(sql.Identifier(working), identifier)
+            try:
+                if name.lower() in _LISTS:
+                    session.execute("SELECT pg_catalog.set_config(%s, %s, false)", [name, value])
+                    session.execute(alter + sql.SQL("FROM CURRENT"))
+                else:
+                    session.execute(alter + sql.SQL("TO {}").format(sql.Literal(value)))
+            except psycopg.Error as error:
+                emit(Warned(f"The setting {setting} is left out: {_said(error)}"))
+
+
+def _drop(server: Server, working: str, emit: Emit) -> None:
+    drop = sql.SQL("DROP DATABASE IF EXISTS {}").format(sql.Identifier(working))
+    try:
+        _when_unused(server, drop)
+    except (psycopg.Error, TargetLostError) as error:
+        emit(Warned(f"The database {working} could not be dropped: drop it yourself. {error}"))
+
+
+def _when_unused(server: Server, statement: sql.Composed) -> None:
+    """Execute what nobody may be connected for: a session that just ended takes a moment."""
+    give_up = time.monotonic() + _SECONDS_FOR_OTHERS_TO_LEAVE
+    with connected(server) as session:
+        while True:
+            try:
+                session.execute(statement)
+            except psycopg.errors.ObjectInUse:
+                if time.monotonic() > give_up:
+                    raise
+                time.sleep(_SECONDS_BETWEEN_TRIES)
+            else:
+                return
+
+
+@contextlib.contextmanager
+def _refusals(what: str) -> Iterator[None]:
+    try:
+        yield
+    except psycopg.errors.InsufficientPrivilege as error:
+        raise TargetDatabaseError(
+            f"{what}: {_said(error)}", hint="The role needs CREATEDB: ALTER ROLE … CREATEDB."
+        ) from error
+    except psycopg.Error as error:
+        raise TargetDatabaseError(
+            f"{what}: {_said(error)}",
+            hint="Where it is the locale that this server lacks: make the database yourself, with "
+            "one that it has, and restore into it without --create.",
+        ) from error
+
+
+def _said(error: psycopg.Error) -> str:
+    return " ".join(str(error).split())
+
+
+@contextlib.contextmanager
+def connected(
+    server: Server, encoding: str = "UTF8", *, seconds: float = _SECONDS_TO_CONNECT
+) -> Iterator[psycopg.Connection[tuple[Any, ...]]]:
+    """Connect to the very server and database; raise TargetLostError where that fails.
+
+    ``seconds`` is how long the server may take to answer.
+    """
+    parameters = {
+        **server.connection.parameters,
+        **server.connection.secrets,
+        "client_encoding": encoding,
+        "connect_timeout": f"{seconds:.0f}",
+    }
+    try:
+        session = psycopg.connect("", autocommit=True, **parameters)  # type: ignore[arg-type]
+    except psycopg.Error as error:
+        raise TargetLostError(f"the target cannot be reached any more: {_said(error)}") from error
+    with session:
+        session.execute("SET search_path = ''; SET statement_timeout = 0; SET lock_timeout = 0")
+        yield session

@@ -1,0 +1,261 @@
+"""A restore from the first byte to the last: read, decrypt, decompress, psql, then commit.
+
+The target is touched only after the key was seen to fit and the target to be one that may be
+written to; it is committed, or gets its name, only after the last byte was as it had been written.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+from pgstash import events
+from pgstash.archive import Archive
+from pgstash.errors import (
+    EXIT_UNFORESEEN,
+    ClientToolsError,
+    Interrupted,
+    PgstashError,
+    StatementError,
+    TargetNotEmptyError,
+)
+from pgstash.manifest import Manifest
+from pgstash.pipeline.transactions import without_transactions
+from pgstash.postgres import source, target, tools
+from pgstash.postgres.restore import LockTableFullError, Outcome, Psql
+from pgstash.postgres.source import Server
+
+_SECONDS_BETWEEN_PROGRESS = 0.25
+
+# A table with a key and a serial column: itself, its index, its sequence, its TOAST table and the
+# index of that.
+_LOCKS_OF_A_TABLE = 5
+
+_OVERWRITE = (
+    "Restore into an empty database, or into a new one with --create NAME. With --overwrite, what "
+    "the backup holds replaces what has the same name there, all else in the target stays, and an "
+    "object to be replaced that something else depends on stops the restore."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Where to restore to, and what is allowed.
+
+    ``create`` is the name of a new database on the target's server, ``overwrite`` allows a
+    target that holds objects. ``environment`` is what client tools may choose from,
+    ``uninterrupted`` a context in which no signal is heard, or only after a while.
+    """
+
+    target_url: str
+    create: str | None
+    overwrite: bool
+    dry_run: bool
+    environment: Mapping[str, str]
+    uninterrupted: Callable[[], AbstractContextManager[None]]
+
+
+def run(plan: Plan, wanted: str, find: Callable[[], Archive], emit: events.Emit) -> None:
+    """Restore the backup that ``find`` opens, or say in a dry run what would be done.
+
+    Returns only when everything is in the target. ``wanted`` is what the backup is called until
+    it is found. Raises a PgstashError where anything went wrong, Interrupted on a signal; an
+    event says then what became of the target.
+    """
+    began = time.monotonic()
+    host, database = source.named(plan.target_url)
+    state = _State(wanted, Outcome.NOTHING)
+    try:
+        archive = find()
+        state.name = archive.name
+        emit(events.RestoreStarted(archive.name, host, plan.create or database, plan.dry_run))
+        try:
+            _restore(plan, archive, emit, state)
+        except (PgstashError, Interrupted) as error:
+            if state.outcome is not Outcome.COMMITTED:
+                raise
+            # Cut off while the answer to the COMMIT was on its way.
+            if isinstance(error, PgstashError):
+                emit(events.Warned(f"{archive.name} is restored, and then: {error}"))
+    except BaseException as error:
+        foreseen = isinstance(error, PgstashError | Interrupted)
+        emit(
+            events.RestoreFailed(
+                name=state.name,
+                seconds=time.monotonic() - began,
+                message=str(error) if foreseen else f"{type(error).__name__}: {error}",
+                hint=getattr(error, "hint", ""),
+                outcome=state.outcome.value,
+                error=type(error).__name__,
+                exit_code=getattr(error, "exit_code", EXIT_UNFORESEEN),
+            )
+        )
+        raise
+    if not plan.dry_run:
+        emit(
+            events.RestoreSucceeded(
+                name=archive.name,
+                seconds=time.monotonic() - began,
+                host=host,
+                database=plan.create or database,
+                raw_bytes=state.raw_bytes,
+                verified=archive.manifest is not None,
+            )
+        )
+
+
+@dataclass(slots=True)
+class _State:
+    """The name of the backup, and what became of the target so far."""
+
+    name: str
+    outcome: Outcome
+    raw_bytes: int = 0
+
+
+def _restore(plan: Plan, archive: Archive, emit: events.Emit, state: _State) -> None:
+    stored = _Stored()
+    with archive.script(stored.watch) as script:
+        server = source.look(plan.target_url)
+        client = _client(archive.manifest, server, plan.environment)
+        locks = target.lock_table(server)
+        _refuse(plan, archive.manifest, server, locks)
+        if plan.dry_run:
+            emit(_planned(plan, archive, server, client))
+            return
+        chunks = _announced(script, archive, stored, state, emit)
+        with contextlib.ExitStack() as database:
+            into = server
+            if plan.create:
+                like = archive.manifest.database if archive.manifest else None
+                into = database.enter_context(
+                    target.created(server, plan.create, like, plan.uninterrupted, emit)
+                )
+            psql = Psql(
+                into,
+                client,
+                one_transaction=not plan.create,
+                lc_monetary=_lc_monetary(archive.manifest, server, emit),
+                environment=plan.environment,
+                emit=emit,
+            )
+            try:
+                with psql:
+                    for chunk in chunks if plan.create else without_transactions(chunks):
+                        psql.feed(chunk)
+                    psql.finish()
+            except LockTableFullError as error:
+                raise _too_many_locks(archive.manifest, locks, error.message) from error
+            finally:
+                # A database under a working name counts for nothing until it has its own.
+                if not plan.create:
+                    state.outcome = psql.outcome
+
+
+def _client(
+    manifest: Manifest | None, server: Server, environment: Mapping[str, str]
+) -> tools.ClientTools:
+    """Return tools that know the target, and what the pg_dump wrote that made the backup."""
+    wrote = int(manifest.client.partition(".")[0]) if manifest else server.major
+    path = environment.get("PATH", "")
+    try:
+        return tools.find(max(wrote, server.major), path, environment)
+    except ClientToolsError:
+        if wrote <= server.major:
+            raise
+        return tools.find(server.major, path, environment)
+
+
+def _refuse(plan: Plan, manifest: Manifest | None, server: Server, locks: target.LockTable) -> None:
+    """Raise where the target is not one to write to."""
+    if plan.create:
+        target.refuse_taken(server, plan.create)
+        return
+    found = target.contents(server)
+    if found.count and not plan.overwrite:
+        some = ", ".join(found.some) + (", …" if found.count > len(found.some) else "")
+        raise TargetNotEmptyError(
+            f"the database {server.database.name} on {server.database.host} is not empty: it holds "
+            f"{found.count} objects ({some})",
+            hint=_OVERWRITE,
+        )
+    # Fewer than it will be: whatever a table brings along takes a lock too.
+    if manifest and len(manifest.tables) > locks.capacity:
+        message = f"one transaction cannot make {len(manifest.tables)} tables there"
+        raise _too_many_locks(manifest, locks, message)
+
+
+def _too_many_locks(
+    manifest: Manifest | None, locks: target.LockTable, message: str
+) -> StatementError:
+    objects = len(manifest.tables) * _LOCKS_OF_A_TABLE if manifest else 0
+    enough = max(locks.needed(objects), 2 * locks.per_transaction)
+    return StatementError(
+        message,
+        hint="Restore with --create NAME, which needs no single transaction. Or raise "
+        f"max_locks_per_transaction on the target from {locks.per_transaction} to about {enough}, "
+        "which needs a restart.",
+    )
+
+
+def _lc_monetary(manifest: Manifest | None, server: Server, emit: events.Emit) -> str | None:
+    """Return the locale that columns of type money were written in, if the target has it."""
+    if manifest is None or manifest.database.lc_monetary == server.database.lc_monetary:
+        return None
+    wanted = manifest.database.lc_monetary
+    if target.knows_locale(server, wanted):
+        return wanted
+    emit(
+        events.Warned(
+            f"The target has no locale {wanted}, in which columns of type money were written: "
+            "check them if there are any"
+        )
+    )
+    return None
+
+
+def _planned(
+    plan: Plan, archive: Archive, server: Server, client: tools.ClientTools
+) -> events.RestorePlanned:
+    manifest = archive.manifest
+    return events.RestorePlanned(
+        name=archive.name,
+        host=server.database.host,
+        database=plan.create or server.database.name,
+        created=plan.create is not None,
+        server=server.version,
+        client=client.version,
+        verified=manifest is not None,
+        raw_bytes=manifest.raw_bytes if manifest else None,
+        tables=len(manifest.tables) if manifest else None,
+        rows=sum(table.rows for table in manifest.tables) if manifest else None,
+    )
+
+
+class _Stored:
+    """Remembers how much of the archive was read."""
+
+    def __init__(self) -> None:
+        self.bytes = 0
+
+    def watch(self, count: int) -> None:
+        self.bytes = count
+
+
+def _announced(
+    script: Iterator[bytes], archive: Archive, stored: _Stored, state: _State, emit: events.Emit
+) -> Iterator[bytes]:
+    """Pass chunks on, and tell now and then how far things are."""
+    last = time.monotonic()
+    for chunk in script:
+        yield chunk
+        state.raw_bytes += len(chunk)
+        now = time.monotonic()
+        if now - last >= _SECONDS_BETWEEN_PROGRESS:
+            last = now
+            emit(
+                events.RestoreProgressed(archive.name, state.raw_bytes, stored.bytes, archive.size)
+            )

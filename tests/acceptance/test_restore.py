@@ -1,0 +1,372 @@
+"""A backup restored by pgstash is the database again, or the target is as it was."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pgstash.manifest import Table
+from support import databases
+from support.backups import PASSPHRASE, back_up
+from support.cli import COMMAND, environment, run_pgstash
+from support.compare import compare
+from support.postgres import Cluster, Database
+from support.stored import CLOSING, DATABASE, make
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from support.postgres import MakeDatabase
+
+
+def restore(
+    folder: Path, target: Database, *arguments: str, **more: str
+) -> subprocess.CompletedProcess[str]:
+    """Restore by RESTORE_URL, with a passphrase whether it is wanted or not."""
+    env = environment(
+        target.bin_dir,
+        **{
+            "STORAGE_URL": folder.as_uri(),
+            "RESTORE_URL": target.uri,
+            "BACKUP_ENCRYPTION_KEY": PASSPHRASE,
+        }
+        | more,
+    )
+    return run_pgstash(["restore", *arguments], env)
+
+
+def assert_same(source: Database, target: Database) -> None:
+    assert compare(source.conninfo, target.conninfo, bin_dir=target.bin_dir) == []
+
+
+def objects(target: Database) -> str:
+    """Return what a dump of the target holds beside comments and settings."""
+    lines = target.plain_dump("--no-owner").decode(errors="replace").splitlines()
+    return "\n".join(line for line in lines if not re.match(r"--|SET |SELECT pg_c|\\|$", line))
+
+
+def assert_failed(done: subprocess.CompletedProcess[str], status: int, *words: str) -> None:
+    """The restore failed with this status, and says these words and a hint."""
+    assert done.returncode == status, done.stdout + done.stderr
+    message = re.search(r"FAILURE Restore failed after [\d.]+s, and (.+)", done.stderr, re.DOTALL)
+    assert message, done.stderr
+    assert message[1].startswith("nothing was changed in the target: "), done.stderr
+    assert [word for word in words if word not in message[1]] == [], done.stderr
+    assert "\n  " in message[1]
+    assert "SUCCESS" not in done.stdout
+    assert "Traceback" not in done.stderr
+
+
+@pytest.fixture
+def drop_later(cluster: Cluster) -> Iterator[list[str]]:
+    names: list[str] = []
+    yield names
+    for name in names:
+        cluster.drop_database(name)
+
+
+def empty(cluster: Cluster, sample: str, source: Database) -> Database:
+    """Return an empty database of the sample's encoding."""
+    return cluster.create_database(f"into_{source.name}", encoding=databases.encoding(sample))
+
+
+# A new database is the harder way: there all samples are in the first tier.
+TO_BEGIN_WITH = ("large_objects", "odd_names")
+
+
+@pytest.mark.parametrize("encrypted", [False, True], ids=["plain", "encrypted"])
+@pytest.mark.parametrize(
+    "sample",
+    [
+        pytest.param(sample, marks=() if sample in TO_BEGIN_WITH else pytest.mark.long)
+        for sample in databases.ROUND_TRIPPING
+    ],
+)
+def test_into_an_empty_database(
+    sample: str,
+    cluster: Cluster,
+    make_database: MakeDatabase,
+    drop_later: list[str],
+    tmp_path: Path,
+    *,
+    encrypted: bool,
+) -> None:
+    source = make_database(sample, on=cluster)
+    back_up(source, tmp_path, encrypted=encrypted)
+    target = empty(cluster, sample, source)
+    drop_later.append(target.name)
+    done = restore(tmp_path, target)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "SUCCESS Restore completed successfully in " in done.stdout
+    assert "verified)" in done.stdout
+    assert_same(source, target)
+
+
+NEW = 'a "new" database: ü'
+
+
+@pytest.mark.parametrize("sample", databases.ROUND_TRIPPING)
+def test_into_a_new_database(
+    sample: str,
+    cluster: Cluster,
+    make_database: MakeDatabase,
+    drop_later: list[str],
+    tmp_path: Path,
+) -> None:
+    source = make_database(sample, on=cluster)
+    settings = (
+        'search_path TO "$user", \'odd, "schema"\', public',
+        "my.setting TO '{\"it''s\": 1}'",
+        "default_transaction_read_only TO on",
+    )
+    for setting in settings:
+        source.run_sql(f'ALTER DATABASE "{source.name}" SET {setting}')
+    back_up(source, tmp_path, encrypted=True)
+    done = restore(tmp_path, cluster.maintenance, "--create", NEW)
+    drop_later.append(NEW)
+    assert (done.returncode, done.stderr) == (0, "")
+    made = Database(cluster, NEW)
+    assert_same(source, made)
+    ask = (
+        "SELECT datcollate, datctype, encoding, setconfig FROM pg_database d"
+        " JOIN pg_db_role_setting ON setdatabase = d.oid WHERE datname = %s"
+    )
+    with cluster.maintenance.connect() as session:
+        before, after = (session.execute(ask, [name]).fetchall() for name in (source.name, NEW))
+        assert before == after != []
+        left = session.execute("SELECT datname FROM pg_database WHERE datname ~ '_pgstash_'")
+        assert left.fetchall() == []
+
+
+def test_a_target_that_is_not_empty_is_refused(make_database: MakeDatabase, tmp_path: Path) -> None:
+    source, target = make_database("mixed"), make_database()
+    back_up(source, tmp_path)
+    target.run_sql("CREATE TABLE mine (a int); INSERT INTO mine VALUES (1)")
+    before = objects(target)
+    assert_failed(
+        restore(tmp_path, target),
+        60,
+        "is not empty: it holds 1 objects (table public.mine)",
+        "--overwrite",
+        "--create",
+    )
+    assert objects(target) == before
+    done = restore(tmp_path, target, "--overwrite")
+    assert (done.returncode, done.stderr) == (0, "")
+    target.run_sql("DROP TABLE mine")
+    assert_same(source, target)
+    again = restore(tmp_path, target, "--overwrite")
+    assert (again.returncode, again.stderr) == (0, "")
+    assert_same(source, target)
+
+
+def test_what_extensions_made_does_not_count(
+    cluster: Cluster, make_database: MakeDatabase, tmp_path: Path
+) -> None:
+    make(CLOSING).store_as_backup(tmp_path)
+    target = make_database(on=cluster)
+    target.run_sql("CREATE EXTENSION hstore; CREATE EXTENSION pg_stat_statements")
+    done = restore(tmp_path, target)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_statement_that_the_target_refuses(make_database: MakeDatabase, tmp_path: Path) -> None:
+    target = make_database()
+    script = b"CREATE TABLE a (x int);\nCREATE TABLE b (\n  y missing_type\n);\n" + CLOSING
+    make(script).store_as_backup(tmp_path)
+    done = restore(tmp_path, target)
+    # Four lines of ours come before.
+    assert_failed(done, 62, 'type "missing_type" does not exist', "STATEMENT: CREATE TABLE b (")
+    assert objects(target) == ""
+    created = restore(tmp_path, target, "--create", "never_made")
+    assert_failed(created, 62, "missing_type")
+    assert "never_made" not in target.run_sql("SELECT datname FROM pg_database")
+
+
+def test_a_role_that_the_target_lacks(make_database: MakeDatabase, tmp_path: Path) -> None:
+    target = make_database()
+    make(b"CREATE TABLE a ();\nALTER TABLE a OWNER TO nobody_here;\n" + CLOSING).store_as_backup(
+        tmp_path
+    )
+    assert_failed(restore(tmp_path, target), 62, "nobody_here", "Create the role first")
+    assert objects(target) == ""
+
+
+def test_a_password_in_a_statement_is_not_told(make_database: MakeDatabase, tmp_path: Path) -> None:
+    script = (
+        b"CREATE USER MAPPING FOR CURRENT_USER SERVER missing"
+        b" OPTIONS (user 'u', password 'hunter2hunter2');\n"
+    )
+    make(script + CLOSING).store_as_backup(tmp_path)
+    done = restore(tmp_path, make_database())
+    assert_failed(done, 62, "missing", "CREATE USER MAPPING")
+    assert "hunter2" not in done.stderr + done.stdout
+
+
+def test_a_new_database_that_cannot_be(make_database: MakeDatabase, tmp_path: Path) -> None:
+    target = make_database()
+    make(CLOSING).store_as_backup(tmp_path)
+    assert_failed(restore(tmp_path, target, "--create", "postgres"), 61, "postgres already")
+    assert_failed(restore(tmp_path, target, "--create", "ä" * 32), 61, "63 bytes")
+    elsewhere = replace(DATABASE, collate="xx_XX.UTF-8", ctype="xx_XX.UTF-8")
+    make(CLOSING, base="backup_20270101_000000", database=elsewhere).store_as_backup(tmp_path)
+    assert_failed(
+        restore(tmp_path, target, "--create", "new"), 61, "xx_XX.UTF-8", "without --create"
+    )
+    done = restore(tmp_path, target)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_dry_run_touches_nothing(make_database: MakeDatabase, tmp_path: Path) -> None:
+    source, target = make_database("mixed"), make_database()
+    backup = back_up(source, tmp_path, encrypted=True)
+    for arguments, where in (
+        ([], f"the database {target.name}"),
+        (["--create", "new"], "a new database new"),
+    ):
+        done = restore(tmp_path, target, "--dry-run", *arguments)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert f"Would restore {backup.archive.name} into {where} on " in done.stdout
+        assert f"{sum(backup.row_counts.values())} rows in {len(backup.row_counts)} tables" in (
+            done.stdout
+        )
+        assert "SUCCESS" not in done.stdout
+    assert objects(target) == ""
+    target.run_sql("CREATE TABLE mine ()")
+    assert_failed(restore(tmp_path, target, "--dry-run"), 60, "public.mine")
+
+
+def test_which_backup(make_database: MakeDatabase, tmp_path: Path) -> None:
+    for day in (1, 2, 3):
+        make(
+            b"CREATE TABLE day_%d ();\n" % day + CLOSING, base=f"backup_2026010{day}_000000"
+        ).store_as_backup(tmp_path)
+    for arguments, day in (
+        (["latest"], 3),
+        (["backup_20260101_000000"], 1),
+        (["backup_20260102_000000.sql.gz"], 2),
+        (["--at", "2026-01-02T23:59:59Z"], 2),
+        (["--at", "2026-01-02"], 2),
+        (["--at", "2026-01-01 00:00:00"], 1),
+    ):
+        target = make_database()
+        done = restore(tmp_path, target, *arguments)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert f"day_{day}" in objects(target)
+    target = make_database()
+    assert_failed(restore(tmp_path, target, "--at", "2025-12-31"), 25, "no backup that began at")
+    assert_failed(restore(tmp_path, target, "backup_20260105_000000"), 25, "no backup backup_2026")
+
+
+@pytest.mark.parametrize("encrypted", [False, True], ids=["plain", "encrypted"])
+def test_a_file_or_a_pipe_needs_no_storage(
+    make_database: MakeDatabase, tmp_path: Path, *, encrypted: bool
+) -> None:
+    source = make_database("structure")
+    backup = back_up(source, tmp_path, encrypted=encrypted)
+    alone = tmp_path / "alone"
+    alone.write_bytes(backup.archive.read_bytes())
+
+    def without_storage(target: Database) -> dict[str, str]:
+        return environment(target.bin_dir, RESTORE_URL=target.uri, BACKUP_ENCRYPTION_KEY=PASSPHRASE)
+
+    target = make_database()
+    done = run_pgstash(["restore", str(backup.archive)], without_storage(target))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "verified)" in done.stdout
+    assert_same(source, target)
+
+    target = make_database()
+    assert_failed(run_pgstash(["restore", str(alone)], without_storage(target)), 32, "--unverified")
+    done = run_pgstash(["restore", str(alone), "--unverified"], without_storage(target))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "not verified: there is no manifest" in done.stdout
+    assert_same(source, target)
+
+    target = make_database()
+    with alone.open("rb") as file:
+        piped = subprocess.run(
+            [COMMAND, "restore", "-", "--unverified"],
+            env=without_storage(target),
+            cwd="/",
+            stdin=file,
+            capture_output=True,
+            check=False,
+        )
+    assert (piped.returncode, piped.stderr) == (0, b"")
+    assert_same(source, target)
+
+
+def test_a_wrong_key_is_told_before_anybody_logs_in(
+    make_database: MakeDatabase, tmp_path: Path
+) -> None:
+    back_up(make_database(), tmp_path, encrypted=True)
+    nowhere = "postgresql://127.0.0.1:1/nowhere"
+    target = make_database()
+    for manifest_there, arguments in ((True, []), (False, ["--unverified"])):
+        if not manifest_there:
+            [manifest] = tmp_path.glob("postgres-backups/*.manifest.json.gz.enc")
+            manifest.unlink()
+        done = restore(
+            tmp_path,
+            target,
+            *arguments,
+            RESTORE_URL=nowhere,
+            BACKUP_ENCRYPTION_KEY="a wrong one, and long enough to be one",
+        )
+        assert_failed(done, 31, "wrong key", "BACKUP_ENCRYPTION_KEY")
+    assert_failed(restore(tmp_path, target, "--unverified", RESTORE_URL=nowhere), 10, "reached")
+
+
+def test_more_objects_than_one_transaction_can_lock(tmp_path: Path) -> None:
+    """A lock table that is too small is told with the number that would do."""
+    tables = b"".join(b"CREATE TABLE t%d (a int PRIMARY KEY);\n" % number for number in range(900))
+    made = make(tables + CLOSING, member_bytes=1 << 20)
+    made.with_manifest(
+        tables=[Table("public", f"t{number}", 0) for number in range(900)]
+    ).store_as_backup(tmp_path)
+    with Cluster(18, settings={"max_locks_per_transaction": "10", "max_connections": "5"}) as small:
+        target = small.create_database("target")
+        assert_failed(
+            restore(tmp_path, target),
+            62,
+            "max_locks_per_transaction",
+            "from 10 to about ",
+            "--create",
+        )
+        assert objects(target) == ""
+        done = restore(tmp_path, target, "--create", "made")
+        assert (done.returncode, done.stderr) == (0, "")
+        count = "SELECT count(*) FROM pg_class WHERE relkind = 'r' AND relname ~ '^t[0-9]+$'"
+        assert Database(small, "made").run_sql(count) == "900\n"
+
+
+def test_the_password_of_a_target_is_scrubbed(make_database: MakeDatabase, tmp_path: Path) -> None:
+    make(CLOSING).store_as_backup(tmp_path)
+    target = make_database()
+    url = target.uri.replace("postgresql://admin@", "postgresql://admin:PlantedTarget1@")
+    assert url != target.uri
+    done = restore(tmp_path, target, "--to", url + "_missing", DEBUG="true", RESTORE_URL="")
+    assert done.returncode != 0
+    assert "PlantedTarget1" not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["latest2", "--at", "2026-01-01"], ["--create", "a", "--overwrite"], ["--at", "yesterday"]],
+)
+def test_a_wrong_command_line(
+    arguments: list[str], make_database: MakeDatabase, tmp_path: Path
+) -> None:
+    assert restore(tmp_path, make_database(), *arguments).returncode == 2
+
+
+def test_no_target(tmp_path: Path) -> None:
+    done = run_pgstash(["restore"], environment(STORAGE_URL=tmp_path.as_uri()))
+    assert done.returncode == 1
+    assert "ERROR --to is missing" in done.stderr

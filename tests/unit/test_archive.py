@@ -1,0 +1,306 @@
+"""A backup is read back byte by byte, or not at all: nothing unverified is handed out."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import subprocess
+import sys
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pgstash import archive, catalog
+from pgstash.archive import Access, Archive
+from pgstash.errors import CorruptedError, EncryptionError, PgstashError, UnverifiedError
+from pgstash.pipeline import decompression
+from pgstash.storage.memory import MemoryStorage
+from support.stored import CLOSING, Made, make
+
+PASSPHRASE = "correct horse battery staple, and more"
+SCRIPT = b"".join(b"%d\n" % (n * n) for n in range(1500)) + CLOSING
+VERIFIED = Access(PASSPHRASE, unverified=False, only_encrypted=False)
+UNVERIFIED = replace(VERIFIED, unverified=True)
+OTHER_KEY = "another passphrase, just as long as that"
+
+encrypted_or_not = pytest.mark.parametrize(
+    "passphrase", [None, PASSPHRASE], ids=["plain", "encrypted"]
+)
+
+
+def opened(storage: MemoryStorage, access: Access = VERIFIED) -> Archive:
+    return archive.open_stored(storage, catalog.find(catalog.read(storage, "p"), "latest"), access)
+
+
+def read(found: Archive) -> bytes:
+    with found.script() as chunks:
+        return b"".join(chunks)
+
+
+def handed_out(found: Archive) -> tuple[bytes, PgstashError | None]:
+    """Return all that is handed out, and the error that ended it."""
+    got = b""
+    try:
+        with found.script() as chunks:
+            for chunk in chunks:
+                got += chunk
+    except PgstashError as error:
+        return got, error
+    return got, None
+
+
+def stored(made: Made) -> MemoryStorage:
+    storage = MemoryStorage()
+    made.store(storage)
+    return storage
+
+
+@encrypted_or_not
+@pytest.mark.parametrize("script", [b"", CLOSING, SCRIPT], ids=["empty", "short", "long"])
+def test_what_was_written_is_read(script: bytes, passphrase: str | None) -> None:
+    made = make(script, passphrase=passphrase)
+    found = opened(stored(made))
+    seen: list[int] = []
+    with found.script(seen.append) as chunks:
+        assert b"".join(chunks) == script
+    assert seen[-1] == len(made.archive) == found.size
+    assert found.manifest == made.manifest
+
+
+@encrypted_or_not
+@settings(deadline=None)  # a passphrase is made to take its time
+@given(data=st.data())
+def test_any_damage_is_noticed_before_it_is_handed_out(
+    data: st.DataObject, passphrase: str | None
+) -> None:
+    made = MADE[passphrase]
+    at = data.draw(st.integers(0, len(made.archive) - 1))
+    kind = data.draw(st.sampled_from(["flip", "cut", "insert", "remove", "append", "swap"]))
+    harmed = bytearray(made.archive)
+    if kind == "flip":
+        harmed[at] ^= 1 << data.draw(st.integers(0, 7))
+    elif kind == "cut":
+        del harmed[at:]
+    elif kind == "insert":
+        harmed[at:at] = b"\0"
+    elif kind == "remove":
+        del harmed[at]
+    elif kind == "append":
+        harmed += bytes(data.draw(st.binary(min_size=1, max_size=40)))
+    else:
+        first, second, *_ = data.draw(st.permutations(made.manifest.members))
+        spans = sorted([first, second], key=lambda member: member.offset)
+        parts = [made.archive[each.offset : each.offset + each.stored] for each in spans]
+        harmed = harmed.replace(parts[0] + parts[1], parts[1] + parts[0])
+        if harmed == made.archive:
+            return
+    storage = stored(made)
+    storage.put(made.key, bytes(harmed), {"id": made.manifest.id})
+    # As if the size had been right: what the digests find.
+    for find in (opened, partial(past_the_size, made=made)):
+        try:
+            got, error = handed_out(find(storage))
+        except CorruptedError as too_soon:
+            got, error = b"", too_soon
+        assert isinstance(error, CorruptedError), kind
+        assert SCRIPT.startswith(got)
+
+
+def past_the_size(storage: MemoryStorage, made: Made) -> Archive:
+    return replace(opened(stored(made)), _read=lambda: storage.read(made.key))
+
+
+MADE = {passphrase: make(SCRIPT, passphrase=passphrase) for passphrase in (None, PASSPHRASE)}
+
+
+def test_another_backup_in_its_place_is_noticed_at_its_first_member() -> None:
+    """Of the same length, with the same key: only the digests tell."""
+    made = make(SCRIPT, passphrase=PASSPHRASE)
+    other = make(SCRIPT[::-1], passphrase=PASSPHRASE)
+    storage = stored(made)
+    storage.put(made.key, other.archive[: len(made.archive)].ljust(len(made.archive)), {})
+    with pytest.raises(CorruptedError, match=r"member 1, |last block"), opened(storage).script():
+        pass
+
+
+@encrypted_or_not
+def test_the_manifest_of_another_backup(passphrase: str | None) -> None:
+    made = make(SCRIPT, passphrase=passphrase)
+    other = make(SCRIPT, passphrase=passphrase, base="backup_20250131_020000")
+    storage = stored(made)
+    storage.put(made.manifest_key, other.packed_manifest(), {"id": made.manifest.id})
+    with pytest.raises(CorruptedError, match=r"that of another backup: backup_2025.*, id "):
+        opened(storage)
+    renamed = other.with_manifest(id=made.manifest.id)
+    storage.put(made.manifest_key, renamed.packed_manifest(), {"id": made.manifest.id})
+    with pytest.raises(CorruptedError, match="that of another backup: backup_2025"):
+        opened(storage)
+
+
+@encrypted_or_not
+def test_a_missing_manifest(passphrase: str | None) -> None:
+    made = make(SCRIPT, passphrase=passphrase)
+    storage = stored(made)
+    storage.delete([made.manifest_key])
+    with pytest.raises(UnverifiedError, match="has no manifest") as caught:
+        opened(storage)
+    assert "--unverified" in caught.value.hint
+    found = opened(storage, UNVERIFIED)
+    assert found.manifest is None
+    assert read(found) == SCRIPT
+
+
+def test_unverified_does_not_mean_unchecked_where_there_is_a_manifest() -> None:
+    made = make(SCRIPT)
+    harmed = made.archive[:-30] + made.archive[-29:-28] + made.archive[-29:]
+    storage = stored(made)
+    storage.put(made.key, harmed, {"id": made.manifest.id})
+    with pytest.raises(CorruptedError):
+        read(opened(storage, UNVERIFIED))
+
+
+def test_a_wrong_key_shows_before_the_script_does() -> None:
+    made = make(SCRIPT, passphrase=PASSPHRASE)
+    storage = stored(made)
+    with pytest.raises(CorruptedError, match="wrong key") as caught:
+        opened(storage, replace(VERIFIED, passphrase=OTHER_KEY))
+    assert "BACKUP_ENCRYPTION_KEY" in caught.value.hint
+    storage.delete([made.manifest_key])
+    found = opened(storage, replace(UNVERIFIED, passphrase=OTHER_KEY))
+    with pytest.raises(CorruptedError, match="wrong key"), found.script():
+        pass
+
+
+def test_no_key() -> None:
+    made = make(SCRIPT, passphrase=PASSPHRASE)
+    storage = stored(made)
+    with pytest.raises(EncryptionError, match="no key"):
+        opened(storage, replace(VERIFIED, passphrase=None))
+    storage.delete([made.manifest_key])
+    with pytest.raises(EncryptionError, match="no key"):
+        read(opened(storage, replace(UNVERIFIED, passphrase=None)))
+
+
+def test_a_manifest_that_somebody_changed() -> None:
+    made = make(SCRIPT, passphrase=PASSPHRASE)
+    forged = replace(made.with_manifest(raw_bytes=1), passphrase=OTHER_KEY)
+    storage = stored(made)
+    storage.put(made.manifest_key, forged.packed_manifest(), {"id": made.manifest.id})
+    with pytest.raises(CorruptedError):
+        opened(storage)
+
+
+def test_where_encryption_is_on_a_plain_backup_is_not_trusted() -> None:
+    """Its manifest proves nothing against who can write to the store."""
+    strict = replace(VERIFIED, only_encrypted=True)
+    storage = stored(make(SCRIPT))
+    with pytest.raises(UnverifiedError, match="not encrypted, and BACKUP_ENCRYPTION is on"):
+        opened(storage, strict)
+    found = opened(storage, replace(strict, unverified=True))
+    assert found.manifest
+    assert read(found) == SCRIPT
+    encrypted = stored(make(SCRIPT, passphrase=PASSPHRASE))
+    assert read(opened(encrypted, strict)) == SCRIPT
+
+
+def test_a_copy_that_lost_its_metadata_has_the_manifest_of_its_size() -> None:
+    made, left_over = make(SCRIPT), make(SCRIPT + b"more")
+    storage = stored(made)
+    storage.put(left_over.manifest_key, left_over.packed_manifest(), {})
+    storage.put(made.key, made.archive, {})
+    found = opened(storage)
+    assert found.manifest == made.manifest
+    assert read(found) == SCRIPT
+
+
+def test_members_that_cannot_be_are_refused() -> None:
+    made = make(SCRIPT)
+    first, *others = made.manifest.members
+    for members in (others, [replace(first, raw=1 << 40), *others], [replace(first, raw=-1)]):
+        with pytest.raises(CorruptedError, match="member"):
+            opened(stored(made.with_manifest(members=members)))
+
+
+@pytest.mark.parametrize("packed", ["plain", "gzip", "encrypted"])
+def test_a_file_is_told_by_its_first_bytes(packed: str, tmp_path: Path) -> None:
+    made = make(SCRIPT, passphrase=PASSPHRASE if packed == "encrypted" else None)
+    path = tmp_path / "a [strange] name"
+    path.write_bytes(SCRIPT if packed == "plain" else made.archive)
+    with pytest.raises(UnverifiedError):
+        archive.open_file(path, VERIFIED)
+    found = archive.open_file(path, UNVERIFIED)
+    assert (found.manifest, found.size) == (None, path.stat().st_size)
+    assert read(found) == SCRIPT
+
+
+@encrypted_or_not
+def test_a_file_with_its_manifest_beside_it(passphrase: str | None, tmp_path: Path) -> None:
+    made = make(SCRIPT, passphrase=passphrase)
+    path = tmp_path / made.key.removeprefix("p/")
+    path.write_bytes(made.archive)
+    (tmp_path / made.manifest_key.removeprefix("p/")).write_bytes(made.packed_manifest())
+    found = archive.open_file(path, VERIFIED)
+    assert found.manifest == made.manifest
+    assert read(found) == SCRIPT
+    path.write_bytes(made.archive[:-1])
+    with pytest.raises(CorruptedError):
+        archive.open_file(path, VERIFIED)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_without_a_manifest_a_dump_that_was_cut_off_is_none(
+    *, packed: bool, tmp_path: Path
+) -> None:
+    """As a pipe makes it that does not look at pg_dump's exit status."""
+    path = tmp_path / "dump"
+    for script in (SCRIPT[:-20], b"", SCRIPT + b"SELECT 1;\n"):
+        path.write_bytes(gzip.compress(script) if packed else script)
+        with pytest.raises(CorruptedError, match="cut short"):
+            read(archive.open_file(path, UNVERIFIED))
+    path.write_bytes(gzip.compress(SCRIPT)[:-9])
+    with pytest.raises(CorruptedError, match="ends within"):
+        read(archive.open_file(path, UNVERIFIED))
+
+
+def test_stdin(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = make(SCRIPT, passphrase=PASSPHRASE)
+    with pytest.raises(UnverifiedError):
+        archive.open_stdin(VERIFIED)
+    buffer = io.BufferedReader(io.BytesIO(made.archive))
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=buffer))
+    assert read(archive.open_stdin(UNVERIFIED)) == SCRIPT
+
+
+@given(
+    parts=st.lists(st.binary(max_size=300).map(lambda part: part * 50), max_size=4),
+    step=st.integers(1, 5000),
+)
+def test_gunzip_opens_members_cut_anywhere(parts: list[bytes], step: int) -> None:
+    packed = b"".join(gzip.compress(part) for part in parts)
+    chunks = [packed[start : start + step] for start in range(0, len(packed), step)]
+    assert b"".join(decompression.gunzip(chunks)) == b"".join(parts)
+
+
+def test_a_bomb_comes_in_small_pieces() -> None:
+    packed = gzip.compress(bytes(30_000_000))
+    sizes = [len(piece) for piece in decompression.gunzip([packed])]
+    assert sum(sizes) == 30_000_000
+    assert max(sizes) <= 1 << 20
+
+
+def test_a_secret_shows_in_no_representation() -> None:
+    assert PASSPHRASE not in repr(VERIFIED)
+    assert PASSPHRASE not in repr(opened(stored(make(SCRIPT))))
+
+
+def test_what_gunzip_opens_is_what_is_read(tmp_path: Path) -> None:
+    made = make(SCRIPT)
+    path = tmp_path / "archive.gz"
+    path.write_bytes(made.archive)
+    by_gunzip = subprocess.run(["gunzip", "-c", path], capture_output=True, check=True).stdout
+    assert by_gunzip == read(opened(stored(made)))
