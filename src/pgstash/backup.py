@@ -291,8 +291,8 @@ def _predecessors(
         return []
     try:
         return catalog.figures_before(storage, plan.prefix, started)
-    except StorageError as error:
-        world.emit(events.Notice(f"The size of earlier backups is not known: {error.message}"))
+    except (StorageError, OSError) as error:  # the latter from what strangers put into a folder
+        world.emit(events.Notice(f"The size of earlier backups is not known: {error}"))
         return []
 
 
