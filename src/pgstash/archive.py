@@ -26,7 +26,7 @@ from pgstash.errors import (
     StorageError,
     UnverifiedError,
 )
-from pgstash.manifest import Manifest
+from pgstash.manifest import Manifest, Section
 from pgstash.pipeline import decompression, encryption
 from pgstash.storage.directory import DirectoryStorage
 from pgstash.storage.interface import Storage
@@ -79,9 +79,13 @@ class Archive:
 
     @contextmanager
     def script(
-        self, watch: Callable[[int], None] = lambda _count: None
+        self,
+        watch: Callable[[int], None] = lambda _count: None,
+        wanted: Callable[[Section | None], bool] = lambda _section: True,
     ) -> Iterator[Iterator[bytes]]:
         """Open the plain SQL as chunks of bytes; ``watch`` hears of the bytes read from the store.
+
+        Without the sections that are not ``wanted``, where the manifest tells them apart.
 
         The iteration ends only where everything was as the manifest says, and raises
         CorruptedError otherwise. The first chunk is there when the block is entered: a wrong
@@ -90,7 +94,7 @@ class Archive:
         with self._read() as stored:
             watched = _watched(stored, watch)
             if self.manifest:
-                chunks = _verified(watched, self.manifest, self._passphrase)
+                chunks = _verified(watched, self.manifest, self._passphrase, wanted)
             else:
                 chunks = _unverified(watched, self._passphrase)
             first = next(chunks, b"")
@@ -277,14 +281,17 @@ def _watched(chunks: Iterable[bytes], watch: Callable[[int], None]) -> Iterator[
 
 
 def _verified(
-    stored: Iterable[bytes], manifest: Manifest, passphrase: str | None
+    stored: Iterable[bytes],
+    manifest: Manifest,
+    passphrase: str | None,
+    wanted: Callable[[Section | None], bool],
 ) -> Iterator[bytes]:
     whole = hashlib.sha256()
     compressed: Iterable[bytes] = _digested(stored, whole.update)
     if manifest.encryption:
         passphrase = _passphrase_for(manifest.archive, passphrase)
         compressed = encryption.decrypt(compressed, passphrase)
-    yield from decompression.decompress(compressed, manifest.members)
+    yield from decompression.decompress(compressed, manifest.members, wanted)
     if whole.hexdigest() != manifest.sha256:
         raise decompression.damaged("its digest is not the one in the manifest")
 

@@ -22,7 +22,7 @@ from pgstash.errors import (
     StatementError,
     TargetNotEmptyError,
 )
-from pgstash.manifest import Manifest
+from pgstash.manifest import Manifest, Section
 from pgstash.pipeline.transactions import without_transactions
 from pgstash.postgres import source, target, tools
 from pgstash.postgres.restore import LockTableFullError, Outcome, Psql
@@ -109,20 +109,27 @@ def run(plan: Plan, wanted: str, find: Callable[[], Archive], emit: events.Emit)
 
 @dataclass(slots=True)
 class _State:
-    """The name of the backup, and what became of the target so far."""
+    """The name of the backup, and what became of the target so far.
+
+    Where the target ``is_empty`` there is nothing to drop, and some of the drops would fail.
+    """
 
     name: str
     outcome: Outcome
     raw_bytes: int = 0
+    is_empty: bool = False
+
+    def wants(self, section: Section | None) -> bool:
+        return section != "drops" or not self.is_empty
 
 
 def _restore(plan: Plan, archive: Archive, emit: events.Emit, state: _State) -> None:
     stored = _Stored()
-    with archive.script(stored.watch) as script:
+    with archive.script(stored.watch, state.wants) as script:
         server = source.look(plan.target_url)
         client = _client(archive.manifest, server, plan.environment)
         locks = target.lock_table(server)
-        _refuse(plan, archive.manifest, server, locks)
+        state.is_empty = _refuse(plan, archive.manifest, server, locks)
         if plan.dry_run:
             emit(_planned(plan, archive, server, client))
             return
@@ -169,11 +176,11 @@ def _client(
         return tools.find(server.major, path, environment)
 
 
-def _refuse(plan: Plan, manifest: Manifest | None, server: Server, locks: target.LockTable) -> None:
-    """Raise where the target is not one to write to."""
+def _refuse(plan: Plan, manifest: Manifest | None, server: Server, locks: target.LockTable) -> bool:
+    """Raise where the target is not one to write to; tell whether it is empty."""
     if plan.create:
         target.refuse_taken(server, plan.create)
-        return
+        return True
     found = target.contents(server)
     if found.count and not plan.overwrite:
         some = ", ".join(found.some) + (", …" if found.count > len(found.some) else "")
@@ -186,6 +193,7 @@ def _refuse(plan: Plan, manifest: Manifest | None, server: Server, locks: target
     if manifest and len(manifest.tables) > locks.capacity:
         message = f"one transaction cannot make {len(manifest.tables)} tables there"
         raise _too_many_locks(manifest, locks, message)
+    return not found.count
 
 
 def _too_many_locks(

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import cast
 
 from isal import isal_zlib
 
 from pgstash.errors import CorruptedError
-from pgstash.manifest import Member
+from pgstash.manifest import Member, Section
 
 _GZIP_FORMAT = 31  # window of 2^15 bytes, plus 16 for a gzip header and trailer (zlib's manual)
 _CHUNK = 256 * 1024
@@ -17,15 +17,23 @@ _CHUNK = 256 * 1024
 _IsalError = cast("type[Exception]", isal_zlib.error)  # its stub takes the class for an instance
 
 
-def decompress(chunks: Iterable[bytes], members: Sequence[Member]) -> Iterator[bytes]:
+def decompress(
+    chunks: Iterable[bytes],
+    members: Sequence[Member],
+    wanted: Callable[[Section | None], bool] = lambda _section: True,
+) -> Iterator[bytes]:
     """Yield what the members hold, each of them only after all its digests were compared.
 
-    A member is held in memory, stored and plain. Raises CorruptedError where one is not what
-    was written, and where the stream is longer or shorter than all of them.
+    Of sections that are not ``wanted`` nothing is yielded, and all is compared. That is asked
+    when the member's turn comes. A member is held in memory, stored and plain. Raises
+    CorruptedError where one is not what was written, and where the stream is longer or shorter
+    than all of them.
     """
     taker = _Taker(chunks)
     for number, member in enumerate(members, start=1):
-        yield from _plain(taker.take(member.stored), member, number)
+        plain = _plain(taker.take(member.stored), member, number)
+        if wanted(member.section):
+            yield from plain
     if taker.take(1):
         raise damaged("it goes on where it should end")
 
