@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from pgstash import events
+from pgstash.postgres import source, writer
+from pgstash.storage.directory import DirectoryStorage
 from support.backups import settings
 from support.cli import environment, run_pgstash, started_pgstash
 from support.fake_tools import fails_after_complete_dump, install_pg_dump
@@ -34,7 +37,7 @@ def names(folder: Path) -> list[str]:
 
 
 def prune_environment(root: Path, **more: str) -> dict[str, str]:
-    return environment(DATABASE_URL="postgresql:///unused", STORAGE_URL=root.as_uri(), **more)
+    return environment(STORAGE_URL=root.as_uri(), **more)
 
 
 def told(output: str) -> list[str]:
@@ -129,6 +132,63 @@ def test_a_backup_that_failed_prunes_nothing(make_database: MakeDatabase, tmp_pa
     done = run_pgstash(["once"], environment(tools, **settings(database, tmp_path / "store")))
     assert done.returncode == 13, done.stderr
     assert names(folder) == SHELL_SERVICE
+
+
+# Leftovers are swept under the writer lock, which is the database's.
+
+LEFT = ".backup_20200101_000000.sql.gz.20200101T000000Z-0123456789abcdef.partial"
+NOT_SWEPT = "INFO Leftovers are not swept: "
+
+
+def folder_with_leftovers(root: Path) -> Path:
+    folder = folder_with(root, *SHELL_SERVICE, YOUNG)
+    (folder / LEFT).write_bytes(b"half")
+    return folder
+
+
+def assert_not_swept(root: Path, why: str, **source: str) -> None:
+    """Both commands say why leftovers stay, and succeed; the real one prunes all the same."""
+    folder = folder_with_leftovers(root)
+    for options, left in ((["--dry-run"], 3), ([], 1)):
+        done = run_pgstash(["prune", *options], prune_environment(root, **source))
+        assert (done.returncode, done.stderr) == (0, ""), done.stderr
+        [line] = [each for each in told(done.stdout) if each.startswith(NOT_SWEPT)]
+        assert why in line
+        assert len(names(folder)) == left
+    assert (folder / LEFT).exists()
+
+
+def test_without_a_database_leftovers_stay(tmp_path: Path) -> None:
+    assert_not_swept(tmp_path, "no database is configured")
+
+
+def test_while_the_database_is_down_leftovers_stay(tmp_path: Path) -> None:
+    assert_not_swept(
+        tmp_path, "cannot be reached", DATABASE_URL="postgresql://backup@127.0.0.1:1/shop"
+    )
+
+
+def test_while_a_backup_runs_leftovers_stay(make_database: MakeDatabase, tmp_path: Path) -> None:
+    database = make_database()
+    destination = DirectoryStorage(tmp_path).url("postgres-backups")
+    with writer.hold(source.look(database.uri), destination, events.ignore):
+        why = f"the writer lock of this database and {destination} is taken by process "
+        assert_not_swept(tmp_path, why, DATABASE_URL=database.uri)
+
+
+def test_leftovers_are_swept_when_no_backup_runs(
+    make_database: MakeDatabase, tmp_path: Path
+) -> None:
+    database = make_database()
+    folder = folder_with_leftovers(tmp_path)
+    env = prune_environment(tmp_path, DATABASE_URL=database.uri)
+    for options in (["--dry-run"], []):
+        assert (folder / LEFT).exists()
+        done = run_pgstash(["prune", *options], env)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert "an upload that began " in done.stdout
+        assert "1 leftovers" in done.stdout
+    assert not (folder / LEFT).exists()
 
 
 def s3_settings(swift_server: SwiftServer, bucket: str, endpoint: str) -> dict[str, str]:

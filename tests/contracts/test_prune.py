@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from pgstash.errors import (
     StorageError,
     StorageRefusedError,
     StorageUnreachableError,
+    WriterBusyError,
 )
 from pgstash.storage.directory import DirectoryStorage
 from pgstash.storage.interface import PendingUpload, Storage, StoredObject
@@ -31,6 +32,7 @@ ID = "0123456789abcdef"
 OTHER_ID = "fedcba9876543210"
 OLD = "backup_20200101_000000"
 NEW = "backup_20200102_000000"
+LATEST = "backup_20200103_000000"
 
 
 def archive(base: str) -> str:
@@ -243,6 +245,51 @@ def test_only_old_uploads_of_our_names_are_swept(storage: Storage) -> None:
         swept = run(storage, now=NOW + timedelta(days=8)).swept
         assert sorted(swept) == begun[:2]
         assert sorted(upload.key for upload in storage.pending("")) == sorted(begun[2:])
+
+
+def not_alone() -> AbstractContextManager[object]:
+    raise WriterBusyError("a backup runs")
+
+
+def test_leftovers_stay_while_a_backup_may_run_and_old_backups_go(storage: Storage) -> None:
+    store(storage, OLD, NEW)
+    storage.put(manifest(NEW, OTHER_ID), b"{}", {"id": OTHER_ID})
+    heard: list[events.Event] = []
+    with storage.upload(archive(LATEST), metadata={"id": ID}, expected_size=1):
+        would = run(storage, now=LATER, alone=not_alone, dry_run=True)
+        done = run(storage, now=LATER, alone=not_alone, heard=heard)
+        assert [upload.key for upload in storage.pending("")] == [archive(LATEST)]
+    assert keys(storage) == [manifest(NEW), manifest(NEW, OTHER_ID), archive(NEW)]
+    assert done.swept == would.swept == []
+    assert len(done.removed) == len(would.removed) == 1
+    assert heard.count(events.SweepLeftOut("a backup runs")) == 1
+
+
+def test_who_has_nothing_to_sweep_keeps_no_backup_waiting(storage: Storage) -> None:
+    store(storage, OLD, NEW)
+    heard: list[events.Event] = []
+    with storage.upload(archive(LATEST), metadata={"id": ID}, expected_size=1):
+        run(storage, alone=not_alone, heard=heard)
+    assert not [event for event in heard if isinstance(event, events.SweepLeftOut)]
+
+
+def test_leftovers_go_within_the_lock() -> None:
+    storage = Faulty()
+    store(storage, OLD, NEW)
+    storage.put(manifest(NEW, OTHER_ID), b"{}", {"id": OTHER_ID})
+    seen: list[list[str]] = []
+
+    @contextmanager
+    def alone() -> Iterator[None]:
+        seen.append(keys(storage))
+        yield
+        seen.append(keys(storage))
+
+    run(storage, now=LATER, alone=alone)
+    assert seen == [
+        [manifest(NEW), manifest(NEW, OTHER_ID), archive(NEW)],
+        [manifest(NEW), archive(NEW)],
+    ]
 
 
 def test_a_partial_file_that_a_dead_process_left_is_swept(tmp_path: Path) -> None:

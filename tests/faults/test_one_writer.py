@@ -201,7 +201,10 @@ def test_the_key_is_what_it_is() -> None:
     assert writer.key_of("s3://my-backups/shop2") != KEY
 
 
-def test_who_is_kept_out_and_who_is_not(cluster: Cluster, make_database: MakeDatabase) -> None:
+def test_who_is_kept_out_and_who_is_not(
+    cluster: Cluster, make_database: MakeDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writer, "_SECONDS_FOR_THE_DEAD", 0)
     database, other = make_database(on=cluster), make_database(on=cluster)
     with held(database) as lock, held(database, HERE + "2"), held(other):
         lock.check()

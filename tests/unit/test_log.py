@@ -172,6 +172,7 @@ def test_who_asks_for_pruning_is_told_of_every_backup(capsys: Captured) -> None:
         log.explain(event)
     log.explain(events.BackupRemoved(NAME, ("older than 7 days",), dry_run=True))
     log.explain(events.LeftoverSwept(f"s3://b/p/{NAME}", "no backup belongs to it", dry_run=True))
+    log.explain(events.SweepLeftOut("a backup runs"))
     log.explain(events.PruneFinished("s3://b/p", kept=2, removed=1, swept=1, dry_run=True))
     log.explain(events.PruneFinished("s3://b/p", kept=2, removed=0, swept=0, dry_run=False))
     log.explain(events.PruneFailed("cannot delete", "Check the key."))
@@ -181,6 +182,7 @@ def test_who_asks_for_pruning_is_told_of_every_backup(capsys: Captured) -> None:
         ("INFO", f"removed {NAME}  older than 7 days"),
         ("INFO", f"remove  {NAME}  older than 7 days"),
         ("INFO", f"sweep   s3://b/p/{NAME}  no backup belongs to it"),
+        ("INFO", "Leftovers are not swept: a backup runs"),
         ("INFO", "Dry run of s3://b/p: 2 backups to keep, 1 to remove, 1 leftovers to sweep"),
         ("INFO", "Pruned s3://b/p: 2 backups kept, 0 removed, 0 leftovers swept"),
     ]
