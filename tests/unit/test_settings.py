@@ -784,15 +784,15 @@ class TestSource:
         assert "Planted" not in problem
 
     def test_a_command_that_needs_none_does_without(self) -> None:
-        found = settings.load(dict(S3), NO_FILE, source_needed=False)
+        found = settings.load(dict(S3), NO_FILE, needs=())
         assert (found.has_source, found.source_url) == (False, "")
         for source in (SOURCE, {"PGHOST": "x"}):
-            assert settings.load(S3 | source, NO_FILE, source_needed=False).has_source
+            assert settings.load(S3 | source, NO_FILE, needs=()).has_source
             assert load(S3 | source).has_source
 
     def test_one_that_is_given_must_be_right_even_so(self) -> None:
         with pytest.raises(ConfigurationError, match="DATABASE_URL"):
-            settings.load(S3 | {"DATABASE_URL": "mysql://x"}, NO_FILE, source_needed=False)
+            settings.load(S3 | {"DATABASE_URL": "mysql://x"}, NO_FILE, needs=())
 
     def test_the_url_is_kept_as_it_is(self) -> None:
         assert load(VALID).source_url == SOURCE["DATABASE_URL"]
