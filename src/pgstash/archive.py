@@ -109,7 +109,7 @@ def open_stored(storage: Storage, backup: Backup, access: Access) -> Archive:
     there is no key for it, StorageError.
     """
     found = []
-    for companion in catalog.own_companions(storage, backup):
+    for companion in catalog.own_manifests(storage, backup):
         manifest = _stored_manifest(storage, companion.key, access)
         if manifest.id != companion.id:
             raise _of_another(backup.name, manifest)
@@ -136,7 +136,8 @@ def open_file(path: Path, access: Access) -> Archive:
         beside = [
             name
             for name in names
-            if manifests.COMPANION_NAME.fullmatch(name) and _is_plain(name) == _is_plain(path.name)
+            if (named := manifests.companion_of(name))
+            and (named.kind, named.archive) == ("manifest", path.name)
         ]
     found = [_stored_manifest(folder, name, access) for name in beside]
     return Archive(

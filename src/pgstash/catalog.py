@@ -25,16 +25,18 @@ _MOST_ASKED = 2 * MOST
 
 @dataclass(frozen=True, slots=True)
 class Companion:
-    """An object that belongs to an archive: its manifest.
+    """An object that belongs to an archive: its manifest, its roles, or a proof.
 
     ``id`` is that of its backup, ``archive_key`` where its archive is, or would be, and
-    ``modified`` when it was stored, in UTC.
+    ``modified`` when it was stored, in UTC; ``proven`` is when the drill of a proof passed.
     """
 
     key: str
     id: str
     archive_key: str
     modified: datetime
+    kind: manifests.Kind
+    proven: datetime | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +57,21 @@ class Backup:
     def encrypted(self) -> bool:
         """Whether it is encrypted, by its name."""
         return self.name.endswith(".enc")
+
+    @property
+    def manifests(self) -> Sequence[Companion]:
+        """The companions that are manifests: one, but where a failed backup left another."""
+        return [companion for companion in self.companions if companion.kind == "manifest"]
+
+    @property
+    def proven(self) -> datetime | None:
+        """When a drill of this backup last passed; None where none did, or nobody can tell whose.
+
+        Only the archive's metadata say which of several ids is its own.
+        """
+        if len({companion.id for companion in self.companions}) != 1:
+            return None
+        return max((each.proven for each in self.companions if each.proven), default=None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,9 +95,15 @@ def read(storage: Storage, prefix: str) -> Catalog:
         if found := manifests.ARCHIVE_NAME.fullmatch(name):
             if started := manifests.started_of(found[1]):
                 archives[stored.key] = (name, started, stored.size)
-        elif (found := manifests.COMPANION_NAME.fullmatch(name)) and manifests.started_of(found[1]):
-            archive = manifests.archive_name(found[1], encrypted=found[3] is not None)
-            companion = Companion(stored.key, found[2], f"{prefix}/{archive}", stored.modified)
+        elif beside := manifests.companion_of(name):
+            companion = Companion(
+                key=stored.key,
+                id=beside.id,
+                archive_key=f"{prefix}/{beside.archive}",
+                modified=stored.modified,
+                kind=beside.kind,
+                proven=beside.proven,
+            )
             companions.setdefault(companion.archive_key, []).append(companion)
     backups = [
         Backup(name, key, started, size, tuple(companions.get(key, ())))
@@ -88,9 +111,9 @@ def read(storage: Storage, prefix: str) -> Catalog:
     ]
     suspects = [
         companion
-        for key, beside in companions.items()
-        if key not in archives or len(beside) > 1
-        for companion in beside
+        for key, together in companions.items()
+        if key not in archives or len({companion.id for companion in together}) > 1
+        for companion in together
     ]
     return Catalog(sorted(backups, key=lambda backup: (backup.started, backup.name)), suspects)
 
@@ -160,8 +183,8 @@ def metadata(storage: Storage, backups: Sequence[Backup]) -> list[Mapping[str, s
 def _metadata(storage: Storage, backup: Backup) -> Mapping[str, str]:
     found: dict[str, str] = {}
     # A second manifest of one name is rare, and only the archive tells which one is its own.
-    if len(backup.companions) == 1:
-        found |= _head(storage, backup.companions[0].key)
+    if len(backup.manifests) == 1:
+        found |= _head(storage, backup.manifests[0].key)
     if "database" not in found:
         found = {**_head(storage, backup.key), **found}
     return {key: unquote(value, errors="surrogateescape") for key, value in found.items()}
@@ -191,13 +214,18 @@ def own_companions(storage: Storage, backup: Backup) -> list[Companion]:
     ]
 
 
+def own_manifests(storage: Storage, backup: Backup) -> list[Companion]:
+    """Return those of :func:`own_companions` that are manifests. Raises StorageError."""
+    return [each for each in own_companions(storage, backup) if each.kind == "manifest"]
+
+
 def facts(storage: Storage, backup: Backup) -> Mapping[str, str]:
     """Return the metadata of a backup's own manifest; empty where it has none. Raises StorageError.
 
     They are readable without the encryption key.
     """
-    beside = backup.companions
-    for companion in beside if len(beside) == 1 else own_companions(storage, backup):
+    beside = backup.manifests
+    for companion in beside if len(beside) == 1 else own_manifests(storage, backup):
         try:
             metadata = storage.head(companion.key).metadata
         except ObjectNotFoundError:
@@ -245,6 +273,6 @@ def pending(storage: Storage, prefix: str) -> Iterator[PendingUpload]:
     """Yield the uploads of our names directly under ``prefix``. Raises StorageError."""
     for upload in storage.pending(f"{prefix}/backup_"):
         name = upload.key.removeprefix(f"{prefix}/")
-        found = manifests.ARCHIVE_NAME.fullmatch(name) or manifests.COMPANION_NAME.fullmatch(name)
-        if found and manifests.started_of(found[1]):
+        found = manifests.ARCHIVE_NAME.fullmatch(name)
+        if (found and manifests.started_of(found[1])) or manifests.companion_of(name):
             yield upload

@@ -4,6 +4,8 @@ Beside ``<prefix>/backup_20260131_020000.sql.gz`` lies
 ``<prefix>/backup_20260131_020000.<id>.manifest.json.gz``; both end in ``.enc`` when
 encrypted. The id is random, and the archive's metadata repeats it: a manifest that was
 left by a backup that failed is never taken for the one of a later backup of the same name.
+``….<id>.globals.sql.gz`` holds roles, ``….<id>.proof_YYYYMMDD_HHMMSS.json.gz`` the record of a
+drill that the backup passed at that time.
 """
 
 from __future__ import annotations
@@ -22,17 +24,23 @@ FORMAT = 1
 
 # A digit is one of ASCII: other scripts have digits too, and names like these are not ours.
 ARCHIVE_NAME = re.compile(r"(backup_\d{8}_\d{6})\.sql\.gz(\.enc)?", re.ASCII)
-COMPANION_NAME = re.compile(
-    r"(backup_\d{8}_\d{6})\.([0-9a-f]{16})\.manifest\.json\.gz(\.enc)?", re.ASCII
+_COMPANION_NAME = re.compile(
+    r"(backup_\d{8}_\d{6})\.([0-9a-f]{16})\."
+    r"(manifest\.json|globals\.sql|proof_(\d{8}_\d{6})\.json)\.gz(\.enc)?",
+    re.ASCII,
 )
-"""The name of what lies beside an archive: base, id, and ``.enc`` where that is encrypted."""
 
-_BASE_FORMAT = "backup_%Y%m%d_%H%M%S"
+_TIME_FORMAT = "%Y%m%d_%H%M%S"
+_BASE_FORMAT = f"backup_{_TIME_FORMAT}"
 
 _HMAC = re.compile(rb',\n"hmac": "([0-9a-f]{64})"\n}\n\Z')
 
 # Two that pg_dump has no name for, and its own three.
 Section = Literal["header", "drops", "pre-data", "data", "post-data"]
+
+Kind = Literal["manifest", "globals", "proof"]
+"""What lies beside an archive: what says what is in it, the roles that it names, and the record
+of a drill that passed."""
 
 
 def base_name(started: datetime) -> str:
@@ -56,6 +64,45 @@ def archive_name(base: str, *, encrypted: bool) -> str:
 def manifest_name(base: str, backup_id: str, *, encrypted: bool) -> str:
     """Return the name of a backup's manifest."""
     return f"{base}.{backup_id}.manifest.json.gz" + (".enc" if encrypted else "")
+
+
+def globals_name(base: str, backup_id: str, *, encrypted: bool) -> str:
+    """Return the name of the roles that go with a backup."""
+    return f"{base}.{backup_id}.globals.sql.gz" + (".enc" if encrypted else "")
+
+
+def proof_name(base: str, backup_id: str, proven: datetime, *, encrypted: bool) -> str:
+    """Return the name of the record of a drill that passed at ``proven``."""
+    moment = proven.astimezone(UTC).strftime(_TIME_FORMAT)
+    return f"{base}.{backup_id}.proof_{moment}.json.gz" + (".enc" if encrypted else "")
+
+
+@dataclass(frozen=True, slots=True)
+class CompanionName:
+    """What the name of an object beside an archive says.
+
+    ``archive`` is the name of that archive, ``proven`` the time of the drill that a proof records.
+    """
+
+    archive: str
+    id: str
+    kind: Kind
+    proven: datetime | None
+
+
+def companion_of(name: str) -> CompanionName | None:
+    """Read the name of what lies beside an archive; None where it is not one of ours."""
+    found = _COMPANION_NAME.fullmatch(name)
+    if not found or not started_of(found[1]):
+        return None
+    kind: Kind = "manifest" if found[3] == "manifest.json" else "globals"
+    proven = None
+    if found[4]:
+        kind, proven = "proof", started_of(f"backup_{found[4]}")
+        if proven is None:
+            return None
+    archive = archive_name(found[1], encrypted=found[5] is not None)
+    return CompanionName(archive, found[2], kind, proven)
 
 
 @dataclass(frozen=True, slots=True)

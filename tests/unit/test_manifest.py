@@ -228,9 +228,31 @@ def test_archive_names_are_recognised_and_manifests_are_not(
     assert manifest.ARCHIVE_NAME.fullmatch(manifest.archive_name(base, encrypted=encrypted))
     other = manifest.manifest_name(base, SMALL.id, encrypted=encrypted)
     assert not manifest.ARCHIVE_NAME.fullmatch(other)
-    companion = manifest.COMPANION_NAME.fullmatch(other)
-    assert companion
-    assert companion.groups() == (base, SMALL.id, ".enc" if encrypted else None)
+    archive = manifest.archive_name(base, encrypted=encrypted)
+    named = manifest.companion_of
+    assert named(other) == manifest.CompanionName(archive, SMALL.id, "manifest", None)
+    roles = manifest.globals_name(base, SMALL.id, encrypted=encrypted)
+    assert named(roles) == manifest.CompanionName(archive, SMALL.id, "globals", None)
+    proven = moment.replace(microsecond=0)
+    proof = manifest.proof_name(base, SMALL.id, moment, encrypted=encrypted)
+    assert named(proof) == manifest.CompanionName(archive, SMALL.id, "proof", proven)
+    for name in (roles, proof, other):
+        assert not manifest.ARCHIVE_NAME.fullmatch(name)
+        assert not named(f"x{name}")
+        assert not named(f"{name}x")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "backup_20260131_020005.0123456789abcdef.proof_20260231_020005.json.gz",
+        "backup_20260231_020005.0123456789abcdef.manifest.json.gz",
+        "backup_20260131_020005.0123456789abcdef.proof.json.gz",
+        "backup_20260131_020005.0123456789ABCDEF.globals.sql.gz",
+    ],
+)
+def test_what_is_no_companion(name: str) -> None:
+    assert manifest.companion_of(name) is None
 
 
 def test_a_base_name_says_when_the_backup_began() -> None:
