@@ -236,6 +236,58 @@ class RestoreFailed(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class RoleCreated(Event):
+    """A restore made a role, without login, that the target had not had."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class DrillStarted(Event):
+    """A drill of a backup begins; ``where`` says where the scratch is, for people."""
+
+    name: str
+    where: str
+
+
+@dataclass(frozen=True, slots=True)
+class DrillSucceeded(Event):
+    """A backup was restored into scratch and passed all checks, and its proof is stored.
+
+    ``restore_seconds`` is the measured recovery time, ``at`` the time of the proof, ``location``
+    where it is; ``host`` and ``database`` are those of the source.
+    """
+
+    name: str
+    seconds: float
+    restore_seconds: float
+    location: str
+    at: datetime
+    checks: int
+    tables: int
+    rows: int
+    host: str
+    database: str
+
+
+@dataclass(frozen=True, slots=True)
+class DrillFailed(Event):
+    """A drill did not prove its backup: it does not restore, fails a check, or nobody could try.
+
+    ``error`` is the name of the error's class, ``exit_code`` the exit status it stands for.
+    """
+
+    name: str
+    seconds: float
+    message: str
+    hint: str
+    host: str
+    database: str
+    error: str
+    exit_code: int
+
+
+@dataclass(frozen=True, slots=True)
 class BackupKept(Event):
     """Pruning keeps a backup; there is at least one reason."""
 

@@ -387,6 +387,37 @@ def _restore_failed(event: events.RestoreFailed) -> None:
     )
 
 
+def _drill_succeeded(event: events.DrillSucceeded) -> None:
+    LOGGER.log(
+        SUCCESS,
+        "Drill passed in %s: %s is proven to restore, in %s (%d checks, %d tables, %d rows)",
+        seconds(event.seconds),
+        event.name,
+        seconds(event.restore_seconds),
+        event.checks,
+        event.tables,
+        event.rows,
+    )
+    LOGGER.info("Proof location: %s", event.location)
+
+
+def drill_failure(event: events.DrillFailed) -> str:
+    """Say in a sentence that a backup was not proven."""
+    return f"Drill failed after {seconds(event.seconds)}: {event.name}: {event.message}"
+
+
+def _drill_failed(event: events.DrillFailed) -> None:
+    hint = f"\n{event.hint}" if event.hint else ""
+    LOGGER.log(
+        FAILURE,
+        "Drill failed after %s: %s: %s%s",
+        seconds(event.seconds),
+        event.name,
+        event.message,
+        hint,
+    )
+
+
 def _backup_kept(event: events.BackupKept, level: int = logging.DEBUG) -> None:
     LOGGER.log(level, "keep    %s  %s", event.name, "; ".join(event.reasons))
 
@@ -440,6 +471,12 @@ _WRITERS: dict[type[events.Event], Callable[..., None]] = {
     events.RestorePlanned: _restore_planned,
     events.RestoreSucceeded: _restore_succeeded,
     events.RestoreFailed: _restore_failed,
+    events.RoleCreated: lambda event: LOGGER.info("Created the role %s, without login", event.name),
+    events.DrillStarted: lambda event: LOGGER.info(
+        "Starting drill: %s in %s", event.name, event.where
+    ),
+    events.DrillSucceeded: _drill_succeeded,
+    events.DrillFailed: _drill_failed,
     events.BackupKept: _backup_kept,
     events.BackupRemoved: _backup_removed,
     events.LeftoverSwept: _swept,
