@@ -25,7 +25,9 @@
     │   └── UnverifiedError           32   nothing vouches for the backup
     ├── HealthError
     │   ├── CheckFailedError          40   the preflight found something that does not work
-    │   └── StaleBackupError          41   the newest backup is older than the schedule allows
+    │   ├── StaleBackupError          41   the newest backup is older than the schedule allows
+    │   ├── DrillFailedError          42   a restored backup is not what it should be
+    │   └── ScratchError              43   there is no place to try a restore in
     ├── HookError                     50   a hook failed or took too long
     ├── RequiredTableError            51   a required table is missing or empty
     └── RestoreError
@@ -234,6 +236,26 @@ class StaleBackupError(HealthError):
     exit_code = 41
     retryable = True
     default_hint = "Is the service running, and does its log tell of failed backups?"
+
+
+class DrillFailedError(HealthError):
+    """A backup was restored, and what came out does not pass the checks of a drill."""
+
+    exit_code = 42
+    default_hint = (
+        "Do not rely on this backup before the reason is known: look at the tables that are named, "
+        "in the source and in the backup (pgstash restore --create NAME)."
+    )
+
+
+class ScratchError(HealthError):
+    """There is no place to restore into and to throw away: no server, no room, no rights."""
+
+    exit_code = 43
+    default_hint = (
+        "Check VERIFY_DATABASE_URL, whose role needs CREATEDB; or leave it out, and install the "
+        "server's package here for a throwaway server."
+    )
 
 
 class HookError(PgstashError):

@@ -1,4 +1,4 @@
-"""The composition root of what reads back: list, show, cat, restore.
+"""The composition root of what reads back: list, show, cat, restore, drill.
 
 What not every command needs is imported where it is used, as in :mod:`pgstash.app`.
 """
@@ -6,6 +6,7 @@ What not every command needs is imported where it is used, as in :mod:`pgstash.a
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -15,8 +16,8 @@ from typing import TYPE_CHECKING
 
 from pgstash import catalog, events
 from pgstash import manifest as manifests
-from pgstash.app import open_storage
-from pgstash.errors import UnverifiedError
+from pgstash.app import back_up, open_storage, utc_now
+from pgstash.errors import ConfigurationError, PgstashError, UnverifiedError
 from pgstash.settings import Settings, environment
 
 if TYPE_CHECKING:
@@ -108,3 +109,83 @@ def restore_backup(  # noqa: PLR0913 - one argument for each option
         uninterrupted=uninterrupted,
     )
     restore.run(plan, wanted.name, lambda: open_archive(settings, wanted, emit), emit)
+
+
+def drill_backup(
+    settings: Settings,
+    name: str,
+    emit: events.Emit,
+    uninterrupted: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext,
+    now: Callable[[], datetime] = utc_now,
+) -> None:
+    """Prove that one stored backup restores. Raises what :func:`drill.run` raises."""
+    from pgstash import drill  # noqa: PLC0415
+
+    plan = drill.Plan(
+        prefix=settings.backup_prefix,
+        scratch_url=settings.scratch_url,
+        source_url=settings.source_url if settings.has_source else None,
+        passphrase=settings.reading_passphrase,
+        statements=settings.verify_sql,
+        min_tables=settings.min_table_count,
+        environment=environment(),
+    )
+    world = drill.World(now=now, random=os.urandom, emit=emit, uninterrupted=uninterrupted)
+    storage = open_storage(settings, emit)
+    drill.run(plan, storage, name, lambda: open_archive(settings, Wanted(name), emit), world)
+
+
+def unproven(settings: Settings, emit: events.Emit) -> list[str]:
+    """Return the names of backups that no drill has proven, the newest first; tell what is none.
+
+    Without a manifest nothing can be proven. Raises StorageError.
+    """
+    found = catalog.read(open_storage(settings, emit), settings.backup_prefix).backups[::-1]
+    left = [backup for backup in found if not backup.proven]
+    for backup in left:
+        if not backup.manifests:
+            emit(events.Warned(f"{backup.name} has no manifest, and cannot be proven"))
+    return [backup.name for backup in left if backup.manifests]
+
+
+def is_drill_due(settings: Settings, now: datetime) -> bool:
+    """Tell whether the newest proof is older than ``VERIFY_INTERVAL``. Raises StorageError.
+
+    The proofs in the store are what is asked: a service that is started anew remembers nothing.
+    """
+    if settings.verify_interval is None:
+        return False
+    if settings.verify_interval == "after-backup":
+        return True
+    found = catalog.read(open_storage(settings, events.ignore), settings.backup_prefix).backups
+    last = max((backup.proven for backup in found if backup.proven), default=None)
+    return last is None or (now - last).total_seconds() >= settings.verify_interval
+
+
+def back_up_and_drill(
+    settings: Settings,
+    emit: events.Emit,
+    uninterrupted: Callable[[], AbstractContextManager[None]],
+    hear: Callable[[], None],
+) -> None:
+    """Run one backup, then a drill of the newest backup if one is due.
+
+    A backup that failed is no reason to leave the drill of an older one out, unless each backup
+    is to be proven. Raises what went wrong, of the backup before that of the drill.
+    """
+    failure: PgstashError | None = None
+    try:
+        back_up(settings, emit, uninterrupted, hear)
+    except ConfigurationError:
+        raise
+    except PgstashError as error:
+        failure = error
+    hear()
+    try:
+        every_one = settings.verify_interval == "after-backup"
+        if not (failure and every_one) and is_drill_due(settings, utc_now()):
+            drill_backup(settings, "latest", emit, uninterrupted)
+    except PgstashError as error:
+        failure = failure or error
+    if failure:
+        raise failure

@@ -45,8 +45,9 @@ _OVERWRITE = (
 class Plan:
     """Where to restore to, and what is allowed.
 
-    ``create`` is the name of a new database on the target's server, ``overwrite`` allows a
-    target that holds objects. ``environment`` is what client tools may choose from,
+    ``create`` is the name of a new database on the target's server, with ``any_locale`` if need
+    be in another locale; ``overwrite`` allows a target that holds objects. ``observe`` is shown
+    each piece of the script. ``environment`` is what client tools may choose from,
     ``uninterrupted`` a context in which no signal is heard, or only after a while.
     """
 
@@ -56,6 +57,8 @@ class Plan:
     dry_run: bool
     environment: Mapping[str, str]
     uninterrupted: Callable[[], AbstractContextManager[None]]
+    any_locale: bool = False
+    observe: Callable[[bytes], None] = lambda _chunk: None
 
 
 def run(plan: Plan, wanted: str, find: Callable[[], Archive], emit: events.Emit) -> None:
@@ -133,13 +136,20 @@ def _restore(plan: Plan, archive: Archive, emit: events.Emit, state: _State) -> 
         if plan.dry_run:
             emit(_planned(plan, archive, server, client))
             return
-        chunks = _announced(script, archive, stored, state, emit)
+        chunks = _announced(_observed(script, plan.observe), archive, stored, state, emit)
         with contextlib.ExitStack() as database:
             into = server
             if plan.create:
                 like = archive.manifest.database if archive.manifest else None
                 into = database.enter_context(
-                    target.created(server, plan.create, like, plan.uninterrupted, emit)
+                    target.created(
+                        server,
+                        plan.create,
+                        like,
+                        plan.uninterrupted,
+                        emit,
+                        any_locale=plan.any_locale,
+                    )
                 )
             psql = Psql(
                 into,
@@ -251,6 +261,12 @@ class _Stored:
 
     def watch(self, count: int) -> None:
         self.bytes = count
+
+
+def _observed(script: Iterator[bytes], observe: Callable[[bytes], None]) -> Iterator[bytes]:
+    for chunk in script:
+        observe(chunk)
+        yield chunk
 
 
 def _announced(

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from pgstash import __version__, app, service, watch
+from pgstash import __version__, app, recovery, service, watch
 from pgstash.check import table
 from pgstash.cli import reading
 from pgstash.cli.running import run
@@ -77,14 +77,16 @@ def backup() -> None:
 
     The next run comes every BACKUP_INTERVAL seconds, or when BACKUP_SCHEDULE says. A run that
     fails is logged and tried again at the next time. SIGTERM or SIGINT ends the service, and
-    a running backup with it.
+    a running backup with it. With VERIFY_INTERVAL it proves backups too, as `pgstash drill` does.
     """
 
     def work(values: Settings, emit: Emit, interruption: Interruption) -> None:
         clock = service.SystemClock()
         with watch.health_port(values, emit) as tell:
             service.run(
-                lambda: app.back_up(values, tell, interruption.deferred, interruption.hear),
+                lambda: recovery.back_up_and_drill(
+                    values, tell, interruption.deferred, interruption.hear
+                ),
                 app.schedule(values, clock.now()),
                 clock,
                 tell,
@@ -172,3 +174,4 @@ _cli.command("list")(reading.list_backups)
 _cli.command()(reading.show)
 _cli.command()(reading.cat)
 _cli.command()(reading.restore)
+_cli.command()(reading.drill)

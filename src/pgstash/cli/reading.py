@@ -1,4 +1,4 @@
-"""The commands that read what is stored: list, show, cat, restore."""
+"""The commands that read what is stored: list, show, cat, restore, drill."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import typer
 from pgstash import manifest as manifests
 from pgstash import recovery
 from pgstash.cli.running import run
+from pgstash.errors import PgstashError
 from pgstash.events import Emit
 from pgstash.monitoring import log
 from pgstash.settings import Need, Settings
@@ -159,6 +160,47 @@ def restore(  # noqa: PLR0913 - one argument for each option
         )
 
     run(work, needs=_needs(name, "target"), given={"RESTORE_URL": to} if to else None)
+
+
+def drill(
+    name: Annotated[
+        str,
+        typer.Argument(metavar="BACKUP", help="latest, or the name of a backup."),
+    ] = "latest",
+    *,
+    all_unproven: Annotated[
+        bool,
+        typer.Option(
+            "--all-unproven", help="Every backup that no drill has proven, the newest first."
+        ),
+    ] = False,
+) -> None:
+    """Prove that a backup restores: restore it into scratch, look at it, drop it.
+
+    Scratch is a database on the server of VERIFY_DATABASE_URL, or a throwaway server that is
+    started for it. Every digest, the rows of every table, indexes, constraints and sequences are
+    looked at, and what MIN_TABLE_COUNT and VERIFY_SQL ask. Exit status 0 means that the backup
+    passed, and that the proof is stored beside it.
+    """
+    if all_unproven and name != "latest":
+        raise typer.BadParameter("is for when no backup is named", param_hint="--all-unproven")
+
+    def work(values: Settings, emit: Emit, interruption: Interruption) -> None:
+        if not all_unproven:
+            recovery.drill_backup(values, name, emit, interruption.deferred)
+            return
+        failures = []
+        for each in recovery.unproven(values, emit):
+            try:
+                recovery.drill_backup(values, each, emit, interruption.deferred)
+            except PgstashError as error:
+                log.LOGGER.debug("What led to it", exc_info=error)
+                failures.append(error)
+            interruption.hear()
+        if failures:
+            raise failures[0]
+
+    run(work, needs=["storage"])
 
 
 def _needs(name: str, *others: Need) -> Sequence[Need]:

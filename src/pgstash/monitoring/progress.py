@@ -11,6 +11,9 @@ from pgstash.events import (
     BackupFailed,
     BackupStarted,
     BackupSucceeded,
+    DrillFailed,
+    DrillStarted,
+    DrillSucceeded,
     DumpFinished,
     Emit,
     Event,
@@ -49,7 +52,7 @@ class Lines:
     def __call__(self, event: Event) -> None:
         """Hear of an event."""
         now = self._clock()
-        if isinstance(event, BackupStarted | RestoreStarted):
+        if isinstance(event, BackupStarted | RestoreStarted | DrillStarted):
             self._started = self._last = now
         elif isinstance(event, Progressed) and now - self._last >= self._every:
             self._last = now
@@ -114,7 +117,7 @@ def _bar() -> Iterator[Emit]:
                     )
                 case DumpFinished() | BackupSucceeded() | BackupFailed():
                     bar.update(task, visible=False)
-                case RestoreSucceeded() | RestoreFailed():
+                case RestoreSucceeded() | RestoreFailed() | DrillSucceeded() | DrillFailed():
                     bar.update(task, visible=False)
                 case _:
                     pass

@@ -160,17 +160,20 @@ def refuse_taken(server: Server, name: str) -> None:
 
 
 @contextlib.contextmanager
-def created(
+def created(  # noqa: PLR0913 - each is one property of the new database
     server: Server,
     name: str,
     like: Database | None,
     uninterrupted: Callable[[], AbstractContextManager[None]],
     emit: Emit,
+    *,
+    any_locale: bool = False,
 ) -> Iterator[Server]:
     """Make a database under a working name for the length of the block, then give it its name.
 
     Yields the server as it is seen from the new database, which has encoding, locale and settings
-    of the old one. If the block is left by an exception, the database is dropped. Raises
+    of the old one. If the block is left by an exception, the database is dropped. With
+    ``any_locale`` one that the server lacks becomes "C", with a warning. Raises
     TargetDatabaseError.
     """
     working = _working_name(name)
@@ -182,7 +185,17 @@ def created(
     )
     try:
         with _refusals(f"the database {name} cannot be made"), connected(server) as session:
-            session.execute(_create(working, like, server.major))
+            try:
+                session.execute(_create(working, like, server.major))
+            except (
+                psycopg.DataError,
+                psycopg.ProgrammingError,
+                psycopg.NotSupportedError,
+            ) as error:
+                if like is None or not any_locale:
+                    raise
+                emit(Warned(f'The locale is "C" here, and not the old one: {_said(error)}'))
+                session.execute(_create(working, _without_locale(like), server.major))
         if like:
             _configure(server, working, like, emit)
         yield made
@@ -195,7 +208,7 @@ def created(
                 ),
             )
     except BaseException:
-        _drop(server, working, emit)
+        drop(server, working, emit)
         raise
 
 
@@ -232,6 +245,10 @@ def _create(name: str, like: Database | None, major: int) -> sql.Composed:
     )
 
 
+def _without_locale(like: Database) -> Database:
+    return replace(like, collate="C", ctype="C", locale_provider="c", locale=None)
+
+
 def _configure(server: Server, working: str, like: Database, emit: Emit) -> None:
     """Give the database the settings of the old one; a warning for each that the server refuses."""
     with connected(server) as session:
@@ -249,12 +266,13 @@ def _configure(server: Server, working: str, like: Database, emit: Emit) -> None
                 emit(Warned(f"The setting {setting} is left out: {_said(error)}"))
 
 
-def _drop(server: Server, working: str, emit: Emit) -> None:
-    drop = sql.SQL("DROP DATABASE IF EXISTS {}").format(sql.Identifier(working))
+def drop(server: Server, name: str, emit: Emit) -> None:
+    """Drop a database of ours, if there is one; a warning where that fails."""
+    statement = sql.SQL("DROP DATABASE IF EXISTS {}").format(sql.Identifier(name))
     try:
-        _when_unused(server, drop)
+        _when_unused(server, statement)
     except (psycopg.Error, TargetLostError) as error:
-        emit(Warned(f"The database {working} could not be dropped: drop it yourself. {error}"))
+        emit(Warned(f"The database {name} could not be dropped: drop it yourself. {error}"))
 
 
 def _when_unused(server: Server, statement: sql.Composed) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pgstash.errors import ClientToolsError
+from pgstash.errors import ClientToolsError, ScratchError
 from pgstash.postgres.process import child_environment
 
 # Where packages put several majors side by side: Debian and Ubuntu, RHEL, Alpine, Homebrew.
@@ -66,6 +66,28 @@ def find(server_major: int, path: str, environment: Mapping[str, str] | None = N
             f"their own repository lacks it), postgresql{server_major} (RHEL, from "
             f"yum.postgresql.org) or postgresql{server_major}-client (Alpine)."
         ),
+    )
+
+
+def find_server(major: int, path: str, environment: Mapping[str, str] | None = None) -> ClientTools:
+    """Return the tools of this major, else of the next newer one, that have a server beside them.
+
+    Arguments as in :func:`find`. Raises ScratchError that names the package to install.
+    """
+    visible = child_environment(environment or {"PATH": path})
+    fitting = [
+        tools
+        for tools in _installed(path, visible)
+        if tools.major >= major
+        and all(shutil.which(name, path=str(tools.folder)) for name in ("postgres", "initdb"))
+    ]
+    if fitting:
+        return min(fitting, key=lambda tools: tools.major)
+    raise ScratchError(
+        f"there is no server of PostgreSQL {major} or newer installed here to restore into",
+        hint=f"Install its package (Debian and Ubuntu: postgresql-{major}, RHEL: "
+        f"postgresql{major}-server, Alpine: postgresql{major}), or let VERIFY_DATABASE_URL name a "
+        "server where databases may be made for a moment.",
     )
 
 

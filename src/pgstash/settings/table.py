@@ -10,6 +10,7 @@ from urllib.parse import unquote, urlsplit
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     PrivateAttr,
@@ -366,6 +367,41 @@ class Settings(BaseModel):
         "are.",
         default=None,
     )
+    verify_database_url: Annotated[SecretStr, AfterValidator(values.target_url)] | None = _setting(
+        "Drill",
+        "a URI such as postgresql://user@host:5432/postgres that names a database",
+        "Where a drill makes a database to restore into, and drops it: a server other than the "
+        "source, and a role with CREATEDB. Left out, a drill starts a throwaway server of its own, "
+        "which the server's programs must be installed for. Variables of libpq that say where the "
+        "source is and who logs in there are not heard for it.",
+        default=None,
+        shown_default="a throwaway server",
+    )
+    verify_interval: (
+        Annotated[int | Literal["after-backup"], BeforeValidator(values.interval)] | None
+    ) = _setting(
+        "Drill",
+        "a whole number of seconds, 60 or more, or after-backup",
+        "How often `pgstash backup` proves the newest backup: after the first run that ends so "
+        "many seconds after the last proof, or with `after-backup` after each backup.",
+        default=None,
+        shown_default="off",
+    )
+    verify_sql: Annotated[str, AfterValidator(values.statements)] | None = _setting(
+        "Drill",
+        "SQL such as SELECT count(*) > 0 FROM users, or the path of a file of it",
+        "Checks of your own that a drill runs in the restored database. Each statement must "
+        "succeed; one that returns rows must return at least one, and true where it is a single "
+        "boolean.",
+        default=None,
+    )
+    min_table_count: int | None = _setting(
+        "Drill",
+        "a whole number, 1 or more",
+        "The fewest tables that a restored database may have.",
+        default=None,
+        ge=1,
+    )
     log_format: Literal["text", "json"] = _setting(
         "Log",
         "text or json",
@@ -461,6 +497,11 @@ class Settings(BaseModel):
         return self.restore_url.get_secret_value() if self.restore_url else ""
 
     @property
+    def scratch_url(self) -> str | None:
+        """The connection string of the server for drills; None for a throwaway one."""
+        return self.verify_database_url.get_secret_value() if self.verify_database_url else None
+
+    @property
     def reading_passphrase(self) -> str | None:
         """The passphrase if there is one, whether new backups are encrypted or not."""
         key = self.backup_encryption_key
@@ -473,7 +514,7 @@ class Settings(BaseModel):
         for web in (self.webhook_url, self.healthcheck_ping_url):
             if web is not None:
                 found += _parts_of_url(web.get_secret_value())
-        for url in (self.source_url, self.target_url):
+        for url in (self.source_url, self.target_url, self.scratch_url or ""):
             found += source.secrets(url)
         return found
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import re
 import shutil
+from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from pydantic import SecretStr
 
 from pgstash import hooks, schedule
 from pgstash.postgres import options, required, source
+
+_SHORTEST_INTERVAL = 60
 
 
 def database_url(url: SecretStr) -> SecretStr:
@@ -105,6 +108,33 @@ def command(line: str) -> str:
         shown = program.partition("=")[0]
         raise ValueError(f"names {shown}, which is not on PATH or may not be executed")
     return line
+
+
+def interval(text: object) -> object:
+    """Return a number of seconds, or ``after-backup``."""
+    if text == "after-backup" or text is None:
+        return text
+    if (
+        not isinstance(text, str | int)
+        or not str(text).isdecimal()
+        or int(text) < _SHORTEST_INTERVAL
+    ):
+        raise ValueError("is neither")
+    return int(text)
+
+
+def statements(text: str) -> str:
+    """Return SQL, or what stands in the file that is named instead."""
+    if not (text.startswith(("/", "./")) or text.endswith(".sql")):
+        return text
+    try:
+        found = Path(text).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise ValueError(f"names {text}, which cannot be read: {reason}") from None
+    if not found.strip():
+        raise ValueError(f"names {text}, which is empty")
+    return found
 
 
 def patterns(text: str) -> str:

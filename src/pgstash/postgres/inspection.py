@@ -1,0 +1,237 @@
+"""Looks at a restored database: is everything there, and is it as it should be.
+
+Names are bytes here, as the database has them: in one of SQL_ASCII they may be anything.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import psycopg
+from psycopg import conninfo
+
+from pgstash.errors import DatabaseError, ScratchError
+from pgstash.manifest import Table
+from pgstash.postgres import source
+from pgstash.postgres.source import Server
+
+_SECONDS_TO_CONNECT = 10
+_NAMED = 10
+
+_Session = psycopg.Connection[tuple[Any, ...]]
+
+_TABLES = """
+    SELECT n.nspname, c.relname, c.relkind::text, EXISTS (
+        SELECT FROM pg_catalog.pg_depend d
+        WHERE d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass AND d.objid = c.oid
+              AND d.deptype = 'e')
+    FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+    WHERE c.relkind IN ('r', 'p', 'f') AND n.nspname <> 'information_schema'
+          AND n.nspname !~ '^pg_'
+"""
+
+# Of a partitioned table an index may be invalid in all honesty: one partition has none to attach.
+_INVALID_INDEXES = """
+    SELECT i.indexrelid::pg_catalog.regclass::text
+    FROM pg_catalog.pg_index i JOIN pg_catalog.pg_class c ON c.oid = i.indexrelid
+    WHERE c.relkind = 'i' AND NOT (i.indisvalid AND i.indisready)
+"""
+
+# What the partitions of a table have of it was not written by itself.
+_UNVALIDATED = """
+    SELECT pg_catalog.pg_describe_object('pg_catalog.pg_constraint'::pg_catalog.regclass, oid, 0)
+    FROM pg_catalog.pg_constraint
+    WHERE NOT convalidated AND conparentid = 0 AND (conislocal OR contypid <> 0)
+"""
+
+# Sequences that fill a column in which no value may come twice.
+_SEQUENCES = """
+    SELECT sn.nspname, s.relname, tn.nspname, t.relname, a.attname, q.seqincrement
+    FROM pg_catalog.pg_depend d
+    JOIN pg_catalog.pg_class s ON s.oid = d.objid AND s.relkind = 'S'
+    JOIN pg_catalog.pg_sequence q ON q.seqrelid = s.oid AND NOT q.seqcycle
+    JOIN pg_catalog.pg_class t ON t.oid = d.refobjid
+    JOIN pg_catalog.pg_attribute a ON a.attrelid = t.oid AND a.attnum = d.refobjsubid
+    JOIN pg_catalog.pg_namespace sn ON sn.oid = s.relnamespace
+    JOIN pg_catalog.pg_namespace tn ON tn.oid = t.relnamespace
+    WHERE d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass
+      AND d.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass
+      AND d.deptype IN ('a', 'i')
+      AND a.atttypid IN ('int2'::pg_catalog.regtype, 'int4'::pg_catalog.regtype,
+                         'int8'::pg_catalog.regtype)
+      AND EXISTS (SELECT FROM pg_catalog.pg_index i
+                  WHERE i.indrelid = t.oid AND i.indisunique AND i.indnkeyatts = 1
+                        AND i.indkey[0] = a.attnum)
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What was found of one thing: how many were looked at, and what is wrong, in sentences."""
+
+    looked_at: int
+    problems: Sequence[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What one statement of the user's returned: ``passed`` is whether that is true, or rows."""
+
+    passed: bool
+    found: str
+
+
+class Inspection:
+    """Questions to one restored database."""
+
+    def __init__(self, session: _Session, server: Server) -> None:
+        """Ask by this session with a database of the server."""
+        self._session = session
+        self._codec = server.codec
+        self.version = server.version
+
+    def rows(self, tables: Sequence[Table]) -> Found:
+        """Count the rows of every table, and compare them with those of the dump.
+
+        A table of an extension may have more: the extension put them there.
+        """
+        there = {
+            (schema, name): (kind, extension)
+            for schema, name, kind, extension in self._all(_TABLES)
+            if kind != b"f"
+        }
+        problems = []
+        for table in tables:
+            schema, name = (self._bytes(part) for part in (table.schema, table.name))
+            shown = self._shown(schema, name)
+            if (schema, name) not in there:
+                problems.append(f"the table {shown} is missing")
+                continue
+            [[count]] = self._all(b"SELECT count(*) FROM ONLY " + _qualified(schema, name))
+            of_extension = there[schema, name][1]
+            if count < table.rows or (count > table.rows and not of_extension):
+                problems.append(f"{shown} has {count} rows, and the dump had {table.rows}")
+        return Found(len(tables), problems)
+
+    def table_count(self) -> int:
+        """Return the number of ordinary and partitioned tables that are of no extension."""
+        return sum(kind != b"f" and not extension for _, _, kind, extension in self._all(_TABLES))
+
+    def indexes(self) -> Found:
+        """Look for indexes that are not valid."""
+        [[count]] = self._all("SELECT count(*) FROM pg_catalog.pg_index")
+        return Found(
+            count,
+            [f"the index {self._text(name)} is invalid" for [name] in self._all(_INVALID_INDEXES)],
+        )
+
+    def constraints(self, expected_unvalidated: int) -> Found:
+        """Look for constraints that are not validated beyond those that were dumped so."""
+        [[count]] = self._all("SELECT count(*) FROM pg_catalog.pg_constraint")
+        names = [self._text(name) for [name] in self._all(_UNVALIDATED)]
+        if len(names) <= expected_unvalidated:
+            return Found(count, [])
+        named = ", ".join(names[:_NAMED])
+        what = f"{len(names)} are not validated, and the dump had {expected_unvalidated}: {named}"
+        return Found(count, [what])
+
+    def sequences(self) -> Found:
+        """Look for sequences whose next value is in their unique column already."""
+        rows = self._all(_SEQUENCES)
+        problems = []
+        for schema, name, table_schema, table, column, increment in rows:
+            sequence = _qualified(schema, name)
+            of = b"max" if increment > 0 else b"min"
+            [[last, called]] = self._all(b"SELECT last_value, is_called FROM " + sequence)
+            [[extreme]] = self._all(
+                b"SELECT pg_catalog.%b(%b) FROM %b"
+                % (of, _quoted(column), _qualified(table_schema, table))
+            )
+            upcoming = last + increment if called else last
+            if extreme is not None and (extreme - upcoming) * increment >= 0:
+                filled = f"{self._shown(table_schema, table)}.{self._text(column)}"
+                problems.append(
+                    f"the next value of the sequence {self._shown(schema, name)} is {upcoming}, "
+                    f"and {filled} has {extreme} already; if it is so in the source, set it there "
+                    "with setval()"
+                )
+        return Found(len(rows), problems)
+
+    def answers(self, statements: str) -> Iterator[Answer]:
+        """Run the user's statements, and yield what each of them returned.
+
+        One that returns rows passes if there is one; a single boolean must be true. One that
+        returns none passes. The first error ends it, and is the last answer.
+        """
+        # Statements see the database as its users do.
+        self._session.execute("RESET search_path")
+        try:
+            cursor = self._session.execute(statements.encode(self._codec, "surrogateescape"))
+        except psycopg.Error as error:
+            yield Answer(passed=False, found=" ".join(str(error).split()))
+            return
+        except UnicodeEncodeError:
+            yield Answer(passed=False, found="it has characters that the database's encoding lacks")
+            return
+        more: bool | None = True
+        while more:
+            yield _answer(cursor)
+            more = cursor.nextset()
+
+    def _all(self, query: str | bytes) -> list[tuple[Any, ...]]:
+        return self._session.execute(query).fetchall()
+
+    def _bytes(self, name: str) -> bytes:
+        return name.encode(self._codec, "surrogateescape")
+
+    def _text(self, name: bytes) -> str:
+        return name.decode(self._codec, "backslashreplace")
+
+    def _shown(self, schema: bytes, name: bytes) -> str:
+        return f"{self._text(schema)}.{self._text(name)}"
+
+
+@contextlib.contextmanager
+def opened(url: str, database: str) -> Iterator[Inspection]:
+    """Open a session with a database that was restored into, on the server of ``url``.
+
+    Raises ScratchError where it is lost.
+    """
+    try:
+        server = source.look(conninfo.make_conninfo(url, dbname=database))
+        with source.connect_again(server, _SECONDS_TO_CONNECT) as session:
+            # Rows that a policy hides are no reason to count fewer of them in silence.
+            session.execute(
+                "SET statement_timeout = 0; SET lock_timeout = 0; SET row_security = off"
+            )
+            yield Inspection(session, server)
+    except (psycopg.Error, DatabaseError) as error:
+        raise ScratchError(
+            f"the restored database cannot be looked at: {' '.join(str(error).split())}",
+            hint="Look into the log of that server.",
+        ) from error
+
+
+def _answer(cursor: psycopg.Cursor[tuple[Any, ...]]) -> Answer:
+    if cursor.description is None:
+        return Answer(passed=True, found=f"ran ({cursor.statusmessage})")
+    row = cursor.fetchone()
+    if row is None:
+        return Answer(passed=False, found="returned no row")
+    if cursor.rowcount == 1 and len(row) == 1:
+        if row[0] is None:
+            return Answer(passed=False, found="returned NULL")
+        if isinstance(row[0], bool):
+            return Answer(passed=row[0], found=f"returned {str(row[0]).lower()}")
+    return Answer(passed=True, found=f"returned {cursor.rowcount} row{'s'[: cursor.rowcount != 1]}")
+
+
+def _quoted(name: bytes) -> bytes:
+    return b'"' + name.replace(b'"', b'""') + b'"'
+
+
+def _qualified(schema: bytes, name: bytes) -> bytes:
+    return _quoted(schema) + b"." + _quoted(name)

@@ -1,0 +1,114 @@
+"""A name for a database to restore into and to throw away, on a server that others use too.
+
+Everybody can tell whether a scratch database is in use: as long as it is, there is a session whose
+``application_name`` is its name. Where there is none, a process was killed before it could drop it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import secrets
+from collections.abc import Iterator
+from dataclasses import replace
+
+import psycopg
+from psycopg import conninfo, sql
+
+from pgstash.errors import DatabaseError, ScratchError, TargetLostError
+from pgstash.events import Emit, Notice, Warned
+from pgstash.postgres import source, target
+from pgstash.postgres.source import Server
+
+_PREFIX = "pgstash_drill_"
+_MARK_BYTES = 4
+
+# The second mark is that of a restore which did not come to its end.
+_NAME = re.compile(rf"({_PREFIX}[0-9a-f]{{8}})(_pgstash_[0-9a-f]{{8}})?")
+
+# What of the environment would complete the address of another server.
+_OF_THE_SOURCE = ("host", "hostaddr", "port", "user", "password", "dbname", "options")
+
+_STARTED = "SELECT pg_catalog.pg_postmaster_start_time()::pg_catalog.text"
+_LEFT = r"SELECT datname FROM pg_catalog.pg_database WHERE datname LIKE 'pgstash\_drill\_%'"
+_IN_USE = "SELECT application_name FROM pg_catalog.pg_stat_activity"
+
+
+def alone(url: str) -> str:
+    """Return a connection string that libpq's variables, the source's, do not complete."""
+    given = conninfo.conninfo_to_dict(url)
+    return conninfo.make_conninfo(url, **{key: "" for key in _OF_THE_SOURCE if key not in given})
+
+
+def look(url: str) -> Server:
+    """Log in to the server for scratch databases. Raises ScratchError."""
+    try:
+        return source.look(url)
+    except DatabaseError as error:
+        raise ScratchError(
+            f"VERIFY_DATABASE_URL: {error.message}", hint=error.hint or ScratchError.default_hint
+        ) from error
+
+
+def keep_off(scratch: Server, of: Server, emit: Emit) -> None:
+    """Raise ScratchError where the scratch is the source itself; warn where it is beside it."""
+    # To the microsecond, and for everybody to read: no other server has it.
+    if _started(scratch) != _started(of):
+        return
+    if scratch.database.name == of.database.name:
+        raise ScratchError(
+            f"VERIFY_DATABASE_URL is the source itself: {of.database.name} on {of.database.host}",
+            hint="Name a database on another server, or leave it out and install the server's "
+            "package here, for a throwaway server.",
+        )
+    emit(
+        Warned(
+            "VERIFY_DATABASE_URL is on the source's own server: a drill takes its disk and its "
+            "time, and does not show that another server could take over"
+        )
+    )
+
+
+def _started(server: Server) -> object:
+    with target.connected(server) as session:
+        return session.execute(_STARTED).fetchone()
+
+
+@contextlib.contextmanager
+def name(server: Server, emit: Emit) -> Iterator[str]:
+    """Yield the name of a database that may be made and restored into; drop it at the end.
+
+    What drills left that were killed is dropped first. Raises ScratchError.
+    """
+    chosen = f"{_PREFIX}{secrets.token_hex(_MARK_BYTES)}"
+    parameters = {**server.connection.parameters, "application_name": chosen}
+    keeper = replace(server, connection=replace(server.connection, parameters=parameters))
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(target.connected(keeper))
+            _sweep(server, emit)
+        except TargetLostError as error:
+            raise ScratchError(f"VERIFY_DATABASE_URL: {error.message}") from error
+        stack.callback(target.drop, server, chosen, emit)
+        yield chosen
+
+
+def drop_roles(server: Server, roles: list[str], emit: Emit) -> None:
+    """Drop roles that were made for a scratch database, which is gone by now."""
+    try:
+        with target.connected(server) as session:
+            for role in roles:
+                session.execute(sql.SQL("DROP ROLE IF EXISTS {}").format(sql.Identifier(role)))
+    except (psycopg.Error, TargetLostError) as error:
+        emit(Warned(f"Roles that a drill made could not be dropped: {error}"))
+
+
+def _sweep(server: Server, emit: Emit) -> None:
+    with target.connected(server) as session:
+        in_use = {used for (used,) in session.execute(_IN_USE).fetchall()}
+        names = [found for (found,) in session.execute(_LEFT).fetchall()]
+    for database in names:
+        match = _NAME.fullmatch(database)
+        if match and match[1] not in in_use:
+            emit(Notice(f"Dropping {database}, which a drill left that was killed"))
+            target.drop(server, database, emit)
