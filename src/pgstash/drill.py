@@ -69,6 +69,14 @@ class World:
 
 
 @dataclass(frozen=True, slots=True)
+class Found:
+    """A backup that is in the catalog; nothing of it was read yet."""
+
+    name: str
+    open: Callable[[], Archive]
+
+
+@dataclass(frozen=True, slots=True)
 class _Scratch:
     """Where to restore to: a ``database`` to be made by way of ``url``; ``where`` is for people."""
 
@@ -78,19 +86,20 @@ class _Scratch:
 
 
 def run(
-    plan: Plan, storage: Storage, wanted: str, find: Callable[[], Archive], world: World
+    plan: Plan, storage: Storage, wanted: str, find: Callable[[], Found], world: World
 ) -> Proof:
-    """Prove that the backup which ``find`` opens restores; return the proof, which is stored.
+    """Prove that the backup which ``find`` finds restores; return the proof, which is stored.
 
-    ``wanted`` is what the backup is called until it is found. Raises DrillFailedError where what
+    ``wanted`` is what the backup is called until then. Raises DrillFailedError where what
     was restored is not what it should be, ScratchError where there is no place to try, any other
     PgstashError that the restore met, and Interrupted on a signal. Scratch is gone in any case.
     """
     began = time.monotonic()
     name, host, database = wanted, "", ""
     try:
-        archive = find()
-        name = archive.name
+        found = find()
+        name = found.name
+        archive = found.open()
         manifest = _manifest_of(archive)
         host, database = manifest.database.host, manifest.database.name
         proven = _drill(plan, archive, manifest, world, began)

@@ -132,7 +132,12 @@ def drill_backup(
     )
     world = drill.World(now=now, random=os.urandom, emit=emit, uninterrupted=uninterrupted)
     storage = open_storage(settings, emit)
-    drill.run(plan, storage, name, lambda: open_archive(settings, Wanted(name), emit), world)
+
+    def find() -> drill.Found:
+        backup = catalog.find(catalog.read(storage, settings.backup_prefix), name)
+        return drill.Found(backup.name, lambda: open_archive(settings, Wanted(backup.name), emit))
+
+    drill.run(plan, storage, name, find, world)
 
 
 def unproven(settings: Settings, emit: events.Emit) -> list[str]:

@@ -1,0 +1,148 @@
+"""What a drill sees of a restored database: each thing that is not as it should be."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pgstash.errors import ScratchError
+from pgstash.manifest import Table
+from pgstash.postgres import inspection
+
+if TYPE_CHECKING:
+    from support.postgres import Cluster, Database, MakeDatabase
+
+
+@pytest.fixture
+def database(cluster: Cluster, make_database: MakeDatabase) -> Database:
+    return make_database(on=cluster)
+
+
+def problems_of_rows(database: Database, *tables: Table) -> list[str]:
+    with inspection.opened(database.cluster.maintenance.uri, database.name) as found:
+        return list(found.rows(tables).problems)
+
+
+def test_rows(database: Database) -> None:
+    database.run_sql(
+        'CREATE TABLE "a ""b"" é" (n int); INSERT INTO "a ""b"" é" VALUES (1), (2);'
+        "CREATE TABLE parent (n int); CREATE TABLE child () INHERITS (parent);"
+        "INSERT INTO child VALUES (1);"
+        "CREATE VIEW v AS SELECT 1"
+    )
+    assert (
+        problems_of_rows(
+            database,
+            Table("public", 'a "b" é', 2),
+            Table("public", "parent", 0),
+            Table("public", "child", 1),
+        )
+        == []
+    )
+    assert problems_of_rows(database, Table("public", 'a "b" é', 3)) == [
+        'public.a "b" é has 2 rows, and the dump had 3'
+    ]
+    assert problems_of_rows(database, Table("public", 'a "b" é', 1)) != []
+    assert problems_of_rows(database, Table("public", "v", 1)) == ["the table public.v is missing"]
+
+
+def test_a_table_of_an_extension_may_have_more_rows_and_not_fewer(database: Database) -> None:
+    database.run_sql(
+        "CREATE EXTENSION hstore; CREATE TABLE config (n int);"
+        "INSERT INTO config VALUES (1), (2);"
+        "ALTER EXTENSION hstore ADD TABLE config"
+    )
+    assert problems_of_rows(database, Table("public", "config", 1)) == []
+    assert problems_of_rows(database, Table("public", "config", 3)) != []
+
+
+def test_rows_that_a_policy_hides_are_no_fewer(database: Database) -> None:
+    database.run_sql(
+        "CREATE TABLE a (n int); INSERT INTO a VALUES (1);"
+        "ALTER TABLE a ENABLE ROW LEVEL SECURITY; ALTER TABLE a FORCE ROW LEVEL SECURITY;"
+        "DROP ROLE IF EXISTS inspecting; CREATE ROLE inspecting LOGIN;"
+        "ALTER TABLE a OWNER TO inspecting; GRANT CREATE ON SCHEMA public TO inspecting"
+    )
+    url = database.cluster.maintenance.uri.replace("admin@", "inspecting@")
+    try:
+        with (
+            pytest.raises(ScratchError, match="row-level security"),
+            inspection.opened(url, database.name) as found,
+        ):
+            found.rows([Table("public", "a", 1)])
+    finally:
+        database.run_sql("DROP OWNED BY inspecting CASCADE; DROP ROLE inspecting")
+
+
+def test_an_invalid_index(database: Database) -> None:
+    database.run_sql("CREATE TABLE a (n int); CREATE INDEX a_n ON a (n)")
+    with inspection.opened(database.cluster.maintenance.uri, database.name) as found:
+        assert found.indexes().problems == []
+        database.run_sql(
+            "UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'a_n'::regclass"
+        )
+        assert found.indexes().problems == ["the index public.a_n is invalid"]
+
+
+def test_an_index_of_a_partitioned_table_may_be_invalid(database: Database) -> None:
+    database.run_sql(
+        "CREATE TABLE a (n int) PARTITION BY RANGE (n);"
+        "CREATE TABLE a1 PARTITION OF a FOR VALUES FROM (1) TO (2);"
+        "CREATE INDEX a_n ON ONLY a (n)"
+    )
+    with inspection.opened(database.cluster.maintenance.uri, database.name) as found:
+        assert found.indexes().problems == []
+
+
+def test_constraints_that_are_not_validated(database: Database) -> None:
+    database.run_sql(
+        "CREATE TABLE a (n int); ALTER TABLE a ADD CONSTRAINT c CHECK (n > 0) NOT VALID;"
+        "CREATE DOMAIN d AS int; ALTER DOMAIN d ADD CONSTRAINT dc CHECK (VALUE > 0) NOT VALID"
+    )
+    with inspection.opened(database.cluster.maintenance.uri, database.name) as found:
+        assert found.constraints(2).problems == []
+        [problem] = found.constraints(1).problems
+    assert problem.startswith("2 are not validated, and the dump had 1: ")
+    assert "constraint c on table" in problem
+
+
+IDENTITY = "CREATE TABLE a (n int GENERATED ALWAYS AS IDENTITY ({}) UNIQUE); INSERT INTO a {}"
+
+
+@pytest.mark.parametrize(
+    ("script", "behind"),
+    [
+        ("CREATE TABLE a (n serial PRIMARY KEY); INSERT INTO a VALUES (1)", True),
+        ("CREATE TABLE a (n serial PRIMARY KEY); INSERT INTO a DEFAULT VALUES", False),
+        ("CREATE TABLE a (n serial); INSERT INTO a VALUES (1)", False),
+        (IDENTITY.format("INCREMENT -1", "OVERRIDING SYSTEM VALUE VALUES (-1)"), True),
+        (IDENTITY.format("INCREMENT -1", "OVERRIDING SYSTEM VALUE VALUES (7)"), False),
+        (IDENTITY.format("MAXVALUE 5 CYCLE", "OVERRIDING SYSTEM VALUE VALUES (4)"), False),
+        ("CREATE TABLE a (n serial PRIMARY KEY)", False),
+    ],
+    ids=["explicit", "default", "not unique", "downwards", "above", "cycles", "empty"],
+)
+def test_sequences(script: str, behind: bool, database: Database) -> None:  # noqa: FBT001 - a table
+    database.run_sql(script)
+    with inspection.opened(database.cluster.maintenance.uri, database.name) as found:
+        assert bool(found.sequences().problems) == behind
+
+
+def test_the_number_of_tables(database: Database) -> None:
+    database.run_sql(
+        "CREATE TABLE a (n int) PARTITION BY RANGE (n);"
+        "CREATE TABLE a1 PARTITION OF a FOR VALUES FROM (1) TO (2);"
+        "CREATE VIEW v AS SELECT 1; CREATE MATERIALIZED VIEW m AS SELECT 1;"
+        "CREATE SCHEMA other; CREATE TABLE other.b ()"
+    )
+    with inspection.opened(database.cluster.maintenance.uri, database.name) as found:
+        assert found.table_count() == 3
+
+
+def test_a_database_that_is_not_there(cluster: Cluster) -> None:
+    with (
+        pytest.raises(ScratchError, match="cannot be looked at"),
+        inspection.opened(cluster.maintenance.uri, "gone"),
+    ):
+        pass
