@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from urllib.parse import unquote
 
@@ -212,6 +212,17 @@ def own_companions(storage: Storage, backup: Backup) -> list[Companion]:
         for companion in backup.companions
         if metadata.get("id", companion.id) == companion.id
     ]
+
+
+def settled(storage: Storage, backup: Backup) -> Backup:
+    """Return a backup that knows whether it is proven: without the companions of another.
+
+    The archive is asked only where names do not tell whose a proof is. Raises StorageError.
+    """
+    ids = {companion.id for companion in backup.companions}
+    if len(ids) == 1 or not any(companion.proven for companion in backup.companions):
+        return backup
+    return replace(backup, companions=tuple(own_companions(storage, backup)))
 
 
 def own_manifests(storage: Storage, backup: Backup) -> list[Companion]:
