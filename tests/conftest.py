@@ -36,6 +36,7 @@ SETTINGS = (
     "HOOK_",
     "LOCK_",
     "LOG_",
+    "MIN_TABLE_",
     "PG",
     "REQUIRE_",
     "RESTORE_",
@@ -45,6 +46,7 @@ SETTINGS = (
     "STORAGE_",
     "SWEEP_",
     "TZ",
+    "VERIFY_",
     "WEBHOOK_",
 )
 KEPT = ("PGSTASH_TEST_",)

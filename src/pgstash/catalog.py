@@ -246,12 +246,22 @@ def facts(storage: Storage, backup: Backup) -> Mapping[str, str]:
     return {}
 
 
-def figures_before(storage: Storage, prefix: str, moment: datetime) -> list[Figures]:
+def last_proven(catalog: Catalog, until: datetime) -> Backup | None:
+    """Return the backup whose drill passed last; one after ``until`` had a clock that is wrong."""
+    drilled = [
+        (backup.proven, backup.name, backup)
+        for backup in catalog.backups
+        if backup.proven and backup.proven <= until
+    ]
+    return max(drilled)[-1] if drilled else None
+
+
+def figures_before(storage: Storage, catalog: Catalog, moment: datetime) -> list[Figures]:
     """Return how large the backups before a moment are, the most recent first.
 
     There are :data:`MOST` of them at most. Raises StorageError.
     """
-    before = [backup for backup in read(storage, prefix).backups if backup.started < moment]
+    before = [backup for backup in catalog.backups if backup.started < moment]
     found: list[Figures] = []
     for backup in before[: -_MOST_ASKED - 1 : -1]:
         figures = Figures.of(facts(storage, backup))

@@ -91,3 +91,13 @@ def test_only_what_is_not_settled_is_asked_for(storage: Counted) -> None:
     backups = catalog.read(storage, "p").backups
     assert [catalog.settled(storage, each) for each in backups] == backups
     assert storage.asked["head"] == 0
+
+
+def test_the_last_drill_that_passed_whichever_backup_it_was_of(storage: Counted) -> None:
+    assert catalog.last_proven(catalog.read(storage, "p"), hour(99)) is None
+    bases = [store(storage, hour(number)) for number in range(3)]
+    for base, when in ((bases[0], 20), (bases[1], 10), (bases[2], 1000)):
+        prove(storage, base, hour(when))
+    found = catalog.last_proven(catalog.read(storage, "p"), hour(99))
+    assert found
+    assert (found.name, found.proven) == (f"{bases[0]}.sql.gz.enc", hour(20))

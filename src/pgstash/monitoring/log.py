@@ -387,6 +387,15 @@ def _restore_failed(event: events.RestoreFailed) -> None:
     )
 
 
+def drill_success(event: events.DrillSucceeded) -> str:
+    """Say in a sentence that a backup is proven."""
+    return (
+        f"Drill passed in {seconds(event.seconds)}: {event.name} is proven to restore, "
+        f"in {seconds(event.restore_seconds)} "
+        f"({event.checks} checks, {event.tables} tables, {event.rows} rows)"
+    )
+
+
 def _drill_succeeded(event: events.DrillSucceeded) -> None:
     LOGGER.log(
         SUCCESS,
