@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -24,7 +24,10 @@ from pgstash.settings import Settings, environment, secret_variables
 from pgstash.storage.interface import Storage
 
 if TYPE_CHECKING:
+    from pydantic import SecretStr
+
     from pgstash import backup, prune
+    from pgstash.monitoring import webhook
 
 CONNECT_SECONDS = 10.0
 READ_SECONDS = 60.0
@@ -199,7 +202,8 @@ def listening(settings: Settings) -> Iterator[events.Emit]:
 @contextlib.contextmanager
 def _messengers(settings: Settings) -> Iterator[list[events.Emit]]:
     hook, ping = settings.webhook_url, settings.healthcheck_ping_url
-    if not (hook or ping):
+    of_drills = settings.verify_webhook_url
+    if not (hook or ping or of_drills):
         yield []
         return
     # Imported here: an HTTP client takes its time, and most runs have no use for it.
@@ -216,16 +220,23 @@ def _messengers(settings: Settings) -> Iterator[list[events.Emit]]:
     if ping:
         to_ping = courier("The healthcheck ping")
         listeners.append(webhook.Ping(ping.get_secret_value(), to_ping, scrubber))
-    if hook:
+
+    def webhook_to(url: SecretStr, what: str, operations: Collection[webhook.Operation]) -> None:
         listeners.append(
             webhook.Webhook(
-                hook.get_secret_value(),
-                courier("The webhook"),
+                url.get_secret_value(),
+                courier(what),
                 scrubber,
                 on_success=settings.webhook_on_success,
                 on_failure=settings.webhook_on_failure,
+                operations=operations,
             )
         )
+
+    if hook:
+        webhook_to(hook, "The webhook", ["backup"] if of_drills else webhook.OPERATIONS)
+    if of_drills:
+        webhook_to(of_drills, "The webhook of drills", ["drill"])
     with delivery.finished(couriers):
         yield listeners
 

@@ -169,7 +169,7 @@ def _back_up(  # noqa: PLR0913 - what was found out so far
     world.emit(events.BackupStarted(name))
 
     expected = required.look_up(server, plan.required)
-    predecessors = _predecessors(plan, storage, world, started)
+    earlier = _earlier(plan, storage, world, started)
     client = tools.find(server.major, plan.environment.get("PATH", ""), plan.environment)
     cipher = _key(plan, world)
     tally, opening, stored = Tally(), Opening(), _Digest()
@@ -256,16 +256,22 @@ def _back_up(  # noqa: PLR0913 - what was found out so far
     made = Backup(name, storage.url(key), manifest, time.monotonic() - began)
     with world.uninterrupted():
         lock.release()
-        _tell_success(plan, world, made, predecessors)
+        _tell_success(plan, world, made, earlier)
     return made
 
 
-def _tell_success(
-    plan: Plan, world: World, made: Backup, predecessors: Sequence[anomaly.Figures]
-) -> None:
+@dataclass(slots=True)
+class _Earlier:
+    """What is known of the backups before this one: how large they are, when one was proven."""
+
+    figures: Sequence[anomaly.Figures] = ()
+    last_proof: datetime | None = None
+
+
+def _tell_success(plan: Plan, world: World, made: Backup, earlier: _Earlier) -> None:
     manifest, figures = made.manifest, record.figures(made.manifest)
     world.emit(events.UploadFinished(made.name, made.seconds, manifest.stored_bytes))
-    shrunk = anomaly.shrunk(figures, predecessors, plan.anomaly_ratio)
+    shrunk = anomaly.shrunk(figures, earlier.figures, plan.anomaly_ratio)
     if shrunk:
         world.emit(events.Warned(f"{made.name} is much smaller than usual: {'; '.join(shrunk)}"))
     world.emit(
@@ -279,21 +285,23 @@ def _tell_success(
             rows=figures.rows,
             host=manifest.database.host,
             database=manifest.database.name,
+            last_proof=earlier.last_proof,
         )
     )
 
 
-def _predecessors(
-    plan: Plan, storage: Storage, world: World, started: datetime
-) -> list[anomaly.Figures]:
-    """Ask how large the backups before this one are; not to know it is no reason to fail."""
-    if not plan.anomaly_ratio:
-        return []
+def _earlier(plan: Plan, storage: Storage, world: World, started: datetime) -> _Earlier:
+    """Look at the backups before this one; not to know them is no reason to fail."""
+    earlier = _Earlier()
     try:
-        return catalog.figures_before(storage, plan.prefix, started)
+        stored = catalog.read(storage, plan.prefix)
+        proven = catalog.last_proven(stored, started)
+        earlier.last_proof = proven.proven if proven else None
+        if plan.anomaly_ratio:
+            earlier.figures = catalog.figures_before(storage, stored, started)
     except (StorageError, OSError) as error:  # the latter from what strangers put into a folder
         world.emit(events.Notice(f"The size of earlier backups is not known: {error}"))
-        return []
+    return earlier
 
 
 class _Digest:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from urllib.parse import unquote
 
@@ -214,6 +214,17 @@ def own_companions(storage: Storage, backup: Backup) -> list[Companion]:
     ]
 
 
+def settled(storage: Storage, backup: Backup) -> Backup:
+    """Return a backup that knows whether it is proven: without the companions of another.
+
+    The archive is asked only where names do not tell whose a proof is. Raises StorageError.
+    """
+    ids = {companion.id for companion in backup.companions}
+    if len(ids) == 1 or not any(companion.proven for companion in backup.companions):
+        return backup
+    return replace(backup, companions=tuple(own_companions(storage, backup)))
+
+
 def own_manifests(storage: Storage, backup: Backup) -> list[Companion]:
     """Return those of :func:`own_companions` that are manifests. Raises StorageError."""
     return [each for each in own_companions(storage, backup) if each.kind == "manifest"]
@@ -235,12 +246,22 @@ def facts(storage: Storage, backup: Backup) -> Mapping[str, str]:
     return {}
 
 
-def figures_before(storage: Storage, prefix: str, moment: datetime) -> list[Figures]:
+def last_proven(catalog: Catalog, until: datetime) -> Backup | None:
+    """Return the backup whose drill passed last; one after ``until`` had a clock that is wrong."""
+    drilled = [
+        (backup.proven, backup.name, backup)
+        for backup in catalog.backups
+        if backup.proven and backup.proven <= until
+    ]
+    return max(drilled)[-1] if drilled else None
+
+
+def figures_before(storage: Storage, catalog: Catalog, moment: datetime) -> list[Figures]:
     """Return how large the backups before a moment are, the most recent first.
 
     There are :data:`MOST` of them at most. Raises StorageError.
     """
-    before = [backup for backup in read(storage, prefix).backups if backup.started < moment]
+    before = [backup for backup in catalog.backups if backup.started < moment]
     found: list[Figures] = []
     for backup in before[: -_MOST_ASKED - 1 : -1]:
         figures = Figures.of(facts(storage, backup))

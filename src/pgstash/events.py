@@ -144,7 +144,11 @@ class UploadFinished(Event):
 
 @dataclass(frozen=True, slots=True)
 class BackupSucceeded(Event):
-    """The backup is complete."""
+    """The backup is complete.
+
+    ``last_proof`` is when a drill last passed, of any backup beside it, as far as was known when
+    this one began.
+    """
 
     name: str
     seconds: float
@@ -155,6 +159,7 @@ class BackupSucceeded(Event):
     rows: int
     host: str = ""
     database: str = ""
+    last_proof: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -97,7 +97,8 @@ class _Run:
 
     def run(self) -> Pruned:
         stored = catalog.read(self._storage, self._plan.prefix)
-        decisions = retention.decide(stored.backups, self._plan.policy, self._now)
+        backups = [catalog.settled(self._storage, backup) for backup in stored.backups]
+        decisions = retention.decide(backups, self._plan.policy, self._now)
         kept = [decision for decision in decisions if decision.keep]
         doomed = [decision for decision in decisions if not decision.keep]
         removed: list[Decision[Backup]] = []
@@ -142,18 +143,27 @@ class _Run:
     ) -> None:
         """Raise unless the last good backup is really there: the others go on its account.
 
-        A listing may be late, and still show what was deleted.
+        A listing may be late, and still show what was deleted. The same goes for the newest that
+        is proven, and for its proof, where an older one that is proven goes on their account.
         """
         if not doomed:
             return
-        past = [each.backup for each in kept if each.backup.started <= self._now]
-        newest = next((each for each in reversed(past) if each.size), past[-1])
+        past = [each.backup for each in reversed(kept) if each.backup.started <= self._now]
+        self._ask_for(next((each for each in past if each.size), past[0]).key, "newest backup")
+        if any(each.backup.proven and each.backup.size for each in doomed):
+            proven = next(each.backup for each in kept if retention.PROVEN in each.reasons)
+            self._ask_for(proven.key, "newest proven backup")
+            proofs = (each for each in proven.companions if each.proven == proven.proven)
+            self._ask_for(next(proofs).key, "proof of the newest proven backup")
+
+    def _ask_for(self, key: str, what: str) -> None:
+        """Raise ObjectNotFoundError unless a listed object is there, and StorageError."""
         try:
-            self._storage.head(newest.key)
+            self._storage.head(key)
         except ObjectNotFoundError as error:
+            name = key.removeprefix(f"{self._plan.prefix}/")
             raise ObjectNotFoundError(
-                f"{newest.name} is listed as the newest backup and is not there: no backup was "
-                "removed",
+                f"{name} is listed as the {what} and is not there: no backup was removed",
                 hint="Somebody deleted it, or the store's listing is late: prune again later.",
             ) from error
 

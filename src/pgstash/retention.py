@@ -1,6 +1,7 @@
 """Which backups to keep and which to remove, and the reason for each: pure values, no store.
 
-Every rule may keep a backup, none may remove one: what no rule keeps is removed.
+Every rule may keep a backup, none may remove one: what no rule keeps is removed. The newest that
+is proven to restore is kept like the newest itself: a promise is worth less than a fact.
 """
 
 from __future__ import annotations
@@ -9,6 +10,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Generic, Protocol, TypeVar
+
+PROVEN = "the newest that is proven to restore"
+"""The reason of the one backup that goes only when a newer one is proven."""
 
 _DAY = timedelta(days=1)
 
@@ -27,6 +31,10 @@ class Dated(Protocol):
     @property
     def size(self) -> int:
         """The length of the archive."""
+
+    @property
+    def proven(self) -> datetime | None:
+        """When a drill of it last passed; None where none did."""
 
 
 B = TypeVar("B", bound=Dated)
@@ -67,14 +75,15 @@ class _Kept(Generic[B]):
 def decide(backups: Iterable[B], policy: Policy, now: datetime) -> list[Decision[B]]:
     """Return what becomes of each backup, the oldest first.
 
-    The newest backup is always kept. One that is dated after ``now`` comes from a clock that
-    was wrong: it is kept, and counts for no other rule, so that it never stands in for a
-    backup that is really the newest.
+    The newest backup is always kept, and so is the newest that is proven. One that is dated
+    after ``now`` comes from a clock that was wrong: it is kept, and counts for no other rule,
+    so that it never stands in for a backup that is really the newest.
     """
     ordered = sorted(backups, key=lambda backup: (backup.started, backup.name))
     past = [backup for backup in reversed(ordered) if backup.started <= now]
     kept = [
         *_newest(past),
+        *_newest_proven(past),
         *_future(ordered, now),
         *_young(past, policy.days, now),
         *_last(past, policy.last),
@@ -100,6 +109,13 @@ def _newest(past: Sequence[B]) -> Iterable[_Kept[B]]:
     filled = next((backup for backup in past if backup.size), None)
     if filled is not None and filled is not past[0]:
         yield _Kept(filled, "the newest that is not empty")
+
+
+def _newest_proven(past: Sequence[B]) -> Iterable[_Kept[B]]:
+    """Keep the last backup that is known to restore; what is empty now was not when it did."""
+    proven = next((backup for backup in past if backup.size and backup.proven), None)
+    if proven is not None:
+        yield _Kept(proven, PROVEN)
 
 
 def _future(ordered: Sequence[B], now: datetime) -> Iterable[_Kept[B]]:

@@ -10,7 +10,7 @@ from collections.abc import Generator, Iterator
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Literal
 
-from pgstash import app, events
+from pgstash import app, catalog, events
 from pgstash.check import freshness
 from pgstash.errors import PgstashError, StaleBackupError
 from pgstash.monitoring import log
@@ -161,17 +161,21 @@ def health_port(settings: Settings, emit: events.Emit) -> Iterator[events.Emit]:
 
 
 def _remember(settings: Settings, known: health.Health) -> None:
-    """Look once for the newest backup that was made before the service started."""
+    """Look once for the newest backup, and the last proof, of before the service started.
+
+    The backup first, with a short listing: readiness waits for it. A proof may be beside any
+    backup, however old, so everything is listed for it.
+    """
+    prefix, now = settings.backup_prefix, datetime.now(UTC)
     try:
         storage = app.open_storage(settings, events.ignore, prompt=True)
-        found = freshness.newest(
-            storage, settings.backup_prefix, _stale_at(settings), datetime.now(UTC)
-        )
-    except PgstashError as error:
-        log.LOGGER.debug("The newest backup could not be looked up: %s", error.message)
-        return
-    if found:
-        known.found(found.name, found.started, found.size)
+        if found := freshness.newest(storage, prefix, _stale_at(settings), now):
+            known.found(found.name, found.started, found.size)
+        proven = catalog.last_proven(catalog.read(storage, prefix), now)
+        if proven and proven.proven:
+            known.found_proof(proven.name, proven.proven)
+    except (PgstashError, OSError) as error:  # the latter from what strangers put into a folder
+        log.LOGGER.debug("What is stored could not be looked up: %s", error)
 
 
 def _stale_at(settings: Settings) -> freshness.StaleAt:

@@ -320,17 +320,23 @@ def test_a_service_that_fails_knows_of_backups_made_before(
     database = make_database()
     broken = install_pg_dump(tmp_path / "bin", FakePgDump(version="19.1", status=1))
     name = place(tmp_path, datetime.now(UTC) - timedelta(minutes=10))
+    proven = place(tmp_path, datetime.now(UTC) - timedelta(days=500))
+    beside = f"{proven.removesuffix('.sql.gz')}.0123456789abcdef.proof_20260131_040000.json.gz"
+    (tmp_path / "postgres-backups" / beside).write_bytes(b"x")
     env = environment(broken, **local(database, tmp_path), HEALTH_PORT=str(port))
     with started_pgstash(["backup"], env) as process:
         wait_until(lambda: listens(port), "it listens")
         wait_until(lambda: ready(port)[1]["last_failure"], "it has failed")
         wait_until(lambda: ready(port)[1]["last_success"], "it has looked into the store")
+        wait_until(lambda: ready(port)[1]["last_proof"], "it has looked for a proof")
         status, facts = ready(port)
         process.terminate()
         process.communicate(timeout=20)
     assert status == 200
     assert facts["last_success"]["name"] == name
     assert facts["last_failure"]["error"] == "DumpError"
+    assert facts["last_proof"]["name"] == proven
+    assert facts["last_proof"]["at"] == "2026-01-31T04:00:00Z"
 
 
 def test_a_port_that_is_taken_ends_the_service_with_1(tmp_path: Path) -> None:

@@ -95,6 +95,21 @@ def test_the_newest_twenty_or_all(tmp_path: Path) -> None:
     assert found[0]["encrypted"] is False
 
 
+def test_the_latest_proof_is_listed_without_the_key(tmp_path: Path) -> None:
+    storage = DirectoryStorage(tmp_path)
+    bases = [f"backup_2026010{day}_000000" for day in (1, 2, 3)]
+    for base in bases:
+        made = make(CLOSING, base=base, passphrase=PASSPHRASE)
+        made.store_as_backup(tmp_path)
+        key = f"postgres-backups/{base}.{made.manifest.id}"
+        for when in ("20260105_040506", "20260104_000000") if base == bases[1] else ():
+            storage.put(f"{key}.proof_{when}.json.gz.enc", b"sealed", {"id": made.manifest.id})
+    rows = run_pgstash(["list"], reader(tmp_path)).stdout.splitlines()[1:]
+    assert [row.split()[-1] for row in rows] == ["-", "2026-01-05T04:05:06Z", "-"]
+    listed = json.loads(run_pgstash(["list", "--json"], reader(tmp_path)).stdout)
+    assert [each["proven"] for each in listed] == [None, "2026-01-05T04:05:06Z", None]
+
+
 def test_backups_of_the_shell_service_are_listed(tmp_path: Path) -> None:
     folder = tmp_path / "postgres-backups"
     folder.mkdir()

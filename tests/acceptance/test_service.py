@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from pgstash import app, service, settings
+from pgstash import app, events, service, settings
 from pgstash.errors import Interrupted
 from pgstash.schedule import Interval
 from support.backups import settings as local
@@ -217,6 +217,55 @@ def test_once_tells_webhook_and_dead_man_switch(
     assert post.json["extra"]["error"] == "DumpError"
     assert post.json["extra"]["exit_code"] == 13
     assert "/ping/fail?create=1" in receiver.targets
+
+
+@pytest.mark.parametrize("ratio", ["0.5", "0"])
+def test_a_backup_tells_when_a_backup_was_last_proven(
+    ratio: str, make_database: MakeDatabase, tmp_path: Path, receiver: Receiver
+) -> None:
+    database = make_database()
+    env = environment(
+        database.bin_dir,
+        **local(database, tmp_path),
+        WEBHOOK_URL=receiver.url("/hook"),
+        VERIFY_WEBHOOK_URL=receiver.url("/drills"),
+        WEBHOOK_ON_SUCCESS="true",
+        ANOMALY_RATIO=ratio,
+    )
+    assert run_pgstash(["once"], env).returncode == 0
+    [backup] = stored(tmp_path)
+    beside = backup.archive.with_name(
+        f"{backup.archive.name.partition('.')[0]}.{backup.manifest['id']}"
+        ".proof_20260131_040000.json.gz"
+    )
+    beside.write_bytes(b"")
+    assert run_pgstash(["once"], env).returncode == 0
+    assert receiver.targets == ["/hook", "/hook"]
+    told = [post.json["extra"]["last_proof"] for post in receiver.received]
+    assert told == [None, "2026-01-31T04:00:00Z"]
+
+
+@pytest.mark.parametrize(
+    ("urls", "targets"),
+    [
+        (["WEBHOOK_URL"], ["/WEBHOOK_URL", "/WEBHOOK_URL"]),
+        (["VERIFY_WEBHOOK_URL"], ["/VERIFY_WEBHOOK_URL"]),
+        (["WEBHOOK_URL", "VERIFY_WEBHOOK_URL"], ["/VERIFY_WEBHOOK_URL", "/WEBHOOK_URL"]),
+    ],
+)
+def test_drills_are_told_to_a_webhook_of_their_own_if_there_is_one(
+    urls: list[str], targets: list[str], tmp_path: Path, receiver: Receiver
+) -> None:
+    there = {"DATABASE_URL": "postgresql://u@127.0.0.1:1/x", "STORAGE_URL": tmp_path.as_uri()}
+    chosen = {name: receiver.url(f"/{name}") for name in urls}
+    values = settings.load(there | chosen, Path("/nonexistent"))
+    with app.listening(values) as emit:
+        emit(events.BackupFailed("backup_1", 1.0, "no", ""))
+        emit(events.DrillStarted("backup_2", "scratch"))
+        emit(events.DrillFailed("backup_2", 1.0, "no", "", "h", "d", "RestoreError", 40))
+    assert sorted(receiver.targets) == targets
+    told = {post.target: post.json["extra"]["operation"] for post in receiver.received}
+    assert told[targets[0]] == "drill"
 
 
 def test_a_webhook_that_fails_is_a_warning(

@@ -51,6 +51,17 @@ def store(storage: Storage, *bases: str, encrypted: bool = False, backup_id: str
         storage.put(archive(base) + ending, b"data", {"id": backup_id})
 
 
+def beside(base: str, kind: str, backup_id: str = ID) -> str:
+    return f"db/{base}.{backup_id}.{kind}.gz"
+
+
+def prove(storage: Storage, base: str, when: str = "20260101_000000", backup_id: str = ID) -> str:
+    """Store the proof of a drill that passed, and return its key."""
+    key = beside(base, f"proof_{when}.json", backup_id)
+    storage.put(key, b"{}", {"id": backup_id})
+    return key
+
+
 def keys(storage: Storage) -> list[str]:
     return [found.key for found in storage.list("")]
 
@@ -90,6 +101,45 @@ def test_the_newest_stays_however_old(storage: Storage) -> None:
     run(storage, days=1)
     run(storage, days=1)
     assert keys(storage) == [manifest(NEW), archive(NEW)]
+
+
+def test_the_newest_proven_one_stays_with_all_of_its_own_until_a_newer_one_is_proven(
+    storage: Storage,
+) -> None:
+    store(storage, OLD, NEW, LATEST)
+    proofs = [prove(storage, NEW), prove(storage, NEW, "20260102_000000")]
+    roles = beside(NEW, "globals.sql")
+    storage.put(roles, b"roles", {"id": ID})
+    prove(storage, OLD, "20260103_000000")
+    storage.put(beside(OLD, "globals.sql"), b"roles", {"id": ID})
+    heard: list[events.Event] = []
+    run(storage, heard=heard)
+    run(storage, now=LATER)
+    left = [manifest(NEW), archive(NEW), roles, *proofs, manifest(LATEST), archive(LATEST)]
+    assert sorted(keys(storage)) == sorted(left)
+    assert events.BackupKept(f"{NEW}.sql.gz", (retention.PROVEN,)) in heard
+
+    newer = prove(storage, LATEST)
+    run(storage)
+    assert sorted(keys(storage)) == sorted([manifest(LATEST), archive(LATEST), newer])
+
+
+def test_a_proof_beside_a_stray_manifest_still_counts(storage: Storage) -> None:
+    """Two ids under one name: the archive knows which is its own."""
+    store(storage, OLD, NEW)
+    proof = prove(storage, OLD)
+    storage.put(manifest(OLD, OTHER_ID), b"{}", {"id": OTHER_ID})
+    run(storage)
+    assert {archive(OLD), manifest(OLD), proof} <= set(keys(storage))
+
+
+def test_the_proof_of_another_does_not_count(storage: Storage) -> None:
+    store(storage, OLD, NEW, LATEST)
+    mine = prove(storage, OLD)
+    prove(storage, NEW, backup_id=OTHER_ID)
+    run(storage, now=LATER)
+    expected = [archive(OLD), manifest(OLD), mine, archive(LATEST), manifest(LATEST)]
+    assert sorted(keys(storage)) == sorted(expected)
 
 
 def test_encrypted_ones_go_with_theirs(storage: Storage) -> None:
@@ -353,6 +403,18 @@ def test_archives_go_before_their_companions() -> None:
     assert storage.deleted == [archive(OLD), manifest(OLD)]
 
 
+def test_proofs_and_roles_go_after_the_archive() -> None:
+    storage = Faulty()
+    store(storage, OLD, NEW)
+    roles = beside(OLD, "globals.sql")
+    storage.put(roles, b"roles", {"id": ID})
+    proof = prove(storage, OLD)
+    prove(storage, NEW)
+    run(storage)
+    assert storage.deleted[0] == archive(OLD)
+    assert sorted(storage.deleted[1:]) == sorted([manifest(OLD), roles, proof])
+
+
 def test_what_cannot_be_deleted_keeps_its_companions_and_stops_no_other() -> None:
     bases = [f"backup_2020010{day}_000000" for day in range(1, 6)]
     storage = Faulty(refused=[archive(bases[1]), manifest(bases[2])])
@@ -430,6 +492,23 @@ def test_a_newest_backup_that_is_only_listed_costs_no_other() -> None:
     with pytest.raises(ObjectNotFoundError, match="backup_20200103_000000") as caught:
         run(storage)
     assert caught.value.hint
+    assert keys(storage) == before
+
+
+@pytest.mark.parametrize(
+    "ghost",
+    [archive(NEW), beside(NEW, "proof_20260101_000000.json")],
+    ids=["archive", "proof"],
+)
+def test_a_newest_proof_that_is_only_listed_costs_no_older_one(ghost: str) -> None:
+    storage = Faulty(ghosts=[ghost])
+    store(storage, OLD, NEW, LATEST)
+    prove(storage, OLD)
+    prove(storage, NEW)
+    storage.delete([ghost])
+    before = keys(storage)
+    with pytest.raises(ObjectNotFoundError, match="newest proven backup and is not there"):
+        run(storage)
     assert keys(storage) == before
 
 

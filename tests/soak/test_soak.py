@@ -309,6 +309,10 @@ class Seen:
         assert started
         return started
 
+    @property
+    def proven(self) -> datetime | None:
+        return None  # nothing is drilled here
+
 
 def visible(bucket: Bucket) -> set[Seen]:
     listed = bucket.client.list_objects_v2(Bucket=bucket.name, Prefix=f"{PREFIX}/backup_")

@@ -9,6 +9,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -26,6 +27,13 @@ NAME = "backup_20260131_020000.sql.gz"
 SUCCEEDED = events.BackupSucceeded(NAME, 1.0, "s3://b/k", 524, 102, 3, 12)
 FAILED = events.BackupFailed(
     NAME, 1.0, f"the database said: {SECRET}", "hint", error="DumpError", exit_code=13
+)
+DRILLED = STARTED + timedelta(minutes=5)
+PASSED = events.DrillSucceeded(
+    NAME, 9.0, 7.0, "s3://b/proof", DRILLED, checks=5, tables=3, rows=12, host="h", database="d"
+)
+NOT_PROVEN = events.DrillFailed(
+    NAME, 9.0, f"a check said: {SECRET}", "hint", "h", "d", error="CheckError", exit_code=60
 )
 Answer = tuple[int, dict[str, str], Any]
 
@@ -92,6 +100,8 @@ def test_it_is_ready_while_the_last_backup_is_fresh(port: int, known: Health, cl
             "raw_bytes": 524,
         },
         "last_failure": None,
+        "last_proof": None,
+        "last_failed_drill": None,
     }
 
     known(FAILED)
@@ -105,6 +115,58 @@ def test_it_is_ready_while_the_last_backup_is_fresh(port: int, known: Health, cl
 
     clock.time = STARTED + timedelta(minutes=90)
     assert (ask(port, "/readyz")[0], ask(port, "/readyz")[2]["status"]) == (503, "stale")
+
+
+def test_a_drill_that_failed_makes_it_unready_until_one_passes(
+    port: int, known: Health, clock: Clock
+) -> None:
+    known(SUCCEEDED)
+    known(PASSED)
+    clock.time += timedelta(minutes=10)
+    status, _, facts = ask(port, "/readyz")
+    assert (status, facts["status"], facts["last_failed_drill"]) == (200, "ready", None)
+    proof = {"name": NAME, "at": "2026-01-31T02:05:00Z", "age_seconds": 300}
+    assert facts["last_proof"] == proof
+
+    known(NOT_PROVEN)
+    known(SUCCEEDED)  # a backup that is made says nothing of whether it restores
+    status, _, facts = ask(port, "/readyz")
+    assert (status, facts["status"]) == (503, "drill failed")
+    failed = {
+        "name": NAME,
+        "error": "CheckError",
+        "at": "2026-01-31T02:10:00Z",
+        "message": "a check said: ***",
+    }
+    assert facts["last_failed_drill"] == failed
+    assert (facts["last_proof"], facts["last_failure"]) == (proof, None)
+    assert ask(port, "/healthz")[0] == 200
+
+    known(replace(PASSED, at=clock.time))
+    status, _, facts = ask(port, "/readyz")
+    assert (status, facts["status"]) == (200, "ready")
+    assert facts["last_proof"]["age_seconds"] == 0
+    assert facts["last_failed_drill"] == failed
+
+
+def test_the_restore_within_a_drill_is_neither_a_backup_nor_a_drill(known: Health) -> None:
+    known(SUCCEEDED)
+    known(events.DrillStarted(NAME, "scratch"))
+    known(events.RestoreStarted(NAME, "h", "d", dry_run=False))
+    known(events.RestoreFailed(NAME, 1.0, "no", "", "nothing is there", "RestoreError", 40))
+    ready, facts = known.facts()
+    assert (ready, facts["last_failure"], facts["last_failed_drill"]) == (True, None, None)
+
+
+def test_a_proof_of_before_neither_hides_a_later_one_nor_mends_a_failure(known: Health) -> None:
+    known(SUCCEEDED)
+    known.found_proof("old", DRILLED - timedelta(days=1))
+    known(PASSED)
+    known(NOT_PROVEN)
+    known.found_proof("old", DRILLED - timedelta(days=1))
+    ready, facts = known.facts()
+    assert (ready, facts["status"]) == (False, "drill failed")
+    assert facts["last_proof"]["name"] == NAME  # type: ignore[index]
 
 
 def test_what_was_in_the_store_before_does_not_hide_what_is_newer(known: Health) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from pgstash import events
+from pgstash import events, retention
 from pgstash.monitoring import log
 from pgstash.monitoring.log import LOGGER, seconds, size
 from pgstash.monitoring.scrub import Scrubber
@@ -164,6 +164,14 @@ def test_after_a_backup_the_log_says_what_was_removed_and_why(capsys: Captured) 
         ("INFO", "Pruned s3://b/p: 1 backups kept, 1 removed, 1 leftovers swept"),
     ]
     assert err == ""
+
+
+def test_it_says_what_stays_only_because_it_is_proven(capsys: Captured) -> None:
+    start()
+    log.listen(events.BackupKept(NAME, (retention.PROVEN,)))
+    log.listen(events.BackupKept(NAME, ("within 7 days", retention.PROVEN)))
+    out, _ = capsys.readouterr()
+    assert parsed(out) == [("INFO", f"keep    {NAME}  the newest that is proven to restore")]
 
 
 def test_who_asks_for_pruning_is_told_of_every_backup(capsys: Captured) -> None:

@@ -22,14 +22,16 @@ OLD_TOO = "older than 7 days, and kept by no other rule"
 class Backup:
     started: datetime
     size: int = 100
+    proven: datetime | None = None
 
     @property
     def name(self) -> str:
         return f"{self.started:%Y-%m-%d %H:%M:%S}"
 
 
-def at(text: str, size: int = 100) -> Backup:
-    return Backup(datetime.fromisoformat(text).replace(tzinfo=UTC), size)
+def at(text: str, size: int = 100, proven: str | None = None) -> Backup:
+    drilled = datetime.fromisoformat(proven).replace(tzinfo=UTC) if proven else None
+    return Backup(datetime.fromisoformat(text).replace(tzinfo=UTC), size, drilled)
 
 
 def judged(
@@ -90,6 +92,50 @@ def test_one_from_the_future_is_kept_and_stands_for_nothing_else() -> None:
         ("2099-01-01 00:00", "keep", "dated in the future"),
     ]
     assert kept([at("2099-01-01")], Policy(days=1)) == ["2099-01-01 00:00"]
+
+
+def test_the_newest_proven_one_is_kept_until_a_newer_one_is_proven() -> None:
+    # Of the two the older one was proven last: what counts is the age of the data.
+    backups = [
+        at("2001-01-01", proven="2001-01-09"),
+        at("2001-01-02", proven="2001-01-03"),
+        at("2001-01-03"),
+        at("2001-01-04"),
+    ]
+    assert judged(backups, Policy(days=7)) == [
+        ("2001-01-01 00:00", "remove", OLD),
+        ("2001-01-02 00:00", "keep", "the newest that is proven to restore"),
+        ("2001-01-03 00:00", "remove", OLD),
+        ("2001-01-04 00:00", "keep", "the newest"),
+    ]
+    backups[3] = at("2001-01-04", proven="2001-01-05")
+    assert judged(backups, Policy(days=7))[1:] == [
+        ("2001-01-02 00:00", "remove", OLD),
+        ("2001-01-03 00:00", "remove", OLD),
+        ("2001-01-04 00:00", "keep", "the newest; the newest that is proven to restore"),
+    ]
+
+
+@pytest.mark.parametrize(
+    "no_proof",
+    [
+        at("2001-01-02", size=0, proven="2001-01-03"),
+        at("2099-01-01", proven="2099-01-02"),
+    ],
+    ids=["empty", "future"],
+)
+def test_what_is_empty_or_from_the_future_is_no_proven_backup(no_proof: Backup) -> None:
+    backups = [at("2001-01-01", proven="2001-01-03"), no_proof, at("2026-01-30")]
+    assert judged(backups, Policy(days=7))[0] == (
+        "2001-01-01 00:00",
+        "keep",
+        "the newest that is proven to restore",
+    )
+
+
+def test_the_clock_of_a_drill_does_not_matter() -> None:
+    backups = [at("2001-01-01", proven="2099-01-01"), at("2001-01-02")]
+    assert kept(backups, Policy(days=7)) == ["2001-01-01 00:00", "2001-01-02 00:00"]
 
 
 def test_the_last() -> None:
@@ -165,9 +211,14 @@ POLICY = st.builds(
     monthly=COUNT,
     yearly=COUNT,
 )
-# Ten years up to now and a bit beyond, often close together.
+# Ten years up to now and a bit beyond, often close together; some are empty, some proven.
 BACKUPS = st.lists(
-    st.integers(-3650 * 24, 48).map(lambda hours: Backup(NOW + timedelta(hours=hours))),
+    st.builds(
+        Backup,
+        started=st.integers(-3650 * 24, 48).map(lambda hours: NOW + timedelta(hours=hours)),
+        size=st.sampled_from([100, 100, 100, 0]),
+        proven=st.sampled_from([None, None, NOW]),
+    ),
     unique_by=lambda backup: backup.started,
     max_size=60,
 )
@@ -183,7 +234,11 @@ def test_every_backup_is_judged_once_with_a_reason(backups: list[Backup], policy
 @given(BACKUPS, POLICY)
 def test_each_rule_by_its_definition(backups: list[Backup], policy: Policy) -> None:
     past = sorted((each.started for each in backups if each.started <= NOW), reverse=True)
+    filled = {each.started for each in backups if each.size}
+    proven = {each.started for each in backups if each.size and each.proven}
     expected = {each.started for each in backups if each.started > NOW} | set(past[:1])
+    expected |= set([each for each in past if each in filled][:1])
+    expected |= set([each for each in past if each in proven][:1])
     expected |= {each for each in past if each >= NOW - timedelta(days=policy.days)}
     expected |= set(past[: policy.last or 0])
     periods: list[tuple[int | None, Any]] = [
@@ -197,6 +252,17 @@ def test_each_rule_by_its_definition(backups: list[Backup], policy: Policy) -> N
         expected |= {max(each for each in past if period(each) == one) for one in latest}
     decisions = decide(backups, policy, NOW)
     assert {each.backup.started for each in decisions if each.keep} == expected
+
+
+@given(BACKUPS, POLICY)
+def test_whatever_the_policy_something_proven_is_left(
+    backups: list[Backup], policy: Policy
+) -> None:
+    def proven(some: Iterable[Backup]) -> list[datetime]:
+        return [each.started for each in some if each.proven and each.size and each.started <= NOW]
+
+    left = proven(each.backup for each in decide(backups, policy, NOW) if each.keep)
+    assert max(left, default=None) == max(proven(backups), default=None)
 
 
 @given(BACKUPS.filter(bool), POLICY)

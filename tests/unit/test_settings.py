@@ -114,6 +114,7 @@ def test_defaults() -> None:
         "healthcheck_ping_url": None,
         "health_port": None,
         "restore_url": None,
+        "verify_webhook_url": None,
         "log_format": "text",
         "debug": False,
     }
@@ -208,6 +209,7 @@ BOUNDS: list[tuple[str, list[str], list[str]]] = [
             "http://h/a b",
         ],
     ),
+    ("VERIFY_WEBHOOK_URL", ["https://hooks.example.com/T0"], ["hooks.example.com", "https://"]),
     (
         "HEALTHCHECK_PING_URL",
         ["https://hc-ping.com/7a1c", "http://hc.example:8000/ping/key/slug?create=1"],
@@ -553,11 +555,18 @@ class TestSecrets:
         """Libraries quote the path without the host, or another form of the whole."""
         hook = "https://u:Planted%2F1@hooks.example.com/services/T000/planted-webhook-token?k=v"
         ping = "https://hc-ping.com/7a1c0000-planted-uuid"
-        urls = {"WEBHOOK_URL": hook, "HEALTHCHECK_PING_URL": ping}
+        drills = "https://drills.example.com/services/T000/planted-token-of-drills"
+        urls = {
+            "WEBHOOK_URL": hook,
+            "VERIFY_WEBHOOK_URL": drills,
+            "HEALTHCHECK_PING_URL": ping,
+        }
         scrub = Scrubber(load(VALID | urls).secrets()).scrub
         for said in (
             hook,
             f"{ping}/start",
+            drills,
+            "Max retries exceeded with url: /services/T000/planted-token-of-drills",
             "Max retries exceeded with url: /services/T000/planted-webhook-token?k=v",
             "https://hooks.example.com:443/services/T000/planted-webhook-token",
             "/7a1c0000-planted-uuid/fail",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
@@ -13,6 +15,8 @@ from pgstash.monitoring.scrub import Scrubber
 from pgstash.monitoring.webhook import (
     LONGEST_TEXT,
     MOST_WARNINGS,
+    OPERATIONS,
+    Operation,
     Payload,
     Ping,
     Report,
@@ -25,8 +29,18 @@ NAME = "backup_20260131_020000.sql.gz"
 SECRET = "PlantedSecret-0123456789"
 LOCATION = f"s3://my-backups/postgres-backups/{NAME}"
 ATTEMPTED = events.BackupAttempted("db.example.com", "shop")
+PROVEN = datetime(2026, 1, 30, 4, 0, tzinfo=UTC)
 SUCCEEDED = events.BackupSucceeded(
-    NAME, 22.04567, LOCATION, 524_000_000, 102_000_000, 14, 1_482_113, "db.example.com", "shop"
+    NAME,
+    22.04567,
+    LOCATION,
+    524_000_000,
+    102_000_000,
+    14,
+    1_482_113,
+    "db.example.com",
+    "shop",
+    PROVEN,
 )
 FAILED = events.BackupFailed(
     NAME,
@@ -37,6 +51,29 @@ FAILED = events.BackupFailed(
     "shop",
     "DumpError",
     13,
+)
+DRILLING = events.DrillStarted(NAME, "a scratch server")
+PASSED = events.DrillSucceeded(
+    name=NAME,
+    seconds=41.23456,
+    restore_seconds=30.98765,
+    location="s3://my-backups/proof",
+    at=NOW,
+    checks=5,
+    tables=14,
+    rows=1_482_113,
+    host="db.example.com",
+    database="shop",
+)
+NOT_PROVEN = events.DrillFailed(
+    name=NAME,
+    seconds=7.04,
+    message=f"public.users has no rows, said {SECRET}",
+    hint=f"Look at {SECRET}.",
+    host="db.example.com",
+    database="shop",
+    error="CheckFailedError",
+    exit_code=60,
 )
 
 
@@ -59,7 +96,12 @@ class Collected(Courier):
         return [request.body() for request in self.requests if request.body]
 
 
-def posted(*heard: events.Event, on_success: bool = True, on_failure: bool = True) -> Collected:
+def posted(
+    *heard: events.Event,
+    on_success: bool = True,
+    on_failure: bool = True,
+    operations: Collection[Operation] = OPERATIONS,
+) -> Collected:
     courier = Collected()
     webhook = Webhook(
         "https://hooks.example.com/x",
@@ -67,6 +109,7 @@ def posted(*heard: events.Event, on_success: bool = True, on_failure: bool = Tru
         Scrubber([SECRET]),
         on_success=on_success,
         on_failure=on_failure,
+        operations=operations,
         now=lambda: NOW,
     )
     for event in heard:
@@ -98,6 +141,7 @@ def test_a_success() -> None:
         "service": "postgres-backup",
         "database": {"host": "db.example.com", "name": "shop"},
         "extra": {
+            "operation": "backup",
             "backup": NAME,
             "seconds": 22.046,
             "dump_seconds": 21.0,
@@ -107,6 +151,7 @@ def test_a_success() -> None:
             "stored_bytes": 102_000_000,
             "tables": 14,
             "rows": 1_482_113,
+            "last_proof": "2026-01-30T04:00:00Z",
             "exit_code": 0,
             "warnings": ["pg_dump: warning: there are circular foreign keys"],
         },
@@ -122,6 +167,7 @@ def test_a_failure_without_its_secrets() -> None:
         "service": "postgres-backup",
         "database": {"host": "db.example.com", "name": "shop"},
         "extra": {
+            "operation": "backup",
             "backup": NAME,
             "seconds": 3.21,
             "error": "DumpError",
@@ -130,6 +176,78 @@ def test_a_failure_without_its_secrets() -> None:
             "warnings": [],
         },
     }
+
+
+def test_a_success_while_nothing_is_proven_yet() -> None:
+    [payload] = report(ATTEMPTED, replace(SUCCEEDED, last_proof=None))
+    assert isinstance(payload["extra"], dict)
+    assert payload["extra"]["last_proof"] is None
+
+
+def test_a_drill_that_passed() -> None:
+    [body] = posted(DRILLING, PASSED).bodies
+    assert json.loads(body) == {
+        "timestamp": "2026-01-31T02:00:22Z",
+        "status": "success",
+        "message": (
+            "Drill passed in 41s: backup_20260131_020000.sql.gz is proven to restore, in 31s "
+            "(5 checks, 14 tables, 1482113 rows)"
+        ),
+        "service": "postgres-backup",
+        "database": {"host": "db.example.com", "name": "shop"},
+        "extra": {
+            "operation": "drill",
+            "backup": NAME,
+            "seconds": 41.235,
+            "restore_seconds": 30.988,
+            "location": "s3://my-backups/proof",
+            "checks": 5,
+            "tables": 14,
+            "rows": 1_482_113,
+            "exit_code": 0,
+            "warnings": [],
+        },
+    }
+
+
+def test_a_drill_that_failed_after_a_backup_and_a_restore_of_its_own() -> None:
+    """The restore within it is no run of its own, and the warnings are those of the drill."""
+    heard = [
+        ATTEMPTED,
+        events.Warned("of the backup"),
+        events.DumpFinished(NAME, 21.0, 1),
+        SUCCEEDED,
+        events.Warned("of pruning"),
+        DRILLING,
+        events.RestoreStarted(NAME, "scratch", "drill", dry_run=False),
+        events.Warned("of the drill"),
+        events.RestoreFailed(NAME, 5.0, "no", "", "nothing is there", "RestoreError", 40),
+        NOT_PROVEN,
+    ]
+    _, body = posted(*heard).bodies
+    assert json.loads(body) == {
+        "timestamp": "2026-01-31T02:00:22Z",
+        "status": "failure",
+        "message": f"Drill failed after 7.0s: {NAME}: public.users has no rows, said ***",
+        "service": "postgres-backup",
+        "database": {"host": "db.example.com", "name": "shop"},
+        "extra": {
+            "operation": "drill",
+            "backup": NAME,
+            "seconds": 7.04,
+            "error": "CheckFailedError",
+            "exit_code": 60,
+            "hint": "Look at ***.",
+            "warnings": ["of the drill"],
+        },
+    }
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_a_webhook_of_one_kind_of_run_hears_nothing_of_the_other(operation: Operation) -> None:
+    courier = posted(ATTEMPTED, SUCCEEDED, DRILLING, NOT_PROVEN, operations=[operation])
+    [extra] = [json.loads(body)["extra"] for body in courier.bodies]
+    assert extra["operation"] == operation
 
 
 def test_warnings_are_those_of_the_run() -> None:
@@ -167,9 +285,10 @@ def test_names_that_are_not_text_can_be_posted() -> None:
 @pytest.mark.parametrize("on_success", [True, False])
 @pytest.mark.parametrize("on_failure", [True, False])
 def test_the_switches(on_success: bool, on_failure: bool) -> None:  # noqa: FBT001 - parameters
-    courier = posted(SUCCEEDED, FAILED, on_success=on_success, on_failure=on_failure)
+    ends = (SUCCEEDED, PASSED, FAILED, NOT_PROVEN)
+    courier = posted(*ends, on_success=on_success, on_failure=on_failure)
     found = [json.loads(body)["status"] for body in courier.bodies]
-    assert found == ["success"] * on_success + ["failure"] * on_failure
+    assert found == ["success"] * 2 * on_success + ["failure"] * 2 * on_failure
 
 
 def test_only_the_end_of_a_run_is_reported() -> None:
@@ -198,7 +317,8 @@ def test_urls_of_pings(url: str, signal: str, expected: str) -> None:
 def test_pings() -> None:
     courier = Collected()
     ping = Ping("https://hc.example/uuid", courier, Scrubber([SECRET]))
-    for event in (ATTEMPTED, events.BackupStarted(NAME), SUCCEEDED, ATTEMPTED, FAILED):
+    drills = (DRILLING, PASSED, DRILLING, NOT_PROVEN)  # of which it hears nothing
+    for event in (ATTEMPTED, events.BackupStarted(NAME), SUCCEEDED, *drills, ATTEMPTED, FAILED):
         ping(event)
     assert [(request.method, request.url) for request in courier.requests] == [
         ("GET", "https://hc.example/uuid/start"),

@@ -45,7 +45,10 @@ def list_backups(
     ] = False,
     as_json: _Json = False,
 ) -> None:
-    """List the backups, the newest first. Needs no encryption key."""
+    """List the backups, the newest first. Needs no encryption key.
+
+    PROVEN is when a drill last restored the backup and found everything in it.
+    """
 
     def work(values: Settings, _emit: Emit, _interruption: Interruption) -> None:
         found = recovery.list_backups(values, newest=None if everything else _SHOWN)
@@ -214,7 +217,7 @@ def _facts(listed: recovery.Listed) -> dict[str, Any]:
         "time": listed.backup.started.strftime(_TIME),
         "size": listed.backup.size,
         "encrypted": listed.backup.encrypted,
-        "proven": None,
+        "proven": listed.backup.proven.strftime(_TIME) if listed.backup.proven else None,
     }
     facts |= {key: known.get(key) for key in ("database", "host", "server", "client", "tool", "id")}
     for key in ("raw-bytes", "tables", "rows"):
@@ -233,7 +236,7 @@ def _row(listed: recovery.Listed, now: datetime) -> list[str]:
         listed.metadata.get("database", _ABSENT),
         listed.metadata.get("server", _ABSENT),
         "yes" if backup.encrypted else "no",
-        _ABSENT,
+        backup.proven.strftime(_TIME) if backup.proven else _ABSENT,
     ]
 
 

@@ -1,4 +1,7 @@
-"""Serves what is known of the service to probes: `/healthz` (alive) and `/readyz` (fresh)."""
+"""Serves what is known of the service to probes: `/healthz` (alive) and `/readyz` (all is well).
+
+All is well while the newest backup is fresh and no drill has failed since the last that passed.
+"""
 
 from __future__ import annotations
 
@@ -35,9 +38,16 @@ class _Success:
 
 @dataclass(frozen=True, slots=True)
 class _Failure:
+    name: str
     error: str
     at: datetime
     message: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Proof:
+    name: str
+    at: datetime
 
 
 class Health:
@@ -57,6 +67,9 @@ class Health:
         self._lock = threading.Lock()
         self._success: _Success | None = None
         self._failure: _Failure | None = None
+        self._proof: _Proof | None = None
+        self._failed_drill: _Failure | None = None
+        self._drill_failed = False
         self._next_run: datetime | None = None
 
     def found(self, name: str, started: datetime, stored_bytes: int) -> None:
@@ -64,6 +77,12 @@ class Health:
         with self._lock:
             if self._success is None or self._success.started < started:
                 self._success = _Success(name, started, stored_bytes, None)
+
+    def found_proof(self, name: str, at: datetime) -> None:
+        """Take note of a drill that passed before; a later one stays, and so does a failure."""
+        with self._lock:
+            if self._proof is None or self._proof.at < at:
+                self._proof = _Proof(name, at)
 
     def __call__(self, event: events.Event) -> None:
         """Hear of an event; never waits."""
@@ -76,23 +95,41 @@ class Health:
                         event.name, started, event.stored_bytes, event.raw_bytes
                     )
             case events.BackupFailed():
-                message = self._scrubber.scrub(event.message)
+                failure = self._failed(event)
                 with self._lock:
-                    self._failure = _Failure(event.error, self._now(), message[:_LONGEST_MESSAGE])
+                    self._failure = failure
+            case events.DrillSucceeded():
+                with self._lock:
+                    self._proof, self._drill_failed = _Proof(event.name, event.at), False
+            case events.DrillFailed():
+                failure = self._failed(event)
+                with self._lock:
+                    self._failed_drill, self._drill_failed = failure, True
             case events.NextRunPlanned():
                 with self._lock:
                     self._next_run = event.at
             case _:
                 pass
 
+    def _failed(self, event: events.BackupFailed | events.DrillFailed) -> _Failure:
+        message = self._scrubber.scrub(event.message)
+        return _Failure(event.name, event.error, self._now(), message[:_LONGEST_MESSAGE])
+
     def facts(self) -> tuple[bool, dict[str, object]]:
-        """Return whether the last backup is fresh, and all that is known."""
+        """Return whether all is well, and all that is known."""
         now = self._now()
         with self._lock:
             success, failure, next_run = self._success, self._failure, self._next_run
-        fresh = success is not None and now < self._stale_at(success.started)
-        return fresh, {
-            "status": "ready" if fresh else "stale" if success else "no backup yet",
+            proof, failed_drill, drill_failed = self._proof, self._failed_drill, self._drill_failed
+        # A fresh backup is worth little where backups do not restore: that is said first.
+        if drill_failed:
+            status = "drill failed"
+        elif success is None:
+            status = "no backup yet"
+        else:
+            status = "ready" if now < self._stale_at(success.started) else "stale"
+        return status == "ready", {
+            "status": status,
             "version": __version__,
             "running_since": _iso(self._running_since),
             "next_run": _iso(next_run) if next_run else None,
@@ -111,6 +148,21 @@ class Health:
                 "message": failure.message,
             }
             if failure
+            else None,
+            "last_proof": {
+                "name": proof.name,
+                "at": _iso(proof.at),
+                "age_seconds": round((now - proof.at).total_seconds()),
+            }
+            if proof
+            else None,
+            "last_failed_drill": {
+                "name": failed_drill.name,
+                "error": failed_drill.error,
+                "at": _iso(failed_drill.at),
+                "message": failed_drill.message,
+            }
+            if failed_drill
             else None,
         }
 
@@ -200,8 +252,8 @@ class _Handler(BaseHTTPRequestHandler):
         if path == "/healthz":
             self._answer(HTTPStatus.OK, {"status": "alive"})
         elif path == "/readyz":
-            fresh, facts = self.server.health.facts()
-            self._answer(HTTPStatus.OK if fresh else HTTPStatus.SERVICE_UNAVAILABLE, facts)
+            well, facts = self.server.health.facts()
+            self._answer(HTTPStatus.OK if well else HTTPStatus.SERVICE_UNAVAILABLE, facts)
         else:
             self._answer(HTTPStatus.NOT_FOUND, {"error": "try /healthz or /readyz"})
 

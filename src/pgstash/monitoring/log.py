@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from types import TracebackType
 from typing import Literal, TextIO
 
-from pgstash import events
+from pgstash import events, retention
 from pgstash.monitoring.scrub import Scrubber
 
 SUCCESS = 25
@@ -387,6 +387,15 @@ def _restore_failed(event: events.RestoreFailed) -> None:
     )
 
 
+def drill_success(event: events.DrillSucceeded) -> str:
+    """Say in a sentence that a backup is proven."""
+    return (
+        f"Drill passed in {seconds(event.seconds)}: {event.name} is proven to restore, "
+        f"in {seconds(event.restore_seconds)} "
+        f"({event.checks} checks, {event.tables} tables, {event.rows} rows)"
+    )
+
+
 def _drill_succeeded(event: events.DrillSucceeded) -> None:
     LOGGER.log(
         SUCCESS,
@@ -419,6 +428,9 @@ def _drill_failed(event: events.DrillFailed) -> None:
 
 
 def _backup_kept(event: events.BackupKept, level: int = logging.DEBUG) -> None:
+    if event.reasons == (retention.PROVEN,):
+        # The rules would have it go: whoever looks for what they set up is told why it stays.
+        level = logging.INFO
     LOGGER.log(level, "keep    %s  %s", event.name, "; ".join(event.reasons))
 
 

@@ -1,4 +1,4 @@
-"""Tells others how backups end: a webhook that gets JSON, a dead-man switch that gets pings.
+"""Tells others how backups and drills end: a webhook gets JSON, a dead-man switch gets pings.
 
 The payload is described in docs/reference/webhook.md, the pings at
 https://healthchecks.io/docs/http_api/.
@@ -7,8 +7,9 @@ https://healthchecks.io/docs/http_api/.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from datetime import UTC, datetime
+from typing import Literal
 from urllib.parse import urlsplit, urlunsplit
 
 from pgstash import events
@@ -22,9 +23,18 @@ MOST_WARNINGS = 20
 
 Payload = dict[str, object]
 
+Operation = Literal["backup", "drill"]
+OPERATIONS: Collection[Operation] = ("backup", "drill")
+
+
+_End = events.BackupSucceeded | events.BackupFailed | events.DrillSucceeded | events.DrillFailed
+
 
 class Report:
-    """Gathers the events of one run, and makes of them what is said of it at its end."""
+    """Gathers the events of one run, and makes of them what is said of it at its end.
+
+    A run is a backup or a drill. A drill restores: how that ends is no end of a run.
+    """
 
     def __init__(self, now: Callable[[], datetime]) -> None:
         """Gather nothing yet; ``now`` gives the time of the report."""
@@ -34,8 +44,47 @@ class Report:
 
     def hear(self, event: events.Event) -> Payload | None:
         """Hear of an event; return the payload if the run ends with it."""
+        self._gather(event)
         match event:
-            case events.BackupAttempted():
+            case events.BackupSucceeded():
+                return self._payload(
+                    event,
+                    "success",
+                    log.success(event),
+                    {
+                        "location": event.location,
+                        "raw_bytes": event.raw_bytes,
+                        "stored_bytes": event.stored_bytes,
+                        "tables": event.tables,
+                        "rows": event.rows,
+                        "last_proof": _iso(event.last_proof) if event.last_proof else None,
+                        "exit_code": 0,
+                    },
+                )
+            case events.DrillSucceeded():
+                return self._payload(
+                    event,
+                    "success",
+                    log.drill_success(event),
+                    {
+                        "restore_seconds": round(event.restore_seconds, 3),
+                        "location": event.location,
+                        "checks": event.checks,
+                        "tables": event.tables,
+                        "rows": event.rows,
+                        "exit_code": 0,
+                    },
+                )
+            case events.BackupFailed():
+                return self._payload(event, "failure", log.failure(event), _reason(event))
+            case events.DrillFailed():
+                return self._payload(event, "failure", log.drill_failure(event), _reason(event))
+            case _:
+                return None
+
+    def _gather(self, event: events.Event) -> None:
+        match event:
+            case events.BackupAttempted() | events.DrillStarted():
                 self._warnings, self._seconds = [], {}
             case events.Warned():
                 self._warnings.append(event.message)
@@ -49,45 +98,24 @@ class Report:
                 self._seconds["dump_seconds"] = round(event.seconds, 3)
             case events.UploadFinished():
                 self._seconds["upload_seconds"] = round(event.seconds, 3)
-            case events.BackupSucceeded():
-                return self._payload(
-                    event,
-                    "success",
-                    log.success(event),
-                    {
-                        "location": event.location,
-                        "raw_bytes": event.raw_bytes,
-                        "stored_bytes": event.stored_bytes,
-                        "tables": event.tables,
-                        "rows": event.rows,
-                        "exit_code": 0,
-                    },
-                )
-            case events.BackupFailed():
-                more = {
-                    "error": event.error,
-                    "exit_code": event.exit_code,
-                    "hint": event.hint,
-                }
-                return self._payload(event, "failure", log.failure(event), more)
             case _:
                 pass
-        return None
 
     def _payload(
         self,
-        event: events.BackupSucceeded | events.BackupFailed,
+        event: _End,
         status: str,
         message: str,
         more: Payload,
     ) -> Payload:
         return {
-            "timestamp": self._now().astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+            "timestamp": _iso(self._now()),
             "status": status,
             "message": message,
             "service": SERVICE,
             "database": {"host": event.host, "name": event.database},
             "extra": {
+                "operation": _operation(event),
                 "backup": event.name,
                 "seconds": round(event.seconds, 3),
                 **self._seconds,
@@ -97,8 +125,17 @@ class Report:
         }
 
 
+def _operation(event: events.Event) -> Operation:
+    drill = isinstance(event, events.DrillSucceeded | events.DrillFailed)
+    return "drill" if drill else "backup"
+
+
+def _reason(event: events.BackupFailed | events.DrillFailed) -> Payload:
+    return {"error": event.error, "exit_code": event.exit_code, "hint": event.hint}
+
+
 class Webhook:
-    """A listener to events that posts the end of each backup."""
+    """A listener to events that posts the end of each backup and of each drill."""
 
     def __init__(  # noqa: PLR0913 - all of them settings of one thing
         self,
@@ -108,19 +145,25 @@ class Webhook:
         *,
         on_success: bool,
         on_failure: bool,
+        operations: Collection[Operation] = OPERATIONS,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
-        """Post to ``url`` by ``courier`` what the two switches ask for."""
+        """Post to ``url`` by ``courier`` the ends of ``operations`` that the switches ask for."""
         self._url = url
         self._courier = courier
         self._scrubber = scrubber
         self._wanted = {"success": on_success, "failure": on_failure}
+        self._operations = operations
         self._report = Report(now)
 
     def __call__(self, event: events.Event) -> None:
         """Hear of an event. Safe to call from any thread, and never waits."""
         payload = self._report.hear(event)
-        if payload and self._wanted[str(payload["status"])]:
+        if (
+            payload
+            and self._wanted[str(payload["status"])]
+            and _operation(event) in self._operations
+        ):
             self._courier.send(
                 Request(
                     "POST",
@@ -132,7 +175,11 @@ class Webhook:
 
 
 class Ping:
-    """A listener to events that tells a dead-man switch of starts and ends."""
+    """A listener to events that tells a dead-man switch of starts and ends of backups.
+
+    Of drills it hears nothing: one that fails must not look like a backup that does, nor one that
+    passes like a backup that was made.
+    """
 
     def __init__(self, url: str, courier: Courier, scrubber: Scrubber) -> None:
         """Ping ``url`` by ``courier``."""
@@ -166,7 +213,7 @@ def send_test(url: str, host: str, database: str, scrubber: Scrubber) -> str:
     """Post a test notification and wait for the answer; return what went wrong, or nothing."""
     problems: list[str] = []
     payload = {
-        "timestamp": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "timestamp": _iso(datetime.now(UTC)),
         "status": "success",
         "message": "This is a test of pgstash: no backup was made",
         "service": SERVICE,
@@ -186,6 +233,10 @@ def ping_url(url: str, signal: str = "") -> str:
     parts = urlsplit(url)
     path = parts.path.rstrip("/") + (f"/{signal}" if signal else "")
     return urlunsplit((parts.scheme, parts.netloc, path, parts.query, ""))
+
+
+def _iso(moment: datetime) -> str:
+    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def _scrubbed(value: object, scrubber: Scrubber) -> object:

@@ -402,6 +402,13 @@ class Settings(BaseModel):
         default=None,
         ge=1,
     )
+    verify_webhook_url: Annotated[SecretStr, AfterValidator(values.web_url)] | None = _setting(
+        "Drill",
+        "an http:// or https:// URL",
+        "Where results of drills are posted, instead of to `WEBHOOK_URL`; `WEBHOOK_ON_SUCCESS` and "
+        "`WEBHOOK_ON_FAILURE` count for both. The whole URL is treated as a secret.",
+        default=None,
+    )
     log_format: Literal["text", "json"] = _setting(
         "Log",
         "text or json",
@@ -511,7 +518,7 @@ class Settings(BaseModel):
         """Every configured secret, for the scrubber: also those that libpq's variables hold."""
         every = [getattr(self, name) for name in type(self).model_fields]
         found = [value.get_secret_value() for value in every if isinstance(value, SecretStr)]
-        for web in (self.webhook_url, self.healthcheck_ping_url):
+        for web in (self.webhook_url, self.verify_webhook_url, self.healthcheck_ping_url):
             if web is not None:
                 found += _parts_of_url(web.get_secret_value())
         for url in (self.source_url, self.target_url, self.scratch_url or ""):

@@ -1,0 +1,103 @@
+"""What a listing tells: which backups are proven, and how few requests that takes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from pgstash import catalog
+from pgstash import manifest as manifests
+from pgstash.storage.interface import StoredObject
+from pgstash.storage.memory import MemoryStorage
+
+FIRST = datetime(2020, 1, 1, tzinfo=UTC)
+ID = "0123456789abcdef"
+OTHER_ID = "fedcba9876543210"
+MANY = 10_000
+
+
+class Counted(MemoryStorage):
+    """A store that counts what it is asked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: Counter[str] = Counter()
+
+    def list(self, prefix: str, *, start_after: str = "") -> Iterator[StoredObject]:
+        self.asked["list"] += 1
+        return super().list(prefix, start_after=start_after)
+
+    def head(self, key: str) -> StoredObject:
+        self.asked["head"] += 1
+        return super().head(key)
+
+
+def store(storage: MemoryStorage, started: datetime, backup_id: str = ID) -> str:
+    """Store a backup with its manifest, as pgstash does, and return its base name."""
+    base = manifests.base_name(started)
+    beside = manifests.manifest_name(base, backup_id, encrypted=True)
+    facts = {"id": backup_id, "database": "shop", "server": "16.15"}
+    storage.put(f"p/{beside}", b"", facts)
+    storage.put(f"p/{manifests.archive_name(base, encrypted=True)}", b"data", {"id": backup_id})
+    return base
+
+
+def prove(storage: MemoryStorage, base: str, when: datetime, backup_id: str = ID) -> None:
+    proof = manifests.proof_name(base, backup_id, when, encrypted=True)
+    storage.put(f"p/{proof}", b"", {"id": backup_id})
+
+
+def hour(number: int) -> datetime:
+    return FIRST + timedelta(hours=number)
+
+
+@pytest.fixture
+def storage() -> Counted:
+    return Counted()
+
+
+def test_ten_thousand_of_them_take_one_listing_and_the_heads_of_what_is_shown(
+    storage: Counted,
+) -> None:
+    for number in range(MANY):
+        base = store(storage, hour(number))
+        prove(storage, base, hour(number + 1))
+    newest = catalog.read(storage, "p").backups[::-1][:20]
+    assert [each.proven for each in newest] == [hour(MANY - number) for number in range(20)]
+    assert storage.asked == {"list": 1}
+    assert {each["database"] for each in catalog.metadata(storage, newest)} == {"shop"}
+    assert storage.asked["head"] <= 2 * 20
+    assert storage.asked["list"] == 1
+
+
+def test_names_that_do_not_tell_whose_a_proof_is_prove_nothing(storage: Counted) -> None:
+    base = store(storage, hour(0))
+    prove(storage, base, hour(1))
+    prove(storage, base, hour(2), OTHER_ID)
+    [backup] = catalog.read(storage, "p").backups
+    assert backup.proven is None
+    assert storage.asked["head"] == 0
+    assert catalog.settled(storage, backup).proven == hour(1)
+
+
+def test_only_what_is_not_settled_is_asked_for(storage: Counted) -> None:
+    for number in range(3):
+        base = store(storage, hour(number))
+        prove(storage, base, hour(9))
+    store(storage, hour(3))
+    backups = catalog.read(storage, "p").backups
+    assert [catalog.settled(storage, each) for each in backups] == backups
+    assert storage.asked["head"] == 0
+
+
+def test_the_last_drill_that_passed_whichever_backup_it_was_of(storage: Counted) -> None:
+    assert catalog.last_proven(catalog.read(storage, "p"), hour(99)) is None
+    bases = [store(storage, hour(number)) for number in range(3)]
+    for base, when in ((bases[0], 20), (bases[1], 10), (bases[2], 1000)):
+        prove(storage, base, hour(when))
+    found = catalog.last_proven(catalog.read(storage, "p"), hour(99))
+    assert found
+    assert (found.name, found.proven) == (f"{bases[0]}.sql.gz.enc", hour(20))
