@@ -52,6 +52,13 @@ def test_the_first_on_the_path_wins_among_equals(tmp_path: Path) -> None:
     assert tools.find(MAJOR, search_path(*folders)).folder == folders[0]
 
 
+def test_the_latest_release_of_a_major_wins(tmp_path: Path) -> None:
+    releases = ("beta2", ".9", ".10", ".8")
+    folders = [install(tmp_path / f"r{rest}", version(MAJOR, rest)) for rest in releases]
+    newer = install(tmp_path / "newer", version(NEW, ".11"))
+    assert tools.find(MAJOR, search_path(newer, *folders)).version == f"{MAJOR}.10"
+
+
 def test_none_that_fits(tmp_path: Path) -> None:
     folder = install(tmp_path / "old", version(OLD))
     with pytest.raises(

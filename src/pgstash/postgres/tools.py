@@ -25,11 +25,15 @@ _SECONDS_FOR_VERSION = 10
 
 @dataclass(frozen=True, slots=True)
 class ClientTools:
-    """One installed set of client tools: the folder they lie in, and their version."""
+    """One installed set of client tools: the folder they lie in, and their version.
+
+    ``minor`` is the number behind the major; -1 of a beta or a release candidate.
+    """
 
     folder: Path
     major: int
     version: str
+    minor: int = -1
 
     @property
     def pg_dump(self) -> Path:
@@ -43,7 +47,7 @@ class ClientTools:
 
 
 def find(server_major: int, path: str, environment: Mapping[str, str] | None = None) -> ClientTools:
-    """Return the tools of the server's own major, else of the next newer one.
+    """Return the tools of the server's own major, the latest release, else of the next newer one.
 
     ``path`` is a search path as in ``PATH``; ``environment`` is what the tools may choose from
     when they are asked for their version, the path alone where it is not given. pg_dump
@@ -56,7 +60,7 @@ def find(server_major: int, path: str, environment: Mapping[str, str] | None = N
     installed = list(_installed(path, visible))
     fitting = [tools for tools in installed if tools.major >= server_major]
     if fitting:
-        return min(fitting, key=lambda tools: tools.major)
+        return min(fitting, key=_nearest)
     found = ", ".join(sorted({tools.version for tools in installed})) or "none"
     raise ClientToolsError(
         f"no pg_dump fits PostgreSQL {server_major} (installed: {found})",
@@ -82,13 +86,18 @@ def find_server(major: int, path: str, environment: Mapping[str, str] | None = N
         and all(shutil.which(name, path=str(tools.folder)) for name in ("postgres", "initdb"))
     ]
     if fitting:
-        return min(fitting, key=lambda tools: tools.major)
+        return min(fitting, key=_nearest)
     raise ScratchError(
         f"there is no server of PostgreSQL {major} or newer installed here to restore into",
         hint=f"Install its package (Debian and Ubuntu: postgresql-{major}, RHEL: "
         f"postgresql{major}-server, Alpine: postgresql{major}), or let VERIFY_DATABASE_URL name a "
         "server where databases may be made for a moment.",
     )
+
+
+def _nearest(tools: ClientTools) -> tuple[int, int]:
+    """Order by major, and the latest release of one major first: it has the mended bugs."""
+    return tools.major, -tools.minor
 
 
 def _installed(path: str, environment: Mapping[str, str]) -> Iterator[ClientTools]:
@@ -104,10 +113,12 @@ def _installed(path: str, environment: Mapping[str, str]) -> Iterator[ClientTool
         if pg_dump and Path(pg_dump).resolve().name != "pg_wrapper":
             version = _version_of([pg_dump, "--version"], environment)
             if version:
-                yield ClientTools(folder, version[0], version[1])
+                yield ClientTools(folder, *version)
 
 
-def _version_of(command: Sequence[str], environment: Mapping[str, str]) -> tuple[int, str] | None:
+def _version_of(
+    command: Sequence[str], environment: Mapping[str, str]
+) -> tuple[int, str, int] | None:
     try:
         answer = subprocess.run(  # noqa: S603 - a path found above, no shell
             command,
@@ -121,4 +132,7 @@ def _version_of(command: Sequence[str], environment: Mapping[str, str]) -> tuple
     except (OSError, subprocess.TimeoutExpired):
         return None  # not one that can be run, so not one that fits
     match = _VERSION.search(answer.stdout.decode(errors="replace"))
-    return (int(match[1]), match[1] + match[2]) if match else None
+    if not match:
+        return None
+    minor = match[2].removeprefix(".")
+    return int(match[1]), match[1] + match[2], int(minor) if minor.isdecimal() else -1
