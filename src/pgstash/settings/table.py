@@ -261,7 +261,8 @@ class Settings(BaseModel):
         "Retention",
         "a whole number of days, 1 or more",
         "Days to keep a backup, by the date in its name. Older ones are deleted after the next "
-        "backup that succeeds, or by `pgstash prune`; the newest one never is.",
+        "backup that succeeds, or by `pgstash prune`; the newest one never is, nor the newest that "
+        "is proven to restore.",
         default=7,
         ge=1,
     )
