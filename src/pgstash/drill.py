@@ -99,6 +99,8 @@ def run(
     try:
         found = find()
         name = found.name
+        where = "a throwaway server" if plan.scratch_url is None else "a database made for it"
+        world.emit(events.DrillStarted(name, where))
         archive = found.open()
         manifest = _manifest_of(archive)
         host, database = manifest.database.host, manifest.database.name
@@ -183,7 +185,7 @@ def _manifest_of(archive: Archive) -> Manifest:
 def _drill(plan: Plan, archive: Archive, manifest: Manifest, world: World, began: float) -> Proof:
     told = _Told(world.emit)
     with _scratch(plan, manifest, told, world) as place:
-        world.emit(events.DrillStarted(archive.name, place.where))
+        world.emit(events.Notice(f"Restoring {archive.name} into {place.where}"))
         unvalidated = _Unvalidated()
         restore_began = time.monotonic()
         restore.run(

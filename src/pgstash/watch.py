@@ -38,7 +38,7 @@ def check(settings: Settings, part: Part | None, emit: events.Emit) -> Iterator[
     from pgstash.check.configuration import look  # noqa: PLC0415
 
     if part == "webhook":
-        yield _webhook(settings)
+        yield from _webhooks_tried(settings)
         return
     server: Server | None = None
     if part is None:
@@ -53,7 +53,7 @@ def check(settings: Settings, part: Part | None, emit: events.Emit) -> Iterator[
         yield from _storage(settings, emit)
     if part is None:
         yield _part_size(settings, server)
-        yield _webhook_unsent(settings)
+        yield from _webhooks_unsent(settings)
 
 
 def _database(settings: Settings) -> Generator[Finding, None, Server | None]:
@@ -89,29 +89,40 @@ def _part_size(settings: Settings, server: Server | None) -> Finding:
     return storage.part_size(server.database.bytes, settings.part_size, settings.s3_max_parts)
 
 
-def _webhook_unsent(settings: Settings) -> Finding:
+def _webhooks(settings: Settings) -> list[tuple[str, str, str]]:
+    """Return what each webhook is called, its variable, and its URL."""
+    each = (
+        ("webhook", "WEBHOOK_URL", settings.webhook_url),
+        ("drill webhook", "VERIFY_WEBHOOK_URL", settings.verify_webhook_url),
+    )
+    return [(topic, name, url.get_secret_value()) for topic, name, url in each if url]
+
+
+def _webhooks_unsent(settings: Settings) -> Iterator[Finding]:
     from pgstash.check.finding import Finding  # noqa: PLC0415
 
-    if settings.webhook_url is None:
-        return Finding("webhook", "skipped", "WEBHOOK_URL is not set")
-    return Finding("webhook", "skipped", "not sent: run `pgstash check webhook`")
+    found = _webhooks(settings)
+    if not found:
+        yield Finding("webhook", "skipped", "WEBHOOK_URL is not set")
+    for topic, _, _ in found:
+        yield Finding(topic, "skipped", "not sent: run `pgstash check webhook`")
 
 
-def _webhook(settings: Settings) -> Finding:
+def _webhooks_tried(settings: Settings) -> Iterator[Finding]:
     from pgstash.check.finding import Finding  # noqa: PLC0415
     from pgstash.monitoring import webhook  # noqa: PLC0415
 
-    if settings.webhook_url is None:
-        return Finding("webhook", "skipped", "WEBHOOK_URL is not set")
+    found = _webhooks(settings)
+    if not found:
+        yield Finding("webhook", "skipped", "WEBHOOK_URL is not set")
     host, database = source.named(settings.source_url)
-    problem = webhook.send_test(
-        settings.webhook_url.get_secret_value(), host, database, Scrubber(settings.secrets())
-    )
-    if problem:
-        return Finding(
-            "webhook", "failure", problem, "Check WEBHOOK_URL, and what its receiver says of it."
-        )
-    return Finding("webhook", "ok", "the receiver took a test notification")
+    for topic, variable, url in found:
+        problem = webhook.send_test(url, host, database, Scrubber(settings.secrets()))
+        if problem:
+            remedy = f"Check {variable}, and what its receiver says of it."
+            yield Finding(topic, "failure", problem, remedy)
+        else:
+            yield Finding(topic, "ok", "the receiver took a test notification")
 
 
 def healthcheck(settings: Settings) -> str:

@@ -99,6 +99,10 @@ def test_defaults() -> None:
         "hook_verify": None,
         "hook_timeout": 600,
         "backup_interval": 3600,
+        "verify_database_url": None,
+        "verify_interval": None,
+        "verify_sql": None,
+        "min_table_count": None,
         "backup_schedule": None,
         "tz": "UTC",
         "backup_retention_days": 7,
@@ -135,6 +139,14 @@ BOUNDS: list[tuple[str, list[str], list[str]]] = [
         ["postgresql://user@host", "postgresql:///", "host=localhost dbname=a", "mysql://a/b"],
     ),
     ("BACKUP_INTERVAL", ["60", "31536000"], ["59", "0", "1h"]),
+    ("VERIFY_INTERVAL", ["60", "31536000", "after-backup"], ["59", "-60", "1h", "always"]),
+    (
+        "VERIFY_DATABASE_URL",
+        ["postgresql://user@host/postgres"],
+        ["postgresql://user@host", "host=localhost dbname=a"],
+    ),
+    ("VERIFY_SQL", ["SELECT 1", "SELECT 'a.sql'"], ["/nonexistent", "gone.sql", "./gone"]),
+    ("MIN_TABLE_COUNT", ["1", "100000"], ["0", "-1", "some"]),
     ("HEALTH_PORT", ["1", "65535"], ["0", "65536", "-1", "http"]),
     ("BACKUP_RETENTION_DAYS", ["1", "36500", "9" * 20], ["0", "-7", "7d"]),
     ("RETENTION_KEEP_LAST", ["1", "100"], ["0", "-1", "all"]),
@@ -714,7 +726,7 @@ class TestSecretFiles:
     )
     def test_each_secret_may_come_from_a_file(self, tmp_path: Path, name: str) -> None:
         value = VALID.get(name, "https://hooks.example.com/Planted")
-        if name == "RESTORE_URL":
+        if name in ("RESTORE_URL", "VERIFY_DATABASE_URL"):
             value = VALID["DATABASE_URL"]
         file = tmp_path / "secret"
         file.write_text(f"{value}\r\n")
