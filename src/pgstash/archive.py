@@ -76,6 +76,20 @@ class Archive:
     size: int | None
     _read: Callable[[], AbstractContextManager[Iterator[bytes]]] = field(repr=False)
     _passphrase: str | None = field(repr=False)
+    _globals: Callable[[], bytes] | None = field(repr=False, default=None)
+
+    def globals(self) -> bytes | None:
+        """Return the roles that are stored beside it, as SQL; None where there are none.
+
+        Raises CorruptedError where they are not what the manifest says, StorageError.
+        """
+        digest = self.manifest.globals_sha256 if self.manifest else None
+        if digest is None or self._globals is None:
+            return None
+        script = self._globals()
+        if hashlib.sha256(script).hexdigest() != digest:
+            raise CorruptedError(f"the roles beside {self.name} are not those that were stored")
+        return script
 
     @contextmanager
     def script(
@@ -109,17 +123,24 @@ def open_stored(storage: Storage, backup: Backup, access: Access) -> Archive:
     there is no key for it, StorageError.
     """
     found = []
-    for companion in catalog.own_manifests(storage, backup):
-        manifest = _stored_manifest(storage, companion.key, access)
-        if manifest.id != companion.id:
-            raise _of_another(backup.name, manifest)
-        found.append(manifest)
+    own = catalog.own_companions(storage, backup)
+    for companion in own:
+        if companion.kind == "manifest":
+            manifest = _stored_manifest(storage, companion.key, access)
+            if manifest.id != companion.id:
+                raise _of_another(backup.name, manifest)
+            found.append(manifest)
+    fitting = _fitting(backup.name, backup.size, found, access)
+    roles = [
+        each.key for each in own if each.kind == "globals" and fitting and each.id == fitting.id
+    ]
     return Archive(
         name=backup.name,
-        manifest=_fitting(backup.name, backup.size, found, access),
+        manifest=fitting,
         size=backup.size,
         _read=lambda: storage.read(backup.key),
         _passphrase=access.passphrase,
+        _globals=_reader(storage, roles, access),
     )
 
 
@@ -130,22 +151,32 @@ def open_file(path: Path, access: Access) -> Archive:
     """
     folder = DirectoryStorage(path.absolute().parent)
     size = folder.head(path.name).size
-    beside = []
+    beside: dict[str, manifests.CompanionName] = {}
     if match := manifests.ARCHIVE_NAME.fullmatch(path.name):
         names = [other.name for other in path.absolute().parent.glob(f"{match[1]}.*")]
-        beside = [
-            name
+        beside = {
+            name: named
             for name in names
-            if (named := manifests.companion_of(name))
-            and (named.kind, named.archive) == ("manifest", path.name)
-        ]
-    found = [_stored_manifest(folder, name, access) for name in beside]
+            if (named := manifests.companion_of(name)) and named.archive == path.name
+        }
+    found = [
+        _stored_manifest(folder, name, access)
+        for name, named in beside.items()
+        if named.kind == "manifest"
+    ]
+    fitting = _fitting(path.name, size, found, access)
+    roles = [
+        name
+        for name, named in beside.items()
+        if named.kind == "globals" and fitting and named.id == fitting.id
+    ]
     return Archive(
         name=path.name,
-        manifest=_fitting(path.name, size, found, access),
+        manifest=fitting,
         size=size,
         _read=lambda: folder.read(path.name),
         _passphrase=access.passphrase,
+        _globals=_reader(folder, roles, access),
     )
 
 
@@ -173,7 +204,21 @@ def _chunks_of(file: BinaryIO) -> Iterator[bytes]:
         raise StorageError(f"stdin cannot be read: {error.strerror}") from error
 
 
+def _reader(storage: Storage, keys: Sequence[str], access: Access) -> Callable[[], bytes] | None:
+    """Return what reads the one object of these keys; None where there is none."""
+    if len(keys) != 1:
+        return None
+    return lambda: _unsealed(storage, keys[0], access)[0]
+
+
 def _stored_manifest(storage: Storage, key: str, access: Access) -> Manifest:
+    return manifests.load(*_unsealed(storage, key, access))
+
+
+def _unsealed(
+    storage: Storage, key: str, access: Access
+) -> tuple[bytes, Callable[[bytes], str] | None]:
+    """Return the plain text of a small object, and what authenticates it where it is encrypted."""
     with storage.read(key) as chunks:
         packed = b"".join(_limited(chunks, _LARGEST_MANIFEST))
     authenticate = None
@@ -186,7 +231,7 @@ def _stored_manifest(storage: Storage, key: str, access: Access) -> Manifest:
         if not packed.startswith(_GZIP_MAGIC):
             raise CorruptedError("the manifest does not decrypt: a wrong key, or damage")
     text = b"".join(_limited(decompression.gunzip([packed]), _LARGEST_MANIFEST))
-    return manifests.load(text, authenticate)
+    return text, authenticate
 
 
 def _limited(chunks: Iterable[bytes], limit: int) -> Iterator[bytes]:

@@ -6,8 +6,6 @@ the manifest is stored before the archive becomes visible, and becoming visible 
 
 from __future__ import annotations
 
-import contextlib
-import gzip
 import hashlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -17,6 +15,7 @@ from datetime import datetime
 
 from pgstash import __version__, anomaly, catalog, events, hooks, neighbours, record
 from pgstash import manifest as manifests
+from pgstash.beside import Beside
 from pgstash.errors import (
     EXIT_UNFORESEEN,
     HookError,
@@ -28,7 +27,7 @@ from pgstash.errors import (
 from pgstash.pipeline import compression, encryption
 from pgstash.pipeline.opening import Opening
 from pgstash.pipeline.tally import Tally
-from pgstash.postgres import required, source, tools, writer
+from pgstash.postgres import required, roles, source, tools, writer
 from pgstash.postgres.dump import dump
 from pgstash.postgres.source import Server
 from pgstash.postgres.writer import Writer
@@ -177,7 +176,9 @@ def _back_up(  # noqa: PLR0913 - what was found out so far
 
     world.emit(events.DumpStarted(name, client.version, server.version))
     upload: Upload | None = None
-    manifest_key = ""
+    beside = Beside(
+        storage, plan.prefix, base, backup_id, lambda: _key(plan, world), emit=world.emit
+    )
     try:
         with (
             dump(
@@ -215,6 +216,8 @@ def _back_up(  # noqa: PLR0913 - what was found out so far
             upload.flush()
             lock.check()
 
+            needed = roles.needed(server)
+            globals_sha256 = beside.store_globals(server, client, plan.environment)
             manifest = manifests.Manifest(
                 format=manifests.FORMAT,
                 tool=f"pgstash {__version__}",
@@ -233,22 +236,18 @@ def _back_up(  # noqa: PLR0913 - what was found out so far
                 tables=tables,
                 members=record.sections(members, opening, name, world.emit),
                 options=list(plan.options),
+                roles=needed.roles,
+                extensions=needed.extensions,
+                globals_sha256=globals_sha256,
             )
-            manifest_key = (
-                f"{plan.prefix}/{manifests.manifest_name(base, backup_id, encrypted=encrypted)}"
-            )
-            storage.put(
-                manifest_key,
-                _sealed(manifest, plan, world),
-                record.facts(manifest, time.monotonic() - began),
-            )
+            beside.store_manifest(manifest, record.facts(manifest, time.monotonic() - began))
             lock.check()
             with world.uninterrupted():
                 upload.commit()
     except (PgstashError, Interrupted) as error:
         if upload is None or not upload.committed:
-            if upload is not None and upload.committed is False and manifest_key:
-                _remove_orphan(storage, manifest_key, error)
+            if upload is not None and upload.committed is False:
+                beside.remove(error)
             raise
         # Cut off while the answer to the commit was on its way, or stumbled after it.
         if isinstance(error, PgstashError):
@@ -347,22 +346,3 @@ def _key(plan: Plan, world: World) -> encryption.Key | None:
     if plan.passphrase is None:
         return None
     return encryption.Key.derive(plan.passphrase, world.random(encryption.SALT_BYTES))
-
-
-def _sealed(manifest: manifests.Manifest, plan: Plan, world: World) -> bytes:
-    """Return the manifest as it is stored: compressed, and encrypted if the archive is."""
-    key = _key(plan, world)
-    text = manifests.dump(manifest, key.authenticate if key else None)
-    compressed = gzip.compress(text, mtime=0)
-    return b"".join(encryption.encrypt([compressed], key)) if key else compressed
-
-
-def _remove_orphan(storage: Storage, manifest_key: str, error: BaseException) -> None:
-    """Remove the manifest of an archive that certainly is not there and will not be.
-
-    A signal leaves no time for it, and a store that is down no way; without an archive of
-    its id a manifest means nothing.
-    """
-    if isinstance(error, PgstashError):
-        with contextlib.suppress(StorageError):
-            storage.delete([manifest_key])

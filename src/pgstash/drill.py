@@ -7,7 +7,6 @@ was checked; it is stored last, so what failed half-way has proven nothing.
 from __future__ import annotations
 
 import contextlib
-import gzip
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -196,6 +195,7 @@ def _drill(plan: Plan, archive: Archive, manifest: Manifest, world: World, began
                 dry_run=False,
                 environment=plan.environment,
                 uninterrupted=world.uninterrupted,
+                create_roles=True,
                 any_locale=True,
                 observe=unvalidated.watch,
             ),
@@ -299,7 +299,7 @@ def _store(proven: Proof, plan: Plan, storage: Storage, manifest: Manifest, worl
     key = None
     if manifest.encryption and plan.passphrase is not None:
         key = encryption.Key.derive(plan.passphrase, world.random(encryption.SALT_BYTES))
-    packed = gzip.compress(proof.dump(proven, key.authenticate if key else None), mtime=0)
+    text = proof.dump(proven, key.authenticate if key else None)
     name = manifests.proof_name(
         manifest.archive.partition(".")[0],
         manifest.id,
@@ -307,10 +307,9 @@ def _store(proven: Proof, plan: Plan, storage: Storage, manifest: Manifest, worl
         encrypted=key is not None,
     )
     stored = f"{plan.prefix}/{name}"
-    data = b"".join(encryption.encrypt([packed], key)) if key else packed
     storage.put(
         stored,
-        data,
+        encryption.sealed(text, key),
         {
             "id": manifest.id,
             "restore-seconds": f"{proven.restore_seconds:.1f}",

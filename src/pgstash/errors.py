@@ -34,7 +34,8 @@
         ├── TargetNotEmptyError       60   the target holds objects, and nobody said to replace them
         ├── TargetDatabaseError       61   the new database could not be made
         ├── StatementError            62   the target refused a statement
-        └── TargetLostError           63   psql or the connection ended before the restore did
+        ├── TargetLostError           63   psql or the connection ended before the restore did
+        └── TargetLacksError          64   the target has not the roles or extensions that it takes
 
     Interrupted                    128+n   SIGINT or SIGTERM (not a failure of pgstash)
 
@@ -305,6 +306,12 @@ class TargetLostError(RestoreError):
 
     exit_code = 63
     default_hint = "Look into the target server's log for that time, and restore again."
+
+
+class TargetLacksError(RestoreError):
+    """The target's server lacks roles that the backup names, or extensions that it uses."""
+
+    exit_code = 64
 
 
 class Interrupted(BaseException):

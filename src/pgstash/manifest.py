@@ -4,7 +4,7 @@ Beside ``<prefix>/backup_20260131_020000.sql.gz`` lies
 ``<prefix>/backup_20260131_020000.<id>.manifest.json.gz``; both end in ``.enc`` when
 encrypted. The id is random, and the archive's metadata repeats it: a manifest that was
 left by a backup that failed is never taken for the one of a later backup of the same name.
-``….<id>.globals.sql.gz`` holds roles, ``….<id>.proof_YYYYMMDD_HHMMSS.json.gz`` the record of a
+``….<id>.globals.gz`` holds roles, ``….<id>.proof_YYYYMMDD_HHMMSS.json.gz`` the record of a
 drill that the backup passed at that time.
 """
 
@@ -26,7 +26,7 @@ FORMAT = 1
 ARCHIVE_NAME = re.compile(r"(backup_\d{8}_\d{6})\.sql\.gz(\.enc)?", re.ASCII)
 _COMPANION_NAME = re.compile(
     r"(backup_\d{8}_\d{6})\.([0-9a-f]{16})\."
-    r"(manifest\.json|globals\.sql|proof_(\d{8}_\d{6})\.json)\.gz(\.enc)?",
+    r"(manifest\.json|globals|proof_(\d{8}_\d{6})\.json)\.gz(\.enc)?",
     re.ASCII,
 )
 
@@ -67,8 +67,11 @@ def manifest_name(base: str, backup_id: str, *, encrypted: bool) -> str:
 
 
 def globals_name(base: str, backup_id: str, *, encrypted: bool) -> str:
-    """Return the name of the roles that go with a backup."""
-    return f"{base}.{backup_id}.globals.sql.gz" + (".enc" if encrypted else "")
+    """Return the name of the roles that go with a backup.
+
+    Not ``.sql.gz``: whoever looks for ``backup_*.sql.gz`` wants the archives.
+    """
+    return f"{base}.{backup_id}.globals.gz" + (".enc" if encrypted else "")
 
 
 def proof_name(base: str, backup_id: str, proven: datetime, *, encrypted: bool) -> str:
@@ -137,6 +140,14 @@ class Table:
 
 
 @dataclass(frozen=True, slots=True)
+class Extension:
+    """An extension of the database, in its version."""
+
+    name: str
+    version: str
+
+
+@dataclass(frozen=True, slots=True)
 class Database:
     """The source database as it was; ``settings`` are those of ALTER DATABASE … SET."""
 
@@ -177,6 +188,8 @@ class Manifest:
 
     ``sha256`` is the digest of the archive object as it is stored: what ``sha256sum`` says.
     ``options`` are those that the user added to pg_dump: with some the backup is a partial one.
+    ``roles`` and ``extensions`` are what a target must have, ``globals_sha256`` is the digest of
+    the plain text of the roles stored beside the archive, None where there are none.
     """
 
     format: int
@@ -196,6 +209,9 @@ class Manifest:
     tables: Sequence[Table]
     members: Sequence[Member]
     options: Sequence[str] = field(default_factory=list)
+    roles: Sequence[str] = field(default_factory=list)
+    extensions: Sequence[Extension] = field(default_factory=list)
+    globals_sha256: str | None = None
 
 
 # Tables and members come in their ten thousands: as rows under one line of column names.
@@ -211,6 +227,7 @@ def dump(manifest: Manifest, authenticate: Callable[[bytes], str] | None) -> byt
     value: dict[str, Any] = {each.name: getattr(manifest, each.name) for each in fields(manifest)}
     for name in ("database", "compression", "encryption"):
         value[name] = asdict(value[name]) if value[name] else None
+    value["extensions"] = [asdict(extension) for extension in manifest.extensions]
     for name, row in _TABULAR.items():
         columns = [each.name for each in fields(row)]
         value[name] = {
@@ -254,6 +271,7 @@ def load(text: bytes, authenticate: Callable[[bytes], str] | None) -> Manifest:
         value["compression"] = Compression(**value["compression"])
         if value["encryption"]:
             value["encryption"] = Encryption(**value["encryption"])
+        value["extensions"] = [Extension(**each) for each in value.get("extensions", [])]
         return Manifest(**value)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CorruptedError(f"the manifest is not one of pgstash's: {error}") from error

@@ -96,6 +96,7 @@ def restore_backup(  # noqa: PLR0913 - one argument for each option
     create: str | None,
     overwrite: bool,
     dry_run: bool,
+    create_roles: bool,
 ) -> None:
     """Restore one backup. Raises what :func:`open_archive` and :func:`restore.run` raise."""
     from pgstash import restore  # noqa: PLC0415
@@ -107,6 +108,7 @@ def restore_backup(  # noqa: PLR0913 - one argument for each option
         dry_run=dry_run,
         environment=environment(),
         uninterrupted=uninterrupted,
+        create_roles=create_roles,
     )
     restore.run(plan, wanted.name, lambda: open_archive(settings, wanted, emit), emit)
 

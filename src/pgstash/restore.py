@@ -24,7 +24,7 @@ from pgstash.errors import (
 )
 from pgstash.manifest import Manifest, Section
 from pgstash.pipeline.transactions import without_transactions
-from pgstash.postgres import source, target, tools
+from pgstash.postgres import roles, source, target, tools
 from pgstash.postgres.restore import LockTableFullError, Outcome, Psql
 from pgstash.postgres.source import Server
 
@@ -46,9 +46,10 @@ class Plan:
     """Where to restore to, and what is allowed.
 
     ``create`` is the name of a new database on the target's server, with ``any_locale`` if need
-    be in another locale; ``overwrite`` allows a target that holds objects. ``observe`` is shown
-    each piece of the script. ``environment`` is what client tools may choose from,
-    ``uninterrupted`` a context in which no signal is heard, or only after a while.
+    be in another locale; ``overwrite`` allows a target that holds objects, ``create_roles`` makes
+    the roles that the target lacks. ``observe`` is shown each piece of the script.
+    ``environment`` is what client tools may choose from, ``uninterrupted`` a context in which no
+    signal is heard, or only after a while.
     """
 
     target_url: str
@@ -57,6 +58,7 @@ class Plan:
     dry_run: bool
     environment: Mapping[str, str]
     uninterrupted: Callable[[], AbstractContextManager[None]]
+    create_roles: bool = False
     any_locale: bool = False
     observe: Callable[[bytes], None] = lambda _chunk: None
 
@@ -133,6 +135,9 @@ def _restore(plan: Plan, archive: Archive, emit: events.Emit, state: _State) -> 
         client = _client(archive.manifest, server, plan.environment)
         locks = target.lock_table(server)
         state.is_empty = _refuse(plan, archive.manifest, server, locks)
+        if archive.manifest:
+            create = _roles_to_create(archive, archive.manifest) if plan.create_roles else None
+            roles.refuse_lacking(server, archive.manifest, create, emit, dry_run=plan.dry_run)
         if plan.dry_run:
             emit(_planned(plan, archive, server, client))
             return
@@ -170,6 +175,14 @@ def _restore(plan: Plan, archive: Archive, emit: events.Emit, state: _State) -> 
                 # A database under a working name counts for nothing until it has its own.
                 if not plan.create:
                     state.outcome = psql.outcome
+
+
+def _roles_to_create(archive: Archive, manifest: Manifest) -> list[str]:
+    """Return all roles that the source had; where they are not stored, those that are needed."""
+    script = archive.globals()
+    if script is None:
+        return list(manifest.roles)
+    return roles.named_in(script)
 
 
 def _client(

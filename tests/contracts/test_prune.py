@@ -108,10 +108,10 @@ def test_the_newest_proven_one_stays_with_all_of_its_own_until_a_newer_one_is_pr
 ) -> None:
     store(storage, OLD, NEW, LATEST)
     proofs = [prove(storage, NEW), prove(storage, NEW, "20260102_000000")]
-    roles = beside(NEW, "globals.sql")
+    roles = beside(NEW, "globals")
     storage.put(roles, b"roles", {"id": ID})
     prove(storage, OLD, "20260103_000000")
-    storage.put(beside(OLD, "globals.sql"), b"roles", {"id": ID})
+    storage.put(beside(OLD, "globals"), b"roles", {"id": ID})
     heard: list[events.Event] = []
     run(storage, heard=heard)
     run(storage, now=LATER)
@@ -406,7 +406,7 @@ def test_archives_go_before_their_companions() -> None:
 def test_proofs_and_roles_go_after_the_archive() -> None:
     storage = Faulty()
     store(storage, OLD, NEW)
-    roles = beside(OLD, "globals.sql")
+    roles = beside(OLD, "globals")
     storage.put(roles, b"roles", {"id": ID})
     proof = prove(storage, OLD)
     prove(storage, NEW)

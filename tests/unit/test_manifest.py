@@ -248,7 +248,7 @@ def test_archive_names_are_recognised_and_manifests_are_not(
         "backup_20260131_020005.0123456789abcdef.proof_20260231_020005.json.gz",
         "backup_20260231_020005.0123456789abcdef.manifest.json.gz",
         "backup_20260131_020005.0123456789abcdef.proof.json.gz",
-        "backup_20260131_020005.0123456789ABCDEF.globals.sql.gz",
+        "backup_20260131_020005.0123456789ABCDEF.globals.gz",
     ],
 )
 def test_what_is_no_companion(name: str) -> None:

@@ -133,6 +133,13 @@ def restore(  # noqa: PLR0913 - one argument for each option
             help="Restore into a database that is not empty, over what has the same name.",
         ),
     ] = False,
+    create_roles: Annotated[
+        bool,
+        typer.Option(
+            "--create-roles",
+            help="Make the roles of the source that the target lacks, without login and rights.",
+        ),
+    ] = False,
     unverified: _Unverified = False,
     dry_run: Annotated[
         bool,
@@ -160,6 +167,7 @@ def restore(  # noqa: PLR0913 - one argument for each option
             create=create,
             overwrite=overwrite,
             dry_run=dry_run,
+            create_roles=create_roles,
         )
 
     run(work, needs=_needs(name, "target"), given={"RESTORE_URL": to} if to else None)
@@ -257,6 +265,8 @@ def _about(manifest: manifests.Manifest) -> list[tuple[str, str]]:
         ("client", f"pg_dump {manifest.client}"),
         ("tool", manifest.tool),
         ("encryption", f"{encryption.cipher}, {encryption.kdf}" if encryption else "none"),
+        *(("role", log.printable(role)) for role in manifest.roles),
+        *(("extension", f"{each.name} {each.version}") for each in manifest.extensions),
         ("id", manifest.id),
         ("rows", f"{sum(each.rows for each in manifest.tables)} in {len(manifest.tables)} tables"),
     ]

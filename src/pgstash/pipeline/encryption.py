@@ -8,6 +8,7 @@ notice tampering: digests under an HMAC, kept in the manifest, do.
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import hmac
 from collections.abc import Iterable, Iterator
@@ -71,6 +72,12 @@ def encrypt(chunks: Iterable[bytes], key: Key) -> Iterator[bytes]:
         yield encryptor.update(chunk)
     padding = _BLOCK - plain_bytes % _BLOCK
     yield encryptor.update(bytes([padding]) * padding) + encryptor.finalize()
+
+
+def sealed(text: bytes, key: Key | None) -> bytes:
+    """Return a small object as it is stored beside an archive: gzip, then encrypted with a key."""
+    compressed = gzip.compress(text, mtime=0)
+    return b"".join(encrypt([compressed], key)) if key else compressed
 
 
 def decrypt(chunks: Iterable[bytes], passphrase: str) -> Iterator[bytes]:

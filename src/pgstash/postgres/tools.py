@@ -41,6 +41,11 @@ class ClientTools:
         return self.folder / "pg_dump"
 
     @property
+    def pg_dumpall(self) -> Path:
+        """The path of pg_dumpall."""
+        return self.folder / "pg_dumpall"
+
+    @property
     def psql(self) -> Path:
         """The path of psql."""
         return self.folder / "psql"

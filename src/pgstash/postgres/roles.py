@@ -1,0 +1,184 @@
+"""The roles and extensions that a dump needs where it is restored, and does not bring along.
+
+Without owners and privileges a dump names roles still: in policies, user mappings and settings of
+functions. And data may: a column of type regrole holds a name as text. So all roles of the server
+are stored beside the archive, and those that are needed for certain are in its manifest.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import psycopg
+from psycopg import sql
+
+from pgstash.errors import DumpError, TargetLacksError
+from pgstash.events import Emit, RoleCreated, ToolSaid
+from pgstash.manifest import Extension, Manifest
+from pgstash.postgres import inquiry
+from pgstash.postgres.process import Child
+from pgstash.postgres.source import Server
+from pgstash.postgres.target import connected
+from pgstash.postgres.tools import ClientTools
+
+_SECONDS_OF_SILENCE = 60.0
+_LARGEST = 64 * 1024 * 1024  # bytes; a role takes about a hundred
+
+# Catalogs and views that every role may read. What PUBLIC stands for is no role.
+_NEEDED_ROLES = """
+    SELECT rolname FROM pg_catalog.pg_roles
+    WHERE rolname !~ '^pg_' AND (
+        oid IN (SELECT pg_catalog.unnest(polroles) FROM pg_catalog.pg_policy)
+        OR oid IN (SELECT umuser FROM pg_catalog.pg_user_mappings)
+        OR EXISTS (SELECT FROM pg_catalog.pg_proc
+                   WHERE 'role=' || rolname = ANY (proconfig)))
+    ORDER BY rolname
+"""
+_EXTENSIONS = """
+    SELECT extname, extversion FROM pg_catalog.pg_extension WHERE extname <> 'plpgsql'
+    ORDER BY extname
+"""
+
+# As pg_dumpall writes it, one to a line. Comments and what is quoted elsewhere are read over: a
+# name may hold a line that looks like this.
+_CREATE_ROLE = re.compile(
+    r"""^--.*$|^CREATE ROLE (?:"((?:[^"]|"")+)"|([^";\s]+));$|"(?:[^"]|"")*"|'(?:[^']|'')*'""",
+    re.MULTILINE,
+)
+_FOREIGN = re.compile("[\ud800-\udfff]")
+
+
+@dataclass(frozen=True, slots=True)
+class Needed:
+    """Names of roles, and extensions, that a restore cannot do without."""
+
+    roles: Sequence[str]
+    extensions: Sequence[Extension]
+
+
+def needed(server: Server) -> Needed:
+    """Ask the source. Raises DatabaseError."""
+    with inquiry.opened(server) as session:
+        roles = session.execute(_NEEDED_ROLES).fetchall()
+        extensions = session.execute(_EXTENSIONS).fetchall()
+
+    def text(value: bytes) -> str:
+        return value.decode(server.codec, "surrogateescape")
+
+    return Needed(
+        [text(name) for (name,) in roles],
+        [Extension(text(name), text(version)) for name, version in extensions],
+    )
+
+
+def dump_globals(
+    server: Server, tools: ClientTools, environment: Mapping[str, str], emit: Emit
+) -> bytes:
+    """Return the roles of the server as SQL, without passwords and comments.
+
+    Raises DumpError where pg_dumpall fails, as it does for a role that may not read pg_authid's
+    public part, where it stalls, and where it is too much to hold.
+    """
+    command = [
+        str(tools.pg_dumpall),
+        "--globals-only",
+        "--no-role-passwords",
+        "--no-comments",
+        "--no-tablespaces",
+        "--no-password",
+        f"--database={server.connection.parameters['dbname']}",
+    ]
+
+    def say(line: str) -> None:
+        emit(ToolSaid("pg_dumpall", line))
+
+    with Child(command, server.connection, environment, say=say) as child:
+        chunks, total = [], 0
+        for chunk in child.read(
+            _SECONDS_OF_SILENCE, silent_seconds=_SECONDS_OF_SILENCE, silent=lambda: None
+        ):
+            chunks.append(chunk)
+            total += len(chunk)
+            if total > _LARGEST:
+                raise DumpError(f"pg_dumpall wrote more than {_LARGEST} bytes of roles")
+        status = child.wait()
+        if status != 0:
+            said = "\n".join(child.last_lines)
+            raise DumpError(f"pg_dumpall failed with exit status {status}: {said}")
+    return b"".join(chunks)
+
+
+def named_in(script: bytes) -> list[str]:
+    """Return the names of the roles that a script of :func:`dump_globals` makes.
+
+    But those of another encoding, which no target of UTF-8 could tell from others.
+    """
+    text = script.decode("utf-8", "surrogateescape")
+    names = (
+        quoted.replace('""', '"') if quoted else bare for quoted, bare in _CREATE_ROLE.findall(text)
+    )
+    return [name for name in names if name and not _FOREIGN.search(name)]
+
+
+def refuse_lacking(
+    server: Server, manifest: Manifest, create: Iterable[str] | None, emit: Emit, *, dry_run: bool
+) -> None:
+    """Raise TargetLacksError, with all roles and extensions that the target lacks.
+
+    The roles of ``create`` are made instead, without login and without any right, but in a dry
+    run.
+    """
+    with connected(server) as session:
+        extensions = {
+            name
+            for (name,) in session.execute(
+                "SELECT name FROM pg_catalog.pg_available_extensions"
+            ).fetchall()
+        }
+        there = {
+            name
+            for (name,) in session.execute("SELECT rolname FROM pg_catalog.pg_roles").fetchall()
+        }
+        lacking = [each for each in manifest.extensions if each.name not in extensions]
+        missing = [name for name in manifest.roles if name not in there]
+        wanted = list(dict.fromkeys([*missing, *create])) if create is not None else []
+        if lacking or (missing and create is None):
+            raise _lacks(server, [] if create is not None else missing, lacking)
+        if dry_run:
+            return
+        for name in wanted:
+            if name in there or name.startswith("pg_"):
+                continue
+            try:
+                session.execute(sql.SQL("CREATE ROLE {} NOLOGIN").format(sql.Identifier(name)))
+            except (psycopg.Error, UnicodeError) as error:
+                raise TargetLacksError(
+                    f"the role {name} cannot be made: {' '.join(str(error).split())}",
+                    hint="Making roles needs CREATEROLE: ALTER ROLE … CREATEROLE.",
+                ) from error
+            emit(RoleCreated(name))
+
+
+def _lacks(
+    server: Server, roles: Sequence[str], extensions: Sequence[Extension]
+) -> TargetLacksError:
+    problems, remedies = [], []
+    if roles:
+        quoted = ", ".join('"' + name.replace('"', '""') + '"' for name in roles)
+        problems.append(f"lacks {len(roles)} roles that the backup names: {quoted}")
+        remedies.append(
+            "With --create-roles they are made, without login. Or make them yourself: "
+            + " ".join(f'CREATE ROLE "{name.replace(chr(34), chr(34) * 2)}";' for name in roles)
+        )
+    if extensions:
+        names = ", ".join(f"{each.name} ({each.version})" for each in extensions)
+        problems.append(f"cannot have {len(extensions)} extensions of the backup: {names}")
+        remedies.append(
+            "Install the packages of the extensions on the target's server (Debian and Ubuntu: "
+            f"postgresql-contrib, or postgresql-{server.major}-NAME)."
+        )
+    return TargetLacksError(
+        f"the server {server.database.host} " + ", and ".join(problems), hint="\n".join(remedies)
+    )

@@ -1,0 +1,254 @@
+"""Roles and extensions that a backup needs are stored, reported where they lack, and made."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import shutil
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pgstash import manifest as manifests
+from support.backups import PASSPHRASE, PREFIX, StoredBackup, back_up, settings, stored
+from support.cli import environment, run_pgstash
+from support.stored import CLOSING, make
+
+if TYPE_CHECKING:
+    import subprocess
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from support.postgres import Cluster, Clusters, Database, MakeDatabase
+
+# What a name may hold, and what would end a statement early.
+ODD = 'rôle "x"; --\nCREATE ROLE forged;\n'
+ROLES = ("reader", ODD, "-dash", "by_mapping", "by_function", "in_a_column")
+
+
+def quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
+
+
+OBJECTS = f"""
+    CREATE TABLE secrets (n int);
+    INSERT INTO secrets VALUES (1);
+    CREATE POLICY p ON secrets TO reader, {quoted(ODD)}, "-dash" USING (true);
+    CREATE POLICY everybody ON secrets TO public USING (true);
+    CREATE EXTENSION postgres_fdw;
+    CREATE SERVER far FOREIGN DATA WRAPPER postgres_fdw;
+    CREATE USER MAPPING FOR by_mapping SERVER far OPTIONS (password 'planted-mapping');
+    CREATE USER MAPPING FOR PUBLIC SERVER far;
+    CREATE FUNCTION f() RETURNS int LANGUAGE sql SET role = by_function AS 'SELECT 1';
+    CREATE TABLE owners (r regrole);
+    INSERT INTO owners VALUES ('in_a_column');
+"""
+
+
+@pytest.fixture
+def origin(clusters: Clusters, newest_cluster: Cluster) -> Iterator[Cluster]:
+    """A cluster beside the newest one, with roles that the newest has not."""
+    cluster = clusters.get(newest_cluster.major, "scram-sha-256")
+    for role in ROLES:
+        cluster.maintenance.run_sql(f"CREATE ROLE {quoted(role)} LOGIN PASSWORD 'planted-role'")
+    yield cluster
+    for each in (cluster, newest_cluster):
+        for role in (*ROLES, "forged", "humble"):
+            each.maintenance.run_sql(f"DROP ROLE IF EXISTS {quoted(role)}")
+
+
+@pytest.fixture
+def source(origin: Cluster, make_database: MakeDatabase) -> Database:
+    database = make_database(on=origin)
+    database.run_sql(OBJECTS)
+    return database
+
+
+def globals_file(backup: StoredBackup) -> Path:
+    [found] = backup.archive.parent.glob("backup_*.globals.gz*")
+    return found
+
+
+def restore(
+    folder: Path, target: Database, *arguments: str, **more: str
+) -> subprocess.CompletedProcess[str]:
+    given = {
+        "STORAGE_URL": folder.as_uri(),
+        "RESTORE_URL": target.uri,
+        "BACKUP_ENCRYPTION_KEY": PASSPHRASE,
+        "LD_LIBRARY_PATH": str(target.bin_dir.parent / "lib"),
+    }
+    return run_pgstash(["restore", *arguments], environment(target.bin_dir, **(given | more)))
+
+
+def roles_of(target: Database) -> list[str]:
+    query = "SELECT rolname FROM pg_roles WHERE NOT rolcanlogin AND rolname !~ '^pg_'"
+    with target.connect() as session:
+        return sorted(name for (name,) in session.execute(query).fetchall())
+
+
+@pytest.mark.parametrize("encrypted", [False, True], ids=["plain", "encrypted"])
+def test_what_is_stored(source: Database, tmp_path: Path, *, encrypted: bool) -> None:
+    backup = back_up(source, tmp_path, encrypted=encrypted)
+    needed = sorted((ODD, "reader", "-dash", "by_mapping", "by_function"))
+    assert sorted(backup.manifest["roles"]) == needed
+    assert [each["name"] for each in backup.manifest["extensions"]] == ["postgres_fdw"]
+    file = globals_file(backup)
+    assert file.suffix == (".enc" if encrypted else ".gz")
+    if encrypted:
+        assert file.read_bytes().startswith(b"Salted__")
+        return
+    script = gzip.decompress(file.read_bytes()).decode()
+    assert f"CREATE ROLE {quoted(ODD)};" in script
+    assert "planted" not in script
+    assert "SCRAM-SHA-256" not in script
+    assert "PASSWORD" not in script
+
+
+def test_all_that_the_target_lacks_is_told_before_it_is_touched(
+    source: Database, make_database: MakeDatabase, tmp_path: Path
+) -> None:
+    back_up(source, tmp_path, encrypted=True)
+    target = make_database()
+    for arguments in ([], ["--dry-run"]):
+        done = restore(tmp_path, target, *arguments)
+        assert done.returncode == 64, done.stderr
+        assert "nothing was changed in the target" in done.stderr
+        assert "lacks 5 roles" in done.stderr
+        for role in ('"-dash"', '"by_function"', '"by_mapping"', '"reader"', "forged"):
+            assert role in done.stderr
+        assert "--create-roles" in done.stderr
+        assert 'CREATE ROLE "reader";' in done.stderr
+    assert roles_of(target) == []
+    assert target.run_sql("SELECT relname FROM pg_class WHERE relnamespace = 2200") == ""
+
+
+def test_roles_are_made_without_login(
+    source: Database, make_database: MakeDatabase, tmp_path: Path
+) -> None:
+    backup = back_up(source, tmp_path, encrypted=True)
+    target = make_database()
+    planned = restore(tmp_path, target, "--create-roles", "--dry-run")
+    assert planned.returncode == 0, planned.stderr
+    assert roles_of(target) == []
+    done = restore(tmp_path, target, "--create-roles")
+    assert done.returncode == 0, done.stderr
+    assert "Created the role reader, without login" in done.stdout
+    # The superuser of the source is no role of the target's either, but it is there.
+    assert roles_of(target) == sorted(ROLES)
+    assert target.run_sql("SELECT r FROM owners") == "in_a_column\n"
+    assert backup.row_counts["public", "owners"] == 1
+    assert (
+        target.run_sql("SELECT rolname FROM pg_roles WHERE rolsuper") == f"{target.cluster.user}\n"
+    )
+
+
+def test_without_the_stored_roles_those_of_the_manifest_are_made(
+    source: Database, make_database: MakeDatabase, tmp_path: Path
+) -> None:
+    source.run_sql("DROP TABLE owners")
+    backup = back_up(source, tmp_path)
+    globals_file(backup).unlink()
+    target = make_database()
+    done = restore(tmp_path, target, "--create-roles")
+    assert done.returncode == 0, done.stderr
+    assert roles_of(target) == sorted(set(ROLES) - {"in_a_column"})
+
+
+def test_stored_roles_that_somebody_changed(
+    source: Database, make_database: MakeDatabase, tmp_path: Path
+) -> None:
+    backup = back_up(source, tmp_path)
+    file = globals_file(backup)
+    file.write_bytes(gzip.compress(gzip.decompress(file.read_bytes()) + b"CREATE ROLE forged;\n"))
+    target = make_database()
+    done = restore(tmp_path, target, "--create-roles")
+    assert done.returncode == 31, done.stderr
+    assert "the roles beside" in done.stderr
+    assert roles_of(target) == []
+
+
+def test_a_role_that_may_not_make_roles(
+    source: Database, make_database: MakeDatabase, tmp_path: Path
+) -> None:
+    back_up(source, tmp_path)
+    target = make_database()
+    target.run_sql("CREATE ROLE humble LOGIN")
+    url = target.uri.replace("admin@", "humble@")
+    done = restore(tmp_path, target, "--create-roles", RESTORE_URL=url)
+    assert done.returncode == 64, done.stderr
+    assert "CREATEROLE" in done.stderr
+
+
+def test_an_extension_that_the_target_cannot_have(
+    make_database: MakeDatabase, tmp_path: Path
+) -> None:
+    extension = manifests.Extension("postgis", "3.4")
+    made = make(b"SELECT 1;\n" + CLOSING).with_manifest(extensions=[extension])
+    made.store_as_backup(tmp_path)
+    done = restore(tmp_path, make_database(), "--create-roles")
+    assert done.returncode == 64, done.stderr
+    assert "postgis (3.4)" in done.stderr
+    assert "Install the packages" in done.stderr
+
+
+def test_pg_dumpall_that_fails_is_a_warning(make_database: MakeDatabase, tmp_path: Path) -> None:
+    database = make_database("mixed")
+    tools = tmp_path / "bin"
+    shutil.copytree(database.bin_dir, tools, symlinks=True)
+    (tools / "pg_dumpall").unlink()
+    (tools / "pg_dumpall").write_text("#!/bin/sh\necho 'pg_dumpall: error: no way' >&2\nexit 1\n")
+    (tools / "pg_dumpall").chmod(0o755)
+    folder = tmp_path / "backups"
+    folder.mkdir()
+    more = {"LD_LIBRARY_PATH": str(database.bin_dir.parent / "lib")}
+    done = run_pgstash(["once"], environment(tools, **settings(database, folder), **more))
+    assert done.returncode == 0, done.stderr
+    assert "WARNING The roles of the server are not stored beside the backup" in done.stderr
+    assert "no way" in done.stderr
+    [backup] = stored(folder)
+    assert backup.manifest["globals_sha256"] is None
+    assert list((folder / PREFIX).glob("*.globals.*")) == []
+    assert restore(folder, make_database()).returncode == 0
+
+
+def test_a_restricted_role_backs_up(make_database: MakeDatabase, tmp_path: Path) -> None:
+    database = make_database()
+    database.run_sql(
+        "CREATE TABLE a (n int); CREATE ROLE humble LOGIN; GRANT SELECT ON a TO humble"
+    )
+    try:
+        url = database.uri.replace("admin@", "humble@")
+        backup = back_up(database, tmp_path, DATABASE_URL=url)
+        assert backup.row_counts == {("public", "a"): 0}
+    finally:
+        database.run_sql("DROP OWNED BY humble; DROP ROLE humble")
+
+
+def test_show_names_them(source: Database, tmp_path: Path) -> None:
+    back_up(source, tmp_path)
+    done = run_pgstash(["show"], environment(source.bin_dir, STORAGE_URL=tmp_path.as_uri()))
+    assert done.returncode == 0, done.stderr
+    assert "role        reader" in done.stdout
+    assert "extension   postgres_fdw 1." in done.stdout
+    as_json = run_pgstash(
+        ["show", "--json"], environment(source.bin_dir, STORAGE_URL=tmp_path.as_uri())
+    )
+    shown: dict[str, Any] = json.loads(as_json.stdout)
+    assert ODD in shown["roles"]
+
+
+def test_a_drill_makes_them_and_drops_them(
+    source: Database, newest_cluster: Cluster, tmp_path: Path
+) -> None:
+    back_up(source, tmp_path)
+    env = environment(
+        source.bin_dir,
+        STORAGE_URL=tmp_path.as_uri(),
+        VERIFY_DATABASE_URL=newest_cluster.maintenance.uri,
+        LD_LIBRARY_PATH=str(source.bin_dir.parent / "lib"),
+    )
+    done = run_pgstash(["drill"], env)
+    assert done.returncode == 0, done.stderr
+    assert "SUCCESS Drill passed" in done.stdout
+    assert roles_of(newest_cluster.maintenance) == []
