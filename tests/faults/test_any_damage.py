@@ -1,0 +1,202 @@
+"""Whatever is damaged in the store: a restore and a drill fail, and nothing comes of it."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import os
+from datetime import UTC, datetime
+from functools import cache
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+
+from pgstash import archive, catalog, drill, events, restore
+from pgstash import manifest as manifests
+from pgstash.errors import PgstashError, PipelineError, StorageError
+from pgstash.storage.memory import MemoryStorage
+from support.postgres import clean_environment
+from support.stored import CLOSING, Made, make
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from support.postgres import Cluster, Database, MakeDatabase
+
+PASSPHRASE = "correct horse battery staple, and more"
+LARGE_OBJECTS = (
+    b"SELECT pg_catalog.lo_create('4711');\n\n"
+    b"BEGIN;\n\nSELECT pg_catalog.lo_open('4711', 131072);\n"
+    b"SELECT pg_catalog.lowrite(0, '\\x0102');\nSELECT pg_catalog.lo_close(0);\n\nCOMMIT;\n\n"
+)
+ROWS = b"COPY public.a (n) FROM stdin;\n" + b"".join(b"%d\n" % n for n in range(500)) + b"\\.\n\n"
+SCRIPT = b"CREATE TABLE public.a (n integer);\n\n" + LARGE_OBJECTS + ROWS + CLOSING
+BASES = ("backup_20260131_020000", "backup_20260201_020000")
+
+
+@cache
+def backups(*, encrypted: bool) -> tuple[Made, Made]:
+    passphrase = PASSPHRASE if encrypted else None
+    first, second = (make(SCRIPT, passphrase=passphrase, base=base) for base in BASES)
+    tables = [manifests.Table("public", "a", 500)]
+    return first.with_manifest(tables=tables), second.with_manifest(tables=tables)
+
+
+def _changed(storage: MemoryStorage, key: str, change: Callable[[bytes], bytes]) -> None:
+    with storage.read(key) as chunks:
+        before = b"".join(chunks)
+    after = change(before)
+    assume(after != before)
+    storage.put(key, after, storage.head(key).metadata)
+
+
+def _flipped(data: bytes, at: float, bit: int) -> bytes:
+    index = int(at * (len(data) - 1))
+    return data[:index] + bytes([data[index] ^ (1 << bit)]) + data[index + 1 :]
+
+
+def _swapped(made: Made, one: int, other: int) -> bytes:
+    """Return a compressed stream with two of its members in each other's place."""
+    pieces = [
+        made.archive[each.offset : each.offset + each.stored] for each in made.manifest.members
+    ]
+    pieces[one], pieces[other] = pieces[other], pieces[one]
+    return b"".join(pieces)
+
+
+@st.composite
+def damage(draw: st.DrawFn) -> tuple[str, bool, Callable[[MemoryStorage], object], str]:
+    """Return what is done in words, whether the backup is encrypted, the deed, and the key."""
+    encrypted = draw(st.booleans())
+    made, other = backups(encrypted=encrypted)
+    key = draw(st.sampled_from([made.key, made.manifest_key]))
+    at, bit = draw(st.floats(0, 1)), draw(st.integers(0, 7))
+    passphrase = PASSPHRASE
+    kind = draw(st.sampled_from(["flip", "cut", "append", "swap", "another's", "gone", "key"]))
+    deed: Callable[[MemoryStorage], object] = lambda _storage: None  # noqa: E731 - one of many
+    match kind:
+        case "flip":
+            deed = lambda s: _changed(s, key, lambda data: _flipped(data, at, bit))  # noqa: E731
+        case "cut":
+            deed = lambda s: _changed(s, key, lambda data: data[: int(at * len(data))])  # noqa: E731
+        case "append":
+            deed = lambda s: _changed(s, key, lambda data: data + b"\0")  # noqa: E731
+        case "swap":
+            assume(not encrypted)  # of ciphertext a flipped bit is the same
+            count = len(made.manifest.members)
+            one, two = draw(st.integers(0, count - 1)), draw(st.integers(0, count - 1))
+            deed = lambda s: _changed(s, made.key, lambda _data: _swapped(made, one, two))  # noqa: E731
+        case "another's":
+            deed = lambda s: _changed(s, made.manifest_key, lambda _: other.packed_manifest())  # noqa: E731
+        case "gone":
+            deed = lambda s: s.delete([key])  # noqa: E731
+        case _:
+            assume(encrypted)
+            passphrase = draw(st.text("abc", min_size=8, max_size=8))
+    return f"{kind} of {key}", encrypted, deed, passphrase
+
+
+def _opened(storage: MemoryStorage, passphrase: str) -> archive.Archive:
+    access = archive.Access(passphrase, unverified=False, only_encrypted=False)
+    return archive.open_stored(storage, catalog.find(catalog.read(storage, "p"), "latest"), access)
+
+
+def _is_harmless(storage: MemoryStorage, made: Made, passphrase: str) -> bool:
+    """Tell whether only gzip's header was hit, where things stand that nobody reads."""
+    with contextlib.suppress(PgstashError, OSError, EOFError):
+        found = _opened(storage, passphrase)
+        with found.script() as chunks:
+            return found.manifest == made.manifest and b"".join(chunks) == SCRIPT
+    return False
+
+
+@pytest.fixture(scope="module")
+def target(newest_cluster: Cluster) -> Database:
+    name = f"damage_{os.getpid()}"
+    return newest_cluster.create_database(name)
+
+
+@given(damage())
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_any_damage(
+    newest_cluster: Cluster,
+    target: Database,
+    done: tuple[str, bool, Callable[[MemoryStorage], object], str],
+) -> None:
+    what, encrypted, deed, passphrase = done
+    made, _ = backups(encrypted=encrypted)
+    storage = MemoryStorage()
+    made.store(storage)
+    deed(storage)
+    assume(not _is_harmless(storage, made, passphrase))
+    environment = clean_environment(target.bin_dir)
+    plan = restore.Plan(
+        target_url=target.uri,
+        create=None,
+        overwrite=False,
+        dry_run=False,
+        environment=environment,
+        uninterrupted=contextlib.nullcontext,
+    )
+    with pytest.raises((PipelineError, StorageError)) as caught:
+        restore.run(plan, "latest", lambda: _opened(storage, passphrase), events.ignore)
+    assert caught.value.message, what
+    held = target.run_sql(
+        "SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace;"
+        "SELECT oid FROM pg_largeobject_metadata"
+    )
+    assert held == "", what
+
+    told: list[events.Event] = []
+    tried = drill.Plan(
+        prefix="p",
+        scratch_url=newest_cluster.maintenance.uri,
+        source_url=None,
+        passphrase=passphrase,
+        statements=None,
+        min_tables=None,
+        environment=environment,
+    )
+    world = drill.World(
+        now=lambda: datetime.now(UTC),
+        random=os.urandom,
+        emit=told.append,
+        uninterrupted=contextlib.nullcontext,
+    )
+    with pytest.raises((PipelineError, StorageError)):
+        drill.run(
+            tried,
+            storage,
+            "latest",
+            lambda: drill.Found(made.manifest.archive, lambda: _opened(storage, passphrase)),
+            world,
+        )
+    failed = [event for event in told if isinstance(event, events.DrillFailed)]
+    assert [bool(event.message) for event in failed] == [True], what
+    assert not [each for each in storage.list("p/") if ".proof_" in each.key], what
+
+
+def test_what_is_not_damaged_is_restored(
+    newest_cluster: Cluster, make_database: MakeDatabase
+) -> None:
+    """The property above would hold of a restore that always fails."""
+    for encrypted in (False, True):
+        made, _ = backups(encrypted=encrypted)
+        storage = MemoryStorage()
+        made.store(storage)
+        database = make_database(on=newest_cluster)
+        plan = restore.Plan(
+            target_url=database.uri,
+            create=None,
+            overwrite=False,
+            dry_run=False,
+            environment=clean_environment(database.bin_dir),
+            uninterrupted=contextlib.nullcontext,
+        )
+        restore.run(plan, "latest", lambda s=storage: _opened(s, PASSPHRASE), events.ignore)  # type: ignore[misc]
+        assert database.run_sql("SELECT count(*) FROM a") == "500\n"
+        assert gzip.decompress(made.archive).startswith(b"CREATE") if not encrypted else True
