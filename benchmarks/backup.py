@@ -10,43 +10,19 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import os
-import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
+from runs import Runs, report
 from support import databases
 from support.cli import COMMAND, environment
 from support.postgres import Cluster
 from support.swift import SwiftServer
-
-
-@dataclass
-class Runs:
-    """What was measured of one command: seconds of wall and of CPU, bytes of memory."""
-
-    wall: list[float] = field(default_factory=list)
-    cpu: list[float] = field(default_factory=list)
-    memory: int = 0
-
-    def add(self, command: list[str], env: dict[str, str]) -> None:
-        """Run the command once."""
-        started = time.monotonic()
-        with subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL) as process:
-            _, status, usage = os.wait4(process.pid, 0)
-            process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode:
-            raise SystemExit(f"{command[0]} failed with status {process.returncode}")
-        self.wall.append(time.monotonic() - started)
-        self.cpu.append(usage.ru_utime + usage.ru_stime)
-        self.memory = max(self.memory, usage.ru_maxrss * 1024)
 
 
 @contextlib.contextmanager
@@ -99,15 +75,7 @@ def main() -> None:
                 )
                 runs[name].add([str(COMMAND), "once"], env)
 
-    least = statistics.median(runs["pg_dump -f /dev/null"].wall)
-    print(f"{'':34}{'wall':>8}{'ratio':>8}{'CPU':>8}{'memory':>10}")
-    for name, measured in runs.items():
-        wall = statistics.median(measured.wall)
-        cpu = statistics.median(measured.cpu)
-        mib = measured.memory / 1024 / 1024
-        print(f"{name:34}{wall:7.2f}s{wall / least:8.2f}{cpu:7.2f}s{mib:7.0f}MiB")
-    for name, measured in runs.items():
-        print(f"{name}: {' '.join(f'{wall:.2f}' for wall in measured.wall)}")
+    report(runs, "pg_dump -f /dev/null")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,83 @@
+"""Compares a restore from S3 with ``psql -f`` of the same plain dump on local disk.
+
+    scripts/setup --postgresql 18 --swift && .venv/bin/python benchmarks/restore.py
+
+The runs alternate, so that whatever else the machine does hits all alike. Each fills an empty
+database, which is made before the clock starts. What counts are the ratios of the medians. The
+memory is that of pgstash and not that of its psql.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
+from runs import Runs, report
+from support import databases
+from support.cli import COMMAND, environment, run_pgstash
+from support.postgres import Cluster
+from support.swift import SwiftServer
+
+FLOOR = "psql -f of a local file"
+
+
+def main() -> None:
+    """Measure, and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--scale", type=float, default=1.0, help="1 is a dump of about 950 MB")
+    arguments = parser.parse_args()
+
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        Cluster(18, settings={"shared_buffers": "512MB", "autovacuum": "off"}) as cluster,
+        SwiftServer(Path(folder) / "swift") as swift,
+    ):
+        source = cluster.create_database("big")
+        source.run_sql(databases.big(arguments.scale))
+        plain = Path(folder) / "dump.sql"
+        plain.write_bytes(source.plain_dump("--no-owner", "--no-acl"))
+        stores = {
+            "pgstash restore": {},
+            "  the same, encrypted": {
+                "BACKUP_ENCRYPTION": "true",
+                "BACKUP_ENCRYPTION_KEY": "k" * 32,
+            },
+        }
+        runs = {name: Runs() for name in (FLOOR, *stores)}
+        settings = {}
+        for name, more in stores.items():
+            settings[name] = environment(
+                source.bin_dir,
+                DATABASE_URL=source.uri,
+                S3_ENDPOINT=swift.endpoint,
+                S3_BUCKET=swift.create_bucket(),
+                S3_ACCESS_KEY_ID=swift.access_key_id,
+                S3_SECRET_ACCESS_KEY=swift.secret_access_key,
+                **more,
+            )
+            done = run_pgstash(["once"], settings[name])
+            if done.returncode:
+                raise SystemExit(done.stderr)
+        for number in range(arguments.rounds):
+            for name, each in runs.items():
+                target = cluster.create_database(f"target_{number}")
+                psql = ["-XqAt", "-v", "ON_ERROR_STOP=1", "-f", str(plain), "-d", target.conninfo]
+                if name == FLOOR:
+                    command = [str(source.bin_dir / "psql"), *psql]
+                    env = environment(source.bin_dir)
+                else:
+                    command = [str(COMMAND), "restore"]
+                    env = settings[name] | {"RESTORE_URL": target.uri}
+                each.add(command, env)
+                target.drop()
+                cluster.maintenance.run_sql("CHECKPOINT")
+    report(runs, FLOOR)
+
+
+if __name__ == "__main__":
+    main()
