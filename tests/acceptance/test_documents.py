@@ -17,7 +17,7 @@ from support.postgres import REPOSITORY, Cluster, Database, MakeDatabase, clean_
 
 RECIPE = REPOSITORY / "docs" / "how-to" / "restore-without-pgstash.md"
 WHAT_IS_DUMPED = REPOSITORY / "docs" / "explanation" / "what-is-dumped.md"
-BLOCK = re.compile(r"<!-- test: (\w+) -->\n```sh\n(.*?)```", re.DOTALL)
+BLOCK = re.compile(r"<!-- test: ([\w-]+) -->\n```sh\n(.*?)```", re.DOTALL)
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 
 
@@ -43,11 +43,17 @@ def run_blocks(
         "ARCHIVE": str(backup.archive),
         "MANIFEST": str(backup.manifest_file),
         "TARGET": target.conninfo,
+        "GLOBALS": str(next(backup.archive.parent.glob("backup_*.globals.gz*"))),
         "BACKUP_ENCRYPTION_KEY": PASSPHRASE,
     }
     return [
         subprocess.run(
-            ["bash", "-c", block], env=environment, capture_output=True, text=True, check=False
+            ["bash", "-c", block],
+            env=environment,
+            cwd=backup.archive.parent,
+            capture_output=True,
+            text=True,
+            check=False,
         )
         for block_kind, block in BLOCK.findall(page.read_text())
         if block_kind == kind
@@ -81,6 +87,33 @@ def test_the_recipe_fails_on_a_damaged_archive(
     digests = re.findall(r"\b[0-9a-f]{64}\b", check.stdout)
     assert digests[0] != digests[1]
     assert restore.returncode != 0
+
+
+@pytest.mark.parametrize("kind", ["encrypted", "plain"])
+def test_the_recipe_shows_the_roles(kind: str, make_database: MakeDatabase, tmp_path: Path) -> None:
+    source = make_database("mixed")
+    backup = back_up(source, tmp_path, encrypted=kind == "encrypted")
+    [shown] = run_blocks(f"globals-{kind}", backup, source)
+    assert shown.returncode == 0, shown.stderr
+    assert f"CREATE ROLE {source.cluster.user};" in shown.stdout
+
+
+def test_the_recipe_authenticates_a_manifest(make_database: MakeDatabase, tmp_path: Path) -> None:
+    source = make_database("mixed")
+    backup = back_up(source, tmp_path, encrypted=True)
+    [shown] = run_blocks("hmac", backup, source)
+    assert shown.returncode == 0, shown.stderr
+    held, computed = re.findall(r"\b[0-9a-f]{64}\b", shown.stdout.lower())
+    assert held == computed == backup.manifest["hmac"]
+
+
+def test_the_recipe_for_an_older_psql(make_database: MakeDatabase, tmp_path: Path) -> None:
+    source, target = make_database("nasty_text"), make_database()
+    backup = back_up(source, tmp_path)
+    assert b"\n\\restrict " in backup.script()
+    [done] = run_blocks("restrict", backup, target)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert compare(source.conninfo, target.conninfo, bin_dir=source.bin_dir) == []
 
 
 SERVER = "CREATE EXTENSION postgres_fdw; CREATE SERVER s FOREIGN DATA WRAPPER postgres_fdw;"
