@@ -239,7 +239,7 @@ def _limited(chunks: Iterable[bytes], limit: int) -> Iterator[bytes]:
     for chunk in chunks:
         total += len(chunk)
         if total > limit:
-            raise CorruptedError("the manifest is not one of pgstash's: it is too large")
+            raise CorruptedError("what lies beside the archive is too large to be pgstash's")
         yield chunk
 
 

@@ -168,6 +168,7 @@ def _back_up(  # noqa: PLR0913 - what was found out so far
     world.emit(events.BackupStarted(name))
 
     expected = required.look_up(server, plan.required)
+    needed = roles.needed(server)
     earlier = _earlier(plan, storage, world, started)
     client = tools.find(server.major, plan.environment.get("PATH", ""), plan.environment)
     cipher = _key(plan, world)
@@ -216,7 +217,6 @@ def _back_up(  # noqa: PLR0913 - what was found out so far
             upload.flush()
             lock.check()
 
-            needed = roles.needed(server)
             globals_sha256 = beside.store_globals(server, client, plan.environment)
             manifest = manifests.Manifest(
                 format=manifests.FORMAT,

@@ -35,7 +35,7 @@
         ├── TargetDatabaseError       61   the new database could not be made
         ├── StatementError            62   the target refused a statement
         ├── TargetLostError           63   psql or the connection ended before the restore did
-        └── TargetLacksError          64   the target has not the roles or extensions that it takes
+        └── TargetLacksError          59   the target has not the roles or extensions that it takes
 
     Interrupted                    128+n   SIGINT or SIGTERM (not a failure of pgstash)
 
@@ -311,7 +311,7 @@ class TargetLostError(RestoreError):
 class TargetLacksError(RestoreError):
     """The target's server lacks roles that the backup names, or extensions that it uses."""
 
-    exit_code = 64
+    exit_code = 59  # from 64 on, sysexits.h has other meanings
 
 
 class Interrupted(BaseException):

@@ -136,7 +136,9 @@ def _restore(plan: Plan, archive: Archive, emit: events.Emit, state: _State) -> 
         locks = target.lock_table(server)
         state.is_empty = _refuse(plan, archive.manifest, server, locks)
         if archive.manifest:
-            create = _roles_to_create(archive, archive.manifest) if plan.create_roles else None
+            create = (
+                _roles_to_create(archive, archive.manifest, emit) if plan.create_roles else None
+            )
             roles.refuse_lacking(server, archive.manifest, create, emit, dry_run=plan.dry_run)
         if plan.dry_run:
             emit(_planned(plan, archive, server, client))
@@ -177,10 +179,12 @@ def _restore(plan: Plan, archive: Archive, emit: events.Emit, state: _State) -> 
                     state.outcome = psql.outcome
 
 
-def _roles_to_create(archive: Archive, manifest: Manifest) -> list[str]:
+def _roles_to_create(archive: Archive, manifest: Manifest, emit: events.Emit) -> list[str]:
     """Return all roles that the source had; where they are not stored, those that are needed."""
     script = archive.globals()
     if script is None:
+        if manifest.globals_sha256:
+            emit(events.Warned(f"The roles that were stored beside {archive.name} are gone"))
         return list(manifest.roles)
     return roles.named_in(script)
 

@@ -532,3 +532,49 @@ class TestInTheService:
         assert "SUCCESS Backup completed" in said
         assert said.count("FAILURE Drill failed") == 1
         assert proofs(tmp_path) == []
+
+
+UNRESTORABLE = {
+    "a check that reads another table": (
+        """
+        CREATE TABLE a_checked (n int);
+        CREATE TABLE limits (most int);
+        INSERT INTO limits VALUES (5);
+        CREATE FUNCTION within(n int) RETURNS bool LANGUAGE plpgsql AS
+            'BEGIN RETURN n <= (SELECT coalesce(max(most), 0) FROM public.limits); END';
+        ALTER TABLE a_checked ADD CONSTRAINT within CHECK (within(n));
+        INSERT INTO a_checked VALUES (1);
+        """,
+        ["a_checked", "CHECK"],
+    ),
+    "a function that depends on search_path in a generated column": (
+        """
+        CREATE FUNCTION inner_of(w text) RETURNS text IMMUTABLE LANGUAGE sql AS 'SELECT lower(w)';
+        CREATE FUNCTION outer_of(w text) RETURNS text IMMUTABLE LANGUAGE plpgsql AS
+            'BEGIN RETURN inner_of(w); END';
+        CREATE TABLE words (w text, o text GENERATED ALWAYS AS (outer_of(w)) STORED);
+        INSERT INTO words VALUES ('A');
+        """,
+        ["words", "SET search_path"],
+    ),
+    "a violated foreign key": (
+        """
+        CREATE TABLE parents (n int PRIMARY KEY);
+        CREATE TABLE children (n int REFERENCES parents);
+        SET session_replication_role = replica;
+        INSERT INTO children VALUES (1);
+        """,
+        ["children", "Mend them in the source"],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", UNRESTORABLE)
+def test_what_cannot_be_restored_is_named_with_its_remedy(
+    case: str, cluster: Cluster, make_database: MakeDatabase, tmp_path: Path, scratch: Path
+) -> None:
+    script, words = UNRESTORABLE[case]
+    source = make_database(on=cluster)
+    source.run_sql(script)
+    back_up(source, tmp_path)
+    assert_failed(drill(tmp_path, scratch, cluster.major), tmp_path, 62, *words)

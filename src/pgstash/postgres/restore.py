@@ -52,6 +52,21 @@ _LINES_KEPT = 12
 # Options of servers, user mappings and subscriptions may hold passwords.
 _CONFIDENTIAL = re.compile(r"(OPTIONS \(|CONNECTION ').*", re.DOTALL)
 
+# What cannot be restored as it is, and is mended in the source.
+_SEARCH_PATH = (
+    "A function depends on the search_path that its caller happened to have, and a restore has "
+    "none. Mend it in the source: ALTER FUNCTION … SET search_path = …; then back up again."
+)
+_BROKEN_CHECK = (
+    "Rows of the source break their own CHECK, which PostgreSQL does not test again when a "
+    "function in it, or a table that this reads, changes. Mend it in the source: make the check a "
+    "trigger, or mend the rows; then back up again."
+)
+_BROKEN_CONSTRAINT = (
+    "Rows of the source break a constraint, as can be where triggers were disabled, or an index is "
+    "damaged (REINDEX). Mend them in the source; then back up again."
+)
+
 _HINTS = (
     ("42704", r"role", "Create the role first (CREATE ROLE …), and restore again."),
     (
@@ -65,6 +80,9 @@ _HINTS = (
         r"",
         "Something of the target is in the way: restore into an empty database, or with --create.",
     ),
+    ("42P01|42883|42704|42703", r"CONTEXT: .*function", _SEARCH_PATH),
+    ("23514", r"", _BROKEN_CHECK),
+    ("23502|23503|23505|23P01", r"", _BROKEN_CONSTRAINT),
     ("53100", r"", "The target's disk is full."),
     (
         "22P02",

@@ -15,7 +15,7 @@ import psycopg
 from psycopg import sql
 
 from pgstash.errors import DumpError, TargetLacksError
-from pgstash.events import Emit, RoleCreated, ToolSaid
+from pgstash.events import Emit, RoleCreated, ToolSaid, Warned
 from pgstash.manifest import Extension, Manifest
 from pgstash.postgres import inquiry
 from pgstash.postgres.process import Child
@@ -88,7 +88,8 @@ def dump_globals(
         "--no-comments",
         "--no-tablespaces",
         "--no-password",
-        f"--database={server.connection.parameters['dbname']}",
+        # It does not hear the database of --dbname, and takes a name with a "=" for more than one.
+        f"--database={server.connection.only_database}",
     ]
 
     def say(line: str) -> None:
@@ -128,7 +129,7 @@ def refuse_lacking(
     """Raise TargetLacksError, with all roles and extensions that the target lacks.
 
     The roles of ``create`` are made instead, without login and without any right, but in a dry
-    run.
+    run. Of a partial backup it is a warning.
     """
     with connected(server) as session:
         extensions = {
@@ -145,7 +146,11 @@ def refuse_lacking(
         missing = [name for name in manifest.roles if name not in there]
         wanted = list(dict.fromkeys([*missing, *create])) if create is not None else []
         if lacking or (missing and create is None):
-            raise _lacks(server, [] if create is not None else missing, lacking)
+            error = _lacks(server, [] if create is not None else missing, lacking)
+            if not manifest.options:
+                raise error
+            # What needs them may be what the user left out.
+            emit(Warned(f"{error.message}; of a partial backup, it may do without"))
         if dry_run:
             return
         for name in wanted:

@@ -159,6 +159,11 @@ class Connection:
         # Not psycopg's make_conninfo(), which refuses values that are not UTF-8.
         return " ".join(f"{key}={_quoted(value)}" for key, value in self.parameters.items())
 
+    @property
+    def only_database(self) -> str:
+        """The connection string that names the database alone, whatever its name looks like."""
+        return f"dbname={_quoted(self.parameters['dbname'])}"
+
     def conninfo_with_secrets(self, **different: str) -> bytes:
         """Return the connection string with everything, for libpq itself; what differs wins."""
         parameters = {**self.parameters, **self.secrets, **different}
