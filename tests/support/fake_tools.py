@@ -112,6 +112,9 @@ def install_pg_dump(folder: Path, behaviour: FakePgDump | None = None) -> Path:
     script = folder / "pg_dump"
     script.write_text(f'#!/bin/sh\nexec {command} "$@"\n')
     script.chmod(0o755)
+    roles = folder / "pg_dumpall"
+    roles.write_text("#!/bin/sh\necho 'CREATE ROLE faked;'\n")
+    roles.chmod(0o755)
     return folder
 
 

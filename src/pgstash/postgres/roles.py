@@ -7,6 +7,7 @@ are stored beside the archive, and those that are needed for certain are in its 
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,16 +15,17 @@ from dataclasses import dataclass
 import psycopg
 from psycopg import sql
 
-from pgstash.errors import DumpError, TargetLacksError
+from pgstash.errors import DatabaseUnreachableError, DumpError, TargetLacksError
 from pgstash.events import Emit, RoleCreated, ToolSaid, Warned
 from pgstash.manifest import Extension, Manifest
-from pgstash.postgres import inquiry
 from pgstash.postgres.process import Child
+from pgstash.postgres.session import Session
 from pgstash.postgres.source import Server
 from pgstash.postgres.target import connected
 from pgstash.postgres.tools import ClientTools
 
 _SECONDS_OF_SILENCE = 60.0
+_SECONDS_TO_ANSWER = 60.0
 _LARGEST = 64 * 1024 * 1024  # bytes; a role takes about a hundred
 
 # Catalogs and views that every role may read. What PUBLIC stands for is no role.
@@ -60,16 +62,24 @@ class Needed:
 
 def needed(server: Server) -> Needed:
     """Ask the source. Raises DatabaseError."""
-    with inquiry.opened(server) as session:
-        roles = session.execute(_NEEDED_ROLES).fetchall()
-        extensions = session.execute(_EXTENSIONS).fetchall()
+    # Names in SQL_ASCII arrive as they are stored, and the database's own may be anything too.
+    session = Session(server.connection, client_encoding="SQL_ASCII")
+    with contextlib.closing(session):
+        try:
+            session.ask("SET search_path = ''", _SECONDS_TO_ANSWER)
+            roles = session.ask(_NEEDED_ROLES, _SECONDS_TO_ANSWER)
+            extensions = session.ask(_EXTENSIONS, _SECONDS_TO_ANSWER)
+        except psycopg.Error as error:
+            raise DatabaseUnreachableError(
+                f"the database does not say which roles it names: {' '.join(str(error).split())}"
+            ) from error
 
-    def text(value: bytes) -> str:
-        return value.decode(server.codec, "surrogateescape")
+    def text(value: bytes | None) -> str:
+        return (value or b"").decode(server.codec, "surrogateescape")
 
     return Needed(
-        [text(name) for (name,) in roles],
-        [Extension(text(name), text(version)) for name, version in extensions],
+        [text(name) for [name] in roles],
+        [Extension(text(name), text(version)) for [name, version] in extensions],
     )
 
 
