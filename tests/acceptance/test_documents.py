@@ -12,7 +12,7 @@ import pytest
 
 from support.backups import PASSPHRASE, StoredBackup, back_up
 from support.compare import compare
-from support.databases import ROUND_TRIPPING
+from support.databases import BREAKING_UNDER_CLEAN, ROUND_TRIPPING
 from support.postgres import REPOSITORY, Cluster, Database, MakeDatabase, clean_environment
 
 RECIPE = REPOSITORY / "docs" / "how-to" / "restore-without-pgstash.md"
@@ -116,35 +116,12 @@ def test_the_recipe_for_an_older_psql(make_database: MakeDatabase, tmp_path: Pat
     assert compare(source.conninfo, target.conninfo, bin_dir=source.bin_dir) == []
 
 
-SERVER = "CREATE EXTENSION postgres_fdw; CREATE SERVER s FOREIGN DATA WRAPPER postgres_fdw;"
-FAILS_ON_AN_EMPTY_DATABASE = {
-    "view": """
-        CREATE SCHEMA shop;
-        CREATE TABLE shop.orders (id int PRIMARY KEY, customer text);
-        CREATE VIEW shop.names AS SELECT id, customer FROM shop.orders GROUP BY id;
-    """,
-    "domain": """
-        CREATE DOMAIN word AS text;
-        ALTER DOMAIN word ADD CONSTRAINT is_short CHECK (length(VALUE) < 10) NOT VALID;
-    """,
-    "inherited default": f"""
-        {SERVER} CREATE TABLE parent (a int DEFAULT 5);
-        CREATE FOREIGN TABLE child () INHERITS (parent) SERVER s;
-    """,
-    "default of an inherited column": f"""
-        {SERVER} CREATE TABLE parent (a int);
-        CREATE FOREIGN TABLE child () INHERITS (parent) SERVER s;
-        ALTER FOREIGN TABLE child ALTER a SET DEFAULT 7;
-    """,
-}
-
-
-@pytest.mark.parametrize("case", FAILS_ON_AN_EMPTY_DATABASE)
+@pytest.mark.parametrize("case", BREAKING_UNDER_CLEAN)
 def test_the_cases_that_need_the_drops_left_out(
     case: str, cluster: Cluster, make_database: MakeDatabase, tmp_path: Path
 ) -> None:
     source, target = (make_database(on=cluster) for _ in range(2))
-    source.run_sql(FAILS_ON_AN_EMPTY_DATABASE[case])
+    source.run_sql(BREAKING_UNDER_CLEAN[case])
     backup = back_up(source, tmp_path)
     _, failed = run_blocks("plain", backup, target)
     assert failed.returncode != 0
