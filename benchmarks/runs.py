@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
-import os
 import statistics
 import subprocess
-import time
+import sys
 from dataclasses import dataclass, field
+
+# A small process starts the command: the kernel counts what its parent held before the exec.
+_MEASURE = """
+import os, sys, time
+started = time.monotonic()
+quiet = [(os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0)]
+pid = os.posix_spawn(sys.argv[1], sys.argv[1:], os.environ, file_actions=quiet)
+_, status, usage = os.wait4(pid, 0)
+print(time.monotonic() - started, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024)
+sys.exit(os.waitstatus_to_exitcode(status))
+"""
 
 
 @dataclass
@@ -19,15 +29,19 @@ class Runs:
 
     def add(self, command: list[str], env: dict[str, str]) -> None:
         """Run the command once."""
-        started = time.monotonic()
-        with subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL) as process:
-            _, status, usage = os.wait4(process.pid, 0)
-            process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode:
-            raise SystemExit(f"{command[0]} failed with status {process.returncode}")
-        self.wall.append(time.monotonic() - started)
-        self.cpu.append(usage.ru_utime + usage.ru_stime)
-        self.memory = max(self.memory, usage.ru_maxrss * 1024)
+        done = subprocess.run(
+            [sys.executable, "-I", "-S", "-c", _MEASURE, *command],
+            env=env,
+            stdout=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+        if done.returncode:
+            raise SystemExit(f"{command[0]} failed with status {done.returncode}")
+        wall, cpu, memory = done.stdout.split()
+        self.wall.append(float(wall))
+        self.cpu.append(float(cpu))
+        self.memory = max(self.memory, int(memory))
 
 
 def report(measured: dict[str, Runs], least: str) -> None:

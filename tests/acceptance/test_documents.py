@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
 import subprocess
@@ -12,12 +13,13 @@ import pytest
 
 from support.backups import PASSPHRASE, StoredBackup, back_up
 from support.compare import compare
-from support.databases import ROUND_TRIPPING
+from support.databases import BREAKING_UNDER_CLEAN, ROUND_TRIPPING
 from support.postgres import REPOSITORY, Cluster, Database, MakeDatabase, clean_environment
 
 RECIPE = REPOSITORY / "docs" / "how-to" / "restore-without-pgstash.md"
 WHAT_IS_DUMPED = REPOSITORY / "docs" / "explanation" / "what-is-dumped.md"
 BLOCK = re.compile(r"<!-- test: ([\w-]+) -->\n```sh\n(.*?)```", re.DOTALL)
+EXAMPLE = re.compile(r"backup_20260131_020000")
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 
 
@@ -36,10 +38,15 @@ def anchors(path: Path) -> set[str]:
 
 
 def run_blocks(
-    kind: str, backup: StoredBackup, target: Database, page: Path = RECIPE
+    kind: str,
+    backup: StoredBackup,
+    target: Database,
+    page: Path = RECIPE,
+    *,
+    tools: Path | None = None,
 ) -> list[subprocess.CompletedProcess[str]]:
     """Run the page's commands for this kind of backup as they stand there."""
-    environment = clean_environment(target.bin_dir) | {
+    environment = clean_environment(tools or target.bin_dir) | {
         "ARCHIVE": str(backup.archive),
         "MANIFEST": str(backup.manifest_file),
         "TARGET": target.conninfo,
@@ -107,44 +114,85 @@ def test_the_recipe_authenticates_a_manifest(make_database: MakeDatabase, tmp_pa
     assert held == computed == backup.manifest["hmac"]
 
 
+def test_the_recipe_shows_a_manifest_that_was_changed(
+    make_database: MakeDatabase, tmp_path: Path
+) -> None:
+    source = make_database("mixed")
+    backup = back_up(source, tmp_path, encrypted=True)
+    stored = backup.manifest_file.read_bytes()
+    salt = stored[8:16]
+    text = gzip.decompress(aes("-d", stored))
+    for changed in (text, text.replace(b'"sha256": "', b'"sha256": "0', 1)):
+        # Under the old salt, so that the key is the same; openssl writes no header then.
+        again = aes("-e", gzip.compress(changed), "-S", salt.hex())
+        backup.manifest_file.write_bytes(b"Salted__" + salt + again)
+        [shown] = run_blocks("hmac", backup, source)
+        held, computed = re.findall(r"\b[0-9a-f]{64}\b", shown.stdout.lower())
+        assert (held == computed) == (changed == text)
+
+
+def aes(direction: str, data: bytes, *options: str) -> bytes:
+    command = ["openssl", "enc", direction, "-aes-256-cbc", "-pbkdf2", "-pass", "env:KEY", *options]
+    env = clean_environment() | {"KEY": PASSPHRASE}
+    return subprocess.run(command, input=data, env=env, stdout=subprocess.PIPE, check=True).stdout
+
+
+@pytest.mark.parametrize("kind", ["encrypted", "plain"])
+def test_the_recipe_names_the_objects(
+    kind: str, make_database: MakeDatabase, tmp_path: Path
+) -> None:
+    backup = back_up(make_database("mixed"), tmp_path, encrypted=kind == "encrypted")
+    [block] = [block for name, block in BLOCK.findall(RECIPE.read_text()) if name == "names"]
+    base = backup.archive.name.partition(".")[0]
+    done = subprocess.run(
+        ["bash", "-ec", EXAMPLE.sub(base, block) + 'echo "$ARCHIVE" "$MANIFEST" "$GLOBALS"'],
+        env=clean_environment(),
+        cwd=backup.archive.parent,
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    archive, manifest, roles = done.stdout.split()
+    assert (archive, manifest) == (backup.archive.name, backup.manifest_file.name)
+    assert ".globals.gz" in roles
+
+
+# As psql was before August 2025.
+OLDER_PSQL = """#!/bin/bash
+script=$(mktemp)
+trap 'rm "$script"' EXIT
+cat > "$script"
+if grep -aq '^\\\\\\(un\\)\\?restrict ' "$script"; then
+    echo 'invalid command \\restrict' >&2
+    exit 3
+fi
+{psql} "$@" < "$script"
+"""
+
+
 def test_the_recipe_for_an_older_psql(make_database: MakeDatabase, tmp_path: Path) -> None:
     source, target = make_database("nasty_text"), make_database()
     backup = back_up(source, tmp_path)
     assert b"\n\\restrict " in backup.script()
-    [done] = run_blocks("restrict", backup, target)
+    older = tmp_path / "older"
+    older.mkdir()
+    psql = older / "psql"
+    psql.write_text(OLDER_PSQL.format(psql=source.bin_dir / "psql"))
+    psql.chmod(0o755)
+    _, refused = run_blocks("plain", backup, target, tools=older)
+    assert refused.returncode != 0
+    assert "invalid command" in refused.stderr
+    [done] = run_blocks("restrict", backup, target, tools=older)
     assert (done.returncode, done.stderr) == (0, "")
     assert compare(source.conninfo, target.conninfo, bin_dir=source.bin_dir) == []
 
 
-SERVER = "CREATE EXTENSION postgres_fdw; CREATE SERVER s FOREIGN DATA WRAPPER postgres_fdw;"
-FAILS_ON_AN_EMPTY_DATABASE = {
-    "view": """
-        CREATE SCHEMA shop;
-        CREATE TABLE shop.orders (id int PRIMARY KEY, customer text);
-        CREATE VIEW shop.names AS SELECT id, customer FROM shop.orders GROUP BY id;
-    """,
-    "domain": """
-        CREATE DOMAIN word AS text;
-        ALTER DOMAIN word ADD CONSTRAINT is_short CHECK (length(VALUE) < 10) NOT VALID;
-    """,
-    "inherited default": f"""
-        {SERVER} CREATE TABLE parent (a int DEFAULT 5);
-        CREATE FOREIGN TABLE child () INHERITS (parent) SERVER s;
-    """,
-    "default of an inherited column": f"""
-        {SERVER} CREATE TABLE parent (a int);
-        CREATE FOREIGN TABLE child () INHERITS (parent) SERVER s;
-        ALTER FOREIGN TABLE child ALTER a SET DEFAULT 7;
-    """,
-}
-
-
-@pytest.mark.parametrize("case", FAILS_ON_AN_EMPTY_DATABASE)
+@pytest.mark.parametrize("case", BREAKING_UNDER_CLEAN)
 def test_the_cases_that_need_the_drops_left_out(
     case: str, cluster: Cluster, make_database: MakeDatabase, tmp_path: Path
 ) -> None:
     source, target = (make_database(on=cluster) for _ in range(2))
-    source.run_sql(FAILS_ON_AN_EMPTY_DATABASE[case])
+    source.run_sql(BREAKING_UNDER_CLEAN[case])
     backup = back_up(source, tmp_path)
     _, failed = run_blocks("plain", backup, target)
     assert failed.returncode != 0

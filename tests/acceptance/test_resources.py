@@ -1,7 +1,8 @@
-"""A backup takes bounded memory and writes nothing to local disk, however large the database."""
+"""Memory does not grow with the database, nor with its rows, and no backup writes to local disk."""
 
 from __future__ import annotations
 
+import os
 import re
 import resource
 import subprocess
@@ -14,6 +15,7 @@ from support import databases
 from support.cli import COMMAND, environment
 from support.fake_tools import GIB, MIB, install_pg_dump, writes_much
 from support.postgres import Database, MakeDatabase
+from support.stored import CLOSING, make
 from support.swift import SwiftServer
 
 CEILING = 128 * MIB
@@ -76,6 +78,32 @@ def test_memory_does_not_grow_with_the_dump(
     tools = install_pg_dump(tmp_path / "bin", writes_much(size))
     env = to_swift(make_database(), tools, swift_server, s3_bucket)
     assert peak_memory(env) <= CEILING
+
+
+# Rows as wide as a member of the archive, and wider; hexadecimal digits get half as small.
+WIDE_ROWS = (8 * MIB, 24 * MIB, 48 * MIB)
+
+
+@pytest.mark.parametrize("encrypted", [False, True], ids=["plain", "encrypted"])
+def test_memory_of_a_restore_does_not_grow_with_rows(
+    make_database: MakeDatabase, tmp_path: Path, *, encrypted: bool
+) -> None:
+    rows = b"".join(os.urandom(length // 2).hex().encode() + b"\n" for length in WIDE_ROWS)
+    script = b"CREATE TABLE public.a (line text);\n\nCOPY public.a (line) FROM stdin;\n"
+    passphrase = "k" * 32 if encrypted else None
+    make(
+        script + rows + b"\\.\n\n" + CLOSING, passphrase=passphrase, member_bytes=16 * MIB
+    ).store_as_backup(tmp_path)
+    target = make_database()
+    env = environment(
+        target.bin_dir,
+        STORAGE_URL=tmp_path.as_uri(),
+        RESTORE_URL=target.uri,
+        BACKUP_ENCRYPTION_KEY="k" * 32,
+    )
+    assert peak_memory(env, "restore") <= CEILING
+    lengths = target.run_sql("SELECT length(line) FROM a ORDER BY 1").split()
+    assert lengths == [str(length) for length in WIDE_ROWS]
 
 
 @pytest.mark.long

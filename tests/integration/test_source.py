@@ -25,6 +25,7 @@ from support.fake_tools import (
 )
 from support.postgres import PASSWORD, Cluster, Clusters, Database, MakeDatabase, bin_dir
 from support.proxy import PASS, REFUSE, TcpProxy
+from support.stored import CLOSING, make
 
 RESTRICT = re.compile(rb"^\\(?:un)?restrict \w+\n", re.MULTILINE)
 CLEAN = ("--no-owner", "--no-acl", "--clean", "--if-exists")
@@ -205,6 +206,19 @@ def test_a_wrong_password(secret_database: Database, tmp_path: Path) -> None:
     assert "password authentication failed" in done.stderr
     assert "pg_hba.conf" in done.stderr
     assert "wr0ng" not in done.stdout + done.stderr
+
+
+def test_no_password(secret_database: Database, tmp_path: Path) -> None:
+    url = secret_database.uri.replace(f":{quote(PASSWORD, safe='')}@", "@")
+    assert url != secret_database.uri
+    done = once(environment(secret_database.bin_dir, DATABASE_URL=url), tmp_path)
+    assert done.returncode == 11
+    assert "No password was given: put it into DATABASE_URL" in done.stderr
+    env = environment(secret_database.bin_dir, STORAGE_URL=tmp_path.as_uri(), PGPASSWORD=PASSWORD)
+    make(CLOSING).store_as_backup(tmp_path)
+    target = run_pgstash(["restore", "--to", url], env)
+    assert target.returncode == 11
+    assert "into RESTORE_URL for a target (PGPASSWORD is the source's)" in target.stderr
 
 
 class _SaysYesToTls(socketserver.BaseRequestHandler):

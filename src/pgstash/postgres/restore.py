@@ -83,6 +83,11 @@ _HINTS = (
     ("42P01|42883|42704|42703", r"CONTEXT: .*function", _SEARCH_PATH),
     ("23514", r"", _BROKEN_CHECK),
     ("23502|23503|23505|23P01", r"", _BROKEN_CONSTRAINT),
+    (
+        "25001",
+        r"SUBSCRIPTION",
+        "Drop the subscription in the target first, or restore with --create NAME.",
+    ),
     ("53100", r"", "The target's disk is full."),
     (
         "22P02",
@@ -316,6 +321,8 @@ class _Errors:
                 if not line.startswith("LOCATION: ") and len(self._lines) <= _LINES_KEPT:
                     self._lines.append(_STATEMENT.sub("STATEMENT: ", line))
                 return
+        if line.startswith("LOCATION: "):  # of what is only told: a line in PostgreSQL's source
+            return
         self._say(f"{match[2]}: {match[4]}" if match else line)
 
     @property

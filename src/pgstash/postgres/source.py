@@ -65,6 +65,10 @@ _TLS_REASON = re.compile(
     r"tlsv1|does not match host name",
     re.IGNORECASE,
 )
+_NONE_GIVEN_HINT = (
+    "No password was given: put it into DATABASE_URL for the source, into RESTORE_URL for a target "
+    "(PGPASSWORD is the source's), or into a password file (~/.pgpass)."
+)
 _TLS_HINT = (
     "Check the TLS parameters of DATABASE_URL: sslmode=verify-full and verify-ca need the "
     "authority's certificate (sslrootcert=/path/to/ca.crt, or sslrootcert=system), and every "
@@ -286,7 +290,9 @@ def _refused(url: str, error: psycopg.OperationalError) -> DatabaseError:
     if not isinstance(error, psycopg.errors.ConnectionTimeout):
         probe = conninfo.make_conninfo(url, connect_timeout=_PING_SECONDS)
         if pq.PGconn.ping(probe.encode()) == pq.Ping.OK:
-            return DatabaseLoginError(f"the database refused the login: {reason}")
+            if error.pgconn and error.pgconn.needs_password:
+                hint = _NONE_GIVEN_HINT
+            return DatabaseLoginError(f"the database refused the login: {reason}", hint=hint)
     return DatabaseUnreachableError(f"the database cannot be reached: {reason}", hint=hint)
 
 

@@ -39,6 +39,16 @@ _LISTS = {
     "unix_socket_directories",
 }
 
+_SUBSCRIPTIONS = (
+    "SELECT subname FROM pg_catalog.pg_subscription"
+    " JOIN pg_catalog.pg_database d ON d.oid = subdbid WHERE datname = %s"
+)
+_UNSUBSCRIBE = (
+    sql.SQL("ALTER SUBSCRIPTION {} DISABLE"),
+    sql.SQL("ALTER SUBSCRIPTION {} SET (slot_name = NONE)"),
+    sql.SQL("DROP SUBSCRIPTION {}"),
+)
+
 # Whatever a user can make, but for what belongs to an extension or to the system. Row types, array
 # types, indexes and the like come with what is counted.
 _USER_OBJECTS = """
@@ -177,12 +187,7 @@ def created(  # noqa: PLR0913 - each is one property of the new database
     TargetDatabaseError.
     """
     working = _working_name(name)
-    made = replace(
-        server,
-        connection=replace(
-            server.connection, parameters={**server.connection.parameters, "dbname": working}
-        ),
-    )
+    made = _seen_from(server, working)
     try:
         with _refusals(f"the database {name} cannot be made"), connected(server) as session:
             try:
@@ -210,6 +215,11 @@ def created(  # noqa: PLR0913 - each is one property of the new database
     except BaseException:
         drop(server, working, emit)
         raise
+
+
+def _seen_from(server: Server, name: str) -> Server:
+    parameters = {**server.connection.parameters, "dbname": name}
+    return replace(server, connection=replace(server.connection, parameters=parameters))
 
 
 def _working_name(name: str) -> str:
@@ -270,9 +280,25 @@ def drop(server: Server, name: str, emit: Emit) -> None:
     """Drop a database of ours, if there is one; a warning where that fails."""
     statement = sql.SQL("DROP DATABASE IF EXISTS {}").format(sql.Identifier(name))
     try:
+        _unsubscribe(server, name)
         _when_unused(server, statement)
     except (psycopg.Error, TargetLostError) as error:
         emit(Warned(f"The database {name} could not be dropped: drop it yourself. {error}"))
+
+
+def _unsubscribe(server: Server, name: str) -> None:
+    """Drop the subscriptions of a database of ours, with which nobody can drop it.
+
+    Nothing is said to the publisher, where the slot of that name is the source's.
+    """
+    with connected(server) as session:
+        subscriptions = session.execute(_SUBSCRIPTIONS, [name]).fetchall()
+    if not subscriptions:
+        return
+    with connected(_seen_from(server, name)) as session:
+        for (subscription,) in subscriptions:
+            for statement in _UNSUBSCRIBE:
+                session.execute(statement.format(sql.Identifier(subscription)))
 
 
 def _when_unused(server: Server, statement: sql.Composed) -> None:

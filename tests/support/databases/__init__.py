@@ -25,6 +25,29 @@ ROUND_TRIPPING = (
     "euc_jp",
 )
 
+# One by one what plain ``pg_dump --clean --if-exists`` cannot carry into an empty database.
+_SERVER = "CREATE EXTENSION postgres_fdw; CREATE SERVER s FOREIGN DATA WRAPPER postgres_fdw;"
+BREAKING_UNDER_CLEAN = {
+    "view": """
+        CREATE SCHEMA shop;
+        CREATE TABLE shop.orders (id int PRIMARY KEY, customer text);
+        CREATE VIEW shop.names AS SELECT id, customer FROM shop.orders GROUP BY id;
+    """,
+    "domain": """
+        CREATE DOMAIN word AS text;
+        ALTER DOMAIN word ADD CONSTRAINT is_short CHECK (length(VALUE) < 10) NOT VALID;
+    """,
+    "inherited default": f"""
+        {_SERVER} CREATE TABLE parent (a int DEFAULT 5);
+        CREATE FOREIGN TABLE child () INHERITS (parent) SERVER s;
+    """,
+    "default of an inherited column": f"""
+        {_SERVER} CREATE TABLE parent (a int);
+        CREATE FOREIGN TABLE child () INHERITS (parent) SERVER s;
+        ALTER FOREIGN TABLE child ALTER a SET DEFAULT 7;
+    """,
+}
+
 _ENCODINGS = {"sql_ascii": "SQL_ASCII", "latin1": "LATIN1", "euc_jp": "EUC_JP"}
 
 
