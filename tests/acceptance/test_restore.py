@@ -15,13 +15,13 @@ from support import databases
 from support.backups import PASSPHRASE, back_up
 from support.cli import COMMAND, environment, run_pgstash
 from support.compare import compare
-from support.postgres import Cluster, Database, test_majors
+from support.postgres import Cluster, Database
 from support.stored import CLOSING, DATABASE, make
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from support.postgres import Clusters, MakeDatabase
+    from support.postgres import MakeDatabase
 
 
 def restore(
@@ -63,11 +63,9 @@ def assert_failed(done: subprocess.CompletedProcess[str], status: int, *words: s
 
 
 @pytest.fixture
-def drop_later(request: pytest.FixtureRequest, newest_cluster: Cluster) -> Iterator[list[str]]:
+def drop_later(cluster: Cluster) -> Iterator[list[str]]:
     names: list[str] = []
     yield names
-    with_major = "cluster" in request.fixturenames
-    cluster: Cluster = request.getfixturevalue("cluster") if with_major else newest_cluster
     for name in names:
         cluster.drop_database(name)
 
@@ -146,35 +144,6 @@ def test_into_a_new_database(
         assert before == after != []
         left = session.execute("SELECT datname FROM pg_database WHERE datname ~ '_pgstash_'")
         assert left.fetchall() == []
-
-
-@pytest.mark.parametrize(
-    "sample",
-    [
-        pytest.param(sample, marks=() if sample in TO_BEGIN_WITH else pytest.mark.long)
-        for sample in SAMPLES
-    ],
-)
-@pytest.mark.parametrize("older", test_majors()[:-1])
-def test_into_a_newer_server(  # noqa: PLR0917 - fixtures
-    sample: str,
-    older: int,
-    clusters: Clusters,
-    newest_cluster: Cluster,
-    make_database: MakeDatabase,
-    drop_later: list[str],
-    tmp_path: Path,
-) -> None:
-    source = make_database(sample, on=clusters.get(older))
-    back_up(source, tmp_path, encrypted=True)
-    name = f"newer_{source.name}"
-    done = restore(tmp_path, newest_cluster.maintenance, "--create", name)
-    drop_later.append(name)
-    assert (done.returncode, done.stderr) == (0, "")
-    target = Database(newest_cluster, name)
-    differences = compare(source.conninfo, target.conninfo, bin_dir=target.bin_dir)
-    # A newer server writes views otherwise, and has other rights on the schema public.
-    assert [each for each in differences if not each.startswith("schema:")] == []
 
 
 def test_into_its_own_database_the_drops_are_run(
