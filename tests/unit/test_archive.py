@@ -6,21 +6,27 @@ import gzip
 import io
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from faults.scene import wait_until
 from pgstash import archive, catalog
 from pgstash.archive import Access, Archive
 from pgstash.errors import CorruptedError, EncryptionError, PgstashError, UnverifiedError
 from pgstash.pipeline import decompression
 from pgstash.storage.memory import MemoryStorage
 from support.stored import CLOSING, Made, make
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 PASSPHRASE = "correct horse battery staple, and more"
 SCRIPT = b"".join(b"%d\n" % (n * n) for n in range(1500)) + CLOSING
@@ -274,6 +280,28 @@ def test_stdin(monkeypatch: pytest.MonkeyPatch) -> None:
     buffer = io.BufferedReader(io.BytesIO(made.archive))
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=buffer))
     assert read(archive.open_stdin(UNVERIFIED)) == SCRIPT
+
+
+def test_the_next_member_is_opened_while_one_is_taken() -> None:
+    made = make(SCRIPT)
+    members = made.manifest.members
+    assert len(members) > 3
+    taken: list[bytes] = []
+
+    def stored_members() -> Iterator[bytes]:
+        for member in members:
+            taken.append(made.archive[member.offset : member.offset + member.stored])
+            yield taken[-1]
+
+    threads = threading.active_count()
+    pieces = decompression.decompress(stored_members(), members)
+    got = next(pieces)
+    assert len(got) == members[0].raw
+    assert len(taken) == 2
+    assert threading.active_count() == threads + 1
+    assert got + b"".join(pieces) == SCRIPT
+    assert next(decompression.decompress(stored_members(), members))  # and nobody takes the rest
+    wait_until(lambda: threading.active_count() == threads, "the threads have ended")
 
 
 @given(
