@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import io
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from faults.scene import wait_until
 from pgstash import archive, catalog
 from pgstash.archive import Access, Archive
 from pgstash.errors import CorruptedError, EncryptionError, PgstashError, UnverifiedError
+from pgstash.manifest import Member
 from pgstash.pipeline import decompression
 from pgstash.storage.memory import MemoryStorage
 from support.stored import CLOSING, Made, make
@@ -280,6 +282,21 @@ def test_stdin(monkeypatch: pytest.MonkeyPatch) -> None:
     buffer = io.BufferedReader(io.BytesIO(made.archive))
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=buffer))
     assert read(archive.open_stdin(UNVERIFIED)) == SCRIPT
+
+
+@pytest.mark.parametrize("which", [0, 1], ids=["plain", "stored"])
+def test_a_member_of_the_same_lengths_is_not_handed_out(which: int) -> None:
+    """What somebody put in its place is gzip without a fault: a digest tells, and in time."""
+    plain, other = b"SELECT 1;\n" * 50, b"SELECT 2;\n" * 50
+    packed, instead = (gzip.compress(text, 0, mtime=0) for text in (plain, other))
+    assert len(packed) == len(instead)
+    digests = [hashlib.sha256(each).hexdigest() for each in (other, instead)]
+    member = Member(0, len(packed), len(plain), digests[0], digests[1])
+    assert b"".join(decompression.decompress([instead], [member])) == other
+    digests[which] = hashlib.sha256(b"").hexdigest()
+    wrong = Member(0, len(packed), len(plain), digests[0], digests[1])
+    with pytest.raises(CorruptedError, match="member 1, "):
+        next(decompression.decompress([instead], [wrong]))
 
 
 def test_the_next_member_is_opened_while_one_is_taken() -> None:
