@@ -3,24 +3,32 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import io
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from faults.scene import wait_until
 from pgstash import archive, catalog
 from pgstash.archive import Access, Archive
 from pgstash.errors import CorruptedError, EncryptionError, PgstashError, UnverifiedError
+from pgstash.manifest import Member
 from pgstash.pipeline import decompression
 from pgstash.storage.memory import MemoryStorage
 from support.stored import CLOSING, Made, make
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 PASSPHRASE = "correct horse battery staple, and more"
 SCRIPT = b"".join(b"%d\n" % (n * n) for n in range(1500)) + CLOSING
@@ -274,6 +282,43 @@ def test_stdin(monkeypatch: pytest.MonkeyPatch) -> None:
     buffer = io.BufferedReader(io.BytesIO(made.archive))
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=buffer))
     assert read(archive.open_stdin(UNVERIFIED)) == SCRIPT
+
+
+@pytest.mark.parametrize("which", [0, 1], ids=["plain", "stored"])
+def test_a_member_of_the_same_lengths_is_not_handed_out(which: int) -> None:
+    """What somebody put in its place is gzip without a fault: a digest tells, and in time."""
+    plain, other = b"SELECT 1;\n" * 50, b"SELECT 2;\n" * 50
+    packed, instead = (gzip.compress(text, 0, mtime=0) for text in (plain, other))
+    assert len(packed) == len(instead)
+    digests = [hashlib.sha256(each).hexdigest() for each in (other, instead)]
+    member = Member(0, len(packed), len(plain), digests[0], digests[1])
+    assert b"".join(decompression.decompress([instead], [member])) == other
+    digests[which] = hashlib.sha256(b"").hexdigest()
+    wrong = Member(0, len(packed), len(plain), digests[0], digests[1])
+    with pytest.raises(CorruptedError, match="member 1, "):
+        next(decompression.decompress([instead], [wrong]))
+
+
+def test_the_next_member_is_opened_while_one_is_taken() -> None:
+    made = make(SCRIPT)
+    members = made.manifest.members
+    assert len(members) > 3
+    taken: list[bytes] = []
+
+    def stored_members() -> Iterator[bytes]:
+        for member in members:
+            taken.append(made.archive[member.offset : member.offset + member.stored])
+            yield taken[-1]
+
+    threads = threading.active_count()
+    pieces = decompression.decompress(stored_members(), members)
+    got = next(pieces)
+    assert len(got) == members[0].raw
+    assert len(taken) == 2
+    assert threading.active_count() == threads + 1
+    assert got + b"".join(pieces) == SCRIPT
+    assert next(decompression.decompress(stored_members(), members))  # and nobody takes the rest
+    wait_until(lambda: threading.active_count() == threads, "the threads have ended")
 
 
 @given(

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import queue
+import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import cast
 
@@ -25,17 +28,57 @@ def decompress(
     """Yield what the members hold, each of them only after all its digests were compared.
 
     Of sections that are not ``wanted`` nothing is yielded, and all is compared. That is asked
-    when the member's turn comes. A member is held in memory, stored and plain. Raises
-    CorruptedError where one is not what was written, and where the stream is longer or shorter
-    than all of them.
+    when the member's turn comes. A thread opens the next member (what it calls releases the GIL)
+    while the caller is at work on the pieces of this one; so one member is held in memory plain,
+    and one stored and plain. Raises CorruptedError where one is not what was written, and where
+    the stream is longer or shorter than all of them.
     """
+    # Queues without locks of Python's own: a signal's exception cannot leave one locked.
+    todo: queue.SimpleQueue[_Task | None] = queue.SimpleQueue()
+    done: queue.SimpleQueue[deque[bytes] | Exception] = queue.SimpleQueue()
+    threading.Thread(target=_work, args=(todo, done), daemon=True).start()
     taker = _Taker(chunks)
-    for number, member in enumerate(members, start=1):
-        plain = _plain(taker.take(member.stored), member, number)
-        if wanted(member.section):
-            yield from plain
+    try:
+        before: Member | None = None
+        plain: deque[bytes] = deque()
+        for number, member in enumerate(members, start=1):
+            todo.put((taker.take(member.stored), member, number))
+            if before and wanted(before.section):
+                yield from _emptied(plain)
+            before, plain = member, _result(done)
+        if before and wanted(before.section):
+            yield from _emptied(plain)
+    finally:
+        todo.put(None)
     if taker.take(1):
         raise damaged("it goes on where it should end")
+
+
+_Task = tuple[list[bytes], Member, int]
+
+
+def _work(
+    todo: queue.SimpleQueue[_Task | None], done: queue.SimpleQueue[deque[bytes] | Exception]
+) -> None:
+    while task := todo.get():
+        try:
+            done.put(_plain(*task))
+        except Exception as error:  # noqa: BLE001 - carried to the caller's thread whole
+            done.put(error)
+        del task  # it holds a member, and the next one may be long in coming
+
+
+def _result(done: queue.SimpleQueue[deque[bytes] | Exception]) -> deque[bytes]:
+    result = done.get()
+    if isinstance(result, Exception):
+        raise result
+    return result
+
+
+def _emptied(pieces: deque[bytes]) -> Iterator[bytes]:
+    """Yield the pieces, and hold none that was yielded."""
+    while pieces:
+        yield pieces.popleft()
 
 
 def gunzip(chunks: Iterable[bytes]) -> Iterator[bytes]:
@@ -85,14 +128,15 @@ class _Taker:
         return parts
 
 
-def _plain(stored: Sequence[bytes], member: Member, number: int) -> list[bytes]:
+def _plain(stored: Sequence[bytes], member: Member, number: int) -> deque[bytes]:
     """Return the plain bytes of a member in pieces, after its digests were compared."""
     which = f"member {number}, {member.stored} bytes from {member.offset} on,"
     if sum(map(len, stored)) < member.stored:
         raise damaged(f"it ends within {which} of the compressed stream")
     if _sha256(stored) != member.stored_sha256:
         raise damaged(f"{which} is not what was stored")
-    plain, total = [], 0
+    plain: deque[bytes] = deque()
+    total = 0
     for piece in gunzip(stored):
         total += len(piece)
         if total > member.raw:
