@@ -286,7 +286,7 @@ def killed(process: subprocess.Popen[str]) -> None:
 def assert_clean_but_for_parts(scene: Scene, archives: int = 0) -> None:
     """What is visible is whole, pg_dump has noticed, and the next run succeeds."""
     assert len(complete_archives(scene.place)) == archives
-    names = [key for key in scene.place.objects() if "manifest" not in key]
+    names = [key for key in scene.place.objects() if ".sql.gz" in key]
     assert len(names) == archives
     wait_until(lambda: not scene.processes(), "pg_dump is gone")
     done = scene.once(**scene.place.settings)
@@ -357,5 +357,5 @@ def test_killed_at_any_moment(attempt: int, scene: Scene) -> None:
         process.kill()
         process.communicate(timeout=60)
     archives = complete_archives(scene.place)
-    assert len([key for key in scene.place.objects() if "manifest" not in key]) == len(archives)
+    assert len([key for key in scene.place.objects() if ".sql.gz" in key]) == len(archives)
     assert_clean_but_for_parts(scene, archives=len(archives))

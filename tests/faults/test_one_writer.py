@@ -83,7 +83,7 @@ def test_of_two_at_once_one_makes_an_archive_and_the_other_says_why_not(scene: S
     assert f"({APPLICATION}, from 127.0.0.1, since 20" in refused
     assert "let it finish" in refused
     assert len(complete_archives(scene.place)) == 1
-    assert len(scene.place.objects()) == 2
+    assert len(scene.place.objects()) == 3  # the archive, its manifest and the roles
     assert scene.place.unfinished() == scene.processes() == []
 
 
@@ -105,7 +105,7 @@ def test_another_prefix_is_another_place(scene: Scene) -> None:
     with scene.started() as first, scene.started(BACKUP_PREFIX="elsewhere") as second:
         ended = [finished(first), finished(second)]
     assert [status for status, *_ in ended] == [0, 0], ended
-    assert len(scene.place.objects()) == 4
+    assert len(scene.place.objects()) == 6
 
 
 def test_another_source_is_not_kept_out_but_seen(scene: Scene, make_database: MakeDatabase) -> None:

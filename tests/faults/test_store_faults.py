@@ -272,7 +272,7 @@ def test_a_commit_whose_answer_is_lost_is_a_success(
 ) -> None:
     http.rule("CompleteMultipartUpload", Drop(forward=True), times=times)
     assert_succeeds(broken, RETRY_ATTEMPTS="2")
-    assert len(broken.place.objects()) == 2  # the archive and its manifest
+    assert len(broken.place.objects()) == 3  # the archive, its manifest and the roles
 
 
 def test_a_commit_of_which_nothing_is_known_is_told_and_left_alone(
@@ -296,18 +296,19 @@ def test_a_commit_of_which_nothing_is_known_is_told_and_left_alone(
     assert broken.place.unfinished() == [left]  # until the sweep: another run leaves it be
 
 
+@pytest.mark.parametrize(("before", "what"), [(0, "globals"), (1, "manifest")])
 @pytest.mark.parametrize(
     "action", [Drop(forward=True), DENIED, LOST], ids=["answer lost", "denied", "lost"]
 )
-def test_without_a_manifest_there_is_no_archive(
-    action: Action, broken: Scene, http: HttpProxy
+def test_without_what_belongs_beside_it_there_is_no_archive(
+    action: Action, before: int, what: str, broken: Scene, http: HttpProxy
 ) -> None:
-    http.rule("PutObject", action)
+    http.rule("PutObject", action, skip=before)
     done = broken.once(RETRY_ATTEMPTS="1")
     status = 21 if action == DENIED else 20
-    assert_failed(done, status, "manifest", nothing_left=None)
+    assert_failed(done, status, what, nothing_left=None)
     assert complete_archives(broken.place) == []
-    assert not [key for key in broken.place.objects() if "manifest" not in key]
+    assert not [key for key in broken.place.objects() if ".sql.gz" in key]
     assert broken.place.unfinished() == []
     assert broken.processes() == []
     assert http.count("CompleteMultipartUpload") == 0

@@ -42,7 +42,8 @@ def tree(kind: type[PgstashError] = PgstashError) -> Iterator[type[PgstashError]
             yield from tree(child)
 
 
-LEAVES = [kind for kind in tree() if not kind.__subclasses__()]
+# Those that a room derives for itself are no branches of the tree.
+LEAVES = [kind for kind in tree() if len(list(tree(kind))) == 1]
 
 
 def test_the_drawing_is_the_tree() -> None:
