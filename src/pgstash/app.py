@@ -59,6 +59,7 @@ def back_up(
         prefix=settings.backup_prefix,
         compression_level=settings.compression_level,
         passphrase=settings.passphrase,
+        jobs=settings.dump_jobs,
         lock_seconds=settings.lock_timeout,
         idle_seconds=settings.dump_idle_timeout,
         environment=environment(),

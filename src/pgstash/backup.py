@@ -13,7 +13,17 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
 
-from pgstash import __version__, anomaly, catalog, events, hooks, neighbours, record
+from pgstash import (
+    __version__,
+    anomaly,
+    catalog,
+    events,
+    hooks,
+    neighbours,
+    parallel,
+    record,
+    streams,
+)
 from pgstash import manifest as manifests
 from pgstash.beside import Beside
 from pgstash.errors import (
@@ -24,11 +34,8 @@ from pgstash.errors import (
     PgstashError,
     StorageError,
 )
-from pgstash.pipeline import compression, encryption
-from pgstash.pipeline.opening import Opening
-from pgstash.pipeline.tally import Tally
+from pgstash.pipeline import encryption
 from pgstash.postgres import required, roles, source, tools, writer
-from pgstash.postgres.dump import dump
 from pgstash.postgres.source import Server
 from pgstash.postgres.writer import Writer
 from pgstash.storage.interface import Storage, Upload
@@ -42,14 +49,15 @@ _SECONDS_BETWEEN_PROGRESS = 0.25
 class Plan:
     """What to back up, and how; ``environment`` is what client tools may choose from.
 
-    ``options`` are added to pg_dump's. A backup smaller than ``anomaly_ratio`` times the usual
-    is warned of; with 0 none is.
+    ``jobs`` is how many sessions read rows, ``options`` are added to pg_dump's. A backup smaller
+    than ``anomaly_ratio`` times the usual is warned of; with 0 none is.
     """
 
     source_url: str
     prefix: str
     compression_level: int
     passphrase: str | None
+    jobs: int
     lock_seconds: float
     idle_seconds: float
     environment: Mapping[str, str]
@@ -172,8 +180,7 @@ def _back_up(  # noqa: PLR0913 - what was found out so far
     earlier = _earlier(plan, storage, world, started)
     client = tools.find(server.major, plan.environment.get("PATH", ""), plan.environment)
     cipher = _key(plan, world)
-    tally, opening, stored = Tally(), Opening(), _Digest()
-    members: list[manifests.Member] = []
+    stored = _Digest()
 
     world.emit(events.DumpStarted(name, client.version, server.version))
     upload: Upload | None = None
@@ -182,18 +189,22 @@ def _back_up(  # noqa: PLR0913 - what was found out so far
     )
     try:
         with (
-            dump(
-                server,
-                client,
-                options=plan.options,
-                lock_seconds=plan.lock_seconds,
-                idle_seconds=plan.idle_seconds,
-                environment=plan.environment,
-                emit=world.emit,
-            ) as chunks,
-            hooks.verifying(
-                plan.hooks.verify, record.told_to_verify(server, storage.url(key), name), world.emit
-            ) as verified,
+            streams.opened(
+                parallel.Plan(
+                    server=server,
+                    client=client,
+                    jobs=plan.jobs,
+                    level=plan.compression_level,
+                    options=plan.options,
+                    lock_seconds=plan.lock_seconds,
+                    idle_seconds=plan.idle_seconds,
+                    environment=plan.environment,
+                    emit=world.emit,
+                ),
+                plan.hooks.verify,
+                record.told_to_verify(server, storage.url(key), name),
+                name,
+            ) as stream,
             storage.upload(
                 key,
                 metadata=record.metadata(server, client, started, backup_id, encrypted=encrypted),
@@ -201,23 +212,19 @@ def _back_up(  # noqa: PLR0913 - what was found out so far
             ) as upload,
         ):
             world.emit(events.UploadStarted(name, storage.url(), upload.part_size))
-            plain = _announce_end(tally.watch(chunks), name, tally, began, world.emit)
-            archive = compression.compress(
-                opening.split(verified(plain)),
-                level=plan.compression_level,
-                record=members.append,
-            )
+            archive = _announce_end(stream, name, began, world.emit)
             if cipher:
                 archive = encryption.encrypt(archive, cipher)
-            archive = _announce(stored.watch(archive), name, tally, stored, world.emit)
+            archive = _announce(stored.watch(archive), name, stream, stored, world.emit)
             for chunk in lock.watch(archive):
                 upload.write(chunk)
-            tables = record.tables(tally, server.codec)
+            tables = record.tables(stream.rows, server.codec)
             required.check(expected, {(each.schema, each.name): each.rows for each in tables})
             upload.flush()
             lock.check()
 
             globals_sha256 = beside.store_globals(server, client, plan.environment)
+            schema_sha256 = beside.store_schema(stream.schema) if stream.schema else None
             manifest = manifests.Manifest(
                 format=manifests.FORMAT,
                 tool=f"pgstash {__version__}",
@@ -228,17 +235,18 @@ def _back_up(  # noqa: PLR0913 - what was found out so far
                 server=server.version,
                 client=client.version,
                 database=server.database,
-                raw_bytes=tally.raw_bytes,
+                raw_bytes=stream.raw_bytes,
                 stored_bytes=stored.bytes,
                 sha256=stored.hexdigest(),
                 compression=manifests.Compression("gzip", plan.compression_level),
                 encryption=record.encryption_of(cipher),
                 tables=tables,
-                members=record.sections(members, opening, name, world.emit),
+                members=stream.members,
                 options=list(plan.options),
                 roles=needed.roles,
                 extensions=needed.extensions,
                 globals_sha256=globals_sha256,
+                schema_sha256=schema_sha256,
             )
             beside.store_manifest(manifest, record.facts(manifest, time.monotonic() - began))
             lock.check()
@@ -321,15 +329,19 @@ class _Digest:
 
 
 def _announce_end(
-    chunks: Iterable[bytes], name: str, tally: Tally, began: float, emit: events.Emit
+    stream: streams.Stream, name: str, began: float, emit: events.Emit
 ) -> Iterator[bytes]:
-    """Pass chunks on, and tell when pg_dump has ended well."""
-    yield from chunks
-    emit(events.DumpFinished(name, time.monotonic() - began, tally.raw_bytes))
+    """Pass the archive on, and tell when the dump has ended well."""
+    yield from stream.archive()
+    emit(events.DumpFinished(name, time.monotonic() - began, stream.raw_bytes))
 
 
 def _announce(
-    chunks: Iterable[bytes], name: str, tally: Tally, stored: _Digest, emit: events.Emit
+    chunks: Iterable[bytes],
+    name: str,
+    stream: streams.Stream,
+    stored: _Digest,
+    emit: events.Emit,
 ) -> Iterator[bytes]:
     """Pass chunks on, and tell now and then how far things are."""
     last = time.monotonic()
@@ -338,7 +350,7 @@ def _announce(
         now = time.monotonic()
         if now - last >= _SECONDS_BETWEEN_PROGRESS:
             last = now
-            emit(events.Progressed(name, tally.raw_bytes, stored.bytes))
+            emit(events.Progressed(name, stream.raw_bytes, stored.bytes))
 
 
 def _key(plan: Plan, world: World) -> encryption.Key | None:

@@ -1,4 +1,4 @@
-"""What is stored beside an archive before that becomes visible: roles, and the manifest."""
+"""What is stored beside an archive before that becomes visible: roles, objects, the manifest."""
 
 from __future__ import annotations
 
@@ -50,6 +50,13 @@ class Beside:
         name = manifests.globals_name(self.base, self.backup_id, encrypted=key is not None)
         self._put(name, encryption.sealed(script, key), {"id": self.backup_id})
         return hashlib.sha256(script).hexdigest()
+
+    def store_schema(self, head: bytes) -> str:
+        """Store a table of contents, and return its digest. Raises StorageError."""
+        key = self.new_key()
+        name = manifests.schema_name(self.base, self.backup_id, encrypted=key is not None)
+        self._put(name, encryption.sealed(head, key), {"id": self.backup_id})
+        return hashlib.sha256(head).hexdigest()
 
     def store_manifest(self, manifest: Manifest, facts: Mapping[str, str]) -> None:
         """Store the manifest, with ``facts`` as its metadata. Raises StorageError."""

@@ -7,6 +7,7 @@ import contextlib
 import os
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 
@@ -26,19 +27,26 @@ class Group:
     def __init__(self, leader: subprocess.Popen[bytes]) -> None:
         """Take charge of the child and its group."""
         self._leader = leader
+        self._ending = threading.RLock()  # whoever reads from the child may end it, too
 
     def exits(self, seconds: float) -> bool:
         """Wait until the child has exited, and leave it a zombie: so its id stays its own."""
         give_up = time.monotonic() + seconds
         how = os.WEXITED | os.WNOWAIT | os.WNOHANG
-        while os.waitid(os.P_PID, self._leader.pid, how) is None:
-            if time.monotonic() >= give_up:
-                return False
-            time.sleep(_SECONDS_BETWEEN_LOOKS)
+        # Another thread may have been at its end a moment ago: then there is no child any more.
+        with contextlib.suppress(ChildProcessError):
+            while os.waitid(os.P_PID, self._leader.pid, how) is None:
+                if time.monotonic() >= give_up:
+                    return False
+                time.sleep(_SECONDS_BETWEEN_LOOKS)
         return True
 
     def end(self, seconds: float = SECONDS_TO_TERMINATE) -> None:
         """End the whole group, also what outlived the child itself: politely, then surely."""
+        with self._ending:
+            self._end(seconds)
+
+    def _end(self, seconds: float) -> None:
         if self._leader.returncode is not None:
             return  # done before; the group's id may be somebody else's by now
         for signum, patience in ((signal.SIGTERM, seconds), (signal.SIGKILL, SECONDS_TO_TERMINATE)):

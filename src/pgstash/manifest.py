@@ -4,8 +4,8 @@ Beside ``<prefix>/backup_20260131_020000.sql.gz`` lies
 ``<prefix>/backup_20260131_020000.<id>.manifest.json.gz``; both end in ``.enc`` when
 encrypted. The id is random, and the archive's metadata repeats it: a manifest that was
 left by a backup that failed is never taken for the one of a later backup of the same name.
-``….<id>.globals.gz`` holds roles, ``….<id>.proof_YYYYMMDD_HHMMSS.json.gz`` the record of a
-drill that the backup passed at that time.
+``….<id>.globals.gz`` holds roles, ``….<id>.schema.gz`` all objects in pg_dump's custom format, and
+``….<id>.proof_YYYYMMDD_HHMMSS.json.gz`` the record of a drill that the backup passed at that time.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ FORMAT = 1
 ARCHIVE_NAME = re.compile(r"(backup_\d{8}_\d{6})\.sql\.gz(\.enc)?", re.ASCII)
 _COMPANION_NAME = re.compile(
     r"(backup_\d{8}_\d{6})\.([0-9a-f]{16})\."
-    r"(manifest\.json|globals|proof_(\d{8}_\d{6})\.json)\.gz(\.enc)?",
+    r"(manifest\.json|globals|schema|proof_(\d{8}_\d{6})\.json)\.gz(\.enc)?",
     re.ASCII,
 )
 
@@ -35,12 +35,19 @@ _BASE_FORMAT = f"backup_{_TIME_FORMAT}"
 
 _HMAC = re.compile(rb',\n"hmac": "([0-9a-f]{64})"\n}\n\Z')
 
-# Two that pg_dump has no name for, and its own three.
-Section = Literal["header", "drops", "pre-data", "data", "post-data"]
+# Three that pg_dump has no name for, and its own three.
+Section = Literal["header", "drops", "pre-data", "data", "sequences", "post-data"]
 
-Kind = Literal["manifest", "globals", "proof"]
-"""What lies beside an archive: what says what is in it, the roles that it names, and the record
-of a drill that passed."""
+Kind = Literal["manifest", "globals", "schema", "proof"]
+"""What lies beside an archive: what says what is in it, the roles that it names, the objects that
+it makes (in pg_dump's custom format), and the record of a drill that passed."""
+
+
+_KINDS: Mapping[str, Kind] = {
+    "manifest.json": "manifest",
+    "globals": "globals",
+    "schema": "schema",
+}
 
 
 def base_name(started: datetime) -> str:
@@ -74,6 +81,11 @@ def globals_name(base: str, backup_id: str, *, encrypted: bool) -> str:
     return f"{base}.{backup_id}.globals.gz" + (".enc" if encrypted else "")
 
 
+def schema_name(base: str, backup_id: str, *, encrypted: bool) -> str:
+    """Return the name of the table of contents that goes with a backup."""
+    return f"{base}.{backup_id}.schema.gz" + (".enc" if encrypted else "")
+
+
 def proof_name(base: str, backup_id: str, proven: datetime, *, encrypted: bool) -> str:
     """Return the name of the record of a drill that passed at ``proven``."""
     moment = proven.astimezone(UTC).strftime(_TIME_FORMAT)
@@ -98,10 +110,10 @@ def companion_of(name: str) -> CompanionName | None:
     found = _COMPANION_NAME.fullmatch(name)
     if not found or not started_of(found[1]):
         return None
-    kind: Kind = "manifest" if found[3] == "manifest.json" else "globals"
+    kind = _KINDS.get(found[3], "proof")
     proven = None
     if found[4]:
-        kind, proven = "proof", started_of(f"backup_{found[4]}")
+        proven = started_of(f"backup_{found[4]}")
         if proven is None:
             return None
     archive = archive_name(found[1], encrypted=found[5] is not None)
@@ -117,7 +129,9 @@ class Member:
     what decryption yields. ``sha256`` is the digest of the plain bytes, ``stored_sha256``
     of the compressed ones. ``section``, ``table`` (an index into the manifest's tables) and
     ``rows`` are None where a member is cut by size and holds a bit of everything. ``header``
-    is what sets the session up, ``drops`` what --clean adds and an empty database has no use for.
+    is what sets the session up, ``drops`` what --clean adds and an empty database has no use for,
+    ``sequences`` what sets them. A member with a ``table`` is a COPY block of it, whole, so that
+    such members can be loaded in any order.
     """
 
     offset: int
@@ -189,7 +203,8 @@ class Manifest:
     ``sha256`` is the digest of the archive object as it is stored: what ``sha256sum`` says.
     ``options`` are those that the user added to pg_dump: with some the backup is a partial one.
     ``roles`` and ``extensions`` are what a target must have, ``globals_sha256`` is the digest of
-    the plain text of the roles stored beside the archive, None where there are none.
+    the plain text of the roles stored beside the archive, None where there are none, and
+    ``schema_sha256`` that of the objects in pg_dump's custom format.
     """
 
     format: int
@@ -212,6 +227,7 @@ class Manifest:
     roles: Sequence[str] = field(default_factory=list)
     extensions: Sequence[Extension] = field(default_factory=list)
     globals_sha256: str | None = None
+    schema_sha256: str | None = None
 
 
 # Tables and members come in their ten thousands: as rows under one line of column names.

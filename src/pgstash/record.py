@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from urllib.parse import quote
 
 from pgstash import __version__, anomaly, events
 from pgstash import manifest as manifests
-from pgstash.events import Emit
 from pgstash.pipeline import encryption
-from pgstash.pipeline.opening import Opening
-from pgstash.pipeline.tally import Tally, split_name
+from pgstash.pipeline.tally import split_name
 from pgstash.postgres.source import Server
 from pgstash.postgres.tools import ClientTools
 
@@ -33,25 +31,10 @@ def encryption_of(key: encryption.Key | None) -> manifests.Encryption | None:
     )
 
 
-def sections(
-    members: list[manifests.Member], opening: Opening, name: str, emit: Emit
-) -> list[manifests.Member]:
-    """Return the members with the sections they are of, where these are certain."""
-    if opening.found:
-        return members
-    emit(
-        events.Warned(
-            f"{name}: the dump does not begin as expected, so that a restore into an empty "
-            "database cannot leave its DROP statements out"
-        )
-    )
-    return [replace(member, section=None) for member in members]
-
-
-def tables(tally: Tally, codec: str) -> list[manifests.Table]:
+def tables(rows_by_name: Mapping[bytes, int], codec: str) -> list[manifests.Table]:
     """Return the tables that were counted, their names decoded."""
     found = []
-    for qualified, rows in tally.rows.items():
+    for qualified, rows in rows_by_name.items():
         schema, table = (part.decode(codec, "surrogateescape") for part in split_name(qualified))
         found.append(manifests.Table(schema, table, rows))
     return found

@@ -335,7 +335,7 @@ def test_several_databases_side_by_side_on_one_bucket(
             assert process.returncode == -signal.SIGTERM
     client = swift_server.client
     keys = [found["Key"] for found in client.list_objects_v2(Bucket=s3_bucket)["Contents"]]
-    assert len(keys) == 9
+    assert len(keys) == 12
     for prefix, database in databases.items():
         [archive] = [
             key for key in keys if re.fullmatch(rf"{prefix}/backup_\d{{8}}_\d{{6}}\.sql\.gz", key)

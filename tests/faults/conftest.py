@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from support.swift import SwiftServer
 
 
+# A fake one knows no table of contents: it would be asked twice.
+ONE_PG_DUMP = {"DUMP_JOBS": "1"}
+
+
 @pytest.fixture
 def database(make_database: MakeDatabase) -> Database:
     """A real source for the login; what is dumped of it comes from a fake pg_dump."""
@@ -58,7 +62,7 @@ def fake_tools(tmp_path: Path) -> Path:
 @pytest.fixture
 def scene(database: Database, place: Place, fake_tools: Path) -> Iterator[Scene]:
     """A source, a directory or a bucket, and a fake pg_dump that behaves well until told."""
-    scene = Scene(database, place, fake_tools)
+    scene = Scene(database, place, fake_tools, ONE_PG_DUMP)
     yield scene
     scene.kill_processes()
 
@@ -66,7 +70,7 @@ def scene(database: Database, place: Place, fake_tools: Path) -> Iterator[Scene]
 @pytest.fixture
 def bucket_scene(database: Database, bucket: Bucket, fake_tools: Path) -> Iterator[Scene]:
     """The same with a bucket alone."""
-    scene = Scene(database, bucket, fake_tools)
+    scene = Scene(database, bucket, fake_tools, ONE_PG_DUMP)
     yield scene
     scene.kill_processes()
 

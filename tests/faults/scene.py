@@ -149,7 +149,9 @@ def _processes(database: str, groups: list[int]) -> list[str]:
     for process in Path("/proc").glob("[0-9]*"):
         # It may end at any moment.
         with contextlib.suppress(OSError):
-            command = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+            command = (
+                (process / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            )
             state, _, group = (process / "stat").read_text().rpartition(")")[2].split()[:3]
             ours = (" --dbname=" in command and database in command) or int(group) in groups
             if ours and state != "Z":

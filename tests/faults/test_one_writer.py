@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import psycopg
 import pytest
 
+from faults.conftest import ONE_PG_DUMP
 from faults.scene import (
     Folder,
     Scene,
@@ -161,7 +162,7 @@ PLANTED = ["idle_in_transaction_session_timeout", "statement_timeout", "lock_tim
 def test_timeouts_that_somebody_planted(
     cluster: Cluster, make_database: MakeDatabase, folder: Folder, fake_tools: Path
 ) -> None:
-    scene = Scene(make_database(on=cluster), folder, fake_tools)
+    scene = Scene(make_database(on=cluster), folder, fake_tools, ONE_PG_DUMP)
     planted = [*PLANTED, "transaction_timeout"] if cluster.major >= 17 else PLANTED
     with cluster.maintenance.connect() as connection:
         for name in planted:

@@ -85,7 +85,7 @@ def test_the_script_is_pg_dumps_own(
     sample: str, cluster: Cluster, make_database: MakeDatabase, tmp_path: Path
 ) -> None:
     source = make_database(sample, on=cluster)
-    backup = backups.back_up(source, tmp_path)
+    backup = backups.back_up(source, tmp_path, DUMP_JOBS="1")
     expected = source.plain_dump("--no-owner", "--no-acl", "--clean", "--if-exists")
     assert RESTRICT.sub(b"", backup.script()) == RESTRICT.sub(b"", expected)
 
@@ -121,7 +121,7 @@ def test_every_compression_level_restores(
     level: int, make_database: MakeDatabase, tmp_path: Path
 ) -> None:
     source = make_database("mixed")
-    backup = backups.back_up(source, tmp_path, COMPRESSION_LEVEL=str(level))
+    backup = backups.back_up(source, tmp_path, COMPRESSION_LEVEL=str(level), DUMP_JOBS="1")
     expected = source.plain_dump("--no-owner", "--no-acl", "--clean", "--if-exists")
     assert RESTRICT.sub(b"", backup.script()) == RESTRICT.sub(b"", expected)
 

@@ -14,8 +14,8 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from support import backups
-from support.backups import PASSPHRASE, back_up, stored
+from support import backups, pieces
+from support.backups import PASSPHRASE, StoredBackup, back_up, stored
 from support.cli import environment, run_pgstash
 from support.fake_tools import (
     FakePgDump,
@@ -290,13 +290,15 @@ def test_all_processes_talk_to_the_host_that_answered(
         )
         done = once(environment(tools, DATABASE_URL=url), tmp_path)
         assert done.returncode == 0, done.stderr
-    [call] = recorded_calls(tools)
-    [target] = [word for word in call["arguments"] if word.startswith("--dbname=")]
-    given = psycopg.conninfo.conninfo_to_dict(target.removeprefix("--dbname="))
-    assert given["port"] == str(ports[1])
-    assert given["host"] == given["hostaddr"] == "127.0.0.1"
-    assert re.fullmatch(r"several [0-9a-f]{8}", str(given["application_name"]))
-    assert not [name for name in call["environment"] if name.startswith("PG")]
+    calls = recorded_calls(tools)
+    assert calls
+    for call in calls:
+        [target] = [word for word in call["arguments"] if word.startswith("--dbname=")]
+        given = psycopg.conninfo.conninfo_to_dict(target.removeprefix("--dbname="))
+        assert given["port"] == str(ports[1])
+        assert given["host"] == given["hostaddr"] == "127.0.0.1"
+        assert re.fullmatch(r"several [0-9a-f]{8}", str(given["application_name"]))
+        assert not [name for name in call["environment"] if name.startswith("PG")]
 
 
 def test_a_tool_that_is_asked_for_its_version_learns_no_secret(
@@ -336,7 +338,7 @@ def test_kerberos_and_english_reach_the_child(make_database: MakeDatabase, tmp_p
     settings = backups.settings(database, tmp_path)
     done = run_pgstash(["once"], environment(tools, **settings) | kerberos | language)
     assert done.returncode == 0, done.stderr
-    [call] = recorded_calls(tools)
+    [*_, call] = recorded_calls(tools)
     assert kerberos.items() <= call["environment"].items()
     assert call["environment"]["LC_ALL"] == "C"
     assert not {"LANG", "LANGUAGE", "LC_MESSAGES"} & call["environment"].keys()
@@ -348,7 +350,7 @@ def test_a_long_application_name_keeps_its_beginning(
     database = make_database("mixed")
     tools = install_pg_dump(tmp_path / "bin", FakePgDump(version="19.1"))
     back_up(database, tmp_path, tools=tools, PGAPPNAME="ä" * 40)
-    [call] = recorded_calls(tools)
+    [*_, call] = recorded_calls(tools)
     target = call["arguments"][-1].removeprefix("--dbname=")
     name = str(psycopg.conninfo.conninfo_to_dict(target)["application_name"])
     assert re.fullmatch(r"ä{27} [0-9a-f]{8}", name)
@@ -383,6 +385,9 @@ def test_nothing_planted_changes_what_is_dumped(
 ) -> None:
     database = make_database("mixed", on=cluster)
     expected = RESTRICT.sub(b"", database.plain_dump(*CLEAN))
+    for folder in ("in pieces", "before"):
+        (tmp_path / folder).mkdir()
+    in_pieces = _lines(pieces.back_up(database, tmp_path / "before"))
     # These refuse a login, or end our own session, where they come with the connection.
     harmless = {k: v for k, v in PLANTED.items() if not k.endswith("_timeout")}
     options = " ".join(
@@ -410,8 +415,15 @@ def test_nothing_planted_changes_what_is_dumped(
         services = tmp_path / "services"
         services.write_text(f"[planted]\noptions={options}\n")
         more |= {"PGSERVICE": "planted", "PGSERVICEFILE": str(services)}
-    backup = back_up(database, tmp_path, encrypted=False, tools=None, **more)
+    backup = back_up(database, tmp_path, encrypted=False, tools=None, DUMP_JOBS="1", **more)
     assert RESTRICT.sub(b"", backup.script()) == expected
+    again = pieces.back_up(database, tmp_path / "in pieces", encrypted=False, tools=None, **more)
+    assert _lines(again) == in_pieces
+
+
+def _lines(backup: StoredBackup) -> list[bytes]:
+    """Return what is in a script whose pieces stand in any order, and are cut anywhere."""
+    return sorted(set(RESTRICT.sub(b"", backup.script()).splitlines()))
 
 
 def _plant(cluster: Cluster, where: sql.Composable) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import random
+from itertools import pairwise
 
 import pytest
 
-from pgstash.pipeline.tally import Tally, split_name
+from pgstash.pipeline.tally import Part, Tally, split_name
 from support import databases
 from support.postgres import Cluster, Database, MakeDatabase
 
@@ -69,3 +70,13 @@ def test_the_counts_are_those_of_the_database(
     while start < len(dump):
         chunks.append(dump[start : (start := start + chance.randint(1, LONGEST_CHUNK))])
     assert tallied(chunks) == expected
+
+    tally = Tally()
+    pieces = list(tally.split(chunks))
+    assert b"".join(piece for piece in pieces if isinstance(piece, bytes)) == dump
+    begun = [piece for piece in pieces if isinstance(piece, Part) and piece.table]
+    assert [part.table for part in begun] == list(tally.rows)
+    for part, piece in pairwise(pieces):
+        if isinstance(part, Part):
+            assert isinstance(piece, bytes)
+            assert piece.startswith(part.load)

@@ -34,13 +34,15 @@ def run_pgstash(
     stdin: str | None = None,
     timeout: float = 120,
     cwd: Path = NO_DOTENV,
+    command: Sequence[str | Path] = (COMMAND,),
 ) -> subprocess.CompletedProcess[str]:
     """Run ``pgstash`` to its end; the result has returncode, stdout and stderr.
 
-    ``timeout`` is in seconds; TimeoutExpired is raised after it.
+    ``timeout`` is in seconds; TimeoutExpired is raised after it. ``command`` is what stands before
+    the arguments.
     """
     return subprocess.run(
-        [COMMAND, *arguments],
+        [*command, *arguments],
         env=env,
         cwd=cwd,
         input=stdin or "",
@@ -54,14 +56,18 @@ def run_pgstash(
 
 @contextlib.contextmanager
 def started_pgstash(
-    arguments: Sequence[str | Path], env: Mapping[str, str], *, cwd: Path = NO_DOTENV
+    arguments: Sequence[str | Path],
+    env: Mapping[str, str],
+    *,
+    cwd: Path = NO_DOTENV,
+    command: Sequence[str | Path] = (COMMAND,),
 ) -> Iterator[subprocess.Popen[str]]:
     """Start ``pgstash`` in a process group of its own, to be sent signals; kill what is left.
 
     Both its outputs are pipes: read them with ``communicate``.
     """
     with subprocess.Popen(
-        [COMMAND, *arguments],
+        [*command, *arguments],
         env=env,
         cwd=cwd,
         stdin=subprocess.DEVNULL,

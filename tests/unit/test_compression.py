@@ -16,9 +16,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pgstash.errors import DumpError, PipelineError
-from pgstash.manifest import Member
+from pgstash.manifest import Member, Section
 from pgstash.pipeline import compression
-from pgstash.pipeline.compression import compress
+from pgstash.pipeline.compression import Packing, compress, pack
 from pgstash.pipeline.opening import Border
 
 LEVELS = range(1, 10)
@@ -244,3 +244,25 @@ def test_a_border_ends_a_member_and_names_the_next_ones() -> None:
     check_members(archive, plain, members)
     sections = [(member.section, member.raw) for member in members]
     assert sections == [("header", 10), ("drops", 26), ("drops", 13), (None, 8)]
+
+
+@given(st.binary(max_size=5000), st.integers(1, 9), st.sampled_from(["header", "data", None]))
+def test_a_text_is_packed_as_one_member(plain: bytes, level: int, section: Section | None) -> None:
+    packed, member = pack(plain, level, section)
+    assert gunzip(packed) == plain
+    assert member == Member(0, len(packed), len(plain), sha256(plain), sha256(packed), section)
+
+
+@given(st.lists(st.binary(max_size=500), max_size=10), st.integers(1, 9))
+def test_a_member_that_grows_knows_how_long_it_is(chunks: list[bytes], level: int) -> None:
+    packing = Packing(level)
+    packed = b""
+    for number, chunk in enumerate(chunks, start=1):
+        packed += packing.write(chunk)
+        assert packing.stored == len(packed)
+        assert packing.raw == sum(map(len, chunks[:number]))
+    tail, member = packing.close("data")
+    plain = b"".join(chunks)
+    packed += tail
+    assert gunzip(packed) == plain
+    assert member == Member(0, len(packed), len(plain), sha256(plain), sha256(packed), "data")

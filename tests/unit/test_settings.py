@@ -78,6 +78,7 @@ def test_defaults() -> None:
     assert {name: value for name, value in values.items() if name not in given_} == {
         "lock_timeout": 60,
         "dump_idle_timeout": 3600,
+        "dump_jobs": 2,
         "storage_url": None,
         "s3_region": "us-east-1",
         "s3_max_parts": 10_000,
@@ -118,6 +119,7 @@ def test_defaults() -> None:
         "healthcheck_ping_url": None,
         "health_port": None,
         "restore_url": None,
+        "restore_jobs": 2,
         "verify_webhook_url": None,
         "log_format": "text",
         "debug": False,
@@ -127,6 +129,8 @@ def test_defaults() -> None:
 # Values just inside and just outside of what each setting allows.
 BOUNDS: list[tuple[str, list[str], list[str]]] = [
     ("LOCK_TIMEOUT", ["1", "86400"], ["0", "86401", "-1", "1.5", "a", "1 s"]),
+    ("DUMP_JOBS", ["1", "64"], ["0", "65", "two"]),
+    ("RESTORE_JOBS", ["1", "64"], ["0", "65", "2.5"]),
     ("DUMP_IDLE_TIMEOUT", ["10", "604800"], ["9", "604801", "x"]),
     ("S3_MAX_PARTS", ["2", "10000"], ["1", "10001"]),
     ("S3_PART_SIZE", ["5", "5120"], ["4", "5121", "8MiB"]),

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from pgstash.pipeline.tally import Tally, split_name
+from pgstash.pipeline.tally import Part, Tally, split_name
 
 FAKE = b"COPY public.fake (id) FROM stdin;\n1\n2\n\\.\n"
 
@@ -283,3 +283,123 @@ def test_no_byte_is_read_again_and_again(kind: str) -> None:
         waited += len(tally._carry)  # noqa: SLF001 - the only way to see the work
     assert chunks > 5_000
     assert waited <= 260 * chunks
+
+
+def split(chunks: list[bytes]) -> tuple[list[tuple[int, Part]], Tally]:
+    """Return where the parts begin; show that the bytes are the same, and counted the same."""
+    tally = Tally()
+    text, parts = b"".join(chunks), []
+    got = b""
+    for piece in tally.split(chunks):
+        if isinstance(piece, Part):
+            parts.append((len(got), piece))
+        else:
+            assert piece
+            got += piece
+    assert got == text
+    assert tally.raw_bytes == len(text)
+    assert tally.rows == count(chunks)
+    return parts, tally
+
+
+def parts_of_hostile() -> list[tuple[int, Part]]:
+    """Say where its parts begin: at its tables, and at the statements that follow others."""
+    parts = [(HOSTILE.index(b"SET standard"), Part(None))]
+    for name in IN_HOSTILE:
+        at = HOSTILE.index(b"\nCOPY " + name + b" ") + 1
+        end = HOSTILE.index(b" FROM stdin;\n", at + len(name)) + len(b" FROM stdin;\n")
+        parts.append((at, Part(name, HOSTILE[at:end])))
+    parts.append((HOSTILE.index(b"SELECT pg_catalog.setval("), Part(None, sequences=True)))
+    return parts
+
+
+def test_parts_begin_where_tables_and_other_statements_do() -> None:
+    assert split([HOSTILE])[0] == parts_of_hostile()
+
+
+def test_parts_are_the_same_wherever_the_dump_is_cut_once() -> None:
+    expected = parts_of_hostile()
+    for position in range(len(HOSTILE)):
+        assert split(cut(HOSTILE, [position]))[0] == expected, HOSTILE[:position]
+
+
+def test_parts_are_the_same_byte_by_byte() -> None:
+    assert split([HOSTILE[i : i + 1] for i in range(len(HOSTILE))])[0] == parts_of_hostile()
+
+
+def test_of_a_dump_that_is_cut_off_all_is_there() -> None:
+    expected = parts_of_hostile()
+    for end in range(len(HOSTILE)):
+        parts = split([HOSTILE[:end]])[0]
+        assert parts == [each for each in expected if each in parts]
+
+
+def test_statements_between_tables_are_told_apart() -> None:
+    block = b"COPY t (a) FROM stdin;\n1\n\\.\n"
+    setval = b"SELECT pg_catalog.setval('s', 1);\n"
+    other = b"SELECT pg_catalog.lo_open('1', 131072);\n"
+    text = b"\n".join([other, other, block, b"-- x", block, setval, setval, other, setval, block])
+    rows = Part(b"t", b"COPY t (a) FROM stdin;\n")
+    expected = [
+        Part(None),
+        rows,
+        rows,
+        Part(None, sequences=True),
+        Part(None),
+        Part(None, sequences=True),
+        rows,
+    ]
+    for step in (1, 7, len(text)):
+        parts, tally = split([text[i : i + step] for i in range(0, len(text), step)])
+        assert [part for _, part in parts] == expected
+        for at, part in parts:
+            assert text[at:].startswith(part.load or b"SELECT")
+        assert tally.rows == {b"t": 3}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"SELECT '" + FAKE + b"';",
+        b"SELECT E'\\'" + FAKE + b"';",
+        b"SELECT $$" + FAKE + b"$$;",
+        b'SELECT "' + FAKE + b'";',
+        b"SELECT 1 -- ;" + FAKE.replace(b"\n", b" ") + b"\n;",
+        b"SELECT '; SELECT pg_catalog.setval(1, 2);';",
+    ],
+    ids=["string", "escaped", "dollar quotes", "identifier", "comment", "setval"],
+)
+def test_what_only_looks_like_a_part_begins_none(text: bytes) -> None:
+    for step in (1, 3, len(text)):
+        parts, _ = split([text[i : i + step] for i in range(0, len(text), step)])
+        assert parts == [(0, Part(None))]
+    assert split([b"-- " + FAKE.replace(b"\n", b" ") + b"\n"])[0] == []
+
+
+@given(
+    st.lists(
+        st.one_of(
+            HOSTILE_QUOTED.map(lambda text: (b"SELECT " + text + b"\n;\n", Part(None))),
+            st.lists(st.sampled_from([b"1\n", b"\\\\.\n", b"\n", FAKE[:34]]), max_size=4).map(
+                lambda rows: (
+                    b"COPY u (b) FROM stdin;\n" + b"".join(rows) + b"\\.\n\n",
+                    Part(b"u", b"COPY u (b) FROM stdin;\n"),
+                )
+            ),
+            st.just((b"SELECT pg_catalog.setval('s', 1);\n", Part(None, sequences=True))),
+        ),
+        max_size=6,
+    ),
+    st.lists(st.integers(0, 600), max_size=8),
+)
+def test_parts_of_whatever_stands_one_after_the_other(
+    pieces: list[tuple[bytes, Part]], positions: list[int]
+) -> None:
+    text = b""
+    expected: list[tuple[int, Part]] = []
+    for piece, part in pieces:
+        if part.table or not expected or expected[-1][1] != part:
+            expected.append((len(text), part))
+        text += piece
+    assert split(cut(text, [each for each in positions if each < len(text)]))[0] == expected
+    assert split([text])[0] == expected

@@ -15,6 +15,7 @@ import queue
 import threading
 import zlib
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from typing import Protocol
 
 from isal import isal_zlib
@@ -79,6 +80,55 @@ def _engine(name: str, level: int) -> _Compressor:
     return zlib_ng.compressobj(level, zlib_ng.DEFLATED, _GZIP_FORMAT)
 
 
+class Packing:
+    """One member while it grows; ``raw`` and ``stored`` are its bytes so far."""
+
+    def __init__(self, level: int) -> None:
+        """Begin an empty one."""
+        self._level = level
+        self._compressor: _Compressor | None = None
+        self.raw = self.stored = 0
+        self._raw_digest = hashlib.sha256()
+        self._stored_digest = hashlib.sha256()
+
+    def write(self, chunk: bytes) -> bytes:
+        """Take what comes next, and return what there is of it compressed.
+
+        The first chunk decides on the engine, so it should be one that is like the rest.
+        """
+        self.raw += len(chunk)
+        self._raw_digest.update(chunk)
+        if self._compressor is None:
+            self._compressor = _compressor(self._level, chunk)
+        return self._count(self._compressor.compress(chunk))
+
+    def close(self, section: Section | None) -> tuple[bytes, Member]:
+        """End it: the rest of its bytes, and what it is, as if it stood at the very beginning."""
+        compressor = self._compressor or _compressor(self._level, b"")
+        tail = self._count(compressor.flush())
+        return tail, Member(
+            offset=0,
+            stored=self.stored,
+            raw=self.raw,
+            sha256=self._raw_digest.hexdigest(),
+            stored_sha256=self._stored_digest.hexdigest(),
+            section=section,
+        )
+
+    def _count(self, compressed: bytes) -> bytes:
+        self.stored += len(compressed)
+        self._stored_digest.update(compressed)
+        return compressed
+
+
+def pack(text: bytes, level: int, section: Section | None) -> tuple[bytes, Member]:
+    """Return a text as one member, placed as if it stood at the very beginning."""
+    packing = Packing(level)
+    compressed = packing.write(text)
+    tail, member = packing.close(section)
+    return compressed + tail, member
+
+
 class _MemberWriter:
     """Compresses chunks into members and measures each."""
 
@@ -87,53 +137,30 @@ class _MemberWriter:
         self._member_bytes = member_bytes
         self._offset = 0
         self._section: Section | None = None
-        self._open()
-
-    def _open(self) -> None:
-        self._compressor: _Compressor | None = None
-        self._raw = self._stored = 0
-        self._raw_digest = hashlib.sha256()
-        self._stored_digest = hashlib.sha256()
+        self._packing = Packing(level)
 
     def write(self, chunk: bytes | Border) -> tuple[bytes, Member | None]:
         if isinstance(chunk, Border):
-            closed = self.close() if self._raw else (b"", None)
+            closed = self.close() if self._packing.raw else (b"", None)
             self._section = chunk.section
             return closed
         if not chunk:  # it would begin a member that holds nothing, and is never ended
             return b"", None
-        self._raw += len(chunk)
-        self._raw_digest.update(chunk)
-        if self._compressor is None:
-            self._compressor = _compressor(self._level, chunk)
-        compressed = self._count(self._compressor.compress(chunk))
-        if self._raw < self._member_bytes:
+        compressed = self._packing.write(chunk)
+        if self._packing.raw < self._member_bytes:
             return compressed, None
         tail, member = self.close()
         return compressed + tail, member
 
     def close(self) -> tuple[bytes, Member | None]:
         """End the open member; an empty one is written only where it is the first."""
-        if self._raw == 0 and self._offset > 0:
+        if self._packing.raw == 0 and self._offset > 0:
             return b"", None
-        compressor = self._compressor or _compressor(self._level, b"")
-        tail = self._count(compressor.flush())
-        member = Member(
-            offset=self._offset,
-            stored=self._stored,
-            raw=self._raw,
-            sha256=self._raw_digest.hexdigest(),
-            stored_sha256=self._stored_digest.hexdigest(),
-            section=self._section,
-        )
-        self._offset += self._stored
-        self._open()
-        return tail, member
-
-    def _count(self, compressed: bytes) -> bytes:
-        self._stored += len(compressed)
-        self._stored_digest.update(compressed)
-        return compressed
+        tail, member = self._packing.close(self._section)
+        placed = replace(member, offset=self._offset)
+        self._offset += placed.stored
+        self._packing = Packing(self._level)
+        return tail, placed
 
 
 def compress(

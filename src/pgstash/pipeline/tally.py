@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 
 _WORD = rb"[A-Za-z0-9_\x80-\xff][A-Za-z0-9_$\x80-\xff]*+"
 _NAME = rb'(?:"(?:[^"]|"")++"|[A-Za-z_\x80-\xff][A-Za-z0-9_$\x80-\xff]*+)'
@@ -32,6 +33,8 @@ _ESCAPED_END = re.compile(rb"(?:[^'\\]|\\.)*+'", re.DOTALL)
 _END_OF_ROWS = re.compile(rb"\\\.\n")
 _NAME_PART = re.compile(rb'"((?:[^"]|"")++)"|([^."]++)')
 
+_SETVAL = b"SELECT pg_catalog.setval("
+
 # 1,600 columns of 63 bytes, every byte a quote, fit; what is longer is no COPY of pg_dump's.
 _LONGEST_HEADER = 1 << 20
 
@@ -39,6 +42,19 @@ _LONGEST_HEADER = 1 << 20
 # next chunk" after it has put what it could not read yet into the carry.
 _MORE = -1
 _State = Callable[[bytes, int], int]
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Between two pieces of a dump: what follows is the COPY block of this table, or is not one.
+
+    ``table`` is the name as the dump writes it, None for other statements, and ``load`` the COPY
+    statement; ``sequences`` tells statements that set sequences.
+    """
+
+    table: bytes | None
+    load: bytes = b""
+    sequences: bool = False
 
 
 class Tally:
@@ -57,6 +73,10 @@ class Tally:
         self._closing = b""
         self._table = b""
         self._at_line_start = False
+        self._splits = False
+        self._parts: list[tuple[int, Part]] = []
+        self._part: Part | None = None
+        self._base = 0
 
     def watch(self, chunks: Iterable[bytes]) -> Iterator[bytes]:
         """Yield the same chunks, counted."""
@@ -65,9 +85,35 @@ class Tally:
             self._read(chunk)
             yield chunk
 
+    def split(self, chunks: Iterable[bytes]) -> Iterator[bytes | Part]:
+        """Yield the same bytes, counted, and cut where a table begins or other statements do."""
+        self._splits = True
+        held, position = b"", 0
+        for chunk in self.watch(chunks):
+            held += chunk
+            # What is carried may turn out to begin a part.
+            end = self.raw_bytes - len(self._carry)
+            parts, self._parts = self._parts, []
+            for start, part in parts:
+                if start > position:
+                    yield held[: start - position]
+                    held, position = held[start - position :], start
+                yield part
+            if end > position:
+                yield held[: end - position]
+                held, position = held[end - position :], end
+        if held:
+            yield held
+
+    def _begin(self, part: Part, position: int) -> None:
+        if self._splits and (part != self._part or part.table is not None):
+            self._part = part
+            self._parts.append((self._base + position, part))
+
     def _read(self, chunk: bytes) -> None:
         data, self._carry = self._carry + chunk, b""
         position, end = 0, len(data)
+        self._base = self.raw_bytes - end
         while 0 <= position < end:
             position = self._state(data, position)
 
@@ -79,16 +125,18 @@ class Tally:
         match = _SPACE.match(data, position)
         position = match.end() if match else position
         rest = data[position : position + 5]
-        if len(rest) < len(b"COPY ") and b"COPY ".startswith(rest):
+        known = data[position : position + len(_SETVAL)]
+        if rest == b"-" or any(
+            len(known) < len(word) and word.startswith(known) for word in (b"COPY ", _SETVAL)
+        ):
             return self._keep(data, position)
         if rest[:1] == b"\\" or rest[:2] == b"--":  # a psql command, like a comment, is a line
             self._state = self._comment_at_start
             return position
-        if rest == b"-":
-            return self._keep(data, position)
         if rest == b"COPY ":
             header = _COPY.match(data, position)
             if header:
+                self._begin(Part(header[1], header[0]), position)
                 self._table = header[1]
                 self.rows.setdefault(self._table, 0)
                 self._at_line_start = True
@@ -96,6 +144,8 @@ class Tally:
                 return header.end()
             if len(data) - position < _LONGEST_HEADER:
                 return self._keep(data, position)
+        if rest:
+            self._begin(Part(None, sequences=known == _SETVAL), position)
         self._state = self._statement
         return position
 

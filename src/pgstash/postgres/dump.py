@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import secrets
 import signal
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -18,10 +18,10 @@ from pgstash.postgres.tools import ClientTools
 
 # How a plain dump ends, in all versions: RestoreArchive() in pg_backup_archiver.c. Releases
 # since August 2025 close their \restrict after it.
-_CLOSING = re.compile(
+CLOSING = re.compile(
     rb"\n--\n-- PostgreSQL database dump complete\n--\n\n(?:\\unrestrict \w+\n\n?)?\Z"
 )
-_CLOSING_BYTES = 1024
+CLOSING_BYTES = 1024
 
 # pg_dump's own timeout names the whole statement: it goes first.
 _SECONDS_FOR_LOCK_TABLE = 1
@@ -95,8 +95,8 @@ _CAUSES = (
     _cause(
         r"too many (connections|clients)|remaining connection slots",
         DumpError,
-        "A backup has up to three sessions at a time: look at the limits of the role (CONNECTION "
-        "LIMIT), the database and the server.",
+        "A backup has up to DUMP_JOBS + 4 sessions at a time: look at the limits of the role "
+        "(CONNECTION LIMIT), the database and the server.",
     ),
     _cause(
         r"server closed the connection|terminating connection|connection to server|"
@@ -120,7 +120,7 @@ _CAUSES = (
     ),
 )
 
-_KILLED = "Was this machine or container short of memory? Then the kernel's log names pg_dump."
+_KILLED = "Was this machine or container short of memory? Then the kernel's log names it."
 _UNKNOWN_CAUSE = "Look into the server's log for that time, and run the backup again."
 
 
@@ -134,18 +134,57 @@ def dump(  # noqa: PLR0913 - each is one knob of one process
     idle_seconds: float,
     environment: Mapping[str, str],
     emit: Emit,
+    table_lock_seconds: float | None = None,
+    started: Callable[[Child], object] = lambda _child: None,
 ) -> Iterator[Iterator[bytes]]:
     """Run pg_dump on the server and yield its plain SQL as chunks of bytes.
 
     The iteration ends only after pg_dump exited with 0 and its last bytes are those of a
     complete dump; everything else raises DumpError, with the last lines that pg_dump wrote.
     LockTimeoutError is raised where a table stayed locked for ``lock_seconds``, or anything
-    else that pg_dump wants to lock. ``options`` are the user's own, each one word. Leaving the
-    block ends pg_dump.
+    else that pg_dump wants to lock; ``table_lock_seconds`` is another limit for tables. ``options``
+    are the user's own, each one word. ``started`` is told the child. Leaving the block ends it.
     """
-    command = [
+    limit = lock_seconds if table_lock_seconds is None else table_lock_seconds
+    command = arguments(server, tools, ["--format=plain", *options], limit)
+
+    def say(line: str) -> None:
+        emit(ToolSaid("pg_dump", line))
+
+    connection, ask = watched(server, lock_seconds)
+    with Child(command, connection, environment, say=say) as child:
+        started(child)
+        yield _complete(child.read(idle_seconds, silent_seconds=lock_seconds, silent=ask), child)
+
+
+def watched(server: Server, lock_seconds: float) -> tuple[Connection, Callable[[], None]]:
+    """Return how a pg_dump is to connect, and what raises LockTimeoutError if that one waits.
+
+    --lock-wait-timeout covers the LOCK TABLE at the beginning alone, and pg_dump takes locks
+    later too: on views, materialized views and sequences.
+    """
+    mark = secrets.token_hex(_MARK_BYTES)
+
+    def ask() -> None:
+        wait = locks.waiting(server, mark, lock_seconds + _SECONDS_FOR_LOCK_TABLE)
+        if wait:
+            raise LockTimeoutError(
+                f"pg_dump waited more than {lock_seconds:.0f} s for a lock on {wait.wanted}, "
+                f"which {wait.blocker} blocks"
+            )
+
+    return _marked(server.connection, mark), ask
+
+
+def arguments(
+    server: Server, tools: ClientTools, options: Iterable[str], lock_seconds: float
+) -> list[str]:
+    """Return the command line of a pg_dump, all but the connection.
+
+    Raises DumpError where the database's encoding lacks a character of an option.
+    """
+    return [
         str(tools.pg_dump),
-        "--format=plain",
         "--no-owner",
         "--no-acl",
         "--clean",
@@ -157,25 +196,6 @@ def dump(  # noqa: PLR0913 - each is one knob of one process
         f"--lock-wait-timeout={lock_seconds * 1000:.0f}",
         *(_encoded(option, server) for option in options),
     ]
-
-    def say(line: str) -> None:
-        emit(ToolSaid("pg_dump", line))
-
-    # --lock-wait-timeout covers the LOCK TABLE at the beginning alone, and pg_dump takes locks
-    # later too: on views, materialized views and sequences.
-    mark = secrets.token_hex(_MARK_BYTES)
-
-    def ask() -> None:
-        wait = locks.waiting(server, mark, lock_seconds + _SECONDS_FOR_LOCK_TABLE)
-        if wait:
-            raise LockTimeoutError(
-                f"pg_dump waited more than {lock_seconds:.0f} s for a lock on {wait.wanted}, "
-                f"which {wait.blocker} blocks"
-            )
-
-    connection = _marked(server.connection, mark)
-    with Child(command, connection, environment, say=say) as child:
-        yield _complete(child.read(idle_seconds, silent_seconds=lock_seconds, silent=ask), child)
 
 
 def _encoded(option: str, server: Server) -> str:
@@ -202,24 +222,25 @@ def _complete(chunks: Iterable[bytes], child: Child) -> Iterator[bytes]:
     tail = b""
     for chunk in chunks:
         tail = (
-            (tail + chunk)[-_CLOSING_BYTES:]
-            if len(chunk) < _CLOSING_BYTES
-            else (chunk[-_CLOSING_BYTES:])
+            (tail + chunk)[-CLOSING_BYTES:]
+            if len(chunk) < CLOSING_BYTES
+            else (chunk[-CLOSING_BYTES:])
         )
         yield chunk
     status = child.wait()
     if status != 0:
-        raise _failure(status, child.last_lines)
-    if not _CLOSING.search(tail):
+        raise failure("pg_dump", status, child.last_lines)
+    if not CLOSING.search(tail):
         raise DumpError(
             "pg_dump ended without an error, but its dump is not complete", hint=_UNKNOWN_CAUSE
         )
 
 
-def _failure(status: int, lines: Iterable[str]) -> DatabaseError:
+def failure(tool: str, status: int, lines: Iterable[str]) -> DatabaseError:
+    """Return the error for a client tool that reads the database, by the last lines it wrote."""
     said = "\n".join(lines)
     how = f"was killed by signal {-status}" if status < 0 else f"failed with exit status {status}"
-    message = f"pg_dump {how}" + (f":\n{said}" if said else " and said nothing")
+    message = f"{tool} {how}" + (f":\n{said}" if said else " and said nothing")
     for pattern, error, hint in _CAUSES:
         if pattern.search(said):
             return error(message, hint=hint)

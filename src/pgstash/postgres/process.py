@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import math
 import os
 import select
 import subprocess
@@ -64,12 +65,15 @@ class Child:
         *,
         say: Callable[[str], None],
         fed: bool = False,
+        inherited: Sequence[int] = (),
         failure: type[PgstashError] = DumpError,
     ) -> None:
         """Start the tool; ``say`` is called with each line of its stderr, from a thread.
 
         ``--dbname`` is appended to the command. ``environment`` is what the child may
-        choose from, usually the process's own. With ``fed`` it reads what :meth:`feed` writes.
+        choose from, usually the process's own. With ``fed`` it reads what :meth:`feed`
+        writes; ``inherited`` are descriptors that it keeps.
+
         Raises ``failure`` where it cannot start, and all else that goes wrong.
         """
         self._failure = failure
@@ -84,7 +88,7 @@ class Child:
                     stdout=subprocess.PIPE,
                     stderr=subprocess.PIPE,
                     env=child_environment(environment) | variables,
-                    pass_fds=descriptors,
+                    pass_fds=(*descriptors, *inherited),
                     # A group of its own: a terminal's Ctrl-C reaches us alone, we end the group.
                     start_new_session=True,
                 )
@@ -93,8 +97,9 @@ class Child:
             self._stdin = process.stdin
             if self._stdin:
                 os.set_blocking(self._stdin.fileno(), False)
-            with contextlib.suppress(OSError):  # the default size works too, with more switches
-                fcntl.fcntl(self._stdin or self._stdout, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+            for pipe in filter(None, (self._stdin, self._stdout)):
+                with contextlib.suppress(OSError):  # the default size works, with more switches
+                    fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
             self._listener = threading.Thread(target=self._listen, daemon=True)
             self._listener.start()
         except BaseException as error:
@@ -119,13 +124,21 @@ class Child:
         self._stdout.close()
         self.close_stdin()
 
+    def end(self) -> None:
+        """End the tool; whoever reads from it sees the end of its output."""
+        self._group.end()
+
     @property
     def last_lines(self) -> list[str]:
         """The last lines of the tool's stderr so far."""
         return self._lines.last
 
     def read(
-        self, idle_seconds: float, *, silent_seconds: float, silent: Callable[[], None]
+        self,
+        idle_seconds: float,
+        *,
+        silent_seconds: float = math.inf,
+        silent: Callable[[], None] = lambda: None,
     ) -> Iterator[bytes]:
         """Yield what the tool writes to stdout, until its end.
 
@@ -154,6 +167,26 @@ class Child:
             if len(chunk) < CHUNK_BYTES // 2:
                 # pg_dump writes 4 KiB at a time: a short nap saves thousands of switches.
                 time.sleep(_LET_IT_FILL)
+
+    def read_until(self, mark: bytes, idle_seconds: float) -> Iterator[bytes]:
+        """Yield what the tool writes to stdout before a mark that nothing follows.
+
+        Raises EOFError where stdout ends without it (:meth:`wait` says why), and what
+        :meth:`read` raises.
+        """
+        held = b""
+        for chunk in self.read(idle_seconds):
+            data = held + chunk if held else chunk
+            if data.endswith(mark):
+                if len(data) > len(mark):
+                    yield data[: -len(mark)]
+                return
+            # Only an end that is the mark's beginning has to wait for what follows.
+            keep = _overlap(data, mark)
+            held = data[len(data) - keep :]
+            if keep < len(data):
+                yield data[: len(data) - keep] if keep else data
+        raise EOFError(self._name)
 
     def feed(self, data: bytes) -> bool:
         """Write to the tool's stdin; tell whether it still reads.
@@ -210,10 +243,35 @@ class Child:
         self._lines.finish()
 
 
+def _overlap(data: bytes, mark: bytes) -> int:
+    """Return how many of the last bytes may be the beginning of the mark."""
+    start = data.find(mark[:1], max(0, len(data) - len(mark) + 1))
+    while start >= 0:
+        if mark.startswith(data[start:]):
+            return len(data) - start
+        start = data.find(mark[:1], start + 1)
+    return 0
+
+
 def _pipe(stream: IO[bytes] | None) -> IO[bytes]:
     if stream is None:
         raise AssertionError("Popen was asked for a pipe")
     return stream
+
+
+@contextlib.contextmanager
+def in_memory(name: str, content: bytes) -> Iterator[tuple[int, str]]:
+    """Yield descriptor and path of a file in memory: the path for a child that keeps the former.
+
+    https://man7.org/linux/man-pages/man2/memfd_create.2.html
+    """
+    descriptor = os.memfd_create(name)
+    try:
+        with open(descriptor, "wb", closefd=False) as file:
+            file.write(content)
+        yield descriptor, f"/proc/self/fd/{descriptor}"
+    finally:
+        os.close(descriptor)
 
 
 @contextlib.contextmanager
@@ -234,10 +292,9 @@ def _login_environment(
         yield variables, (), connection.conninfo
         return
     lines = ["[pgstash]", *(f"{key}={value}" for key, value in secrets.items()), ""]
-    descriptor = os.memfd_create("pg_service.conf")
-    try:
-        os.write(descriptor, "\n".join(lines).encode("utf-8", "surrogateescape"))
-        variables["PGSERVICEFILE"] = f"/proc/self/fd/{descriptor}"
+    with in_memory("pg_service.conf", "\n".join(lines).encode("utf-8", "surrogateescape")) as (
+        descriptor,
+        path,
+    ):
+        variables["PGSERVICEFILE"] = path
         yield variables, (descriptor,), f"{connection.conninfo} service=pgstash"
-    finally:
-        os.close(descriptor)

@@ -43,22 +43,24 @@ class Session:
             if pq.PGconn.ping(conninfo) == pq.Ping.OK:
                 raise DatabaseLoginError(
                     f"the database refused a second session: {reason}",
-                    hint="A backup has up to three sessions at a time: look at the limits of the "
-                    "role (CONNECTION LIMIT), the database and the server.",
+                    hint="A backup has up to DUMP_JOBS + 4 sessions at a time: look at the limits "
+                    "of the role (CONNECTION LIMIT), the database and the server.",
                 ) from error
             raise DatabaseUnreachableError(f"the database cannot be reached: {reason}") from error
         except BaseException:
             self.close()
             raise
 
-    def ask(self, statements: str, seconds: float) -> list[Row]:
+    def ask(self, statements: str | bytes, seconds: float) -> list[Row]:
         """Run statements as one message, and return the rows of the last one.
 
+        Text is sent as UTF-8, bytes as they are.
         Raises psycopg.Error where one fails, where the session is lost, and where the answer
         takes more than ``seconds``. What was interrupted is over: the session is closed.
         """
         try:
-            return self._ask(statements.encode(), time.monotonic() + seconds)
+            text = statements.encode() if isinstance(statements, str) else statements
+            return self._ask(text, time.monotonic() + seconds)
         except BaseException:
             self.close()
             raise
@@ -86,7 +88,11 @@ class Session:
         rows: list[Row] = []
         while (result := self._result(give_up)) is not None:
             if result.status not in _DONE:
-                raise psycopg.OperationalError(_text(result.error_message))
+                error = psycopg.OperationalError(_text(result.error_message))
+                # The text is in the server's language.
+                state = result.error_field(pq.DiagnosticField.SQLSTATE)
+                error.sqlstate = state.decode() if state else None
+                raise error
             columns = range(result.nfields)
             rows = [[result.get_value(n, c) for c in columns] for n in range(result.ntuples)]
         return rows

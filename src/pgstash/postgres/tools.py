@@ -46,6 +46,11 @@ class ClientTools:
         return self.folder / "pg_dumpall"
 
     @property
+    def pg_restore(self) -> Path:
+        """The path of pg_restore."""
+        return self.folder / "pg_restore"
+
+    @property
     def psql(self) -> Path:
         """The path of psql."""
         return self.folder / "psql"

@@ -74,6 +74,16 @@ class Settings(BaseModel):
         ge=1,
         le=86_400,
     )
+    dump_jobs: int = _setting(
+        "Database",
+        "a whole number from 1 to 64",
+        "How many sessions read rows at once, of big tables in pieces, all as of one moment; each "
+        "takes up to 64 MiB of memory. With 1 one pg_dump does it all, and its backup cannot be "
+        "restored by several sessions, or one table of it.",
+        default=2,
+        ge=1,
+        le=64,
+    )
     dump_idle_timeout: int = _setting(
         "Database",
         "a whole number of seconds from 10 to 604800",
@@ -367,6 +377,15 @@ class Settings(BaseModel):
         "(`PGHOST`, `PGUSER`, `PGPASSWORD`, …) are not heard for it; `PGPASSFILE` and the TLS ones "
         "are.",
         default=None,
+    )
+    restore_jobs: int = _setting(
+        "Restore",
+        "a whole number from 1 to 64",
+        "How many sessions restore into a new database (--create), drills among them; each takes "
+        "up to 64 MiB of memory. With 1 the script runs from its beginning to its end.",
+        default=2,
+        ge=1,
+        le=64,
     )
     verify_database_url: Annotated[SecretStr, AfterValidator(values.target_url)] | None = _setting(
         "Drill",

@@ -1,0 +1,319 @@
+"""Rows of big tables, read by several sessions that see one snapshot.
+
+A table is cut by its pages: a row's ctid begins with the number of its page, and a range of them is
+read without the rest since PostgreSQL 14 (tid range scans). psql reads them, which is several times
+cheaper than Python is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import psycopg
+
+from pgstash.errors import DatabaseError
+from pgstash.events import Emit, ToolSaid
+from pgstash.postgres.dump import failure
+from pgstash.postgres.process import Child
+from pgstash.postgres.session import Session
+from pgstash.postgres.source import Server
+from pgstash.postgres.toc import Entry
+from pgstash.postgres.tools import ClientTools
+
+FIRST_MAJOR = 14
+"""The first PostgreSQL that reads a range of pages without the rest of the table."""
+
+CHUNK_BYTES = 32 * 1024 * 1024
+"""Size of a chunk on the server's disk, its share of the TOAST table included."""
+
+_SMALLEST = 1024 * 1024  # bytes; what is smaller is left to pg_dump
+_MOST_TABLES = 2000  # each is an option of pg_dump
+_SECONDS_TO_ANSWER = 60.0
+_SECONDS_FOR_LOCK = 2
+_TOKEN_BYTES = 16
+_NOT_AVAILABLE = "55P03"
+
+# What pg_dump sets for itself (setup_connection() in pg_dump.c), and what makes a range of pages
+# a scan of that range whatever the planner knows of the table.
+_SETTINGS = {
+    "DateStyle": "ISO",
+    "IntervalStyle": "postgres",
+    "enable_seqscan": "off",
+    "extra_float_digits": "3",
+    "idle_in_transaction_session_timeout": "0",
+    "idle_session_timeout": "0",
+    "jit": "off",
+    "lock_timeout": "0",
+    "max_parallel_workers_per_gather": "0",
+    "restrict_nonsystem_relation_kind": "view, foreign-table",
+    "row_security": "off",
+    "statement_timeout": "0",
+    "synchronize_seqscans": "off",
+    "transaction_timeout": "0",
+}
+
+# Tables of extensions may be dumped in part, by a condition that the extension registered.
+_SIZES = """
+    SELECT c.oid,
+           pg_catalog.pg_relation_size(c.oid) / pg_catalog.current_setting('block_size')::int,
+           pg_catalog.pg_table_size(c.oid)
+    FROM pg_catalog.pg_class c JOIN pg_catalog.pg_am a ON a.oid = c.relam
+    WHERE c.oid = ANY ('{%s}') AND c.relkind = 'r' AND a.amname = 'heap'
+          AND pg_catalog.pg_table_size(c.oid) >= %d
+          AND NOT EXISTS (
+              SELECT FROM pg_catalog.pg_depend d
+              WHERE d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass AND d.objid = c.oid
+                    AND d.deptype = 'e'
+          )
+    ORDER BY 3 DESC LIMIT %d
+"""
+
+
+# What TRUNCATE or ALTER TABLE has rewritten looks empty under an older snapshot, and a dump would
+# be silent about it (https://www.postgresql.org/docs/current/mvcc-caveats.html). The function knows
+# of what was committed since; the locks that are held keep it so.
+_REWRITTEN = """
+    SELECT n.nspname, c.relname
+    FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+    WHERE c.oid = ANY ('{%s}') AND c.relkind = 'r'
+          AND c.relfilenode IS DISTINCT FROM pg_catalog.pg_relation_filenode(c.oid)
+    LIMIT 1
+"""
+
+
+class SnapshotError(DatabaseError):
+    """The server does not let several sessions see one snapshot."""
+
+    default_hint = "The backup is made by one pg_dump."
+
+
+class LockRefusedError(DatabaseError):
+    """Somebody has locked a table, waits to, or has rewritten it: a try later may go well."""
+
+    default_hint = "The backup is made by one pg_dump, which waits for the lock."
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A range of pages of one table: how it is read, and how its rows are loaded.
+
+    ``table`` is the name as a dump writes it.
+    """
+
+    table: bytes
+    read: bytes
+    load: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A big table. ``name`` is as the dump writes it, ``pattern`` is quoted and fits it alone."""
+
+    name: bytes
+    pattern: bytes
+    chunks: Sequence[Chunk]
+
+
+class Snapshot:
+    """A transaction that holds a snapshot for others to use, and its name."""
+
+    def __init__(self, session: Session, name: str) -> None:
+        """Hold what was exported."""
+        self._session = session
+        self.name = name
+
+    def cut(self, entries: Sequence[Entry]) -> list[Table]:
+        """Return the big ones of the tables, the largest first, and their chunks.
+
+        pg_dump must have locked them. Raises SnapshotError, LockRefusedError.
+        """
+        loaded = [entry.oid for entry in entries if entry.loads_into]
+        if rewritten := self._ask((_REWRITTEN % ",".join(map(str, loaded))).encode()):
+            name = b".".join(cell or b"" for cell in rewritten[0]).decode(errors="replace")
+            raise LockRefusedError(f"{name} was rewritten after the snapshot was taken")
+        named = {entry.oid: entry for entry in entries if _is_own(entry)}
+        if not named:
+            return []
+        oids = ",".join(map(str, named))
+        # To ask for a size takes a lock, for a moment: behind whoever waits for one.
+        self._ask(b"SET LOCAL lock_timeout = '%ds'" % _SECONDS_FOR_LOCK)
+        tables = []
+        for row in self._ask((_SIZES % (oids, _SMALLEST, _MOST_TABLES)).encode()):
+            oid, pages, size = (int(cell or b"0") for cell in row)
+            if into := named[oid].loads_into:
+                chunks = tuple(_chunks(named[oid], *into, pages, size))
+                tables.append(Table(into[0], _qualified(named[oid]), chunks))
+        return tables
+
+    def _ask(self, statement: bytes) -> list[list[bytes | None]]:
+        try:
+            return self._session.ask(statement, _SECONDS_TO_ANSWER)
+        except psycopg.Error as error:
+            raise _refused(str(error), error.sqlstate) from error
+
+
+@contextlib.contextmanager
+def snapshot(server: Server) -> Iterator[Snapshot]:
+    """Open a transaction and export its snapshot. Raises SnapshotError where that is refused."""
+    # Text as it is stored, both ways.
+    with contextlib.closing(Session(server.connection, client_encoding="SQL_ASCII")) as session:
+        try:
+            row = session.ask(
+                "BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY;"
+                "SET LOCAL statement_timeout = 0; SET LOCAL lock_timeout = 0;"
+                "SET LOCAL idle_in_transaction_session_timeout = 0;"
+                "SET LOCAL search_path = '';"
+                "SELECT pg_catalog.pg_export_snapshot()",
+                _SECONDS_TO_ANSWER,
+            )[0]
+            if server.major >= 17:  # noqa: PLR2004 - the first that has it
+                session.ask("SET LOCAL transaction_timeout = 0", _SECONDS_TO_ANSWER)
+        except psycopg.Error as error:
+            raise SnapshotError(f"no snapshot can be shared: {error}") from error
+        yield Snapshot(session, (row[0] or b"").decode())
+
+
+class Reader:
+    """A psql that sees the snapshot and reads one chunk after the other; a context manager."""
+
+    def __init__(  # noqa: PLR0913 - each is one knob of one process
+        self,
+        server: Server,
+        tools: ClientTools,
+        *,
+        snapshot: str,
+        role: str | None,
+        idle_seconds: float,
+        environment: Mapping[str, str],
+        emit: Emit,
+    ) -> None:
+        """Start psql; nothing is asked yet. Raises DumpError."""
+        self._idle_seconds = idle_seconds
+        self._emit = emit
+        self._begun = False
+        self._codec = server.codec
+        command = [
+            str(tools.psql),
+            *("--no-psqlrc", "--quiet", "--no-align", "--tuples-only", "--no-password"),
+            *("--set=ON_ERROR_STOP=1", "--set=VERBOSITY=verbose", "--file=-"),
+        ]
+        self.child = Child(
+            command,
+            server.connection,
+            environment,
+            say=self._say,
+            fed=True,
+        )
+        names = ", ".join(f"('{name}', '{value}')" for name, value in _SETTINGS.items())
+        self._preamble = (
+            "\\o /dev/null\n"
+            f"SET client_encoding = '{server.database.encoding}';\n"
+            "SELECT pg_catalog.set_config(s.name, wanted.value, false)"
+            f" FROM (VALUES {names}) AS wanted (name, value)"
+            " JOIN pg_catalog.pg_settings s ON pg_catalog.lower(s.name)"
+            " = pg_catalog.lower(wanted.name);\n"
+            "SET search_path = '';\n"
+            "\\o\n"
+        ).encode()
+        if role is not None:
+            self._preamble += b"SET ROLE " + _identifier(role.encode(server.codec)) + b";\n"
+        self._preamble += (
+            "BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY;\n"
+            f"SET TRANSACTION SNAPSHOT '{snapshot}';\n"
+        ).encode()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.child.__exit__()
+
+    def begin(self, tables: Sequence[Table]) -> None:
+        """See the snapshot, and lock these tables at once.
+
+        Raises LockRefusedError where one is locked, DumpError.
+        """
+        names = b", ".join(b"ONLY " + table.pattern for table in tables)
+        lock = b"LOCK TABLE " + names + b" IN ACCESS SHARE MODE NOWAIT;\n"
+        try:
+            for _ in self._run(self._preamble + lock):
+                pass
+        except DatabaseError as error:
+            raise _refused(error.message) from error
+        self._begun = True
+
+    def _say(self, line: str) -> None:
+        # Before, what is said is a reason to try again, and then nobody needs to know.
+        if self._begun:
+            self._emit(ToolSaid("psql", line))
+
+    def read(self, chunk: Chunk) -> Iterator[bytes]:
+        """Yield the rows of a chunk, as COPY writes them, in pieces of any size.
+
+        Raises DumpError, which names the table.
+        """
+        try:
+            yield from self._run(chunk.read)
+        except DatabaseError as error:
+            table = chunk.table.decode(self._codec, "replace")
+            raise type(error)(
+                f"the rows of {table} cannot be read: {error.message}", hint=error.hint
+            ) from error
+
+    def _run(self, statements: bytes) -> Iterator[bytes]:
+        token = secrets.token_hex(_TOKEN_BYTES).encode()
+        try:
+            if self.child.feed(statements + b"SELECT '" + token + b"';\n"):
+                yield from self.child.read_until(token + b"\n", self._idle_seconds)
+                return
+        except EOFError:
+            pass
+        raise failure("psql", self.child.wait(), self.child.last_lines)
+
+
+def _refused(said: str, state: str | None = None) -> DatabaseError:
+    if state == _NOT_AVAILABLE or "could not obtain lock" in said or _NOT_AVAILABLE in said:
+        return LockRefusedError(f"a table is locked: {' '.join(said.split())}")
+    return SnapshotError(f"no snapshot can be shared: {' '.join(said.split())}")
+
+
+def _is_own(entry: Entry) -> bool:
+    """Tell whether the rows load into the table that they come from, and not into its root."""
+    into = entry.loads_into
+    return (
+        into is not None
+        and into[1] != b""
+        and into[0]
+        in {
+            schema + b"." + name
+            for schema in (entry.schema, _identifier(entry.schema))
+            for name in (entry.tag, _identifier(entry.tag))
+        }
+    )
+
+
+def _chunks(entry: Entry, name: bytes, columns: bytes, pages: int, size: int) -> Iterator[Chunk]:
+    load = b"COPY " + name + b" (" + columns + b") FROM stdin;\n"
+    step = max(1, pages * CHUNK_BYTES // max(1, size))
+    if step >= pages:
+        yield Chunk(name, b"COPY " + name + b" (" + columns + b") TO stdout;\n", load)
+        return
+    select = b"COPY (SELECT " + columns + b" FROM ONLY " + _qualified(entry)
+    for start in range(0, pages, step):
+        pages_in_it = b" WHERE ctid >= '(%d,0)'::pg_catalog.tid" % start
+        # The last one has no end: rows may have come to new pages until the snapshot was taken.
+        if start + step < pages:
+            pages_in_it += b" AND ctid < '(%d,0)'::pg_catalog.tid" % (start + step)
+        yield Chunk(name, select + pages_in_it + b") TO stdout;\n", load)
+
+
+def _qualified(entry: Entry) -> bytes:
+    return _identifier(entry.schema) + b"." + _identifier(entry.tag)
+
+
+def _identifier(name: bytes) -> bytes:
+    return b'"' + name.replace(b'"', b'""') + b'"'

@@ -1,0 +1,201 @@
+"""What pg_dump knows of a database, without the rows: its table of contents, and its script.
+
+One pg_dump in custom format says what is to be dumped, in which order, with which statements. It is
+stopped where the rows begin, and holds its locks until then. pg_restore makes plain SQL of it, by
+the same code by which pg_dump does (RestoreArchive() in pg_backup_archiver.c).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import subprocess
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from pgstash.errors import DumpError
+from pgstash.events import Emit, ToolSaid
+from pgstash.postgres import toc
+from pgstash.postgres.dump import arguments, failure, watched
+from pgstash.postgres.process import Child, child_environment, in_memory
+from pgstash.postgres.source import Server
+from pgstash.postgres.toc import Contents
+from pgstash.postgres.tools import ClientTools
+
+LARGEST = 32 * 1024 * 1024
+"""The largest table of contents that is worked with, in bytes: it is held in memory a few times."""
+
+_SECONDS_TO_CONVERT = 600
+
+# What decides on the script, and not on what is in the archive.
+_OF_RESTORE = ("--no-tablespaces", "--no-table-access-method", "--use-set-session-authorization")
+_NOT_FOR_ARCHIVE = ("--verbose",)
+
+_CLOSING = re.compile(
+    rb"--\n-- PostgreSQL database dump complete\n--\n\n(?:\\unrestrict \w+\n\n?)?\Z"
+)
+# Written where the first entry needs it, so that it may stand at another place.
+_LAZY = re.compile(rb"^SET default_(?:tablespace|table_access_method) = [^\n]*;\n\n", re.MULTILINE)
+_ENTRY = re.compile(rb"^--\n-- Name: ", re.MULTILINE)
+
+
+class CompositionError(DumpError):
+    """The pieces do not add up to what pg_dump would have written: then it shall write it."""
+
+    default_hint = "The backup is made by one pg_dump."
+
+
+@dataclass(frozen=True, slots=True)
+class Script:
+    """The script of a database without its rows, which belong between its two pieces."""
+
+    before: bytes
+    after: bytes
+
+
+@contextlib.contextmanager
+def opened(  # noqa: PLR0913 - each is one knob of one process
+    server: Server,
+    tools: ClientTools,
+    *,
+    snapshot: str,
+    options: Sequence[str],
+    lock_seconds: float,
+    idle_seconds: float,
+    environment: Mapping[str, str],
+    emit: Emit,
+) -> Iterator[Contents]:
+    """Let pg_dump look at the database, and yield what it would dump.
+
+    Until the block is left it holds its locks on all that it would dump. Raises CompositionError
+    where what it writes is not understood, and what a dump raises.
+    """
+    command = arguments(
+        server,
+        tools,
+        [
+            "--format=custom",
+            "--compress=0",
+            f"--snapshot={snapshot}",
+            *(option for option in options if option not in _NOT_FOR_ARCHIVE),
+        ],
+        lock_seconds,
+    )
+    done = False
+
+    def say(line: str) -> None:
+        if not done:  # afterwards it says that it was stopped
+            emit(ToolSaid("pg_dump", line))
+
+    connection, ask = watched(server, lock_seconds)
+    with Child(command, connection, environment, say=say) as child:
+        contents = _contents(
+            child, child.read(idle_seconds, silent_seconds=lock_seconds, silent=ask)
+        )
+        done = True
+        yield contents
+
+
+def _contents(child: Child, chunks: Iterable[bytes]) -> Contents:
+    data, tried = b"", 0
+    for chunk in chunks:
+        data += chunk
+        # Reading it again from its beginning must not become the work.
+        if len(data) >= 2 * tried:
+            tried = len(data)
+            if contents := _read(data):
+                return contents
+        if len(data) > LARGEST:
+            raise CompositionError(
+                f"what pg_dump knows of the database takes more than {LARGEST // 1024**2} MiB"
+            )
+    status = child.wait()
+    if status != 0:
+        raise failure("pg_dump", status, child.last_lines)
+    contents = _read(data)
+    if contents is None:
+        raise CompositionError("pg_dump's table of contents is cut short")
+    return contents
+
+
+def _read(data: bytes) -> Contents | None:
+    try:
+        return toc.read(data)
+    except toc.TocError as error:
+        raise CompositionError(f"pg_dump's table of contents is not understood: {error}") from error
+
+
+def script(
+    contents: Contents,
+    tools: ClientTools,
+    options: Sequence[str],
+    environment: Mapping[str, str],
+) -> Script:
+    """Return the script, cut where the rows belong.
+
+    That the statements after the rows end a script of all is how pg_restore works, and nothing it
+    promises: both are compared. Raises CompositionError.
+    """
+    chosen = [option for option in options if option in _OF_RESTORE]
+    sections = ["--section=pre-data", "--section=post-data"]
+    whole = plain(contents.head, tools, ["--clean", "--if-exists", *sections, *chosen], environment)
+    after = plain(contents.head, tools, ["--section=post-data", *chosen], environment)
+    ends, end = _CLOSING.search(after), _CLOSING.search(whole)
+    if ends is None or end is None:
+        raise CompositionError("pg_restore's script does not end as expected")
+    first = _ENTRY.search(after)
+    if first is None:
+        return Script(whole[: end.start()], whole[end.start() :])
+    wanted = _LAZY.sub(b"", after[first.start() : ends.start()])
+    begins = after[first.start() : after.index(b"\n--\n", first.end())]
+    split = whole.find(begins)
+    while split >= 0:
+        if _LAZY.sub(b"", whole[split : end.start()]) == wanted:
+            return Script(whole[:split], whole[split:])
+        split = whole.find(begins, split + 1)
+    raise CompositionError("the end of pg_restore's script is not what it writes of it alone")
+
+
+def entries(
+    head: bytes, tools: ClientTools, numbers: Sequence[int], environment: Mapping[str, str]
+) -> bytes:
+    """Return the statements of a few entries that come after the rows. Raises CompositionError."""
+    listed = "".join(f"{number};\n" for number in numbers).encode()
+    with in_memory("list", listed) as (descriptor, path):
+        options = ["--section=post-data", f"--use-list={path}"]
+        text = plain(head, tools, options, environment, inherited=[descriptor])
+    first, end = _ENTRY.search(text), _CLOSING.search(text)
+    if end is None:
+        raise CompositionError("pg_restore's script does not end as expected")
+    return text[first.start() : end.start()] if first else b""
+
+
+def plain(
+    head: bytes,
+    tools: ClientTools,
+    options: Sequence[str],
+    environment: Mapping[str, str],
+    inherited: Sequence[int] = (),
+) -> bytes:
+    """Return what pg_restore makes of a table of contents: plain SQL.
+
+    ``inherited`` are descriptors that it keeps. Raises CompositionError.
+    """
+    command = [str(tools.pg_restore), "--no-owner", "--no-acl", *options, "--file=-"]
+    try:
+        done = subprocess.run(  # noqa: S603 - no shell, a path that was found
+            command,
+            input=head,
+            capture_output=True,
+            env=child_environment(environment),
+            pass_fds=inherited,
+            start_new_session=True,
+            timeout=_SECONDS_TO_CONVERT,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise CompositionError(f"pg_restore cannot be run: {error}") from error
+    if done.returncode != 0:
+        said = done.stderr.decode(errors="replace").strip()
+        raise CompositionError(f"pg_restore failed: {said}")
+    return done.stdout
