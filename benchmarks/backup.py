@@ -1,15 +1,19 @@
 """Compares a whole backup with ``pg_dump -f /dev/null``, the least that one stream can take.
 
+And with what people write themselves: pg_dump, gzip and openssl by way of a local disk, then
+``aws s3 cp`` (left out where there is no ``aws``).
+
     scripts/setup --postgresql 18 --swift && .venv/bin/python benchmarks/backup.py
 
 The runs alternate, so that whatever else the machine does hits all alike. What counts are the
-ratios of the medians. All settings have their defaults, but encryption where it is named.
+ratios of the medians. All settings have their defaults, but what is named.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -24,6 +28,15 @@ from support.cli import COMMAND, environment
 from support.postgres import Cluster
 from support.swift import SwiftServer
 
+FLOOR = "pg_dump -f /dev/null"
+CLASSIC = "pg_dump | gzip -6; openssl; aws"
+PIPELINE = """
+pg_dump --no-owner --no-acl --clean --if-exists -d "$DATABASE" | gzip -6 > "$FOLDER/dump.gz"
+openssl enc -aes-256-cbc -salt -pbkdf2 -pass env:KEY -in "$FOLDER/dump.gz" -out "$FOLDER/dump.enc"
+aws --endpoint-url "$ENDPOINT" s3 cp "$FOLDER/dump.enc" "s3://$BUCKET/dump.enc"
+rm "$FOLDER/dump.gz" "$FOLDER/dump.enc"
+"""
+
 
 @contextlib.contextmanager
 def counting_sink() -> Iterator[str]:
@@ -32,8 +45,10 @@ def counting_sink() -> Iterator[str]:
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         if process.stdout is None:
             raise AssertionError("a pipe was asked for")
-        yield f"http://127.0.0.1:{process.stdout.readline().strip()}"
-        process.terminate()
+        try:
+            yield f"http://127.0.0.1:{process.stdout.readline().strip()}"
+        finally:
+            process.terminate()
 
 
 def main() -> None:
@@ -52,17 +67,35 @@ def main() -> None:
         database = cluster.create_database("big")
         database.run_sql(databases.big(arguments.scale))
         encryption = {"BACKUP_ENCRYPTION": "true", "BACKUP_ENCRYPTION_KEY": "k" * 32}
+        one = {"DUMP_JOBS": "1"}
         stores = {
             "pgstash to a counting sink": (sink, {}),
-            "  the same, encrypted": (sink, encryption),
+            "  encrypted": (sink, encryption),
+            "  encrypted, DUMP_JOBS=1": (sink, encryption | one),
             "pgstash to Swift on this machine": (swift.endpoint, {}),
-            "  the same, encrypted ": (swift.endpoint, encryption),
+            "  encrypted ": (swift.endpoint, encryption),
         }
         bucket = swift.create_bucket()
-        runs = {name: Runs() for name in ("pg_dump -f /dev/null", *stores)}
+        aws = shutil.which("aws")
+        runs = {name: Runs() for name in (FLOOR, *stores, *([CLASSIC] if aws else []))}
         for _ in range(arguments.rounds):
             floor = [str(database.bin_dir / "pg_dump"), "-f", "/dev/null", "-d", database.conninfo]
-            runs["pg_dump -f /dev/null"].add(floor, environment(database.bin_dir))
+            runs[FLOOR].add(floor, environment(database.bin_dir))
+            if aws:
+                env = environment(
+                    database.bin_dir,
+                    Path(aws).parent,
+                    DATABASE=database.conninfo,
+                    FOLDER=folder,
+                    ENDPOINT=swift.endpoint,
+                    BUCKET=bucket,
+                    KEY="k" * 32,
+                    HOME=folder,
+                    AWS_ACCESS_KEY_ID=swift.access_key_id,
+                    AWS_SECRET_ACCESS_KEY=swift.secret_access_key,
+                    AWS_DEFAULT_REGION="us-east-1",
+                )
+                runs[CLASSIC].add(["/bin/bash", "-euo", "pipefail", "-c", PIPELINE], env)
             for name, (endpoint, more) in stores.items():
                 env = environment(
                     database.bin_dir,
@@ -75,7 +108,7 @@ def main() -> None:
                 )
                 runs[name].add([str(COMMAND), "once"], env)
 
-    report(runs, "pg_dump -f /dev/null")
+    report(runs, FLOOR)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,8 @@
 """Compares a restore from S3 with ``psql -f`` of the same plain dump on local disk.
 
+Into an empty database, in one transaction; and into a new one by two sessions, which is compared
+with ``pg_restore --jobs=2`` of a directory dump on local disk too.
+
     scripts/setup --postgresql 18 --swift && .venv/bin/python benchmarks/restore.py
 
 The runs alternate, so that whatever else the machine does hits all alike. Each fills an empty
@@ -24,6 +27,8 @@ from support.postgres import Cluster
 from support.swift import SwiftServer
 
 FLOOR = "psql -f of a local file"
+TOGETHER = ("pgstash restore --create, 2 jobs", "  encrypted ")
+DIRECTORY = "pg_restore -j2 of a local folder"
 SETTINGS = {"shared_buffers": "512MB", "autovacuum": "off", "wal_level": "replica"}
 
 
@@ -43,14 +48,16 @@ def main() -> None:
         source.run_sql(databases.big(arguments.scale))
         plain = Path(folder) / "dump.sql"
         source.plain_dump("--no-owner", "--no-acl", f"--file={plain}")
+        parts = Path(folder) / "dump.dir"
+        source.plain_dump("-Fd", "-j2", "--no-owner", "--no-acl", f"--file={parts}")
+        encryption = {"BACKUP_ENCRYPTION": "true", "BACKUP_ENCRYPTION_KEY": "k" * 32}
         stores = {
             "pgstash restore": {},
-            "  the same, encrypted": {
-                "BACKUP_ENCRYPTION": "true",
-                "BACKUP_ENCRYPTION_KEY": "k" * 32,
-            },
+            "  encrypted": encryption,
+            "pgstash restore --create, 2 jobs": {},
+            "  encrypted ": encryption,
         }
-        runs = {name: Runs() for name in (FLOOR, *stores)}
+        runs = {name: Runs() for name in (FLOOR, DIRECTORY, *stores)}
         settings = {}
         for name, more in stores.items():
             settings[name] = environment(
@@ -69,12 +76,19 @@ def main() -> None:
             for name, each in runs.items():
                 target = cluster.create_database(f"target_{number}")
                 psql = ["-XqAt", "-v", "ON_ERROR_STOP=1", "-f", str(plain), "-d", target.conninfo]
+                env = environment(source.bin_dir)
                 if name == FLOOR:
                     command = [str(source.bin_dir / "psql"), *psql]
-                    env = environment(source.bin_dir)
+                elif name == DIRECTORY:
+                    into = ["--no-owner", "--no-acl", "-j2", "-d", target.conninfo, str(parts)]
+                    command = [str(source.bin_dir / "pg_restore"), *into]
                 else:
                     command = [str(COMMAND), "restore"]
                     env = settings[name] | {"RESTORE_URL": target.uri}
+                    if name in TOGETHER:
+                        target.drop()
+                        command += ["--create", target.name]
+                        env["RESTORE_URL"] = cluster.maintenance.uri
                 each.add(command, env)
                 target.drop()
                 cluster.maintenance.run_sql("CHECKPOINT")

@@ -11,11 +11,14 @@ import hashlib
 import itertools
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Protocol
 
 from pgstash import catalog
 from pgstash import manifest as manifests
@@ -45,10 +48,24 @@ _CLOSING = re.compile(
 )
 _CLOSING_BYTES = 1024
 
+_RESTRICT = re.compile(rb"^\\restrict (\w+)$", re.MULTILINE)
+
 _NO_MANIFEST_HINT = (
     "Was its manifest deleted, or is it a backup of another tool? `pgstash restore` and `cat` read "
     "it with --unverified: only gzip's own checksums and the dump's last line are checked then."
 )
+
+
+# What decides on an encrypted archive's ends: its first block, and its last two.
+_ENDS = 32
+
+
+class _Read(Protocol):
+    """Opens a range of the archive, or all of it, as it is stored."""
+
+    def __call__(
+        self, *, start: int = 0, length: int | None = None
+    ) -> AbstractContextManager[Iterator[bytes]]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,9 +91,42 @@ class Archive:
     name: str
     manifest: Manifest | None
     size: int | None
-    _read: Callable[[], AbstractContextManager[Iterator[bytes]]] = field(repr=False)
+    _read: _Read = field(repr=False)
     _passphrase: str | None = field(repr=False)
-    _globals: Callable[[], bytes] | None = field(repr=False, default=None)
+    _beside: Mapping[manifests.Kind, Callable[[], bytes]] = field(repr=False, default_factory=dict)
+
+    @property
+    def is_seekable(self) -> bool:
+        """Whether single members can be read, and it is known what they are for."""
+        return (
+            self.manifest is not None
+            and self.manifest.schema_sha256 is not None
+            and "schema" in self._beside
+        )
+
+    def schema(self) -> bytes:
+        """Return pg_dump's table of contents, which is stored beside it.
+
+        Raises CorruptedError where it is not what the manifest says, StorageError.
+        """
+        digest = self.manifest.schema_sha256 if self.manifest else None
+        head = self._beside["schema"]()
+        if hashlib.sha256(head).hexdigest() != digest:
+            raise CorruptedError(
+                f"the schema beside {self.name} is not the one that was stored",
+                hint="With RESTORE_JOBS=1 it is not needed: the archive is checked by itself.",
+            )
+        return head
+
+    def seek(self, watch: Callable[[int], None] = lambda _count: None) -> Seeker:
+        """Return what reads single members; ``watch`` hears of the bytes read from the store.
+
+        Raises CorruptedError where an encrypted archive does not begin and end as it should,
+        EncryptionError, StorageError.
+        """
+        if self.manifest is None:
+            raise AssertionError("without a manifest no member is known")
+        return Seeker(self.manifest, self._read, self._passphrase, watch)
 
     def globals(self) -> bytes | None:
         """Return the roles that are stored beside it, as SQL; None where there are none.
@@ -84,9 +134,9 @@ class Archive:
         Raises CorruptedError where they are not what the manifest says, StorageError.
         """
         digest = self.manifest.globals_sha256 if self.manifest else None
-        if digest is None or self._globals is None:
+        if digest is None or "globals" not in self._beside:
             return None
-        script = self._globals()
+        script = self._beside["globals"]()
         if hashlib.sha256(script).hexdigest() != digest:
             raise CorruptedError(f"the roles beside {self.name} are not those that were stored")
         return script
@@ -115,6 +165,61 @@ class Archive:
             yield itertools.chain([first], chunks)
 
 
+class Seeker:
+    """Reads single members of an archive, each whole and compared; several threads may."""
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        read: _Read,
+        passphrase: str | None,
+        watch: Callable[[int], None],
+    ) -> None:
+        """Look at both ends of the archive; raises as :meth:`Archive.seek` does."""
+        self._manifest = manifest
+        self._read = read
+        self._watch = watch
+        self._total = 0
+        self._lock = threading.Lock()
+        self._key: encryption.Key | None = None
+        if manifest.encryption:
+            passphrase = _passphrase_for(manifest.archive, passphrase)
+            self._key = encryption.Key.derive(passphrase, bytes.fromhex(manifest.encryption.salt))
+            head, tail = self._get(0, _ENDS // 2), self._get(manifest.stored_bytes - _ENDS, _ENDS)
+            plain_bytes = sum(member.stored for member in manifest.members)
+            if not encryption.is_whole(b"".join(head), b"".join(tail), self._key, plain_bytes):
+                raise decompression.damaged("it does not begin and end as it was written")
+
+    def member(self, number: int) -> deque[bytes]:
+        """Return the plain bytes of a member, counted from 0, in pieces.
+
+        Raises CorruptedError where it is not what was written, StorageError.
+        """
+        member = self._manifest.members[number]
+        if self._key:
+            start, length = encryption.stored_range(member.offset, member.stored)
+            stored = encryption.decrypt_range(
+                self._get(start, length), self._key, member.offset, member.stored
+            )
+        else:
+            stored = iter(self._get(member.offset, member.stored))
+        return decompression.verified(list(stored), member, number + 1)
+
+    def _get(self, start: int, length: int) -> list[bytes]:
+        with self._read(start=start, length=length) as chunks:
+            got = list(chunks)
+        with self._lock:
+            self._total += sum(map(len, got))
+            self._watch(self._total)
+        return got
+
+
+def footer(header: bytes) -> bytes:
+    r"""Return what ends a script that begins with this header: psql obeys no command before it."""
+    found = _RESTRICT.search(header)
+    return b"\n\\unrestrict " + found[1] + b"\n" if found else b""
+
+
 def open_stored(storage: Storage, backup: Backup, access: Access) -> Archive:
     """Open a backup of the catalog.
 
@@ -131,16 +236,14 @@ def open_stored(storage: Storage, backup: Backup, access: Access) -> Archive:
                 raise _of_another(backup.name, manifest)
             found.append(manifest)
     fitting = _fitting(backup.name, backup.size, found, access)
-    roles = [
-        each.key for each in own if each.kind == "globals" and fitting and each.id == fitting.id
-    ]
+    beside = [(each.kind, each.key) for each in own if fitting and each.id == fitting.id]
     return Archive(
         name=backup.name,
         manifest=fitting,
         size=backup.size,
-        _read=lambda: storage.read(backup.key),
+        _read=partial(storage.read, backup.key),
         _passphrase=access.passphrase,
-        _globals=_reader(storage, roles, access),
+        _beside=_readers(storage, beside, access),
     )
 
 
@@ -165,18 +268,16 @@ def open_file(path: Path, access: Access) -> Archive:
         if named.kind == "manifest"
     ]
     fitting = _fitting(path.name, size, found, access)
-    roles = [
-        name
-        for name, named in beside.items()
-        if named.kind == "globals" and fitting and named.id == fitting.id
+    own = [
+        (named.kind, name) for name, named in beside.items() if fitting and named.id == fitting.id
     ]
     return Archive(
         name=path.name,
         manifest=fitting,
         size=size,
-        _read=lambda: folder.read(path.name),
+        _read=partial(folder.read, path.name),
         _passphrase=access.passphrase,
-        _globals=_reader(folder, roles, access),
+        _beside=_readers(folder, own, access),
     )
 
 
@@ -184,7 +285,9 @@ def open_stdin(access: Access) -> Archive:
     """Open an archive that comes in at stdin, which has no manifest. Raises UnverifiedError."""
 
     @contextmanager
-    def read() -> Iterator[Iterator[bytes]]:
+    def read(*, start: int = 0, length: int | None = None) -> Iterator[Iterator[bytes]]:
+        if start or length is not None:
+            raise AssertionError("what comes in at stdin has no manifest, and no members")
         yield _chunks_of(sys.stdin.buffer)
 
     return Archive(
@@ -204,11 +307,22 @@ def _chunks_of(file: BinaryIO) -> Iterator[bytes]:
         raise StorageError(f"stdin cannot be read: {error.strerror}") from error
 
 
-def _reader(storage: Storage, keys: Sequence[str], access: Access) -> Callable[[], bytes] | None:
-    """Return what reads the one object of these keys; None where there is none."""
-    if len(keys) != 1:
-        return None
-    return lambda: _unsealed(storage, keys[0], access)[0]
+def _readers(
+    storage: Storage, beside: Iterable[tuple[manifests.Kind, str]], access: Access
+) -> Mapping[manifests.Kind, Callable[[], bytes]]:
+    """Return what reads the one object of each kind; of which there are several, none is meant."""
+    keys: dict[manifests.Kind, list[str]] = {}
+    for kind, key in beside:
+        keys.setdefault(kind, []).append(key)
+    return {
+        kind: partial(_small, storage, found[0], access)
+        for kind, found in keys.items()
+        if len(found) == 1
+    }
+
+
+def _small(storage: Storage, key: str, access: Access) -> bytes:
+    return _unsealed(storage, key, access)[0]
 
 
 def _stored_manifest(storage: Storage, key: str, access: Access) -> Manifest:

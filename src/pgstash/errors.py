@@ -35,7 +35,8 @@
         ├── TargetDatabaseError       61   the new database could not be made
         ├── StatementError            62   the target refused a statement
         ├── TargetLostError           63   psql or the connection ended before the restore did
-        └── TargetLacksError          59   the target has not the roles or extensions that it takes
+        ├── TargetLacksError          59   the target has not the roles or extensions that it takes
+        └── TableNotStoredError       58   no such table, or the backup is not read by tables
 
     Interrupted                    128+n   SIGINT or SIGTERM (not a failure of pgstash)
 
@@ -312,6 +313,12 @@ class TargetLacksError(RestoreError):
     """The target's server lacks roles that the backup names, or extensions that it uses."""
 
     exit_code = 59  # from 64 on, sysexits.h has other meanings
+
+
+class TableNotStoredError(RestoreError):
+    """The backup has no such table, or cannot be read table by table."""
+
+    exit_code = 58
 
 
 class Interrupted(BaseException):

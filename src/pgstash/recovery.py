@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
@@ -97,6 +97,8 @@ def restore_backup(  # noqa: PLR0913 - one argument for each option
     overwrite: bool,
     dry_run: bool,
     create_roles: bool,
+    tables: Sequence[str] = (),
+    rows_only: bool = False,
 ) -> None:
     """Restore one backup. Raises what :func:`open_archive` and :func:`restore.run` raise."""
     from pgstash import restore  # noqa: PLC0415
@@ -109,6 +111,9 @@ def restore_backup(  # noqa: PLR0913 - one argument for each option
         environment=environment(),
         uninterrupted=uninterrupted,
         create_roles=create_roles,
+        jobs=settings.restore_jobs,
+        tables=tables,
+        rows_only=rows_only,
     )
     restore.run(plan, wanted.name, lambda: open_archive(settings, wanted, emit), emit)
 
@@ -128,6 +133,7 @@ def drill_backup(
         scratch_url=settings.scratch_url,
         source_url=settings.source_url if settings.has_source else None,
         passphrase=settings.reading_passphrase,
+        jobs=settings.restore_jobs,
         statements=settings.verify_sql,
         min_tables=settings.min_table_count,
         environment=environment(),

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
-from pgstash import events
+from pgstash import events, loading, selection
 from pgstash.archive import Archive
 from pgstash.errors import (
     EXIT_UNFORESEEN,
@@ -47,7 +47,9 @@ class Plan:
 
     ``create`` is the name of a new database on the target's server, with ``any_locale`` if need
     be in another locale; ``overwrite`` allows a target that holds objects, ``create_roles`` makes
-    the roles that the target lacks. ``observe`` is shown each piece of the script.
+    the roles that the target lacks. ``jobs`` is how many sessions restore into a new database.
+    ``tables`` are patterns of the only tables that are wanted, if not all; with ``rows_only``
+    nothing but their rows. ``observe`` is shown each piece of the script, of rows maybe not.
     ``environment`` is what client tools may choose from, ``uninterrupted`` a context in which no
     signal is heard, or only after a while.
     """
@@ -59,26 +61,30 @@ class Plan:
     environment: Mapping[str, str]
     uninterrupted: Callable[[], AbstractContextManager[None]]
     create_roles: bool = False
+    jobs: int = 1
+    tables: Sequence[str] = ()
+    rows_only: bool = False
     any_locale: bool = False
     observe: Callable[[bytes], None] = lambda _chunk: None
 
 
-def run(plan: Plan, wanted: str, find: Callable[[], Archive], emit: events.Emit) -> None:
+def run(plan: Plan, wanted: str, find: Callable[[], Archive], emit: events.Emit) -> int:
     """Restore the backup that ``find`` opens, or say in a dry run what would be done.
 
-    Returns only when everything is in the target. ``wanted`` is what the backup is called until
-    it is found. Raises a PgstashError where anything went wrong, Interrupted on a signal; an
-    event says then what became of the target.
+    Returns only when everything is in the target: how many sessions put it there. ``wanted`` is
+    what the backup is called until it is found. Raises a PgstashError where anything went wrong,
+    Interrupted on a signal; an event says then what became of the target.
     """
     began = time.monotonic()
     host, database = source.named(plan.target_url)
     state = _State(wanted, Outcome.NOTHING)
+    sessions = 0
     try:
         archive = find()
         state.name = archive.name
         emit(events.RestoreStarted(archive.name, host, plan.create or database, plan.dry_run))
         try:
-            _restore(plan, archive, emit, state)
+            sessions = _restore(plan, archive, emit, state)
         except (PgstashError, Interrupted) as error:
             if state.outcome is not Outcome.COMMITTED:
                 raise
@@ -110,6 +116,7 @@ def run(plan: Plan, wanted: str, find: Callable[[], Archive], emit: events.Emit)
                 verified=archive.manifest is not None,
             )
         )
+    return sessions
 
 
 @dataclass(slots=True)
@@ -128,55 +135,117 @@ class _State:
         return section != "drops" or not self.is_empty
 
 
-def _restore(plan: Plan, archive: Archive, emit: events.Emit, state: _State) -> None:
-    stored = _Stored()
-    with archive.script(stored.watch, state.wants) as script:
+def _restore(plan: Plan, archive: Archive, emit: events.Emit, state: _State) -> int:
+    progress = _Progress(archive, state, emit)
+    with contextlib.ExitStack() as stack:
+        # The key has shown to fit before the target is looked at.
+        way = _Way.open(plan, archive, progress, emit, stack)
         server = source.look(plan.target_url)
         client = _client(archive.manifest, server, plan.environment)
+        if way.loading and not _reads_archive(archive.manifest, client, server):
+            way = _Way(script=stack.enter_context(archive.script(progress.read, state.wants)))
         locks = target.lock_table(server)
         state.is_empty = _refuse(plan, archive.manifest, server, locks)
-        if archive.manifest:
+        if archive.manifest and not plan.rows_only:
             create = (
                 _roles_to_create(archive, archive.manifest, emit) if plan.create_roles else None
             )
             roles.refuse_lacking(server, archive.manifest, create, emit, dry_run=plan.dry_run)
         if plan.dry_run:
-            emit(_planned(plan, archive, server, client))
-            return
-        chunks = _announced(_observed(script, plan.observe), archive, stored, state, emit)
-        with contextlib.ExitStack() as database:
-            into = server
-            if plan.create:
-                like = archive.manifest.database if archive.manifest else None
-                into = database.enter_context(
-                    target.created(
-                        server,
-                        plan.create,
-                        like,
-                        plan.uninterrupted,
-                        emit,
-                        any_locale=plan.any_locale,
-                    )
+            emit(_planned(plan, archive, way.selected, server, client))
+            return 0
+        into = server
+        if plan.create:
+            like = archive.manifest.database if archive.manifest else None
+            into = stack.enter_context(
+                target.created(
+                    server,
+                    plan.create,
+                    like,
+                    plan.uninterrupted,
+                    emit,
+                    any_locale=plan.any_locale,
                 )
-            psql = Psql(
-                into,
-                client,
-                one_transaction=not plan.create,
-                lc_monetary=_lc_monetary(archive.manifest, server, emit),
+            )
+        lc_monetary = _lc_monetary(archive.manifest, server, emit)
+        if way.loading:
+            load = loading.Plan(
+                into=into,
+                client=client,
+                jobs=plan.jobs,
+                lc_monetary=lc_monetary,
                 environment=plan.environment,
                 emit=emit,
+                observe=plan.observe,
             )
-            try:
-                with psql:
-                    for chunk in chunks if plan.create else without_transactions(chunks):
-                        psql.feed(chunk)
-                    psql.finish()
-            except LockTableFullError as error:
-                raise _too_many_locks(archive.manifest, locks, error.message) from error
-            finally:
-                # A database under a working name counts for nothing until it has its own.
-                if not plan.create:
-                    state.outcome = psql.outcome
+            way.loading.run(load, progress.loaded)
+            return plan.jobs
+        script = way.script
+        if way.selected:
+            script = selection.script(
+                way.selected, archive, client, plan.environment, progress.read
+            )
+        psql = Psql(
+            into,
+            client,
+            one_transaction=not plan.create,
+            lc_monetary=lc_monetary,
+            environment=plan.environment,
+            emit=emit,
+        )
+        try:
+            _feed(psql, progress.watch(script or iter(())), plan)
+        except LockTableFullError as error:
+            raise _too_many_locks(archive.manifest, locks, error.message) from error
+        finally:
+            # A database under a working name counts for nothing until it has its own.
+            if not plan.create:
+                state.outcome = psql.outcome
+    return 1
+
+
+@dataclass(frozen=True, slots=True)
+class _Way:
+    """How an archive is read: as one script, by several sessions, or only some tables of it."""
+
+    script: Iterator[bytes] | None = None
+    loading: loading.Loading | None = None
+    selected: selection.Selection | None = None
+
+    @classmethod
+    def open(
+        cls,
+        plan: Plan,
+        archive: Archive,
+        progress: _Progress,
+        emit: events.Emit,
+        stack: contextlib.ExitStack,
+    ) -> _Way:
+        if plan.tables:
+            selected = selection.select(archive, plan.tables, emit, rows_only=plan.rows_only)
+            return cls(selected=selected)
+        if plan.create and plan.jobs > 1 and archive.is_seekable:
+            return cls(loading=loading.Loading(archive, progress.read))
+        if plan.jobs > 1 and archive.manifest and archive.manifest.schema_sha256 and plan.create:
+            emit(events.Warned(f"The schema beside {archive.name} is gone: one session restores"))
+        return cls(script=stack.enter_context(archive.script(progress.read, progress.state.wants)))
+
+
+def _feed(psql: Psql, script: Iterator[bytes], plan: Plan) -> None:
+    chunks = _observed(script, plan.observe)
+    with psql:
+        for chunk in chunks if plan.create else without_transactions(chunks):
+            psql.feed(chunk)
+        psql.finish()
+
+
+def _reads_archive(manifest: Manifest | None, client: tools.ClientTools, server: Server) -> bool:
+    """Tell whether pg_restore can read what the pg_dump wrote, and the server what it makes of it.
+
+    A newer one sets what an older server does not know, and stops there; psql is told apart.
+    """
+    wrote = _wrote(manifest, server)
+    return client.major >= wrote and server.major >= wrote
 
 
 def _roles_to_create(archive: Archive, manifest: Manifest, emit: events.Emit) -> list[str]:
@@ -193,7 +262,7 @@ def _client(
     manifest: Manifest | None, server: Server, environment: Mapping[str, str]
 ) -> tools.ClientTools:
     """Return tools that know the target, and what the pg_dump wrote that made the backup."""
-    wrote = int(manifest.client.partition(".")[0]) if manifest else server.major
+    wrote = _wrote(manifest, server)
     path = environment.get("PATH", "")
     try:
         return tools.find(max(wrote, server.major), path, environment)
@@ -203,11 +272,18 @@ def _client(
         return tools.find(server.major, path, environment)
 
 
+def _wrote(manifest: Manifest | None, server: Server) -> int:
+    """Return the major of the pg_dump that made the backup; the server's where nobody knows."""
+    return int(manifest.client.partition(".")[0]) if manifest else server.major
+
+
 def _refuse(plan: Plan, manifest: Manifest | None, server: Server, locks: target.LockTable) -> bool:
     """Raise where the target is not one to write to; tell whether it is empty."""
     if plan.create:
         target.refuse_taken(server, plan.create)
         return True
+    if plan.rows_only:
+        return False
     found = target.contents(server)
     if found.count and not plan.overwrite:
         some = ", ".join(found.some) + (", …" if found.count > len(found.some) else "")
@@ -253,9 +329,18 @@ def _lc_monetary(manifest: Manifest | None, server: Server, emit: events.Emit) -
 
 
 def _planned(
-    plan: Plan, archive: Archive, server: Server, client: tools.ClientTools
+    plan: Plan,
+    archive: Archive,
+    selected: selection.Selection | None,
+    server: Server,
+    client: tools.ClientTools,
 ) -> events.RestorePlanned:
     manifest = archive.manifest
+    raw_bytes = manifest.raw_bytes if manifest else None
+    tables = len(manifest.tables) if manifest else None
+    rows = sum(table.rows for table in manifest.tables) if manifest else None
+    if selected:
+        raw_bytes, tables, rows = selected.raw_bytes, len(selected.names), selected.rows
     return events.RestorePlanned(
         name=archive.name,
         host=server.database.host,
@@ -264,39 +349,43 @@ def _planned(
         server=server.version,
         client=client.version,
         verified=manifest is not None,
-        raw_bytes=manifest.raw_bytes if manifest else None,
-        tables=len(manifest.tables) if manifest else None,
-        rows=sum(table.rows for table in manifest.tables) if manifest else None,
+        raw_bytes=raw_bytes,
+        tables=tables,
+        rows=rows,
     )
 
 
-class _Stored:
-    """Remembers how much of the archive was read."""
+class _Progress:
+    """Counts what was read from the store and handed on, and tells now and then."""
 
-    def __init__(self) -> None:
-        self.bytes = 0
+    def __init__(self, archive: Archive, state: _State, emit: events.Emit) -> None:
+        self._archive = archive
+        self.state = state
+        self._emit = emit
+        self._stored_bytes = 0
+        self._last = time.monotonic()
 
-    def watch(self, count: int) -> None:
-        self.bytes = count
+    def read(self, stored_bytes: int) -> None:
+        self._stored_bytes = stored_bytes
+
+    def watch(self, script: Iterator[bytes]) -> Iterator[bytes]:
+        for chunk in script:
+            yield chunk
+            self.loaded(self.state.raw_bytes + len(chunk))
+
+    def loaded(self, raw_bytes: int) -> None:
+        self.state.raw_bytes = raw_bytes
+        now = time.monotonic()
+        if now - self._last >= _SECONDS_BETWEEN_PROGRESS:
+            self._last = now
+            self._emit(
+                events.RestoreProgressed(
+                    self._archive.name, raw_bytes, self._stored_bytes, self._archive.size
+                )
+            )
 
 
 def _observed(script: Iterator[bytes], observe: Callable[[bytes], None]) -> Iterator[bytes]:
     for chunk in script:
         observe(chunk)
         yield chunk
-
-
-def _announced(
-    script: Iterator[bytes], archive: Archive, stored: _Stored, state: _State, emit: events.Emit
-) -> Iterator[bytes]:
-    """Pass chunks on, and tell now and then how far things are."""
-    last = time.monotonic()
-    for chunk in script:
-        yield chunk
-        state.raw_bytes += len(chunk)
-        now = time.monotonic()
-        if now - last >= _SECONDS_BETWEEN_PROGRESS:
-            last = now
-            emit(
-                events.RestoreProgressed(archive.name, state.raw_bytes, stored.bytes, archive.size)
-            )

@@ -5,9 +5,12 @@ from __future__ import annotations
 import gzip
 import hashlib
 import io
+import re
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,12 +23,13 @@ from hypothesis import strategies as st
 
 from faults.scene import wait_until
 from pgstash import archive, catalog
+from pgstash import manifest as manifests
 from pgstash.archive import Access, Archive
 from pgstash.errors import CorruptedError, EncryptionError, PgstashError, UnverifiedError
 from pgstash.manifest import Member
-from pgstash.pipeline import decompression
+from pgstash.pipeline import decompression, encryption
 from pgstash.storage.memory import MemoryStorage
-from support.stored import CLOSING, Made, make
+from support.stored import CLOSING, Made, key_of, make
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -120,7 +124,7 @@ def test_any_damage_is_noticed_before_it_is_handed_out(
 
 
 def past_the_size(storage: MemoryStorage, made: Made) -> Archive:
-    return replace(opened(stored(made)), _read=lambda: storage.read(made.key))
+    return replace(opened(stored(made)), _read=partial(storage.read, made.key))
 
 
 MADE = {passphrase: make(SCRIPT, passphrase=passphrase) for passphrase in (None, PASSPHRASE)}
@@ -349,3 +353,183 @@ def test_what_gunzip_opens_is_what_is_read(tmp_path: Path) -> None:
     path.write_bytes(made.archive)
     by_gunzip = subprocess.run(["gunzip", "-c", path], capture_output=True, check=True).stdout
     assert by_gunzip == read(opened(stored(made)))
+
+
+def pieces_of(made: Made, script: bytes) -> list[bytes]:
+    """Return what each member holds."""
+    pieces, at = [], 0
+    for member in made.manifest.members:
+        pieces.append(script[at : at + member.raw])
+        at += member.raw
+    assert at == len(script)
+    return pieces
+
+
+@encrypted_or_not
+@settings(deadline=None, max_examples=20)
+@given(data=st.data())
+def test_members_are_read_in_any_order(data: st.DataObject, passphrase: str | None) -> None:
+    made = MADE[passphrase]
+    pieces = pieces_of(made, SCRIPT)
+    seeker = opened(stored(made)).seek()
+    for number in data.draw(st.lists(st.integers(0, len(pieces) - 1), max_size=2 * len(pieces))):
+        assert b"".join(seeker.member(number)) == pieces[number]
+
+
+@encrypted_or_not
+def test_members_are_read_by_several_threads(passphrase: str | None) -> None:
+    made = MADE[passphrase]
+    seen: list[int] = []
+    seeker = opened(stored(made)).seek(seen.append)
+    pieces = pieces_of(made, SCRIPT)
+    before = len(seen)
+    with ThreadPoolExecutor(4) as pool:
+        numbers = [*range(len(pieces))] * 5
+        found = list(pool.map(lambda number: b"".join(seeker.member(number)), numbers))
+    assert found == pieces * 5
+    assert seen == sorted(seen)
+    assert len(seen) == before + len(numbers)
+
+
+@encrypted_or_not
+def test_the_watch_hears_of_what_is_read_of_the_store(passphrase: str | None) -> None:
+    made = MADE[passphrase]
+    seen: list[int] = []
+    seeker = opened(stored(made)).seek(seen.append)
+    # Of an encrypted archive both ends are read, one block and two; of each member, the blocks
+    # that it lies in, and the one before.
+    expected = [] if passphrase is None else [16, 48]
+    assert seen == expected
+    for number, member in enumerate(made.manifest.members):
+        seeker.member(number)
+        blocks = (member.offset + member.stored - 1) // 16 - member.offset // 16 + 2
+        more = blocks * 16 if passphrase else member.stored
+        expected.append((expected or [0])[-1] + more)
+        assert seen == expected
+
+
+@encrypted_or_not
+@settings(deadline=None, max_examples=40)
+@given(data=st.data())
+def test_no_member_that_was_damaged_is_handed_out(
+    data: st.DataObject, passphrase: str | None
+) -> None:
+    made = MADE[passphrase]
+    members = made.manifest.members
+    number = data.draw(st.integers(0, len(members) - 1))
+    at = members[number].offset + data.draw(st.integers(0, members[number].stored - 1))
+    harmed = bytearray(made.archive)
+    harmed[at + (16 if passphrase else 0)] ^= 1 << data.draw(st.integers(0, 7))
+    storage = stored(made)
+    storage.put(made.key, bytes(harmed), {"id": made.manifest.id})
+    # At the very end of an encrypted archive already the look at its ends may find it.
+    with pytest.raises(CorruptedError) as caught:
+        opened(storage).seek().member(number)
+    assert re.search(rf"member {number + 1}, |begin and end", str(caught.value))
+
+
+@encrypted_or_not
+def test_a_member_that_is_cut_off_is_damaged(passphrase: str | None) -> None:
+    made = MADE[passphrase]
+    last = len(made.manifest.members) - 1
+    cut_off = made.archive[: -48 - 16]
+    found = replace(opened(stored(made)), _read=partial(read_of, cut_off + made.archive[-32:]))
+    if passphrase:
+        with pytest.raises(CorruptedError, match="begin and end"):
+            found.seek()
+        return
+    with pytest.raises(CorruptedError, match=f"ends within member {last + 1}, "):
+        found.seek().member(last)
+
+
+@contextmanager
+def read_of(text: bytes, *, start: int = 0, length: int | None = None) -> Iterator[Iterator[bytes]]:
+    yield iter([text[start:][:length]])
+
+
+@pytest.mark.parametrize("at", range(16))
+def test_an_encrypted_archive_begins_as_it_should_before_a_member_is_read(at: int) -> None:
+    made = MADE[PASSPHRASE]
+    harmed = bytearray(made.archive)
+    harmed[at] ^= 1
+    storage = stored(made)
+    storage.put(made.key, bytes(harmed), {"id": made.manifest.id})
+    with pytest.raises(CorruptedError, match="does not begin and end as it was written"):
+        opened(storage).seek()
+
+
+def test_a_member_of_an_encrypted_archive_needs_its_key() -> None:
+    found = opened(stored(MADE[PASSPHRASE]))
+    with pytest.raises(EncryptionError, match="no key"):
+        replace(found, _passphrase=None).seek()
+    with pytest.raises(CorruptedError, match="does not begin and end"):
+        replace(found, _passphrase=OTHER_KEY).seek()
+
+
+HEAD = b"PGDMP and all that an archive of pg_dump begins with" * 20
+
+
+def with_schema(made: Made, head: bytes = HEAD) -> tuple[Made, str, bytes]:
+    """Return the backup whose manifest knows a table of contents, and its key and stored bytes."""
+    encrypted = made.passphrase is not None
+    known = made.with_manifest(schema_sha256=hashlib.sha256(HEAD).hexdigest())
+    name = manifests.schema_name(made.base, made.manifest.id, encrypted=encrypted)
+    return known, f"p/{name}", encryption.sealed(head, key_of(made.passphrase))
+
+
+@encrypted_or_not
+def test_the_schema_beside_an_archive(passphrase: str | None) -> None:
+    made, key, sealed = with_schema(MADE[passphrase])
+    storage = stored(made)
+    assert not opened(storage).is_seekable
+    storage.put(key, sealed, {"id": made.manifest.id})
+    found = opened(storage)
+    assert found.is_seekable
+    assert found.schema() == HEAD
+    storage.put(made.manifest_key, MADE[passphrase].packed_manifest(), {"id": made.manifest.id})
+    assert not opened(storage).is_seekable
+
+
+@encrypted_or_not
+def test_the_schema_of_another_backup(passphrase: str | None) -> None:
+    made, key, sealed = with_schema(MADE[passphrase], HEAD[1:])
+    storage = stored(made)
+    storage.put(key, sealed, {"id": made.manifest.id})
+    with pytest.raises(CorruptedError, match="is not the one that was stored"):
+        opened(storage).schema()
+    storage.delete([key])
+    storage.put(key.replace(made.manifest.id, "0" * 16), sealed, {"id": "0" * 16})
+    assert not opened(storage).is_seekable
+
+
+@pytest.mark.parametrize("passphrase", [None, PASSPHRASE], ids=["plain", "encrypted"])
+def test_the_schema_beside_a_file(passphrase: str | None, tmp_path: Path) -> None:
+    made, key, sealed = with_schema(MADE[passphrase])
+    path = tmp_path / made.key.removeprefix("p/")
+    for name, data in (
+        (made.key, made.archive),
+        (made.manifest_key, made.packed_manifest()),
+        (key, sealed),
+    ):
+        (tmp_path / name.removeprefix("p/")).write_bytes(data)
+    found = archive.open_file(path, VERIFIED)
+    assert found.is_seekable
+    assert found.schema() == HEAD
+    pieces = pieces_of(made, SCRIPT)
+    assert b"".join(found.seek().member(1)) == pieces[1]
+
+
+def test_without_a_manifest_nothing_can_be_sought(tmp_path: Path) -> None:
+    path = tmp_path / "dump"
+    path.write_bytes(SCRIPT)
+    found = archive.open_file(path, UNVERIFIED)
+    assert not found.is_seekable
+    with pytest.raises(AssertionError):
+        found.seek()
+
+
+def test_a_script_that_was_restricted_is_released() -> None:
+    assert archive.footer(b"--\n\n\\restrict aB3\n\nSET x;\n") == b"\n\\unrestrict aB3\n"
+    assert archive.footer(b"\\restrict aB3\n") == b"\n\\unrestrict aB3\n"
+    for header in (b"", b"SET x = 1;\n", b"-- \\restrict aB3\n", b"\\restrict a B\n"):
+        assert archive.footer(header) == b""

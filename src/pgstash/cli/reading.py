@@ -140,6 +140,19 @@ def restore(  # noqa: PLR0913 - one argument for each option
             help="Make the roles of the source that the target lacks, without login and rights.",
         ),
     ] = False,
+    table: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Only this table, read without the others: schema.name, with * and ? as in "
+            "pg_dump's --table; may be given several times. Into an empty or a new database come "
+            "all definitions, and the rows and indexes of these tables.",
+            metavar="PATTERN",
+        ),
+    ] = None,
+    data_only: Annotated[
+        bool,
+        typer.Option("--data-only", help="Only rows, into tables that are there; needs --table."),
+    ] = False,
     unverified: _Unverified = False,
     dry_run: Annotated[
         bool,
@@ -156,6 +169,12 @@ def restore(  # noqa: PLR0913 - one argument for each option
         raise typer.BadParameter("is for when no backup is named", param_hint="--at")
     if create is not None and overwrite:
         raise typer.BadParameter("is not for a new database", param_hint="--overwrite")
+    if data_only and not table:
+        raise typer.BadParameter("needs --table, at least one", param_hint="--data-only")
+    if data_only and (create is not None or overwrite):
+        raise typer.BadParameter(
+            "adds to tables that are there, and replaces nothing", param_hint="--data-only"
+        )
     wanted = recovery.Wanted(name, at.replace(tzinfo=UTC) if at else None, unverified)
 
     def work(values: Settings, emit: Emit, interruption: Interruption) -> None:
@@ -168,6 +187,8 @@ def restore(  # noqa: PLR0913 - one argument for each option
             overwrite=overwrite,
             dry_run=dry_run,
             create_roles=create_roles,
+            tables=table or [],
+            rows_only=data_only,
         )
 
     run(work, needs=_needs(name, "target"), given={"RESTORE_URL": to} if to else None)

@@ -62,7 +62,7 @@ def _work(
 ) -> None:
     while task := todo.get():
         try:
-            done.put(_plain(*task))
+            done.put(verified(*task))
         except Exception as error:  # noqa: BLE001 - carried to the caller's thread whole
             done.put(error)
         del task  # it holds a member, and the next one may be long in coming
@@ -128,8 +128,11 @@ class _Taker:
         return parts
 
 
-def _plain(stored: Sequence[bytes], member: Member, number: int) -> deque[bytes]:
-    """Return the plain bytes of a member in pieces, after its digests were compared."""
+def verified(stored: Sequence[bytes], member: Member, number: int) -> deque[bytes]:
+    """Return the plain bytes of a member in pieces, after its digests were compared.
+
+    ``number`` is what it is called where they differ, which raises CorruptedError.
+    """
     which = f"member {number}, {member.stored} bytes from {member.offset} on,"
     if sum(map(len, stored)) < member.stored:
         raise damaged(f"it ends within {which} of the compressed stream")

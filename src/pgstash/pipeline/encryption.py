@@ -11,6 +11,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import hmac
+import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
@@ -53,9 +54,11 @@ class Key:
         hkdf = HKDF(hashes.SHA256(), length=32, salt=None, info=b"pgstash manifest v1")
         return hmac.new(hkdf.derive(self._derived), message, hashlib.sha256).hexdigest()
 
-    def _cipher(self) -> Cipher[modes.CBC]:
+    def _cipher(self, before: bytes | None = None) -> Cipher[modes.CBC]:
+        """Return the cipher from the beginning, or behind the block ``before``."""
         return Cipher(
-            algorithms.AES(self._derived[:_KEY_BYTES]), modes.CBC(self._derived[_KEY_BYTES:])
+            algorithms.AES(self._derived[:_KEY_BYTES]),
+            modes.CBC(self._derived[_KEY_BYTES:] if before is None else before),
         )
 
 
@@ -72,6 +75,46 @@ def encrypt(chunks: Iterable[bytes], key: Key) -> Iterator[bytes]:
         yield encryptor.update(chunk)
     padding = _BLOCK - plain_bytes % _BLOCK
     yield encryptor.update(bytes([padding]) * padding) + encryptor.finalize()
+
+
+def stored_range(offset: int, length: int) -> tuple[int, int]:
+    """Return where to begin to read of an encrypted object, and how much, for a plain range.
+
+    A block is decrypted by the one before it, which is read along
+    (NIST SP 800-38A, 6.2); ``length`` is more than 0.
+    """
+    first, last = offset // _BLOCK, (offset + length - 1) // _BLOCK
+    return first * _BLOCK, (last - first + 2) * _BLOCK
+
+
+def decrypt_range(stored: Iterable[bytes], key: Key, offset: int, length: int) -> Iterator[bytes]:
+    """Yield a plain range out of what :func:`stored_range` says is to be read for it.
+
+    Nothing of it is verified. It yields less where there is less.
+    """
+    source, before = iter(stored), b""
+    while len(before) < _BLOCK and (chunk := next(source, b"")):
+        before += chunk
+    cipher = key._cipher() if offset < _BLOCK else key._cipher(before[:_BLOCK].ljust(_BLOCK))  # noqa: SLF001 - the key is this module's own
+    decryptor = cipher.decryptor()
+    skip, left = offset % _BLOCK, length
+    for chunk in itertools.chain([before[_BLOCK:]], source):
+        plain = decryptor.update(chunk)
+        wanted = plain[skip : skip + left]
+        skip = max(0, skip - len(plain))
+        left -= len(wanted)
+        yield wanted
+
+
+def is_whole(head: bytes, tail: bytes, key: Key, plain_bytes: int) -> bool:
+    """Tell whether an object begins and ends as :func:`encrypt` writes it.
+
+    ``head`` is its first block, ``tail`` are its last two; ``plain_bytes`` is how long it is plain.
+    """
+    padding = _BLOCK - plain_bytes % _BLOCK
+    cipher = key._cipher() if plain_bytes < _BLOCK else key._cipher(tail[:_BLOCK].ljust(_BLOCK))  # noqa: SLF001 - the key is this module's own
+    last = cipher.decryptor().update(tail[-_BLOCK:])
+    return head == _MAGIC + key.salt and last[-padding:] == bytes([padding]) * padding
 
 
 def sealed(text: bytes, key: Key | None) -> bytes:

@@ -34,8 +34,7 @@ _SECONDS_TO_END = 30.0
 # After a signal: whoever sent it waits, and sends SIGKILL.
 _SECONDS_TO_END_AFTER_SIGNAL = 2.0
 
-# What may not cut a restore short, or refuse it, although somebody planted it for role or database.
-_NEUTRAL = {
+NEUTRAL = {
     "default_transaction_read_only": "off",
     "idle_in_transaction_session_timeout": "0",
     "idle_session_timeout": "0",
@@ -43,6 +42,8 @@ _NEUTRAL = {
     "statement_timeout": "0",
     "transaction_timeout": "0",
 }
+"""What may not cut a restore short, or refuse it, although somebody planted it for role or
+database."""
 
 # psql:<stdin>:123: ERROR:  42P07: relation "a" already exists
 _MESSAGE = re.compile(r"psql:<stdin>:(\d+): ([^:]+):  ([0-9A-Z]{5}): (.*)")
@@ -100,6 +101,15 @@ _HINTS = (
         "The script was written for a newer server than the target's.",
     ),
 )
+# The same for pg_restore, which passes on what the server says without its SQLSTATE.
+_HINTS_BY_WORDS = (
+    (r"role \".*\" does not exist", "Create the role first (CREATE ROLE …), and restore again."),
+    (r"does not exist.*CONTEXT: .*function", _SEARCH_PATH),
+    (r"check constraint .* is violated by some row|violates check constraint", _BROKEN_CHECK),
+    (r"violates|could not create unique index|is duplicated|null values", _BROKEN_CONSTRAINT),
+    (r"permission denied|must be owner", "Restore with a role that owns the database."),
+    (r"No space left on device", "The target's disk is full."),
+)
 _UNKNOWN = "Compare the versions: `pgstash show` says from which server the backup comes."
 _NO_LOCKS = ("53200", "max_locks_per_transaction")
 
@@ -146,7 +156,7 @@ class Psql:
         self._server = server
         self._tools = tools
         self._one_transaction = one_transaction
-        self._settings = _NEUTRAL | ({"lc_monetary": lc_monetary} if lc_monetary else {})
+        self._settings = NEUTRAL | ({"lc_monetary": lc_monetary} if lc_monetary else {})
         self._environment = environment
         self._emit = emit
         self._errors = _Errors(lambda line: emit(ToolSaid("psql", line)))
@@ -187,6 +197,10 @@ class Psql:
             hurried = isinstance(error, Interrupted)
             seconds = _SECONDS_TO_END_AFTER_SIGNAL if hurried else _SECONDS_TO_END
             self.outcome = self._ended(self._backend, seconds)
+
+    def end(self) -> None:
+        """End psql, whoever is feeding it; the block has to be left all the same."""
+        self._child.end()
 
     def feed(self, data: bytes) -> None:
         """Hand a piece of the script to psql, which takes as long as the server does.
@@ -298,6 +312,15 @@ class Psql:
         if answer == ("committed",):
             return Outcome.COMMITTED if self._committing else Outcome.UNKNOWN
         return Outcome.UNKNOWN
+
+
+def refusal(message: str) -> StatementError:
+    """Return the error for a statement that was refused, where its SQLSTATE is not known."""
+    message = _CONFIDENTIAL.sub(r"\1…", message)
+    for words, hint in _HINTS_BY_WORDS:
+        if re.search(words, message):
+            return StatementError(message, hint=hint)
+    return StatementError(message, hint=_UNKNOWN)
 
 
 class _Errors:

@@ -1,0 +1,85 @@
+"""What comes after the rows, by pg_restore with several sessions: indexes, constraints, the rest.
+
+pg_restore knows what depends on what, from its own table of contents
+(https://www.postgresql.org/docs/current/app-pgrestore.html, --jobs). It wants a file that it can
+seek in, which exists in memory alone.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+
+from pgstash.errors import RestoreError, TargetLostError
+from pgstash.postgres.process import Child, in_memory
+from pgstash.postgres.restore import NEUTRAL, refusal
+from pgstash.postgres.source import Connection, Server
+from pgstash.postgres.tools import ClientTools
+
+# pg_restore: error: could not execute query: ERROR:  could not create unique index "a"
+_ERROR = re.compile(
+    r"pg_restore: error: (?:could not execute query: )?(?:ERROR:  )?(.*)", re.DOTALL
+)
+_NOISE = re.compile(r"pg_restore: (?:while|from TOC entry|warning|error: a worker process died)")
+_SECONDS_BETWEEN_LOOKS = 3600.0
+
+
+def build(  # noqa: PLR0913 - each is one knob of one process
+    server: Server,
+    tools: ClientTools,
+    head: bytes,
+    *,
+    jobs: int,
+    lc_monetary: str | None,
+    environment: Mapping[str, str],
+) -> None:
+    """Make all that comes after the rows. Raises StatementError, TargetLostError."""
+    with in_memory("schema", head) as (descriptor, path):
+        command = [
+            str(tools.pg_restore),
+            *("--no-owner", "--no-acl", "--no-password", "--exit-on-error"),
+            *("--section=post-data", f"--jobs={jobs}"),
+            path,
+        ]
+        with Child(
+            command,
+            _neutral(server.connection, lc_monetary),
+            environment,
+            say=lambda _line: None,
+            inherited=[descriptor],
+            failure=TargetLostError,
+        ) as child:
+            for _ in child.read(math.inf, silent_seconds=_SECONDS_BETWEEN_LOOKS):
+                pass
+            status = child.wait()
+            if status != 0:
+                raise _failure(status, child.last_lines)
+
+
+def _failure(status: int, lines: list[str]) -> RestoreError:
+    said = "\n".join(line for line in lines if not _NOISE.match(line))
+    match = _ERROR.search(said)
+    if match is None:
+        return TargetLostError(
+            f"pg_restore ended with status {status}: {said or 'and said nothing'}"
+        )
+    return refusal(f"pg_restore stopped: {match[1]}")
+
+
+def _neutral(connection: Connection, lc_monetary: str | None) -> Connection:
+    """Let nothing that somebody planted cut the work short, or refuse it."""
+    settings = NEUTRAL | ({"lc_monetary": lc_monetary} if lc_monetary else {})
+    settings.pop("transaction_timeout")  # older servers do not know it; pg_restore sets it
+    settings.pop("idle_session_timeout")
+    given = connection.parameters.get("options", "")
+    words = (f"-c {name}={_escaped(value)}" for name, value in settings.items())
+    return replace(
+        connection,
+        parameters={**connection.parameters, "options": " ".join([given, *words]).strip()},
+    )
+
+
+def _escaped(value: str) -> str:
+    return value.replace("\\", "\\\\").replace(" ", "\\ ")

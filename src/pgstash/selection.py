@@ -1,0 +1,243 @@
+"""Single tables of an archive: which are meant, their rows, and what belongs to them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from pgstash import events
+from pgstash.archive import Archive, footer
+from pgstash.errors import TableNotStoredError
+from pgstash.manifest import Manifest
+from pgstash.postgres import outline, toc
+from pgstash.postgres.tools import ClientTools
+
+_NOT_SEEKABLE = (
+    "It was made by one pg_dump (DUMP_JOBS=1, or the log of the backup says why), or by an older "
+    "pgstash: restore it into a new database with --create, and copy the table from there."
+)
+_PARTITION = b"TABLE ATTACH"
+_KINDS = (b"TABLE", b"FOREIGN TABLE")
+# Comments are of no section, and stand behind what they are on.
+_AFTER = (toc.Section.NONE, toc.Section.POST_DATA)
+_TOKEN = re.compile(r'"((?:[^"]|"")*)"|([^"])')
+_MOST_NAMED = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Tables of an archive, and the members to read for them.
+
+    ``names`` are for people; of the ``members`` the first is the header. ``after`` are the numbers
+    of the entries that belong to them, in pg_dump's table of contents ``head``.
+    """
+
+    names: Sequence[str]
+    members: Sequence[int]
+    rows: int
+    raw_bytes: int
+    head: bytes
+    after: Sequence[int]
+
+
+def select(
+    archive: Archive, patterns: Sequence[str], emit: events.Emit, *, rows_only: bool
+) -> Selection:
+    """Find the tables that fit one of the patterns, each written as pg_dump's --table is.
+
+    A partitioned table stands for its partitions too. With ``rows_only`` nothing but rows is
+    wanted.
+    Raises TableNotStoredError where the archive cannot be read by tables, or has none that fits.
+    """
+    manifest = archive.manifest
+    if manifest is None or not archive.is_seekable:
+        raise TableNotStoredError(
+            f"{archive.name} cannot be read table by table", hint=_NOT_SEEKABLE
+        )
+    head = archive.schema()
+    try:
+        contents = toc.read(head)
+    except toc.TocError as error:
+        raise TableNotStoredError(
+            f"the schema beside {archive.name} is not understood: {error}"
+        ) from error
+    if contents is None:
+        raise TableNotStoredError(f"the schema beside {archive.name} is cut short")
+    tables = _Tables(manifest, contents)
+    chosen: set[int] = set()
+    names: list[str] = []
+    for pattern in patterns:
+        fits = compiled(pattern)
+        found = {number: name for number, name in tables.names.items() if fits(*name)}
+        if not found:
+            raise _none_fits(archive.name, pattern, tables.names.values())
+        names += [".".join(name) for name in found.values()]
+        chosen |= found.keys()
+    chosen = tables.with_partitions(chosen)
+    stored = tables.stored(chosen)
+    after: list[int] = []
+    if not rows_only:
+        after, left = tables.belonging(chosen)
+        for what in left:
+            emit(events.Notice(f"Left out, as it needs more than the tables: {what}"))
+    members = _members(manifest, stored, rows_only=rows_only)
+    return Selection(
+        names=list(dict.fromkeys(names)),
+        members=members,
+        raw_bytes=sum(manifest.members[number].raw for number in members),
+        rows=sum(manifest.tables[number].rows for number in stored),
+        head=head,
+        after=after,
+    )
+
+
+def script(
+    selection: Selection,
+    archive: Archive,
+    client: ClientTools,
+    environment: Mapping[str, str],
+    watch: Callable[[int], None],
+) -> Iterator[bytes]:
+    """Yield the script of the selected tables, every member of it compared before.
+
+    Raises CorruptedError, StorageError, TableNotStoredError where pg_restore makes none.
+    """
+    seeker = archive.seek(watch)
+    header, *others = selection.members
+    begins = b"".join(seeker.member(header))
+    yield begins
+    for number in others:
+        yield from seeker.member(number)
+    if selection.after:
+        try:
+            yield outline.entries(selection.head, client, selection.after, environment)
+        except outline.CompositionError as error:
+            raise TableNotStoredError(
+                f"what belongs to the tables of {archive.name} cannot be made: {error.message}",
+                hint="Restore all of it with --create, or the rows alone with --data-only.",
+            ) from error
+    yield footer(begins)
+
+
+def compiled(pattern: str) -> Callable[[str, str], bool]:
+    """Return what tells whether a schema and a table fit a pattern, as pg_dump and psql read it.
+
+    https://www.postgresql.org/docs/current/app-psql.html#APP-PSQL-PATTERNS, but for the characters
+    of regular expressions, which stand for themselves here. Without a schema it fits any.
+    """
+    parts = [""]
+    for match in _TOKEN.finditer(pattern):
+        quoted, bare = match[1], match[2]
+        if quoted is not None:
+            parts[-1] += re.escape(quoted.replace('""', '"'))
+        elif bare == ".":
+            parts.append("")
+        else:
+            parts[-1] += {"*": ".*", "?": "."}.get(bare, re.escape(_folded(bare)))
+    *schemas, table = (re.compile(part, re.DOTALL) for part in parts)
+
+    def fits(schema: str, name: str) -> bool:
+        if not table.fullmatch(name):
+            return False
+        return not schemas or bool(schemas[-1].fullmatch(schema))
+
+    return fits
+
+
+class _Tables:
+    """The tables in a table of contents, and what hangs on them."""
+
+    def __init__(self, manifest: Manifest, contents: toc.Contents) -> None:
+        self._entries = contents.entries
+        made = [entry for entry in contents.entries if entry.description in _KINDS]
+        self.names = {entry.number: (_text(entry.schema), _text(entry.tag)) for entry in made}
+        # The manifest counts the tables in the order in which their rows are listed.
+        places = dict.fromkeys(into[0] for entry in contents.entries if (into := entry.loads_into))
+        numbers = {name: number for number, name in enumerate(places)}
+        self._stored = {
+            table: numbers[into[0]]
+            for entry in contents.entries
+            if (into := entry.loads_into)
+            for table in entry.depends_on & self.names.keys()
+        }
+        for table, number in self._stored.items():
+            if any("\udc80" <= letter <= "\udcff" for letter in "".join(self.names[table])):
+                known = manifest.tables[number]  # decoded by somebody who knew the encoding
+                self.names[table] = (known.schema, known.name)
+        attached = {
+            entry.depends_on for entry in contents.entries if entry.description == _PARTITION
+        }
+        self._parents = {
+            entry.number: parent
+            for entry in made
+            for parent in entry.depends_on & self.names.keys()
+            if frozenset({entry.number, parent}) in attached
+        }
+
+    def stored(self, tables: Collection[int]) -> set[int]:
+        """Return the numbers that these tables have in the manifest, where they have rows."""
+        return {self._stored[table] for table in tables if table in self._stored}
+
+    def with_partitions(self, tables: set[int]) -> set[int]:
+        """Add the partitions of these tables, and the partitions of those."""
+        return {table for table in self.names if not tables.isdisjoint(self._line(table))}
+
+    def belonging(self, tables: Collection[int]) -> tuple[list[int], list[str]]:
+        """Return what is made of these tables after their rows came, and what is left out.
+
+        The former are numbers of entries. What belongs to the table that a partition is of is
+        among them: indexes of partitions hang on those of the whole.
+        """
+        built = {ancestor for table in tables for ancestor in self._line(table)}
+        after: list[int] = []
+        left: list[str] = []
+        known = set(built)
+        late = {entry.number for entry in self._entries if entry.section in _AFTER}
+        for entry in self._entries:
+            if entry.section not in _AFTER or not entry.depends_on & known:
+                continue
+            needed = {each for each in entry.depends_on if each in late or each in self.names}
+            if needed <= known:
+                known.add(entry.number)
+                after.append(entry.number)
+            elif entry.section == toc.Section.POST_DATA:
+                left.append(f"{_text(entry.description)} {_text(entry.tag)}")
+        return after, left
+
+    def _line(self, table: int) -> Iterator[int]:
+        """Yield a table, the one that it is a partition of, and so on."""
+        at: int | None = table
+        while at is not None:
+            yield at
+            at = self._parents.get(at)
+
+
+def _members(manifest: Manifest, stored: Collection[int], *, rows_only: bool) -> list[int]:
+    """Return the numbers of the members to read, in their order; the first is the header."""
+    return [
+        number
+        for number, member in enumerate(manifest.members)
+        if member.section == "header"
+        or (member.section == "data" and member.table in stored)
+        or (member.section in {"pre-data", "sequences"} and not rows_only)
+    ]
+
+
+def _folded(letter: str) -> str:
+    """Return the lower case of an ASCII letter: of others PostgreSQL keeps the case."""
+    return letter.lower() if letter.isascii() else letter
+
+
+def _text(name: bytes) -> str:
+    return name.decode("utf-8", "surrogateescape")
+
+
+def _none_fits(name: str, pattern: str, tables: Iterable[tuple[str, str]]) -> TableNotStoredError:
+    known = sorted(".".join(each) for each in tables)
+    some = ", ".join(known[:_MOST_NAMED]) + (", …" if len(known) > _MOST_NAMED else "")
+    return TableNotStoredError(
+        f"{name} has no table {pattern}",
+        hint=f"`pgstash show` lists them: {some}. A pattern is written as for pg_dump --table: "
+        "what is not in double quotes is folded to lower case.",
+    )
