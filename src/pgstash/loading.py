@@ -112,8 +112,8 @@ class Loading:
         done: queue.SimpleQueue[int | Exception | None] = queue.SimpleQueue()
         if self._parts.in_order:
             todo.put(self._parts.in_order)
-        for number in self._parts.rows:
-            todo.put([number])
+        for numbers in self._parts.rows:
+            todo.put(numbers)
         with contextlib.ExitStack() as stack:
             sessions = [stack.enter_context(self._session(plan)) for _ in range(plan.jobs)]
             stopping = threading.Event()
@@ -184,10 +184,11 @@ class _Parts:
     def __init__(self, manifest: Manifest) -> None:
         self.header: list[int] = []
         self.before: list[int] = []
-        self.rows: list[int] = []
+        self.rows: list[list[int]] = []
         self.in_order: list[int] = []
         self.after: list[int] = []
         self.left_out: list[int] = []
+        goes_on = False
         for number, member in enumerate(manifest.members):
             match member.section:
                 case "header":
@@ -197,7 +198,11 @@ class _Parts:
                 case "pre-data":
                     self.before.append(number)
                 case "data" if member.table is not None:
-                    self.rows.append(number)
+                    if goes_on:
+                        self.rows[-1].append(number)
+                    else:
+                        self.rows.append([number])
+                    goes_on = member.rows is None
                 case "data" | "sequences":
                     self.in_order.append(number)
                 case "post-data":

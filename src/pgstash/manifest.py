@@ -131,7 +131,8 @@ class Member:
     ``rows`` are None where a member is cut by size and holds a bit of everything. ``header``
     is what sets the session up, ``drops`` what --clean adds and an empty database has no use for,
     ``sequences`` what sets them. A member with a ``table`` is a COPY block of it, whole, so that
-    such members can be loaded in any order.
+    such members can be loaded in any order; one without ``rows`` goes on in the next, in the middle
+    of a row.
     """
 
     offset: int

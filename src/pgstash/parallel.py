@@ -68,6 +68,11 @@ class _Packed:
     member: Member
     table: bytes | None
 
+    @property
+    def goes_on(self) -> bool:
+        """Whether the next member has to follow it: it goes on in the middle of a row."""
+        return self.table is not None and self.member.rows is None
+
 
 _Task = Callable[[], Iterator[_Packed]]
 
@@ -227,6 +232,7 @@ class _Pieces:
         self._todo: queue.SimpleQueue[Chunk | None] = queue.SimpleQueue()
         self._room: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._done: queue.SimpleQueue[_Packed | Exception | None] = queue.SimpleQueue()
+        self._turn = threading.Lock()
         self._stopping = threading.Event()
         self._chunks = [chunk for table in big for chunk in table.chunks]
 
@@ -329,11 +335,20 @@ class _Pieces:
             self._done.put(error)
 
     def _hand_over(self, members: Iterable[_Packed]) -> None:
-        for packed in members:
-            self._room.get()
-            if self._stopping.is_set():
-                return
-            self._done.put(packed)
+        """Hand over members; those that belong together without one of others in between."""
+        with contextlib.ExitStack() as turn:
+            mine = False
+            for packed in members:
+                if not mine:
+                    turn.enter_context(self._turn)
+                    mine = True
+                self._room.get()
+                if self._stopping.is_set():
+                    return
+                self._done.put(packed)
+                if not packed.goes_on:
+                    turn.close()
+                    mine = False
 
     def _end(self) -> None:
         """End all that reads, and then all threads: nothing may be closed under their hands."""
@@ -392,7 +407,8 @@ class _Pieces:
 class _Rows:
     """Makes members of COPY blocks of one table, each of them a whole block.
 
-    With ``written`` what is handed in begins with the COPY statement and holds the block's end.
+    Where a row is as long as two members, the block goes on in the next one. With ``written`` what
+    is handed in begins with the COPY statement and holds the block's end.
     """
 
     def __init__(self, level: int, table: bytes, load: bytes, *, written: bool = False) -> None:
@@ -405,7 +421,7 @@ class _Rows:
         self._rows = 0
         self._needs_header, self._has_header = True, written
         self._last = b"\n"
-        self._ended = False
+        self._ended = self._goes_on = False
 
     def write(self, piece: bytes) -> Iterator[_Packed]:
         self._count(piece[len(self._load) :] if self._has_header else piece)
@@ -417,6 +433,9 @@ class _Rows:
         border = piece.rfind(b"\n") + 1 if whole else 0
         if not border:
             self._data.append(self._packing.write(piece))
+            if whole and self._packing.raw >= 2 * MEMBER_BYTES:
+                self._goes_on = True
+                yield self._done(None)
             return
         yield self._finish(piece[:border] + _END_OF_ROWS)
         if border < len(piece):
@@ -438,14 +457,18 @@ class _Rows:
 
     def _finish(self, text: bytes) -> _Packed:
         self._data.append(self._packing.write(text))
+        rows, self._rows, self._goes_on = self._rows, 0, False
+        return self._done(rows)
+
+    def _done(self, rows: int | None) -> _Packed:
         tail, member = self._packing.close("data")
-        done = _Packed(b"".join((*self._data, tail)), replace(member, rows=self._rows), self._table)
-        self._packing, self._data, self._rows = Packing(self._level), [], 0
+        done = _Packed(b"".join((*self._data, tail)), replace(member, rows=rows), self._table)
+        self._packing, self._data = Packing(self._level), []
         return done
 
     def close(self) -> Iterator[_Packed]:
         """End the last member; where there were no rows at all there is none."""
-        if self._packing.raw:
+        if self._packing.raw or self._goes_on:
             yield self._finish(b"" if self._written else _END_OF_ROWS)
 
 

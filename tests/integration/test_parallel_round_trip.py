@@ -8,7 +8,7 @@ import pytest
 
 from integration.test_round_trip import real_counts
 from support import databases, pieces
-from support.backups import PASSPHRASE
+from support.backups import PASSPHRASE, back_up
 from support.cli import environment, run_pgstash
 from support.compare import compare
 from support.postgres import Database
@@ -83,3 +83,31 @@ def test_every_way_back(
         cluster.create_database(new_database, encoding=databases.encoding(sample))
         backup.restore(Database(cluster, new_database))
         assert differences(source, new_database, cluster) == []
+
+
+def test_a_row_that_is_longer_than_members(
+    cluster: Cluster, make_database: MakeDatabase, new_database: str, tmp_path: Path
+) -> None:
+    """A value is never loaded in two pieces, but it is stored in several."""
+    source = make_database(on=cluster)
+    source.run_sql(
+        "CREATE TABLE wide (n int, content bytea);"
+        "INSERT INTO wide SELECT n, decode(repeat(md5(n::text), n * 200000), 'hex')"
+        " FROM generate_series(1, 4) AS n;"
+        "CREATE TABLE narrow AS SELECT n, md5(n::text) FROM generate_series(1, 60000) AS n"
+    )
+    backup = back_up(source, tmp_path)
+    members = [
+        dict(zip(backup.manifest["members"]["columns"], row, strict=True))
+        for row in backup.manifest["members"]["rows"]
+    ]
+    going_on = [each for each in members if each["table"] is not None and each["rows"] is None]
+    assert going_on
+    assert max(each["raw"] for each in members) < 20 * 1024 * 1024
+    assert backup.row_counts == {("public", "wide"): 4, ("public", "narrow"): 60_000}
+    restore(tmp_path, cluster, "--create", new_database, jobs=2)
+    assert differences(source, new_database, cluster) == []
+    cluster.drop_database(new_database)
+    cluster.create_database(new_database)
+    backup.restore(Database(cluster, new_database))
+    assert differences(source, new_database, cluster) == []

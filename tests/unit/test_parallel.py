@@ -70,12 +70,27 @@ def opened(packed: _Packed) -> bytes:
     return text
 
 
+def blocks(packed: Iterable[_Packed]) -> list[tuple[bytes, _Packed]]:
+    """Return the texts of members, those that go on with what they go on in, and the last ones."""
+    found: list[tuple[bytes, _Packed]] = []
+    going_on = b""
+    for each in packed:
+        text = opened(each)
+        if each.goes_on:
+            assert len(text) >= 2 * MEMBER_BYTES
+            going_on += text
+        else:
+            found.append((going_on + text, each))
+            going_on = b""
+    assert not going_on
+    return found
+
+
 def rows_in(packed: Iterable[_Packed], table: bytes) -> list[bytes]:
     """Return the rows of members, each of which is a COPY block and nothing else."""
     load = NAMES[table]
     rows: list[bytes] = []
-    for each in packed:
-        text = opened(each)
+    for text, each in blocks(packed):
         assert text.startswith(load)
         block, end, behind = text[len(load) :].rpartition(b"\\.\n")
         assert end
@@ -123,8 +138,8 @@ def test_rows_that_are_read_become_whole_blocks(
     packed = from_reader(table, chunks_of(text, steps))
     assert rows_in(packed, table) == rows
     assert bool(packed) == bool(rows)
-    for each in packed:
-        assert opened(each).endswith(b"\n" + END)
+    for block, _ in blocks(packed):
+        assert block.endswith(b"\n" + END)
 
 
 @given(st.sampled_from(list(NAMES)), ROWS, STEPS, st.sampled_from([b"", b"\n\n", BEHIND]))
@@ -137,8 +152,8 @@ def test_blocks_of_pg_dump_become_whole_blocks(
     packed = from_pg_dump(table, chunks_of(by_pg_dump(table, rows, behind), steps))
     assert rows_in(packed, table) == rows
     assert opened(packed[-1]).endswith(b"\\.\n" + behind)
-    for each in packed[:-1]:
-        assert opened(each).endswith(b"\\.\n\n\n")
+    for block, _ in blocks(packed)[:-1]:
+        assert block.endswith(b"\\.\n\n\n")
 
 
 def test_without_rows_there_is_no_member() -> None:
@@ -149,6 +164,21 @@ def test_an_empty_block_of_pg_dump_is_one_member() -> None:
     [packed] = from_pg_dump(b"public.t", [by_pg_dump(b"public.t", [])])
     assert opened(packed) == by_pg_dump(b"public.t", [])
     assert packed.member.rows == 0
+
+
+@given(st.integers(1, 2000), STEPS, st.sampled_from(["read", "written"]))
+def test_a_row_that_is_longer_than_members_goes_on_in_the_next(
+    length: int, steps: list[int], how: str
+) -> None:
+    table, rows = b"public.t", [b"a", b"x" * length, b"b"]
+    text = b"".join(row + b"\n" for row in rows)
+    if how == "written":
+        packed = from_pg_dump(table, chunks_of(by_pg_dump(table, rows), steps))
+    else:
+        packed = from_reader(table, chunks_of(text, steps))
+    assert rows_in(packed, table) == rows
+    longest = max(map(len, chunks_of(by_pg_dump(table, rows), steps)))
+    assert all(len(opened(each)) <= 2 * MEMBER_BYTES + 2 * longest + 60 for each in packed)
 
 
 def test_members_are_about_as_long_as_they_should_be() -> None:
