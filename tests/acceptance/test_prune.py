@@ -253,7 +253,7 @@ def test_a_signal_in_the_commit_is_heard_before_pruning(
         each["Key"] for each in swift_server.client.list_objects_v2(Bucket=s3_bucket)["Contents"]
     }
     assert old in left
-    assert len(left) == 4  # the new archive, its manifest and the roles
+    assert len(left) == 5  # the new archive, its manifest, the schema and the roles
 
 
 def test_even_what_nobody_foresaw_in_pruning_leaves_the_backup_a_success(

@@ -19,6 +19,8 @@ from support.stored import CLOSING, make
 from support.swift import SwiftServer
 
 CEILING = 128 * MIB
+CEILING_OF_TWO = 256 * MIB
+MORE_FOR_EACH = 64 * MIB
 
 
 def to_swift(
@@ -76,7 +78,7 @@ def test_memory_does_not_grow_with_the_dump(
     tmp_path: Path,
 ) -> None:
     tools = install_pg_dump(tmp_path / "bin", writes_much(size))
-    env = to_swift(make_database(), tools, swift_server, s3_bucket)
+    env = to_swift(make_database(), tools, swift_server, s3_bucket, DUMP_JOBS="1")
     assert peak_memory(env) <= CEILING
 
 
@@ -113,11 +115,33 @@ def test_memory_on_a_real_database_of_1_gb(
     database = make_database()
     database.run_sql(databases.big(1.0))
     env = to_swift(database, database.bin_dir, swift_server, s3_bucket)
-    assert peak_memory(env) <= CEILING
+    assert peak_memory(env | {"DUMP_JOBS": "1"}) <= CEILING
+    assert peak_memory(env) <= CEILING_OF_TWO
+    assert peak_memory(env | {"DUMP_JOBS": "4"}) <= CEILING_OF_TWO + 2 * MORE_FOR_EACH
     target = make_database()
     assert peak_memory(env | {"RESTORE_URL": target.uri}, "restore") <= CEILING
     count = "SELECT count(*) FROM pg_class WHERE relkind = 'r' AND relnamespace > 16383"
     assert target.run_sql(count) == database.run_sql(count)
+
+
+@pytest.mark.parametrize("jobs", [2, 4])
+def test_memory_of_several_sessions_does_not_grow_with_rows(
+    jobs: int,
+    make_database: MakeDatabase,
+    swift_server: SwiftServer,
+    s3_bucket: str,
+) -> None:
+    """Of what no engine shrinks much, in every session at once."""
+    database = make_database()
+    database.run_sql(
+        "CREATE TABLE wide (content text); ALTER TABLE wide ALTER content SET STORAGE EXTERNAL;"
+        "INSERT INTO wide SELECT string_agg(md5(random()::text), '')"
+        " FROM generate_series(1, 6) AS n, generate_series(1, 800000) AS m GROUP BY n"
+    )
+    env = to_swift(
+        database, database.bin_dir, swift_server, s3_bucket, DUMP_JOBS=str(jobs), S3_PART_SIZE="8"
+    )
+    assert peak_memory(env) <= CEILING_OF_TWO + (jobs - 2) * MORE_FOR_EACH
 
 
 def test_not_a_byte_is_written_to_any_file(

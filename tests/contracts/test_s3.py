@@ -47,6 +47,9 @@ if TYPE_CHECKING:
 
 MIB = 1024 * 1024
 PART = 5 * MIB
+# What a container has between SIGTERM and SIGKILL; the waits that are to end take a minute.
+HURRIED = 10.0
+
 DATA = bytes(range(256)) * (2 * PART // 256) + b"the end"
 BROKEN = Answer(500, "InternalError")
 BUSY = Answer(503, "SlowDown")
@@ -426,7 +429,7 @@ def test_an_interrupt_while_the_store_is_dead_leaves_in_time_and_tells(
                 begun.write(DATA)
         finally:
             interrupted = time.monotonic()
-    assert time.monotonic() - interrupted < 4
+    assert time.monotonic() - interrupted < HURRIED
     (left,) = heard
     assert isinstance(left, events.UploadLeftBehind)
     (pending,) = s3().pending("")
@@ -449,7 +452,7 @@ def test_an_interrupt_ends_a_wait_for_the_next_attempt(
             begun.commit()
         finally:
             interrupted = time.monotonic()
-    assert time.monotonic() - interrupted < 1
+    assert time.monotonic() - interrupted < HURRIED
     assert not [thread for thread in threading.enumerate() if "part-sender" in thread.name]
     assert_nothing_left(s3())
 
@@ -482,7 +485,7 @@ def test_a_stalled_store_does_not_keep_the_process_alive(
         timeout=20,
     )
     assert http.count("AbortMultipartUpload") == 1
-    assert time.monotonic() - began < 8
+    assert time.monotonic() - began < HURRIED
 
 
 @pytest.mark.parametrize("extent", [{}, {"start": 1_000_000}, {"start": 7, "length": 3_000_000}])

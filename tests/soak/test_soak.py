@@ -355,7 +355,7 @@ def assert_nothing_left_over(
     orphans = [key for key in keys if key.partition(".")[0] not in archives]
     assert orphans == []
     companions = Counter(key.partition(".")[0] for key in keys)
-    assert set(companions.values()) == {3}, "an archive, its manifest and the roles"
+    assert set(companions.values()) == {4}, "an archive, its manifest, the schema and the roles"
     uploads = bucket.client.list_multipart_uploads(Bucket=bucket.name).get("Uploads", [])
     begun = [Seen(each["Key"].rpartition("/")[2], 0) for each in uploads]
     overdue = [each.name for each in begun if now - each.started > SWEEP_AFTER + INTERVAL]
