@@ -14,13 +14,14 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from pgstash import events
 from pgstash.errors import DatabaseError, DumpError, LockTimeoutError, PipelineError
 from pgstash.manifest import Member, Section
-from pgstash.pipeline.compression import Packing, pack
+from pgstash.pipeline.compression import pack
 from pgstash.pipeline.opening import Border, Opening
+from pgstash.pipeline.packing import Others, Packed, Rows
 from pgstash.pipeline.tally import Part, Tally
 from pgstash.postgres import copying, outline
 from pgstash.postgres.copying import Chunk, LockRefusedError, Reader, Snapshot, Table
@@ -30,16 +31,12 @@ from pgstash.postgres.process import Child
 from pgstash.postgres.source import Server
 from pgstash.postgres.tools import ClientTools
 
-MEMBER_BYTES = 8 * 1024 * 1024
-"""Uncompressed size at which a member is closed, at the end of a row, in bytes."""
-
 _TRIES = 3
 _SECONDS_BETWEEN_TRIES = 1.0
 # By then one pg_dump holds all locks: who waits longer waits behind somebody who waits for it.
 _SECONDS_FOR_SECOND_LOCK = 2.0
 
 _SECONDS_TO_END = 2.0
-_END_OF_ROWS = b"\\.\n\n\n"
 # A snapshot that another transaction took serves no serializable, deferrable one.
 _NOT_SHARED = "--serializable-deferrable"
 _ROLE = "--role="
@@ -60,21 +57,7 @@ class Plan:
     emit: events.Emit
 
 
-@dataclass(frozen=True, slots=True)
-class _Packed:
-    """A member that is done; ``table`` is the name as the dump writes it."""
-
-    data: bytes = field(repr=False)
-    member: Member
-    table: bytes | None
-
-    @property
-    def goes_on(self) -> bool:
-        """Whether the next member has to follow it: it goes on in the middle of a row."""
-        return self.table is not None and self.member.rows is None
-
-
-_Task = Callable[[], Iterator[_Packed]]
+_Task = Callable[[], Iterator[Packed]]
 
 
 class Impossible(Exception):  # noqa: N818 - no error: one pg_dump does the work then
@@ -108,10 +91,10 @@ class Parallel:
         self._check()
         yield self._place(self._packed(self._pieces.after, "post-data"))
 
-    def _packed(self, text: bytes, section: Section) -> _Packed:
-        return _Packed(*pack(text, self._plan.level, section), None)
+    def _packed(self, text: bytes, section: Section) -> Packed:
+        return Packed(*pack(text, self._plan.level, section), None)
 
-    def _place(self, done: _Packed) -> bytes:
+    def _place(self, done: Packed) -> bytes:
         number = None
         if done.table is not None:
             number = self._numbers.setdefault(done.table, len(self._numbers))
@@ -231,7 +214,7 @@ class _Pieces:
         self._threads: list[threading.Thread] = []
         self._todo: queue.SimpleQueue[Chunk | None] = queue.SimpleQueue()
         self._room: queue.SimpleQueue[None] = queue.SimpleQueue()
-        self._done: queue.SimpleQueue[_Packed | Exception | None] = queue.SimpleQueue()
+        self._done: queue.SimpleQueue[Packed | Exception | None] = queue.SimpleQueue()
         self._turn = threading.Lock()
         self._stopping = threading.Event()
         self._chunks = [chunk for table in big for chunk in table.chunks]
@@ -294,7 +277,7 @@ class _Pieces:
         self._rest = itertools.chain([first], rest)
         stack.callback(self._end)
 
-    def run(self) -> Iterator[_Packed]:
+    def run(self) -> Iterator[Packed]:
         """Yield members as they are done. Raises DumpError, PipelineError."""
         for chunk in self._chunks:
             self._todo.put(chunk)
@@ -334,7 +317,7 @@ class _Pieces:
         except Exception as error:  # noqa: BLE001 - carried to the caller's thread whole
             self._done.put(error)
 
-    def _hand_over(self, members: Iterable[_Packed]) -> None:
+    def _hand_over(self, members: Iterable[Packed]) -> None:
         """Hand over members; those that belong together without one of others in between."""
         with contextlib.ExitStack() as turn:
             mine = False
@@ -361,13 +344,13 @@ class _Pieces:
         for thread in self._threads:
             thread.join(max(0.0, give_up - time.monotonic()))
 
-    def _from_reader(self, chunk: Chunk, reader: Reader) -> Iterator[_Packed]:
-        rows = _Rows(self._plan.level, chunk.table, chunk.load)
+    def _from_reader(self, chunk: Chunk, reader: Reader) -> Iterator[Packed]:
+        rows = Rows(self._plan.level, chunk.table, chunk.load)
         for piece in reader.read(chunk):
             yield from rows.write(piece)
         yield from rows.close()
 
-    def _from_pg_dump(self) -> Iterator[_Packed]:
+    def _from_pg_dump(self) -> Iterator[Packed]:
         """Yield what one pg_dump writes of the rest, without the header, which is there."""
         opening = Opening()
         section: Section | None = None
@@ -386,111 +369,22 @@ class _Pieces:
                 hint="Set DUMP_JOBS=1, and report this.",
             )
         if beginning:
-            yield _Packed(*pack(b"".join(beginning), self._plan.level, "drops"), None)
+            yield Packed(*pack(b"".join(beginning), self._plan.level, "drops"), None)
         rows = (piece for piece in stream if not isinstance(piece, Border))
         yield from self._cut(_without_closing(rows))
 
-    def _cut(self, text: Iterable[bytes]) -> Iterator[_Packed]:
-        part: _Rows | _Others = _Others(self._plan.level, "data")
+    def _cut(self, text: Iterable[bytes]) -> Iterator[Packed]:
+        part: Rows | Others = Others(self._plan.level, "data")
         for piece in self._tally.split(text):
             if isinstance(piece, Part):
                 yield from part.close()
                 if piece.table is not None:
-                    part = _Rows(self._plan.level, piece.table, piece.load, written=True)
+                    part = Rows(self._plan.level, piece.table, piece.load, written=True)
                 else:
-                    part = _Others(self._plan.level, "sequences" if piece.sequences else "data")
+                    part = Others(self._plan.level, "sequences" if piece.sequences else "data")
             else:
                 yield from part.write(piece)
         yield from part.close()
-
-
-class _Rows:
-    """Makes members of COPY blocks of one table, each of them a whole block.
-
-    Where a row is as long as two members, the block goes on in the next one. With ``written`` what
-    is handed in begins with the COPY statement and holds the block's end.
-    """
-
-    def __init__(self, level: int, table: bytes, load: bytes, *, written: bool = False) -> None:
-        self._level = level
-        self._table = table
-        self._load = load
-        self._written = written
-        self._packing = Packing(level)
-        self._data: list[bytes] = []
-        self._rows = 0
-        self._needs_header, self._has_header = True, written
-        self._last = b"\n"
-        self._ended = self._goes_on = False
-
-    def write(self, piece: bytes) -> Iterator[_Packed]:
-        self._count(piece[len(self._load) :] if self._has_header else piece)
-        if self._needs_header and not self._has_header:
-            # In one piece: the first one decides on the engine, and should be like the rest.
-            piece = self._load + piece
-        self._needs_header = self._has_header = False
-        whole = not self._ended and self._packing.raw + len(piece) >= MEMBER_BYTES
-        border = piece.rfind(b"\n") + 1 if whole else 0
-        if not border:
-            self._data.append(self._packing.write(piece))
-            if whole and self._packing.raw >= 2 * MEMBER_BYTES:
-                self._goes_on = True
-                yield self._done(None)
-            return
-        yield self._finish(piece[:border] + _END_OF_ROWS)
-        if border < len(piece):
-            self._data.append(self._packing.write(self._load + piece[border:]))
-        else:
-            self._needs_header = True
-
-    def _count(self, piece: bytes) -> None:
-        """Count the rows of a block, which may end in this piece: each ends with a line break."""
-        if self._ended:
-            return
-        end = -1
-        if self._written:
-            # The end stands at the beginning of a line, whose break may be in the piece before.
-            end = (self._last + piece).find(b"\n" + _END_OF_ROWS[:3])
-            self._ended = end >= 0
-        self._last = piece[-1:] or self._last
-        self._rows += piece.count(b"\n", 0, end if end >= 0 else len(piece))
-
-    def _finish(self, text: bytes) -> _Packed:
-        self._data.append(self._packing.write(text))
-        rows, self._rows, self._goes_on = self._rows, 0, False
-        return self._done(rows)
-
-    def _done(self, rows: int | None) -> _Packed:
-        tail, member = self._packing.close("data")
-        done = _Packed(b"".join((*self._data, tail)), replace(member, rows=rows), self._table)
-        self._packing, self._data = Packing(self._level), []
-        return done
-
-    def close(self) -> Iterator[_Packed]:
-        """End the last member; where there were no rows at all there is none."""
-        if self._packing.raw or self._goes_on:
-            yield self._finish(b"" if self._written else _END_OF_ROWS)
-
-
-class _Others:
-    """Makes members of statements that are no COPY blocks, cut anywhere."""
-
-    def __init__(self, level: int, section: Section) -> None:
-        self._level = level
-        self._section = section
-        self._packing = Packing(level)
-        self._data: list[bytes] = []
-
-    def write(self, piece: bytes) -> Iterator[_Packed]:
-        self._data.append(self._packing.write(piece))
-        if self._packing.raw >= MEMBER_BYTES:
-            yield from self.close()
-
-    def close(self) -> Iterator[_Packed]:
-        if self._packing.raw:
-            tail, member = self._packing.close(self._section)
-            yield _Packed(b"".join((*self._data, tail)), member, None)
-            self._packing, self._data = Packing(self._level), []
 
 
 def _without_closing(chunks: Iterable[bytes]) -> Iterator[bytes]:

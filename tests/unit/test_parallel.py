@@ -11,8 +11,9 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from pgstash import parallel
-from pgstash.parallel import _before, _Others, _Packed, _Rows, _without_closing
+from pgstash.parallel import _before, _without_closing
+from pgstash.pipeline import packing
+from pgstash.pipeline.packing import Others, Packed, Rows
 from pgstash.pipeline.tally import Part, Tally
 from pgstash.postgres.dump import CLOSING, CLOSING_BYTES
 from pgstash.postgres.outline import CompositionError, Script
@@ -46,7 +47,7 @@ STEPS = st.lists(st.integers(1, 120), min_size=1, max_size=20)
 @pytest.fixture(autouse=True, scope="module")
 def _small_members() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(parallel, "MEMBER_BYTES", MEMBER_BYTES)
+        patch.setattr(packing, "MEMBER_BYTES", MEMBER_BYTES)
         yield
 
 
@@ -60,7 +61,7 @@ def chunks_of(text: bytes, steps: Sequence[int]) -> list[bytes]:
     return chunks
 
 
-def opened(packed: _Packed) -> bytes:
+def opened(packed: Packed) -> bytes:
     """Return the text of a member that is as it says."""
     text = gzip.decompress(packed.data)
     member = packed.member
@@ -70,9 +71,9 @@ def opened(packed: _Packed) -> bytes:
     return text
 
 
-def blocks(packed: Iterable[_Packed]) -> list[tuple[bytes, _Packed]]:
+def blocks(packed: Iterable[Packed]) -> list[tuple[bytes, Packed]]:
     """Return the texts of members, those that go on with what they go on in, and the last ones."""
-    found: list[tuple[bytes, _Packed]] = []
+    found: list[tuple[bytes, Packed]] = []
     going_on = b""
     for each in packed:
         text = opened(each)
@@ -86,7 +87,7 @@ def blocks(packed: Iterable[_Packed]) -> list[tuple[bytes, _Packed]]:
     return found
 
 
-def rows_in(packed: Iterable[_Packed], table: bytes) -> list[bytes]:
+def rows_in(packed: Iterable[Packed], table: bytes) -> list[bytes]:
     """Return the rows of members, each of which is a COPY block and nothing else."""
     load = NAMES[table]
     rows: list[bytes] = []
@@ -103,8 +104,8 @@ def rows_in(packed: Iterable[_Packed], table: bytes) -> list[bytes]:
     return rows
 
 
-def from_reader(table: bytes, chunks: Iterable[bytes]) -> list[_Packed]:
-    subject = _Rows(LEVEL, table, NAMES[table])
+def from_reader(table: bytes, chunks: Iterable[bytes]) -> list[Packed]:
+    subject = Rows(LEVEL, table, NAMES[table])
     packed = [each for chunk in chunks for each in subject.write(chunk)]
     return [*packed, *subject.close()]
 
@@ -113,10 +114,10 @@ def by_pg_dump(table: bytes, rows: Sequence[bytes], behind: bytes = BEHIND) -> b
     return NAMES[table] + b"".join(row + b"\n" for row in rows) + b"\\.\n" + behind
 
 
-def from_pg_dump(table: bytes, chunks: Iterable[bytes]) -> list[_Packed]:
+def from_pg_dump(table: bytes, chunks: Iterable[bytes]) -> list[Packed]:
     """Pack one block as the tally cuts it."""
-    subject = _Rows(LEVEL, table, NAMES[table], written=True)
-    packed: list[_Packed] = []
+    subject = Rows(LEVEL, table, NAMES[table], written=True)
+    packed: list[Packed] = []
     begun = False
     for piece in Tally().split(chunks):
         if isinstance(piece, Part):
@@ -192,7 +193,7 @@ def test_members_are_about_as_long_as_they_should_be() -> None:
 
 @given(st.lists(st.binary(min_size=1, max_size=150), max_size=12))
 def test_other_statements_are_cut_anywhere(chunks: list[bytes]) -> None:
-    subject = _Others(LEVEL, "sequences")
+    subject = Others(LEVEL, "sequences")
     packed = [each for chunk in chunks for each in subject.write(chunk)]
     packed += subject.close()
     packed += subject.close()
