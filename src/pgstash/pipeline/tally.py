@@ -226,15 +226,18 @@ class Tally:
             at = end.start()
             line_start = self._at_line_start if at == position else data[at - 1] == ord("\n")
             if line_start:
-                self.rows[self._table] += data.count(b"\n", position, at)
+                self._count(data, position, at)
                 self._state = self._statement_start
                 return end.end()
         # The last bytes may be the beginning of the end.
         keep = max(position, len(data) - 2)
-        self.rows[self._table] += data.count(b"\n", position, keep)
+        self._count(data, position, keep)
         if keep > position:
             self._at_line_start = data[keep - 1] == ord("\n")
         return self._keep(data, keep)
+
+    def _count(self, data: bytes, start: int, end: int) -> None:
+        self.rows[self._table] += data.count(b"\n", start, end)
 
 
 def _is_escape_prefix(data: bytes, quote: int) -> bool:

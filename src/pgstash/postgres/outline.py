@@ -28,7 +28,13 @@ LARGEST = 32 * 1024 * 1024
 _SECONDS_TO_CONVERT = 600
 
 # What decides on the script, and not on what is in the archive.
-_OF_RESTORE = ("--no-tablespaces", "--no-table-access-method", "--use-set-session-authorization")
+_OF_RESTORE = (
+    "--no-statistics",
+    "--no-table-access-method",
+    "--no-tablespaces",
+    "--statistics",
+    "--use-set-session-authorization",
+)
 _NOT_FOR_ARCHIVE = ("--verbose",)
 
 _CLOSING = re.compile(
