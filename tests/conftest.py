@@ -62,6 +62,16 @@ def pytest_configure() -> None:
             del os.environ[name]
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave the other majors of what is marked ``newest_first`` to the second tier."""
+    for item in items:
+        callspec = getattr(item, "callspec", None)
+        older = callspec and callspec.params.get("major", MAJORS[-1]) != MAJORS[-1]
+        if older and item.get_closest_marker("newest_first"):
+            item.add_marker(pytest.mark.long)
+
+
 @pytest.fixture(scope="session")
 def clusters() -> Iterator[Clusters]:
     clusters = Clusters()

@@ -124,6 +124,7 @@ def test_on_a_throwaway_server_of_each_major(
     assert list(scratch.iterdir()) == []
 
 
+@pytest.mark.newest_first
 @pytest.mark.parametrize(
     "sample",
     [
@@ -569,6 +570,7 @@ UNRESTORABLE = {
 }
 
 
+@pytest.mark.newest_first
 @pytest.mark.parametrize("case", UNRESTORABLE)
 def test_what_cannot_be_restored_is_named_with_its_remedy(
     case: str, cluster: Cluster, make_database: MakeDatabase, tmp_path: Path, scratch: Path

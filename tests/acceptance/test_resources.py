@@ -124,7 +124,7 @@ def test_memory_on_a_real_database_of_1_gb(
     assert target.run_sql(count) == database.run_sql(count)
 
 
-@pytest.mark.parametrize("jobs", [2, 4])
+@pytest.mark.parametrize("jobs", [2, pytest.param(4, marks=pytest.mark.long)])
 def test_memory_of_several_sessions_does_not_grow_with_rows(
     jobs: int,
     make_database: MakeDatabase,

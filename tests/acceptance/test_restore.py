@@ -82,6 +82,7 @@ SAMPLES = (*databases.ROUND_TRIPPING, "breaks_under_clean")
 TO_BEGIN_WITH = ("large_objects", "odd_names", "breaks_under_clean")
 
 
+@pytest.mark.newest_first
 @pytest.mark.parametrize("encrypted", [False, True], ids=["plain", "encrypted"])
 @pytest.mark.parametrize(
     "sample",
@@ -113,6 +114,7 @@ def test_into_an_empty_database(
 NEW = 'a "new" database: ü'
 
 
+@pytest.mark.newest_first
 @pytest.mark.parametrize("sample", SAMPLES)
 def test_into_a_new_database(
     sample: str,

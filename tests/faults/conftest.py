@@ -48,7 +48,7 @@ def bucket(swift_server: SwiftServer, s3_bucket: str) -> Bucket:
     return Bucket(swift_server.client, s3_bucket, settings)
 
 
-@pytest.fixture(params=["folder", "bucket"])
+@pytest.fixture(params=[pytest.param("folder", marks=pytest.mark.long), "bucket"])
 def place(request: pytest.FixtureRequest) -> Place:
     chosen: Place = request.getfixturevalue(request.param)
     return chosen

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 SEVERAL_PARTS = 160 * MIB  # of a fake's rows, which become 23 MiB compressed
 
+pytestmark = pytest.mark.newest_first
+
 
 # What a fake does and a real one does rarely.
 

@@ -296,7 +296,9 @@ def test_a_commit_of_which_nothing_is_known_is_told_and_left_alone(
     assert broken.place.unfinished() == [left]  # until the sweep: another run leaves it be
 
 
-@pytest.mark.parametrize(("before", "what"), [(0, "globals"), (1, "manifest")])
+@pytest.mark.parametrize(
+    ("before", "what"), [pytest.param(0, "globals", marks=pytest.mark.long), (1, "manifest")]
+)
 @pytest.mark.parametrize(
     "action", [Drop(forward=True), DENIED, LOST], ids=["answer lost", "denied", "lost"]
 )

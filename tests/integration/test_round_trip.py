@@ -49,6 +49,7 @@ def _text(value: str | bytes) -> str:
     return value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else value
 
 
+@pytest.mark.newest_first
 @pytest.mark.parametrize("encrypted", [False, True], ids=["plain", "encrypted"])
 @pytest.mark.parametrize("sample", databases.ROUND_TRIPPING)
 def test_standard_tools_restore_what_was_there(

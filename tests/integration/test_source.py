@@ -379,6 +379,7 @@ PLANTED = {
 }
 
 
+@pytest.mark.newest_first
 @pytest.mark.parametrize("where", ["database", "role", "environment", "service"])
 def test_nothing_planted_changes_what_is_dumped(
     where: str, cluster: Cluster, make_database: MakeDatabase, tmp_path: Path
