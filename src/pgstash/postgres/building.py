@@ -22,8 +22,11 @@ from pgstash.postgres.tools import ClientTools
 _ERROR = re.compile(
     r"pg_restore: error: (?:could not execute query: )?(?:ERROR:  )?(.*)", re.DOTALL
 )
+_LOST = re.compile(
+    r"terminating connection|server closed the connection|connection to server|"
+    r"no connection to the server"
+)
 _NOISE = re.compile(r"pg_restore: (?:while|from TOC entry|warning|error: a worker process died)")
-_SECONDS_BETWEEN_LOOKS = 3600.0
 
 
 def build(  # noqa: PLR0913 - each is one knob of one process
@@ -51,9 +54,8 @@ def build(  # noqa: PLR0913 - each is one knob of one process
             inherited=[descriptor],
             failure=TargetLostError,
         ) as child:
-            for _ in child.read(math.inf, silent_seconds=_SECONDS_BETWEEN_LOOKS):
-                pass
-            status = child.wait()
+            # Its workers hold its output open, and may be at a statement for hours after its end.
+            status = child.wait(math.inf)
             if status != 0:
                 raise _failure(status, child.last_lines)
 
@@ -65,6 +67,8 @@ def _failure(status: int, lines: list[str]) -> RestoreError:
         return TargetLostError(
             f"pg_restore ended with status {status}: {said or 'and said nothing'}"
         )
+    if _LOST.search(match[1]):
+        return TargetLostError(f"pg_restore stopped: {match[1]}")
     return refusal(f"pg_restore stopped: {match[1]}")
 
 
@@ -72,7 +76,6 @@ def _neutral(connection: Connection, lc_monetary: str | None) -> Connection:
     """Let nothing that somebody planted cut the work short, or refuse it."""
     settings = NEUTRAL | ({"lc_monetary": lc_monetary} if lc_monetary else {})
     settings.pop("transaction_timeout")  # older servers do not know it; pg_restore sets it
-    settings.pop("idle_session_timeout")
     given = connection.parameters.get("options", "")
     words = (f"-c {name}={_escaped(value)}" for name, value in settings.items())
     return replace(

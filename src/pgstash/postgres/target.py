@@ -43,6 +43,10 @@ _SUBSCRIPTIONS = (
     "SELECT subname FROM pg_catalog.pg_subscription"
     " JOIN pg_catalog.pg_database d ON d.oid = subdbid WHERE datname = %s"
 )
+_END_SESSIONS = (
+    "SELECT pg_catalog.pg_terminate_backend(pid) FROM pg_catalog.pg_stat_activity"
+    " WHERE datname = %s AND usename = current_user"
+)
 _UNSUBSCRIBE = (
     sql.SQL("ALTER SUBSCRIPTION {} DISABLE"),
     sql.SQL("ALTER SUBSCRIPTION {} SET (slot_name = NONE)"),
@@ -281,6 +285,9 @@ def drop(server: Server, name: str, emit: Emit) -> None:
     statement = sql.SQL("DROP DATABASE IF EXISTS {}").format(sql.Identifier(name))
     try:
         _unsubscribe(server, name)
+        # One whose client was killed may be at a statement for hours, and not notice.
+        with connected(server) as session:
+            session.execute(_END_SESSIONS, [name])
         _when_unused(server, statement)
     except (psycopg.Error, TargetLostError) as error:
         emit(Warned(f"The database {name} could not be dropped: drop it yourself. {error}"))
@@ -355,5 +362,10 @@ def connected(
     except psycopg.Error as error:
         raise TargetLostError(f"the target cannot be reached any more: {_said(error)}") from error
     with session:
-        session.execute("SET search_path = ''; SET statement_timeout = 0; SET lock_timeout = 0")
+        session.execute(
+            "SET search_path = ''; SET statement_timeout = 0; SET lock_timeout = 0;"
+            "SET default_transaction_read_only = off;"
+            "SELECT pg_catalog.set_config(name, '0', false) FROM pg_catalog.pg_settings"
+            " WHERE name IN ('idle_session_timeout', 'transaction_timeout')"
+        )
         yield session
