@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
     from support.postgres import MakeDatabase
 
+pytestmark = pytest.mark.first_two
+
 
 def restore(
     folder: Path, target: Database, *arguments: str, **more: str

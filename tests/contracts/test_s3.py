@@ -45,6 +45,8 @@ if TYPE_CHECKING:
 
     from support.swift import SwiftServer
 
+pytestmark = pytest.mark.first_two
+
 MIB = 1024 * 1024
 PART = 5 * MIB
 # What a container has between SIGTERM and SIGKILL; the waits that are to end take a minute.

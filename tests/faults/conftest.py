@@ -62,7 +62,7 @@ def fake_tools(tmp_path: Path) -> Path:
 @pytest.fixture
 def scene(database: Database, place: Place, fake_tools: Path) -> Iterator[Scene]:
     """A source, a directory or a bucket, and a fake pg_dump that behaves well until told."""
-    scene = Scene(database, place, fake_tools, ONE_PG_DUMP)
+    scene = Scene(database, place, fake_tools, dict(ONE_PG_DUMP))
     yield scene
     scene.kill_processes()
 
@@ -70,7 +70,7 @@ def scene(database: Database, place: Place, fake_tools: Path) -> Iterator[Scene]
 @pytest.fixture
 def bucket_scene(database: Database, bucket: Bucket, fake_tools: Path) -> Iterator[Scene]:
     """The same with a bucket alone."""
-    scene = Scene(database, bucket, fake_tools, ONE_PG_DUMP)
+    scene = Scene(database, bucket, fake_tools, dict(ONE_PG_DUMP))
     yield scene
     scene.kill_processes()
 

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 SEVERAL_PARTS = 160 * MIB  # of a fake's rows, which become 23 MiB compressed
 
-pytestmark = pytest.mark.newest_first
+pytestmark = [pytest.mark.newest_first, pytest.mark.first_two]
 
 
 # What a fake does and a real one does rarely.

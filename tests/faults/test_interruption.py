@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from support.postgres import MakeDatabase
     from support.swift import SwiftServer
 
+pytestmark = pytest.mark.first_two
+
 SIGNALS = [signal.SIGTERM, signal.SIGINT]
 # One signal takes the way of the other: the first tier sends both only while dumping.
 MOSTLY_SIGTERM = [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.long)]

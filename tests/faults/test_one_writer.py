@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
     from support.postgres import MakeDatabase
 
+pytestmark = pytest.mark.first_two
+
 HERE = "s3://bucket/prefix"
 SLOW = FakePgDump(silence=2.0)
 APPLICATION = "pgstash writer lock"
@@ -162,7 +164,7 @@ PLANTED = ["idle_in_transaction_session_timeout", "statement_timeout", "lock_tim
 def test_timeouts_that_somebody_planted(
     cluster: Cluster, make_database: MakeDatabase, folder: Folder, fake_tools: Path
 ) -> None:
-    scene = Scene(make_database(on=cluster), folder, fake_tools, ONE_PG_DUMP)
+    scene = Scene(make_database(on=cluster), folder, fake_tools, dict(ONE_PG_DUMP))
     planted = [*PLANTED, "transaction_timeout"] if cluster.major >= 17 else PLANTED
     with cluster.maintenance.connect() as connection:
         for name in planted:

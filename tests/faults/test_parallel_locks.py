@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
     from support.postgres import Cluster, Database, MakeDatabase
 
+pytestmark = pytest.mark.first_two
+
 KIB = 1024
 ONE_PG_DUMP = "is dumped by one pg_dump, and cannot be restored by several sessions: "
 WHOLE = re.DOTALL | re.MULTILINE

@@ -43,6 +43,8 @@ ENDLESS = (
     + CLOSING
 )
 
+pytestmark = pytest.mark.first_two
+
 
 def restore_environment(folder: Path, target: Database, **more: str) -> dict[str, str]:
     given = {

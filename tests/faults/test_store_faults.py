@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
     from support.proxy import Action
 
+pytestmark = pytest.mark.first_two
+
 PARTS = 4  # of 5 MiB, that the fake's rows become compressed
 LARGE = FakePgDump(size=120 * MIB)
 

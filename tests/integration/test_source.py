@@ -27,6 +27,8 @@ from support.postgres import PASSWORD, Cluster, Clusters, Database, MakeDatabase
 from support.proxy import PASS, REFUSE, TcpProxy
 from support.stored import CLOSING, make
 
+pytestmark = pytest.mark.first_two
+
 RESTRICT = re.compile(rb"^\\(?:un)?restrict \w+\n", re.MULTILINE)
 CLEAN = ("--no-owner", "--no-acl", "--clean", "--if-exists")
 

@@ -83,7 +83,8 @@ class Session:
         raise psycopg.OperationalError(_text(self._pgconn.error_message))
 
     def _ask(self, statements: bytes, give_up: float) -> list[Row]:
-        # So few bytes always find room in the socket's buffer.
+        # Few bytes find room in the socket's buffer at once; with many it waits for the server,
+        # which has nothing to do but to read them.
         self._pgconn.send_query(statements)
         rows: list[Row] = []
         while (result := self._result(give_up)) is not None:
