@@ -22,6 +22,8 @@ from support.swift import SwiftServer
 if TYPE_CHECKING:
     from support.postgres import MakeDatabase
 
+pytestmark = [pytest.mark.newest_first, pytest.mark.first_two]
+
 # A name that a shell, psql, a list of pg_restore or a pattern could take for something else.
 ODD = "Odd \"one\".with\nlines; and 'quotes' \\ ü*"
 PATTERN = '"' + ODD.replace('"', '""') + '"'

@@ -53,7 +53,7 @@ def differences(source: Database, name: str, on: Cluster) -> list[str]:
     ("jobs", "encrypted"),
     [
         pytest.param(2, True, id="2 jobs, encrypted"),
-        pytest.param(4, False, id="4 jobs, plain", marks=pytest.mark.newest_first),
+        pytest.param(4, False, id="4 jobs, plain", marks=pytest.mark.long),
         pytest.param(2, False, id="2 jobs, plain", marks=pytest.mark.long),
         pytest.param(4, True, id="4 jobs, encrypted", marks=pytest.mark.long),
     ],

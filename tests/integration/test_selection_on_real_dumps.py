@@ -14,6 +14,8 @@ from pgstash.selection import _Tables, compiled
 from support.postgres import Cluster, Database, bin_dir, temporary_database
 from support.stored import make
 
+pytestmark = pytest.mark.newest_first
+
 SCRIPT = """
     CREATE SCHEMA extra;
     CREATE SCHEMA "a.b";
