@@ -325,7 +325,8 @@ def assert_told_once(story: Story, log: str, receiver: Receiver) -> None:
     failed = sum(story.outcomes.values()) - story.outcomes["success"]
     assert failed, "no fault did any harm"
     names = Counter(REPORTED.findall(log))
-    assert set(names.values()) == {1}
+    # One that was cut off may have had the name of the next: its time was not told any more.
+    assert names.total() - len(names) <= story.cut_off
     assert failed <= len(names) <= failed + story.cut_off
     assert "Unforeseen error" not in log
     assert "Traceback" not in log
