@@ -14,7 +14,7 @@ from dataclasses import replace
 
 from pgstash.errors import RestoreError, TargetLostError
 from pgstash.postgres.process import Child, in_memory
-from pgstash.postgres.restore import NEUTRAL, refusal
+from pgstash.postgres.restore import NEUTRAL, refusal, without_confidential
 from pgstash.postgres.source import Connection, Server
 from pgstash.postgres.tools import ClientTools
 
@@ -61,7 +61,7 @@ def build(  # noqa: PLR0913 - each is one knob of one process
 
 
 def _failure(status: int, lines: list[str]) -> RestoreError:
-    said = "\n".join(line for line in lines if not _NOISE.match(line))
+    said = without_confidential("\n".join(line for line in lines if not _NOISE.match(line)))
     match = _ERROR.search(said)
     if match is None:
         return TargetLostError(

@@ -314,9 +314,13 @@ class Psql:
         return Outcome.UNKNOWN
 
 
+def without_confidential(said: str) -> str:
+    """Cut what a server or a tool says where the options of a statement begin."""
+    return _CONFIDENTIAL.sub(r"\1…", said)
+
+
 def refusal(message: str) -> StatementError:
     """Return the error for a statement that was refused, where its SQLSTATE is not known."""
-    message = _CONFIDENTIAL.sub(r"\1…", message)
     for words, hint in _HINTS_BY_WORDS:
         if re.search(words, message):
             return StatementError(message, hint=hint)
@@ -355,7 +359,7 @@ class _Errors:
             if not self._lines:
                 return None
             kept, more = self._lines[:_LINES_KEPT], len(self._lines) > _LINES_KEPT
-            text = _CONFIDENTIAL.sub(r"\1…", "\n".join(kept))
+            text = without_confidential("\n".join(kept))
             return self._where, self._state, text + ("\n…" if more else "")
 
 
