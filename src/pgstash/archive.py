@@ -114,7 +114,8 @@ class Archive:
         if hashlib.sha256(head).hexdigest() != digest:
             raise CorruptedError(
                 f"the schema beside {self.name} is not the one that was stored",
-                hint="With RESTORE_JOBS=1 it is not needed: the archive is checked by itself.",
+                hint="Single tables need it. A restore of everything does not with RESTORE_JOBS=1: "
+                "the archive is checked by itself.",
             )
         return head
 

@@ -212,7 +212,7 @@ class _Pieces:
         self._children: list[Child] = []
         self._readers: list[Reader] = []
         self._threads: list[threading.Thread] = []
-        self._todo: queue.SimpleQueue[Chunk | None] = queue.SimpleQueue()
+        self._todo: queue.SimpleQueue[Chunk] = queue.SimpleQueue()
         self._room: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._done: queue.SimpleQueue[Packed | Exception | None] = queue.SimpleQueue()
         self._turn = threading.Lock()
@@ -308,11 +308,12 @@ class _Pieces:
         try:
             for task in tasks:
                 self._hand_over(task())
-            while reader and not self._stopping.is_set() and not self._todo.empty():
-                with contextlib.suppress(queue.Empty):
+            while reader and not self._stopping.is_set():
+                try:
                     chunk = self._todo.get_nowait()
-                    if chunk:
-                        self._hand_over(self._from_reader(chunk, reader))
+                except queue.Empty:
+                    break
+                self._hand_over(self._from_reader(chunk, reader))
             self._done.put(None)
         except Exception as error:  # noqa: BLE001 - carried to the caller's thread whole
             self._done.put(error)
