@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pgstash.errors import DumpError
 from pgstash.events import Emit, ToolSaid
 from pgstash.postgres import toc
-from pgstash.postgres.dump import arguments, failure, watched
+from pgstash.postgres.dump import CLOSING, arguments, failure, watched
 from pgstash.postgres.process import Child, child_environment, in_memory
 from pgstash.postgres.source import Server
 from pgstash.postgres.toc import Contents
@@ -37,9 +37,6 @@ _OF_RESTORE = (
 )
 _NOT_FOR_ARCHIVE = ("--verbose",)
 
-_CLOSING = re.compile(
-    rb"--\n-- PostgreSQL database dump complete\n--\n\n(?:\\unrestrict \w+\n\n?)?\Z"
-)
 # Written where the first entry needs it, so that it may stand at another place.
 _LAZY = re.compile(rb"^SET default_(?:tablespace|table_access_method) = [^\n]*;\n\n", re.MULTILINE)
 _ENTRY = re.compile(rb"^--\n-- Name: ", re.MULTILINE)
@@ -146,7 +143,7 @@ def script(
     sections = ["--section=pre-data", "--section=post-data"]
     whole = plain(contents.head, tools, ["--clean", "--if-exists", *sections, *chosen], environment)
     after = plain(contents.head, tools, ["--section=post-data", *chosen], environment)
-    ends, end = _CLOSING.search(after), _CLOSING.search(whole)
+    ends, end = CLOSING.search(after), CLOSING.search(whole)
     if ends is None or end is None:
         raise CompositionError("pg_restore's script does not end as expected")
     first = _ENTRY.search(after)
@@ -170,7 +167,7 @@ def entries(
     with in_memory("list", listed) as (descriptor, path):
         options = ["--section=post-data", f"--use-list={path}"]
         text = plain(head, tools, options, environment, inherited=[descriptor])
-    first, end = _ENTRY.search(text), _CLOSING.search(text)
+    first, end = _ENTRY.search(text), CLOSING.search(text)
     if end is None:
         raise CompositionError("pg_restore's script does not end as expected")
     return text[first.start() : end.start()] if first else b""
