@@ -1,31 +1,25 @@
-"""A stored backup read back: its manifest, and its script, of which every byte is checked.
+"""A stored backup: which objects it is made of, and whether they fit each other.
 
-Where there is a manifest a member is compared with it before one byte of it is handed out, so
-whoever runs the script runs nothing that was not written by the backup. Whether the script is
-whole shows at its end: until then, nothing that was done with it may count.
+What is handed out of it is checked by :mod:`pgstash.unpacking`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import itertools
-import re
 import sys
-import threading
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import BinaryIO
 
-from pgstash import catalog
+from pgstash import catalog, unpacking
 from pgstash import manifest as manifests
 from pgstash.catalog import Backup
 from pgstash.errors import (
     CorruptedError,
-    EncryptionError,
     StorageError,
     UnverifiedError,
 )
@@ -33,8 +27,8 @@ from pgstash.manifest import Manifest, Section
 from pgstash.pipeline import decompression, encryption
 from pgstash.storage.directory import DirectoryStorage
 from pgstash.storage.interface import Storage
+from pgstash.unpacking import GZIP_MAGIC, passphrase_for
 
-_GZIP_MAGIC = b"\x1f\x8b"
 _CHUNK = 256 * 1024
 
 # A member is held in memory twice, stored and plain. What pgstash writes has 16 MiB.
@@ -42,30 +36,10 @@ _LARGEST_MEMBER = 48 * 1024 * 1024
 # Ten thousand tables and members take two megabytes.
 _LARGEST_MANIFEST = 128 * 1024 * 1024
 
-# How a plain dump ends, whichever pg_dump wrote it.
-_CLOSING = re.compile(
-    rb"\n--\n-- PostgreSQL database dump complete\n--\n\n?(?:\\unrestrict \w+\n\n?)?\s*\Z"
-)
-_CLOSING_BYTES = 1024
-
-_RESTRICT = re.compile(rb"^\\restrict (\w+)$", re.MULTILINE)
-
 _NO_MANIFEST_HINT = (
     "Was its manifest deleted, or is it a backup of another tool? `pgstash restore` and `cat` read "
     "it with --unverified: only gzip's own checksums and the dump's last line are checked then."
 )
-
-
-# What decides on an encrypted archive's ends: its first block, and its last two.
-_ENDS = 32
-
-
-class _Read(Protocol):
-    """Opens a range of the archive, or all of it, as it is stored."""
-
-    def __call__(
-        self, *, start: int = 0, length: int | None = None
-    ) -> AbstractContextManager[Iterator[bytes]]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +65,7 @@ class Archive:
     name: str
     manifest: Manifest | None
     size: int | None
-    _read: _Read = field(repr=False)
+    _read: unpacking.Read = field(repr=False)
     _passphrase: str | None = field(repr=False)
     _beside: Mapping[manifests.Kind, Callable[[], bytes]] = field(repr=False, default_factory=dict)
 
@@ -119,7 +93,7 @@ class Archive:
             )
         return head
 
-    def seek(self, watch: Callable[[int], None] = lambda _count: None) -> Seeker:
+    def seek(self, watch: Callable[[int], None] = lambda _count: None) -> unpacking.Seeker:
         """Return what reads single members; ``watch`` hears of the bytes read from the store.
 
         Raises CorruptedError where an encrypted archive does not begin and end as it should,
@@ -127,7 +101,7 @@ class Archive:
         """
         if self.manifest is None:
             raise AssertionError("without a manifest no member is known")
-        return Seeker(self.manifest, self._read, self._passphrase, watch)
+        return unpacking.Seeker(self.manifest, self._read, self._passphrase, watch)
 
     def globals(self) -> bytes | None:
         """Return the roles that are stored beside it, as SQL; None where there are none.
@@ -159,66 +133,11 @@ class Archive:
         with self._read() as stored:
             watched = _watched(stored, watch)
             if self.manifest:
-                chunks = _verified(watched, self.manifest, self._passphrase, wanted)
+                chunks = unpacking.verified(watched, self.manifest, self._passphrase, wanted)
             else:
-                chunks = _unverified(watched, self._passphrase)
+                chunks = unpacking.unverified(watched, self._passphrase)
             first = next(chunks, b"")
             yield itertools.chain([first], chunks)
-
-
-class Seeker:
-    """Reads single members of an archive, each whole and compared; several threads may."""
-
-    def __init__(
-        self,
-        manifest: Manifest,
-        read: _Read,
-        passphrase: str | None,
-        watch: Callable[[int], None],
-    ) -> None:
-        """Look at both ends of the archive; raises as :meth:`Archive.seek` does."""
-        self._manifest = manifest
-        self._read = read
-        self._watch = watch
-        self._total = 0
-        self._lock = threading.Lock()
-        self._key: encryption.Key | None = None
-        if manifest.encryption:
-            passphrase = _passphrase_for(manifest.archive, passphrase)
-            self._key = encryption.Key.derive(passphrase, bytes.fromhex(manifest.encryption.salt))
-            head, tail = self._get(0, _ENDS // 2), self._get(manifest.stored_bytes - _ENDS, _ENDS)
-            plain_bytes = sum(member.stored for member in manifest.members)
-            if not encryption.is_whole(b"".join(head), b"".join(tail), self._key, plain_bytes):
-                raise decompression.damaged("it does not begin and end as it was written")
-
-    def member(self, number: int) -> deque[bytes]:
-        """Return the plain bytes of a member, counted from 0, in pieces.
-
-        Raises CorruptedError where it is not what was written, StorageError.
-        """
-        member = self._manifest.members[number]
-        if self._key:
-            start, length = encryption.stored_range(member.offset, member.stored)
-            stored = encryption.decrypt_range(
-                self._get(start, length), self._key, member.offset, member.stored
-            )
-        else:
-            stored = iter(self._get(member.offset, member.stored))
-        return decompression.verified(list(stored), member, number + 1)
-
-    def _get(self, start: int, length: int) -> list[bytes]:
-        with self._read(start=start, length=length) as chunks:
-            got = list(chunks)
-        with self._lock:
-            self._total += sum(map(len, got))
-            self._watch(self._total)
-        return got
-
-
-def footer(header: bytes) -> bytes:
-    r"""Return what ends a script that begins with this header: psql obeys no command before it."""
-    found = _RESTRICT.search(header)
-    return b"\n\\unrestrict " + found[1] + b"\n" if found else b""
 
 
 def open_stored(storage: Storage, backup: Backup, access: Access) -> Archive:
@@ -338,12 +257,12 @@ def _unsealed(
         packed = b"".join(_limited(chunks, _LARGEST_MANIFEST))
     authenticate = None
     if key.endswith(".enc"):
-        passphrase = _passphrase_for(key, access.passphrase)
+        passphrase = passphrase_for(key, access.passphrase)
         # The salt stands where openssl puts it; decrypt() says so where it does not.
         salt = packed[8 : 8 + encryption.SALT_BYTES]
         packed = b"".join(encryption.decrypt([packed], passphrase))
         authenticate = encryption.Key.derive(passphrase, salt).authenticate
-        if not packed.startswith(_GZIP_MAGIC):
+        if not packed.startswith(GZIP_MAGIC):
             raise CorruptedError("the manifest does not decrypt: a wrong key, or damage")
     text = b"".join(_limited(decompression.gunzip([packed]), _LARGEST_MANIFEST))
     return text, authenticate
@@ -356,15 +275,6 @@ def _limited(chunks: Iterable[bytes], limit: int) -> Iterator[bytes]:
         if total > limit:
             raise CorruptedError("what lies beside the archive is too large to be pgstash's")
         yield chunk
-
-
-def _passphrase_for(name: str, passphrase: str | None) -> str:
-    if passphrase is None:
-        raise EncryptionError(
-            f"{name} is encrypted, and there is no key to read it with",
-            hint="Set BACKUP_ENCRYPTION_KEY to the passphrase that it was written with.",
-        )
-    return passphrase
 
 
 def _fitting(
@@ -439,56 +349,3 @@ def _watched(chunks: Iterable[bytes], watch: Callable[[int], None]) -> Iterator[
         total += len(chunk)
         watch(total)
         yield chunk
-
-
-def _verified(
-    stored: Iterable[bytes],
-    manifest: Manifest,
-    passphrase: str | None,
-    wanted: Callable[[Section | None], bool],
-) -> Iterator[bytes]:
-    whole = hashlib.sha256()
-    compressed: Iterable[bytes] = _digested(stored, whole.update)
-    if manifest.encryption:
-        passphrase = _passphrase_for(manifest.archive, passphrase)
-        compressed = encryption.decrypt(compressed, passphrase)
-    yield from decompression.decompress(compressed, manifest.members, wanted)
-    if whole.hexdigest() != manifest.sha256:
-        raise decompression.damaged("its digest is not the one in the manifest")
-
-
-def _digested(chunks: Iterable[bytes], update: Callable[[bytes], None]) -> Iterator[bytes]:
-    for chunk in chunks:
-        update(chunk)
-        yield chunk
-
-
-def _unverified(stored: Iterable[bytes], passphrase: str | None) -> Iterator[bytes]:
-    """Yield the script of an archive that is told by its first bytes."""
-    start, chunks = _peeked(stored)
-    if start.startswith(b"Salted__"):
-        chunks = encryption.decrypt(chunks, _passphrase_for("the archive", passphrase))
-        start, chunks = _peeked(chunks)
-        if not start.startswith(_GZIP_MAGIC):
-            raise CorruptedError("the archive does not decrypt: a wrong key, or damage")
-    if start.startswith(_GZIP_MAGIC):
-        chunks = decompression.gunzip(chunks)
-    tail = b""
-    for chunk in chunks:
-        tail = (tail + chunk)[-_CLOSING_BYTES:]
-        yield chunk
-    if not _CLOSING.search(tail):
-        raise decompression.damaged(
-            "it does not end as a dump of pg_dump does: it is cut short, or not one"
-        )
-
-
-def _peeked(chunks: Iterable[bytes]) -> tuple[bytes, Iterable[bytes]]:
-    """Return the first bytes, and all chunks from the beginning."""
-    source = iter(chunks)
-    start = b""
-    for chunk in source:
-        start += chunk
-        if len(start) >= len(b"Salted__"):
-            break
-    return start, itertools.chain([start], source)

@@ -14,13 +14,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from pgstash import events
-from pgstash.archive import Archive, footer
+from pgstash.archive import Archive
 from pgstash.errors import CorruptedError, PgstashError, RestoreError
 from pgstash.manifest import Manifest
 from pgstash.postgres.building import build
 from pgstash.postgres.restore import Psql
 from pgstash.postgres.source import Server
 from pgstash.postgres.tools import ClientTools
+from pgstash.unpacking import footer
 
 _SECONDS_BETWEEN_PROGRESS = 0.25
 _SECONDS_TO_END = 2.0

@@ -7,11 +7,12 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass
 
 from pgstash import events
-from pgstash.archive import Archive, footer
+from pgstash.archive import Archive
 from pgstash.errors import TableNotStoredError
 from pgstash.manifest import Manifest
 from pgstash.postgres import outline, toc
 from pgstash.postgres.tools import ClientTools
+from pgstash.unpacking import footer
 
 _NOT_SEEKABLE = (
     "It was made by one pg_dump (DUMP_JOBS=1, or the log of the backup says why), or by an older "

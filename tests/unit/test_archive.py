@@ -22,7 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from faults.scene import wait_until
-from pgstash import archive, catalog
+from pgstash import archive, catalog, unpacking
 from pgstash import manifest as manifests
 from pgstash.archive import Access, Archive
 from pgstash.errors import CorruptedError, EncryptionError, PgstashError, UnverifiedError
@@ -529,7 +529,7 @@ def test_without_a_manifest_nothing_can_be_sought(tmp_path: Path) -> None:
 
 
 def test_a_script_that_was_restricted_is_released() -> None:
-    assert archive.footer(b"--\n\n\\restrict aB3\n\nSET x;\n") == b"\n\\unrestrict aB3\n"
-    assert archive.footer(b"\\restrict aB3\n") == b"\n\\unrestrict aB3\n"
+    assert unpacking.footer(b"--\n\n\\restrict aB3\n\nSET x;\n") == b"\n\\unrestrict aB3\n"
+    assert unpacking.footer(b"\\restrict aB3\n") == b"\n\\unrestrict aB3\n"
     for header in (b"", b"SET x = 1;\n", b"-- \\restrict aB3\n", b"\\restrict a B\n"):
-        assert archive.footer(header) == b""
+        assert unpacking.footer(header) == b""
