@@ -126,8 +126,8 @@ class Member:
 
     ``offset`` counts from the start of the compressed stream, ``stored`` is its compressed
     and ``raw`` its plain length, in bytes; in an encrypted archive the compressed stream is
-    what decryption yields. ``sha256`` is the digest of the plain bytes, ``stored_sha256``
-    of the compressed ones. ``section``, ``table`` (an index into the manifest's tables) and
+    what decryption yields. ``sha256`` is the digest of the compressed bytes; for the plain ones
+    gzip's own CRC-32 is in them. ``section``, ``table`` (an index into the manifest's tables) and
     ``rows`` are None where a member is cut by size and holds a bit of everything. ``header``
     is what sets the session up, ``drops`` what --clean adds and an empty database has no use for,
     ``sequences`` what sets them. A member with a ``table`` is a COPY block of it, whole, so that
@@ -139,7 +139,6 @@ class Member:
     stored: int
     raw: int
     sha256: str
-    stored_sha256: str
     section: Section | None = None
     table: int | None = None
     rows: int | None = None

@@ -288,19 +288,27 @@ def test_stdin(monkeypatch: pytest.MonkeyPatch) -> None:
     assert read(archive.open_stdin(UNVERIFIED)) == SCRIPT
 
 
-@pytest.mark.parametrize("which", [0, 1], ids=["plain", "stored"])
-def test_a_member_of_the_same_lengths_is_not_handed_out(which: int) -> None:
-    """What somebody put in its place is gzip without a fault: a digest tells, and in time."""
+def test_a_member_of_the_same_lengths_is_not_handed_out() -> None:
+    """What somebody put in its place is gzip without a fault: the digest tells, and in time."""
     plain, other = b"SELECT 1;\n" * 50, b"SELECT 2;\n" * 50
     packed, instead = (gzip.compress(text, 0, mtime=0) for text in (plain, other))
     assert len(packed) == len(instead)
-    digests = [hashlib.sha256(each).hexdigest() for each in (other, instead)]
-    member = Member(0, len(packed), len(plain), digests[0], digests[1])
+    member = Member(0, len(packed), len(plain), hashlib.sha256(instead).hexdigest())
     assert b"".join(decompression.decompress([instead], [member])) == other
-    digests[which] = hashlib.sha256(b"").hexdigest()
-    wrong = Member(0, len(packed), len(plain), digests[0], digests[1])
+    wrong = Member(0, len(packed), len(plain), hashlib.sha256(packed).hexdigest())
     with pytest.raises(CorruptedError, match="member 1, "):
         next(decompression.decompress([instead], [wrong]))
+
+
+@pytest.mark.parametrize("position", range(-8, 0))
+def test_a_member_that_was_compressed_wrongly_is_not_handed_out(position: int) -> None:
+    """Its digest fits: what does not is gzip's CRC-32 or length of the plain text, at its end."""
+    plain = b"SELECT 1;\n" * 50
+    stored = bytearray(gzip.compress(plain))
+    stored[position] ^= 1
+    member = Member(0, len(stored), len(plain), hashlib.sha256(stored).hexdigest())
+    with pytest.raises(CorruptedError, match="it does not decompress"):
+        next(decompression.decompress([bytes(stored)], [member]))
 
 
 def test_the_next_member_is_opened_while_one_is_taken() -> None:

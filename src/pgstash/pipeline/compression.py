@@ -88,8 +88,7 @@ class Packing:
         self._level = level
         self._compressor: _Compressor | None = None
         self.raw = self.stored = 0
-        self._raw_digest = hashlib.sha256()
-        self._stored_digest = hashlib.sha256()
+        self._digest = hashlib.sha256()
 
     def write(self, chunk: bytes) -> bytes:
         """Take what comes next, and return what there is of it compressed.
@@ -97,7 +96,6 @@ class Packing:
         The first chunk decides on the engine, so it should be one that is like the rest.
         """
         self.raw += len(chunk)
-        self._raw_digest.update(chunk)
         if self._compressor is None:
             self._compressor = _compressor(self._level, chunk)
         return self._count(self._compressor.compress(chunk))
@@ -110,14 +108,13 @@ class Packing:
             offset=0,
             stored=self.stored,
             raw=self.raw,
-            sha256=self._raw_digest.hexdigest(),
-            stored_sha256=self._stored_digest.hexdigest(),
+            sha256=self._digest.hexdigest(),
             section=section,
         )
 
     def _count(self, compressed: bytes) -> bytes:
         self.stored += len(compressed)
-        self._stored_digest.update(compressed)
+        self._digest.update(compressed)
         return compressed
 
 

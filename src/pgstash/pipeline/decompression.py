@@ -25,7 +25,7 @@ def decompress(
     members: Sequence[Member],
     wanted: Callable[[Section | None], bool] = lambda _section: True,
 ) -> Iterator[bytes]:
-    """Yield what the members hold, each of them only after all its digests were compared.
+    """Yield what the members hold, each of them only after it was compared.
 
     Of sections that are not ``wanted`` nothing is yielded, and all is compared. That is asked
     when the member's turn comes. A thread opens the next member (what it calls releases the GIL)
@@ -129,14 +129,17 @@ class _Taker:
 
 
 def verified(stored: Sequence[bytes], member: Member, number: int) -> deque[bytes]:
-    """Return the plain bytes of a member in pieces, after its digests were compared.
+    """Return the plain bytes of a member in pieces, after its digest was compared.
 
-    ``number`` is what it is called where they differ, which raises CorruptedError.
+    ``number`` is what it is called where that differs, which raises CorruptedError.
     """
     which = f"member {number}, {member.stored} bytes from {member.offset} on,"
     if sum(map(len, stored)) < member.stored:
         raise damaged(f"it ends within {which} of the compressed stream")
-    if _sha256(stored) != member.stored_sha256:
+    digest = hashlib.sha256()
+    for piece in stored:
+        digest.update(piece)
+    if digest.hexdigest() != member.sha256:
         raise damaged(f"{which} is not what was stored")
     plain: deque[bytes] = deque()
     total = 0
@@ -145,13 +148,7 @@ def verified(stored: Sequence[bytes], member: Member, number: int) -> deque[byte
         if total > member.raw:
             break
         plain.append(piece)
-    if total != member.raw or _sha256(plain) != member.sha256:
+    # That they are the bytes that were compressed gzip's CRC-32 told on the way.
+    if total != member.raw:
         raise damaged(f"{which} does not decompress to what was compressed")
     return plain
-
-
-def _sha256(pieces: Iterable[bytes]) -> str:
-    digest = hashlib.sha256()
-    for piece in pieces:
-        digest.update(piece)
-    return digest.hexdigest()
