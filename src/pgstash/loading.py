@@ -10,21 +10,29 @@ import contextlib
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from pgstash import events
 from pgstash.archive import Archive
 from pgstash.errors import CorruptedError, PgstashError, RestoreError
 from pgstash.manifest import Manifest
+from pgstash.pipeline.tally import LONGEST_STATEMENT, load_statement
 from pgstash.postgres.building import build
+from pgstash.postgres.loader import Loader
 from pgstash.postgres.restore import Psql
 from pgstash.postgres.source import Server
 from pgstash.postgres.tools import ClientTools
-from pgstash.unpacking import footer
+from pgstash.unpacking import footer, session_only
 
 _SECONDS_BETWEEN_PROGRESS = 0.25
 _SECONDS_TO_END = 2.0
+
+# What one request reads at most, in bytes, and into how many of them a session's share is cut.
+_RUN_BYTES = 32 * 1024 * 1024
+_SHARES = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,18 +117,34 @@ class Loading:
         return list(pieces)
 
     def _load_rows(self, plan: Plan, progressed: Callable[[int], None]) -> None:
-        todo: queue.SimpleQueue[Sequence[int]] = queue.SimpleQueue()
-        done: queue.SimpleQueue[int | Exception | None] = queue.SimpleQueue()
-        if self._parts.in_order:
-            todo.put(self._parts.in_order)
-        for numbers in self._parts.rows:
-            todo.put(numbers)
+        todo: queue.SimpleQueue[range] = queue.SimpleQueue()
+        done: _Done = queue.SimpleQueue()
+        runs = self._parts.runs(plan.jobs)
+        for run in runs:
+            todo.put(run)
         with contextlib.ExitStack() as stack:
-            sessions = [stack.enter_context(self._session(plan)) for _ in range(plan.jobs)]
+            loaders = [
+                stack.enter_context(
+                    Loader(
+                        plan.into,
+                        session_only(self.header),
+                        lc_monetary=plan.lc_monetary,
+                        emit=plan.emit,
+                    )
+                )
+                for _ in range(min(plan.jobs, len(runs)))
+            ]
+            sessions: list[Loader | Psql] = [*loaders]
+            tasks = [[partial(self._load, loader, todo, done)] for loader in loaders] or [[]]
+            if self._parts.in_order:
+                psql = stack.enter_context(self._session(plan))
+                sessions.append(psql)
+                # Before it loads: so many sessions are at work at a time as there are to be.
+                tasks[0].insert(0, partial(self._run_in_order, psql, done))
             stopping = threading.Event()
             threads = [
-                threading.Thread(target=self._work, args=(psql, todo, done, stopping), daemon=True)
-                for psql in sessions
+                threading.Thread(target=_work, args=(each, stopping, done), daemon=True)
+                for each in tasks
             ]
             stack.callback(_end, sessions, threads, stopping)
             for thread in threads:
@@ -141,39 +165,86 @@ class Loading:
                 else:
                     self.raw_bytes += result
 
-    def _work(
-        self,
-        psql: Psql,
-        todo: queue.SimpleQueue[Sequence[int]],
-        done: queue.SimpleQueue[int | Exception | None],
-        stopping: threading.Event,
+    def _run_in_order(self, psql: Psql, done: _Done, stopping: threading.Event) -> None:
+        """Run what is no rows: large objects, sequences."""
+        for number in self._parts.in_order:
+            if stopping.is_set():
+                return
+            pieces = self._seeker.member(number)
+            while pieces:
+                psql.feed(pieces.popleft())
+            done.put(self._manifest.members[number].raw)
+        psql.feed(self.footer)
+        psql.finish()
+
+    def _load(
+        self, loader: Loader, todo: queue.SimpleQueue[range], done: _Done, stopping: threading.Event
     ) -> None:
-        try:
-            while not stopping.is_set():
-                try:
-                    numbers = todo.get_nowait()
-                except queue.Empty:
-                    break
-                for number in numbers:
-                    pieces = self._seeker.member(number)
-                    while pieces:
-                        psql.feed(pieces.popleft())
-                    done.put(self._manifest.members[number].raw)
-            psql.feed(self.footer)
-            psql.finish()
-            done.put(None)
-        except Exception as error:  # noqa: BLE001 - carried to the caller's thread whole
-            done.put(error)
+        """Load rows until there are no more."""
+        while not stopping.is_set():
+            try:
+                run = todo.get_nowait()
+            except queue.Empty:
+                break
+            with contextlib.closing(self._seeker.members(run)) as members:
+                numbered = zip(run, members, strict=True)
+                for number, pieces in numbered:
+                    statement = _statement(pieces)
+                    loader.load(statement, self._block(number, pieces, numbered, done))
+        loader.finish()
+
+    def _block(
+        self,
+        number: int,
+        pieces: deque[bytes],
+        following: Iterator[tuple[int, deque[bytes]]],
+        done: _Done,
+    ) -> Iterator[bytes]:
+        """Yield a COPY block, which may go on in the members that follow."""
+        while True:
+            while pieces:
+                yield pieces.popleft()
+            member = self._manifest.members[number]
+            done.put(member.raw)
+            if member.rows is not None:
+                return
+            number, pieces = next(following)
+
+
+_Done = queue.SimpleQueue[int | Exception | None]
+_Task = Callable[[threading.Event], None]
+
+
+def _work(tasks: Iterable[_Task], stopping: threading.Event, done: _Done) -> None:
+    try:
+        for task in tasks:
+            task(stopping)
+        done.put(None)
+    except Exception as error:  # noqa: BLE001 - carried to the caller's thread whole
+        done.put(error)
+
+
+def _statement(pieces: deque[bytes]) -> bytes:
+    """Take the COPY statement from the pieces of a member."""
+    beginning = b""
+    while pieces and len(beginning) < LONGEST_STATEMENT:
+        beginning += pieces.popleft()
+        if statement := load_statement(beginning):
+            pieces.appendleft(beginning[len(statement) :])
+            return statement
+    raise CorruptedError("the manifest takes for rows what is none")
 
 
 def _end(
-    sessions: Sequence[Psql], threads: Sequence[threading.Thread], stopping: threading.Event
+    sessions: Sequence[Loader | Psql],
+    threads: Sequence[threading.Thread],
+    stopping: threading.Event,
 ) -> None:
     """End all sessions, and then all threads: nothing may be closed under their hands."""
     stopping.set()
     if any(thread.is_alive() for thread in threads):
-        for psql in sessions:
-            psql.end()
+        for session in sessions:
+            session.end()
     give_up = time.monotonic() + _SECONDS_TO_END
     for thread in threads:
         thread.join(max(0.0, give_up - time.monotonic()))
@@ -185,11 +256,12 @@ class _Parts:
     def __init__(self, manifest: Manifest) -> None:
         self.header: list[int] = []
         self.before: list[int] = []
-        self.rows: list[list[int]] = []
+        self.rows: list[range] = []
         self.in_order: list[int] = []
         self.after: list[int] = []
         self.left_out: list[int] = []
         goes_on = False
+        self._members = manifest.members
         for number, member in enumerate(manifest.members):
             match member.section:
                 case "header":
@@ -199,10 +271,8 @@ class _Parts:
                 case "pre-data":
                     self.before.append(number)
                 case "data" if member.table is not None:
-                    if goes_on:
-                        self.rows[-1].append(number)
-                    else:
-                        self.rows.append([number])
+                    first = self.rows.pop().start if goes_on else number
+                    self.rows.append(range(first, number + 1))
                     goes_on = member.rows is None
                 case "data" | "sequences":
                     self.in_order.append(number)
@@ -210,3 +280,24 @@ class _Parts:
                     self.after.append(number)
                 case _:
                     raise CorruptedError("the manifest has a member of no known section")
+
+    def runs(self, jobs: int) -> list[range]:
+        """Return the members with rows, by what one request reads and one session loads.
+
+        The last ones are short, so that all sessions come to their end together.
+        """
+        runs: list[range] = []
+        left = sum(self._stored(block) for block in self.rows)
+        room = 0
+        for block in self.rows:
+            if room > 0 and runs[-1].stop == block.start:
+                runs[-1] = range(runs[-1].start, block.stop)
+            else:
+                runs.append(block)
+                room = min(_RUN_BYTES, left // (_SHARES * jobs))
+            room -= self._stored(block)
+            left -= self._stored(block)
+        return runs
+
+    def _stored(self, numbers: range) -> int:
+        return sum(member.stored for member in self._members[numbers.start : numbers.stop])

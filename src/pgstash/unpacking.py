@@ -12,7 +12,7 @@ import itertools
 import re
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import AbstractContextManager
 from typing import Protocol
 
@@ -73,29 +73,40 @@ class Seeker:
 
         Raises CorruptedError where it is not what was written, StorageError.
         """
-        member = self._manifest.members[number]
-        if self._key:
-            start, length = encryption.stored_range(member.offset, member.stored)
-            stored = encryption.decrypt_range(
-                self._get(start, length), self._key, member.offset, member.stored
-            )
-        else:
-            stored = iter(self._get(member.offset, member.stored))
-        return decompression.verified(list(stored), member, number + 1)
+        [pieces] = self.members(range(number, number + 1))
+        return pieces
 
-    def _get(self, start: int, length: int) -> list[bytes]:
+    def members(self, numbers: range) -> Generator[deque[bytes]]:
+        """Yield the same of members that follow each other, which one request reads."""
+        members = self._manifest.members[numbers.start : numbers.stop]
+        offset, length = members[0].offset, sum(member.stored for member in members)
+        if self._key:
+            start, stored = encryption.stored_range(offset, length)
+            chunks = encryption.decrypt_range(self._get(start, stored), self._key, offset, length)
+        else:
+            chunks = self._get(offset, length)
+        taker = decompression.Taker(chunks)
+        for number, member in zip(numbers, members, strict=True):
+            yield decompression.verified(taker.take(member.stored), member, number + 1)
+
+    def _get(self, start: int, length: int) -> Iterator[bytes]:
         with self._read(start=start, length=length) as chunks:
-            got = list(chunks)
-        with self._lock:
-            self._total += sum(map(len, got))
-            self._watch(self._total)
-        return got
+            for chunk in chunks:
+                with self._lock:
+                    self._total += len(chunk)
+                    self._watch(self._total)
+                yield chunk
 
 
 def footer(header: bytes) -> bytes:
     r"""Return what ends a script that begins with this header: psql obeys no command before it."""
     found = _RESTRICT.search(header)
     return b"\n\\unrestrict " + found[1] + b"\n" if found else b""
+
+
+def session_only(header: bytes) -> bytes:
+    """Return a header without the command of psql in it: statements that a server takes."""
+    return _RESTRICT.sub(b"", header)
 
 
 def passphrase_for(name: str, passphrase: str | None) -> str:

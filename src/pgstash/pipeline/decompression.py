@@ -37,7 +37,7 @@ def decompress(
     todo: queue.SimpleQueue[_Task | None] = queue.SimpleQueue()
     done: queue.SimpleQueue[deque[bytes] | Exception] = queue.SimpleQueue()
     threading.Thread(target=_work, args=(todo, done), daemon=True).start()
-    taker = _Taker(chunks)
+    taker = Taker(chunks)
     try:
         before: Member | None = None
         plain: deque[bytes] = deque()
@@ -108,10 +108,11 @@ def damaged(what: str) -> CorruptedError:
     )
 
 
-class _Taker:
+class Taker:
     """Takes so many bytes at a time from chunks of any size."""
 
     def __init__(self, chunks: Iterable[bytes]) -> None:
+        """Begin before the first of them."""
         self._chunks = iter(chunks)
         self._rest = b""
 

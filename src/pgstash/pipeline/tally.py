@@ -35,8 +35,8 @@ _NAME_PART = re.compile(rb'"((?:[^"]|"")++)"|([^."]++)')
 
 _SETVAL = b"SELECT pg_catalog.setval("
 
-# 1,600 columns of 63 bytes, every byte a quote, fit; what is longer is no COPY of pg_dump's.
-_LONGEST_HEADER = 1 << 20
+LONGEST_STATEMENT = 1 << 20
+"""Bytes of a COPY statement: 1,600 columns of 63 quotes fit, what is longer is not pg_dump's."""
 
 # Each state reads from a position and returns the next one, or _MORE for "not without the
 # next chunk" after it has put what it could not read yet into the carry.
@@ -142,7 +142,7 @@ class Tally:
                 self._at_line_start = True
                 self._state = self._rows
                 return header.end()
-            if len(data) - position < _LONGEST_HEADER:
+            if len(data) - position < LONGEST_STATEMENT:
                 return self._keep(data, position)
         if rest:
             self._begin(Part(None, sequences=known == _SETVAL), position)
@@ -246,6 +246,12 @@ def _is_escape_prefix(data: bytes, quote: int) -> bool:
         return False
     before = data[quote - 2 : quote - 1] if quote > 1 else b""
     return not re.match(rb"[A-Za-z0-9_$\x80-\xff]", before)
+
+
+def load_statement(block: bytes) -> bytes | None:
+    """Return the COPY statement that a block begins with; None where that is none, or cut off."""
+    match = _COPY.match(block)
+    return match[0] if match else None
 
 
 def split_name(name: bytes) -> tuple[bytes, bytes]:

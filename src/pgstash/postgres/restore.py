@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import psycopg
 
@@ -30,9 +30,10 @@ from pgstash.postgres.tools import ClientTools
 
 _TOKEN_BYTES = 8
 _SECONDS_BETWEEN_LOOKS = 0.1
-_SECONDS_TO_END = 30.0
-# After a signal: whoever sent it waits, and sends SIGKILL.
-_SECONDS_TO_END_AFTER_SIGNAL = 2.0
+SECONDS_TO_END = 30.0
+"""How long a session may take to end on the server, when nobody waits for us, in seconds."""
+SECONDS_TO_END_AFTER_SIGNAL = 2.0
+"""The same after a signal: whoever sent it waits, and sends SIGKILL."""
 
 NEUTRAL = {
     "default_transaction_read_only": "off",
@@ -127,8 +128,8 @@ class LockTableFullError(StatementError):
 
 
 @dataclass(frozen=True, slots=True)
-class _Backend:
-    """The server's process of psql's session, and its transaction where there is one for all."""
+class Backend:
+    """The server's process of a session, and its transaction where there is one for all."""
 
     pid: int
     started: str
@@ -156,12 +157,12 @@ class Psql:
         self._server = server
         self._tools = tools
         self._one_transaction = one_transaction
-        self._settings = NEUTRAL | ({"lc_monetary": lc_monetary} if lc_monetary else {})
+        self._lc_monetary = lc_monetary
         self._environment = environment
         self._emit = emit
         self._errors = _Errors(lambda line: emit(ToolSaid("psql", line)))
         self._committing = self._finished = False
-        self._backend: _Backend | None = None
+        self._backend: Backend | None = None
         self.outcome = Outcome.NOTHING
 
     def __enter__(self) -> Self:
@@ -195,7 +196,7 @@ class Psql:
         self._child.__exit__()
         if not self._finished and self._backend:
             hurried = isinstance(error, Interrupted)
-            seconds = _SECONDS_TO_END_AFTER_SIGNAL if hurried else _SECONDS_TO_END
+            seconds = SECONDS_TO_END_AFTER_SIGNAL if hurried else SECONDS_TO_END
             self.outcome = self._ended(self._backend, seconds)
 
     def end(self) -> None:
@@ -233,15 +234,10 @@ class Psql:
         self.outcome = Outcome.COMMITTED
 
     def _preamble(self) -> bytes:
-        names = ", ".join(_literal(name) for name in self._settings)
-        values = ", ".join(_literal(value) for value in self._settings.values())
         transaction = "pg_catalog.txid_current()" if self._one_transaction else "0"
         return (
             "\\o /dev/null\n"
-            "SELECT pg_catalog.set_config(s.name, wanted.value, false)"
-            f" FROM ROWS FROM (pg_catalog.unnest(ARRAY[{names}]),"
-            f" pg_catalog.unnest(ARRAY[{values}])) AS wanted (name, value)"
-            " JOIN pg_catalog.pg_settings s ON s.name = wanted.name;\n"
+            f"{settings(self._lc_monetary)}\n"
             f"{'BEGIN;' if self._one_transaction else ''}\n"
             "\\o\n"
             f"SELECT pid, {transaction}, backend_start FROM pg_catalog.pg_stat_activity"
@@ -249,25 +245,18 @@ class Psql:
             "\\o /dev/null\n"
         ).encode()
 
-    def _introduced(self, line: bytes) -> _Backend:
+    def _introduced(self, line: bytes) -> Backend:
         pid, _, rest = line.decode(errors="replace").partition("|")
         transaction, _, started = rest.partition("|")
         if not started:
             raise self._failure(self._child.wait())
-        return _Backend(int(pid), started, transaction)
+        return Backend(int(pid), started, transaction)
 
     def _failure(self, status: int) -> RestoreError:
         if found := self._errors.first:
             line, state, text = found
             message = f"psql stopped at line {line} of the script: {text}"
-            if state == _NO_LOCKS[0] and _NO_LOCKS[1] in text:
-                return LockTableFullError(message)
-            for states, words, hint in _HINTS:
-                if re.fullmatch(states, state) and re.search(words, text):
-                    return StatementError(message, hint=hint)
-            if state[:2] not in ("08", "57"):
-                return StatementError(message, hint=_UNKNOWN)
-            return TargetLostError(message)
+            return refused(state, text, message)
         said = "\n".join(self._child.last_lines) or "and said nothing"
         if "invalid command \\restrict" in said:
             return StatementError(
@@ -282,22 +271,12 @@ class Psql:
             )
         return TargetLostError(f"psql {how}: {said}", hint=hint)
 
-    def _ended(self, backend: _Backend, seconds: float) -> Outcome:
+    def _ended(self, backend: Backend, seconds: float) -> Outcome:
         """End the session, which may not notice for hours that psql is gone, and ask the server."""
         give_up = time.monotonic() + seconds
         try:
             with connected(self._server, seconds=min(seconds, 10.0)) as session:
-                who = [backend.pid, backend.started]
-                find = (
-                    " FROM pg_catalog.pg_stat_activity WHERE pid = %s AND backend_start ="
-                    " %s::pg_catalog.timestamptz"
-                )
-                session.execute(f"SELECT pg_catalog.pg_terminate_backend(pid){find}", who)
-                while session.execute(f"SELECT{find}", who).fetchone() is not None:
-                    if time.monotonic() > give_up:
-                        return Outcome.UNKNOWN
-                    time.sleep(_SECONDS_BETWEEN_LOOKS)
-                if not self._one_transaction:
+                if not end_session(session, backend, give_up) or not self._one_transaction:
                     return Outcome.UNKNOWN
                 answer = session.execute(
                     "SELECT pg_catalog.txid_status(%s::pg_catalog.int8)", [backend.transaction]
@@ -317,6 +296,51 @@ class Psql:
 def without_confidential(said: str) -> str:
     """Cut what a server or a tool says where the options of a statement begin."""
     return _CONFIDENTIAL.sub(r"\1…", said)
+
+
+def settings(lc_monetary: str | None) -> str:
+    """Return the statement that sets what is neutral, and the locale that amounts are read in."""
+    wanted = NEUTRAL | ({"lc_monetary": lc_monetary} if lc_monetary else {})
+    names = ", ".join(_literal(name) for name in wanted)
+    values = ", ".join(_literal(value) for value in wanted.values())
+    return (
+        "SELECT pg_catalog.set_config(s.name, wanted.value, false)"  # noqa: S608 - quoted
+        f" FROM ROWS FROM (pg_catalog.unnest(ARRAY[{names}]),"
+        f" pg_catalog.unnest(ARRAY[{values}])) AS wanted (name, value)"
+        " JOIN pg_catalog.pg_settings s ON s.name = wanted.name;"
+    )
+
+
+def end_session(
+    session: psycopg.Connection[tuple[Any, ...]], backend: Backend, give_up: float
+) -> bool:
+    """End another session, and tell whether it is gone; wait for that until ``give_up``.
+
+    That is a time of :func:`time.monotonic`. Raises psycopg.Error.
+    """
+    who = [backend.pid, backend.started]
+    find = (
+        " FROM pg_catalog.pg_stat_activity WHERE pid = %s AND backend_start ="
+        " %s::pg_catalog.timestamptz"
+    )
+    session.execute(f"SELECT pg_catalog.pg_terminate_backend(pid){find}", who)
+    while session.execute(f"SELECT{find}", who).fetchone() is not None:
+        if time.monotonic() > give_up:
+            return False
+        time.sleep(_SECONDS_BETWEEN_LOOKS)
+    return True
+
+
+def refused(state: str, text: str, message: str) -> RestoreError:
+    """Return the error for what a server said, with its SQLSTATE, and what to do about it."""
+    if state == _NO_LOCKS[0] and _NO_LOCKS[1] in text:
+        return LockTableFullError(message)
+    for states, words, hint in _HINTS:
+        if re.fullmatch(states, state) and re.search(words, text):
+            return StatementError(message, hint=hint)
+    if state[:2] not in ("08", "57"):
+        return StatementError(message, hint=_UNKNOWN)
+    return TargetLostError(message)
 
 
 def refusal(message: str) -> StatementError:
