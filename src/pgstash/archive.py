@@ -121,10 +121,12 @@ class Archive:
         self,
         watch: Callable[[int], None] = lambda _count: None,
         wanted: Callable[[Section | None], bool] = lambda _section: True,
+        edit: decompression.Edit | None = None,
     ) -> Iterator[Iterator[bytes]]:
         """Open the plain SQL as chunks of bytes; ``watch`` hears of the bytes read from the store.
 
-        Without the sections that are not ``wanted``, where the manifest tells them apart.
+        Without the sections that are not ``wanted``, where the manifest tells them apart; ``edit``
+        may change what is no rows.
 
         The iteration ends only where everything was as the manifest says, and raises
         CorruptedError otherwise. The first chunk is there when the block is entered: a wrong
@@ -133,9 +135,9 @@ class Archive:
         with self._read() as stored:
             watched = _watched(stored, watch)
             if self.manifest:
-                chunks = unpacking.verified(watched, self.manifest, self._passphrase, wanted)
+                chunks = unpacking.verified(watched, self.manifest, self._passphrase, wanted, edit)
             else:
-                chunks = unpacking.unverified(watched, self._passphrase)
+                chunks = unpacking.unverified(watched, self._passphrase, edit)
             first = next(chunks, b"")
             yield itertools.chain([first], chunks)
 

@@ -23,7 +23,7 @@ from pgstash.errors import (
     TargetNotEmptyError,
 )
 from pgstash.manifest import Manifest, Section
-from pgstash.pipeline.transactions import without_transactions
+from pgstash.pipeline.transactions import WithoutTransactions, without_transactions
 from pgstash.postgres import roles, source, target, tools
 from pgstash.postgres.restore import LockTableFullError, Outcome, Psql
 from pgstash.postgres.source import Server
@@ -185,6 +185,7 @@ def _restore(plan: Plan, archive: Archive, emit: events.Emit, state: _State) -> 
             script = selection.script(
                 way.selected, archive, client, plan.environment, progress.read
             )
+            script = script if plan.create else without_transactions(script)
         psql = Psql(
             into,
             client,
@@ -228,13 +229,16 @@ class _Way:
             return cls(loading=loading.Loading(archive, progress.read))
         if plan.jobs > 1 and archive.manifest and archive.manifest.schema_sha256 and plan.create:
             emit(events.Warned(f"The schema beside {archive.name} is gone: one session restores"))
-        return cls(script=stack.enter_context(archive.script(progress.read, progress.state.wants)))
+        # In one transaction there is no room for those of pg_dump.
+        edit = None if plan.create else WithoutTransactions()
+        opened = archive.script(progress.read, progress.state.wants, edit)
+        return cls(script=stack.enter_context(opened))
 
 
 def _feed(psql: Psql, script: Iterator[bytes], plan: Plan) -> None:
     chunks = _observed(script, plan.observe)
     with psql:
-        for chunk in chunks if plan.create else without_transactions(chunks):
+        for chunk in chunks:
             psql.feed(chunk)
         psql.finish()
 

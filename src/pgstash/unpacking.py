@@ -124,17 +124,19 @@ def verified(
     manifest: Manifest,
     passphrase: str | None,
     wanted: Callable[[Section | None], bool],
+    edit: decompression.Edit | None,
 ) -> Iterator[bytes]:
     """Yield the script of an archive whose manifest says what it must be.
 
-    Without the sections that are not ``wanted``. Raises CorruptedError, EncryptionError.
+    Without the sections that are not ``wanted``, and as ``edit`` makes it. Raises CorruptedError,
+    EncryptionError.
     """
     whole = hashlib.sha256()
     compressed: Iterable[bytes] = _digested(stored, whole.update)
     if manifest.encryption:
         passphrase = passphrase_for(manifest.archive, passphrase)
         compressed = encryption.decrypt(compressed, passphrase)
-    yield from decompression.decompress(compressed, manifest.members, wanted)
+    yield from decompression.decompress(compressed, manifest.members, wanted, edit)
     if whole.hexdigest() != manifest.sha256:
         raise decompression.damaged("its digest is not the one in the manifest")
 
@@ -145,8 +147,10 @@ def _digested(chunks: Iterable[bytes], update: Callable[[bytes], None]) -> Itera
         yield chunk
 
 
-def unverified(stored: Iterable[bytes], passphrase: str | None) -> Iterator[bytes]:
-    """Yield the script of an archive that is told by its first bytes.
+def unverified(
+    stored: Iterable[bytes], passphrase: str | None, edit: decompression.Edit | None
+) -> Iterator[bytes]:
+    """Yield the script of an archive that is told by its first bytes, as ``edit`` makes it.
 
     Raises CorruptedError, EncryptionError.
     """
@@ -161,11 +165,13 @@ def unverified(stored: Iterable[bytes], passphrase: str | None) -> Iterator[byte
     tail = b""
     for chunk in chunks:
         tail = (tail + chunk)[-_CLOSING_BYTES:]
-        yield chunk
+        yield edit.feed(chunk) if edit else chunk
     if not _CLOSING.search(tail):
         raise decompression.damaged(
             "it does not end as a dump of pg_dump does: it is cut short, or not one"
         )
+    if edit:
+        yield edit.rest()
 
 
 def _peeked(chunks: Iterable[bytes]) -> tuple[bytes, Iterable[bytes]]:

@@ -71,6 +71,22 @@ def test_what_the_server_says_is_passed_on(database: Database) -> None:
     assert events.ToolSaid("server", "WARNING:  number 7") in told
 
 
+def test_no_commit_waits_for_the_disk_and_nothing_planted_counts(database: Database) -> None:
+    """Until the database gets its name nothing counts; that waits for all that was before."""
+    database.run_sql(
+        "CREATE FUNCTION shown(text) RETURNS text LANGUAGE sql AS 'SELECT current_setting($1)';"
+        "CREATE TABLE t (n text CHECK (n = shown('synchronous_commit') || shown('lock_timeout')))"
+    )
+    database.run_sql(
+        f"ALTER DATABASE {database.name} SET lock_timeout = 50;"
+        f"ALTER DATABASE {database.name} SET synchronous_commit = 'remote_apply'"
+    )
+    with loader(database) as (opened, _):
+        opened.load(COPY.replace(b"(n)", b""), [b"off0\n\\.\n"])
+        opened.finish()
+    assert answer(database, "SELECT n FROM t") == "off0"
+
+
 def test_a_row_that_is_refused_is_named_with_its_statement(database: Database) -> None:
     database.run_sql("CREATE TABLE t (n int CONSTRAINT is_small CHECK (n < 10))")
     with loader(database) as (opened, _):

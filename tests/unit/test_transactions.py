@@ -7,7 +7,7 @@ import itertools
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pgstash.pipeline.transactions import without_transactions
+from pgstash.pipeline.transactions import WithoutTransactions, without_transactions
 
 BEFORE = b"""SET a = 1;
 CREATE PROCEDURE p() LANGUAGE plpgsql AS $$
@@ -60,6 +60,23 @@ def test_wherever_the_script_is_cut(cuts: list[int]) -> None:
 def test_byte_by_byte() -> None:
     chunks = [BEFORE[at : at + 1] for at in range(len(BEFORE))]
     assert b"".join(without_transactions(chunks)) == AFTER
+
+
+@given(cuts=st.lists(st.integers(0, 40), max_size=8))
+def test_rows_need_not_be_shown(cuts: list[int]) -> None:
+    """Where a block follows, all before it has been read."""
+    edit = WithoutTransactions()
+    start, end = BEFORE.index(b"COPY public.a"), BEFORE.index(b"COMMENT ON TABLE")
+    block = BEFORE[start:end]
+    done = b""
+    for text in (BEFORE[:start], BEFORE[end:]):
+        ends = sorted({0, *(min(cut * len(text) // 40, len(text)) for cut in cuts), len(text)})
+        for first, last in itertools.pairwise(ends):
+            done += edit.feed(text[first:last])
+        done += edit.rest()
+        if text == BEFORE[:start]:
+            done += block
+    assert done == AFTER
 
 
 @given(script=st.text("BEGINCOMT;$'\"\\-\n ").map(str.encode))

@@ -7,7 +7,7 @@ import queue
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import cast
+from typing import Protocol, cast
 
 from isal import isal_zlib
 
@@ -20,18 +20,31 @@ _CHUNK = 256 * 1024
 _IsalError = cast("type[Exception]", isal_zlib.error)  # its stub takes the class for an instance
 
 
+class Edit(Protocol):
+    """Changes statements on their way; see :mod:`pgstash.pipeline.transactions`."""
+
+    def feed(self, chunk: bytes, /) -> bytes:
+        """Return what can be told by now."""
+        ...
+
+    def rest(self) -> bytes:
+        """Return what was held back."""
+        ...
+
+
 def decompress(
     chunks: Iterable[bytes],
     members: Sequence[Member],
     wanted: Callable[[Section | None], bool] = lambda _section: True,
+    edit: Edit | None = None,
 ) -> Iterator[bytes]:
     """Yield what the members hold, each of them only after it was compared.
 
     Of sections that are not ``wanted`` nothing is yielded, and all is compared. That is asked
-    when the member's turn comes. A thread opens the next member (what it calls releases the GIL)
-    while the caller is at work on the pieces of this one; so one member is held in memory plain,
-    and one stored and plain. Raises CorruptedError where one is not what was written, and where
-    the stream is longer or shorter than all of them.
+    when the member's turn comes. All but the rows of tables goes through ``edit``. A thread opens
+    the next member (what it calls releases the GIL) while the caller is at work on the pieces of
+    this one; so one member is held in memory plain, and one stored and plain. Raises CorruptedError
+    where one is not what was written, and where the stream is longer or shorter than all of them.
     """
     # Queues without locks of Python's own: a signal's exception cannot leave one locked.
     todo: queue.SimpleQueue[_Task | None] = queue.SimpleQueue()
@@ -44,10 +57,12 @@ def decompress(
         for number, member in enumerate(members, start=1):
             todo.put((taker.take(member.stored), member, number))
             if before and wanted(before.section):
-                yield from _emptied(plain)
+                yield from _edited(plain, before, edit)
             before, plain = member, _result(done)
         if before and wanted(before.section):
-            yield from _emptied(plain)
+            yield from _edited(plain, before, edit)
+        if edit and (rest := edit.rest()):
+            yield rest
     finally:
         todo.put(None)
     if taker.take(1):
@@ -73,6 +88,20 @@ def _result(done: queue.SimpleQueue[deque[bytes] | Exception]) -> deque[bytes]:
     if isinstance(result, Exception):
         raise result
     return result
+
+
+def _edited(pieces: deque[bytes], member: Member, edit: Edit | None) -> Iterator[bytes]:
+    if edit is None:
+        yield from _emptied(pieces)
+        return
+    if member.table is not None:
+        if rest := edit.rest():
+            yield rest
+        yield from _emptied(pieces)
+        return
+    for piece in _emptied(pieces):
+        if plain := edit.feed(piece):
+            yield plain
 
 
 def _emptied(pieces: deque[bytes]) -> Iterator[bytes]:

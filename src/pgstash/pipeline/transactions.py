@@ -22,7 +22,7 @@ _SPACE = re.compile(rb"\s*+")
 
 def without_transactions(chunks: Iterable[bytes]) -> Iterator[bytes]:
     """Yield the script with spaces where it begins or commits a transaction."""
-    reader = _Reader()
+    reader = WithoutTransactions()
     for chunk in chunks:
         if plain := reader.feed(chunk):
             yield plain
@@ -30,10 +30,14 @@ def without_transactions(chunks: Iterable[bytes]) -> Iterator[bytes]:
         yield rest
 
 
-class _Reader(Tally):
-    """Reads statements; what it could not read yet it holds back."""
+class WithoutTransactions(Tally):
+    """The same for a script that comes bit by bit; what it could not read yet it holds back.
+
+    Whole COPY blocks of pg_dump's hold none, and need not be shown.
+    """
 
     def __init__(self) -> None:
+        """Begin at the start of a script."""
         super().__init__()
         self._found: list[tuple[int, int]] = []
         self._among_large_objects = False
@@ -52,8 +56,9 @@ class _Reader(Tally):
         return bytes(changed)
 
     def rest(self) -> bytes:
-        """Return what was held back at the end of the script."""
-        return self._carry
+        """Return what was held back: at the end of the script, or where a COPY block follows."""
+        rest, self._carry = self._carry, b""
+        return rest
 
     def _count(self, data: bytes, start: int, end: int) -> None:
         """Leave rows uncounted: nobody asks for their number, and a restore is to be fast."""

@@ -14,7 +14,7 @@ from dataclasses import replace
 
 from pgstash.errors import RestoreError, TargetLostError
 from pgstash.postgres.process import Child, in_memory
-from pgstash.postgres.restore import NEUTRAL, refusal, without_confidential
+from pgstash.postgres.restore import UNFINISHED, refusal, without_confidential
 from pgstash.postgres.source import Connection, Server
 from pgstash.postgres.tools import ClientTools
 
@@ -74,7 +74,7 @@ def _failure(status: int, lines: list[str]) -> RestoreError:
 
 def _neutral(connection: Connection, lc_monetary: str | None) -> Connection:
     """Let nothing that somebody planted cut the work short, or refuse it."""
-    settings = NEUTRAL | ({"lc_monetary": lc_monetary} if lc_monetary else {})
+    settings = UNFINISHED | ({"lc_monetary": lc_monetary} if lc_monetary else {})
     settings.pop("transaction_timeout")  # older servers do not know it; pg_restore sets it
     given = connection.parameters.get("options", "")
     words = (f"-c {name}={_escaped(value)}" for name, value in settings.items())

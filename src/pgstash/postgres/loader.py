@@ -21,6 +21,7 @@ from pgstash.events import Emit, Notice, ToolSaid
 from pgstash.postgres.restore import (
     SECONDS_TO_END,
     SECONDS_TO_END_AFTER_SIGNAL,
+    UNFINISHED,
     Backend,
     end_session,
     refused,
@@ -45,7 +46,7 @@ class Loader:
         """Prepare; ``header`` is what sets a session up, without commands of psql."""
         self._server = server
         self._header = header
-        self._settings = settings(lc_monetary).encode()
+        self._settings = settings(UNFINISHED, lc_monetary).encode()
         self._emit = emit
         self._stack = contextlib.ExitStack()
         self._ending = self._finished = False

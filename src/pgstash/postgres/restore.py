@@ -46,6 +46,13 @@ NEUTRAL = {
 """What may not cut a restore short, or refuse it, although somebody planted it for role or
 database."""
 
+UNFINISHED = NEUTRAL | {"synchronous_commit": "off"}
+"""The same where nothing counts before the database gets its name.
+
+No statement has to wait for the disk, or a standby: the rename does, and what was committed before
+it is written before it (https://www.postgresql.org/docs/current/wal-async-commit.html).
+"""
+
 # psql:<stdin>:123: ERROR:  42P07: relation "a" already exists
 _MESSAGE = re.compile(r"psql:<stdin>:(\d+): ([^:]+):  ([0-9A-Z]{5}): (.*)")
 _HARMLESS_CLASSES = ("00", "01", "02")  # success, warnings, no data
@@ -237,7 +244,7 @@ class Psql:
         transaction = "pg_catalog.txid_current()" if self._one_transaction else "0"
         return (
             "\\o /dev/null\n"
-            f"{settings(self._lc_monetary)}\n"
+            f"{settings(NEUTRAL if self._one_transaction else UNFINISHED, self._lc_monetary)}\n"
             f"{'BEGIN;' if self._one_transaction else ''}\n"
             "\\o\n"
             f"SELECT pid, {transaction}, backend_start FROM pg_catalog.pg_stat_activity"
@@ -298,9 +305,9 @@ def without_confidential(said: str) -> str:
     return _CONFIDENTIAL.sub(r"\1…", said)
 
 
-def settings(lc_monetary: str | None) -> str:
+def settings(neutral: Mapping[str, str], lc_monetary: str | None) -> str:
     """Return the statement that sets what is neutral, and the locale that amounts are read in."""
-    wanted = NEUTRAL | ({"lc_monetary": lc_monetary} if lc_monetary else {})
+    wanted = {**neutral, **({"lc_monetary": lc_monetary} if lc_monetary else {})}
     names = ", ".join(_literal(name) for name in wanted)
     values = ", ".join(_literal(value) for value in wanted.values())
     return (
