@@ -33,6 +33,8 @@ ALTER TABLE IF EXISTS ONLY public."it's" DROP CONSTRAINT IF EXISTS "a""b";
 CREATE OR REPLACE VIEW public.totals AS
 SELECT
     NULL::integer AS id;
+CREATE OR REPLACE VIEW public.without_columns AS
+SELECT;
 SELECT pg_catalog.lo_unlink(oid) FROM pg_catalog.pg_largeobject_metadata WHERE oid = '1';
 
 ALTER TABLE IF EXISTS public.people ALTER COLUMN id DROP DEFAULT;

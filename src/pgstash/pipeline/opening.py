@@ -30,7 +30,7 @@ _HEADER = re.compile(rb"SET |SELECT pg_catalog\.set_config\(")
 _DROP_LINE = re.compile(rb"-- \*not\* dropping .*\n")
 _DROP = re.compile(
     rb"DROP |ALTER .* (?:DROP|DETACH PARTITION) |SELECT pg_catalog\.lo_unlink\("
-    rb"|CREATE OR REPLACE VIEW \S+ AS\s+SELECT\s+NULL::",
+    rb"|CREATE OR REPLACE VIEW \S+ AS\s+SELECT(?:\s+NULL::|;)",
     re.DOTALL,
 )
 
