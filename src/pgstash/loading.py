@@ -20,6 +20,7 @@ from pgstash.archive import Archive
 from pgstash.errors import CorruptedError, PgstashError, RestoreError
 from pgstash.manifest import Manifest
 from pgstash.pipeline.tally import LONGEST_STATEMENT, load_statement
+from pgstash.postgres import loader
 from pgstash.postgres.building import build
 from pgstash.postgres.loader import Loader
 from pgstash.postgres.restore import Psql
@@ -123,19 +124,17 @@ class Loading:
         for run in runs:
             todo.put(run)
         with contextlib.ExitStack() as stack:
-            loaders = [
-                stack.enter_context(
-                    Loader(
-                        plan.into,
-                        session_only(self.header),
-                        lc_monetary=plan.lc_monetary,
-                        emit=plan.emit,
-                    )
+            loaders = stack.enter_context(
+                loader.opened(
+                    plan.into,
+                    session_only(self.header),
+                    min(plan.jobs, len(runs)),
+                    lc_monetary=plan.lc_monetary,
+                    emit=plan.emit,
                 )
-                for _ in range(min(plan.jobs, len(runs)))
-            ]
+            )
             sessions: list[Loader | Psql] = [*loaders]
-            tasks = [[partial(self._load, loader, todo, done)] for loader in loaders] or [[]]
+            tasks = [[partial(self._load, each, todo, done)] for each in loaders] or [[]]
             if self._parts.in_order:
                 psql = stack.enter_context(self._session(plan))
                 sessions.append(psql)
@@ -178,7 +177,11 @@ class Loading:
         psql.finish()
 
     def _load(
-        self, loader: Loader, todo: queue.SimpleQueue[range], done: _Done, stopping: threading.Event
+        self,
+        session: Loader,
+        todo: queue.SimpleQueue[range],
+        done: _Done,
+        stopping: threading.Event,
     ) -> None:
         """Load rows until there are no more."""
         while not stopping.is_set():
@@ -190,8 +193,7 @@ class Loading:
                 numbered = zip(run, members, strict=True)
                 for number, pieces in numbered:
                     statement = _statement(pieces)
-                    loader.load(statement, self._block(number, pieces, numbered, done))
-        loader.finish()
+                    session.load(statement, self._block(number, pieces, numbered, done))
 
     def _block(
         self,

@@ -19,7 +19,7 @@ from support.cli import COMMAND, environment, run_pgstash, started_pgstash
 from support.compare import compare
 from support.postgres import PASSWORD, Cluster, Database, bin_dir, temporary_database
 from support.postgres import test_majors as majors_under_test
-from support.proxy import Answer, Cut
+from support.proxy import STALL, Answer, Cut, TcpProxy
 
 if TYPE_CHECKING:
     import subprocess
@@ -302,6 +302,23 @@ def test_a_signal(
     assert_nothing_left(newest_cluster)
     assert shown == []
     assert PLANTED not in out + err
+
+
+def test_a_signal_while_nobody_answers(phase: str, endless: Path, newest_cluster: Cluster) -> None:
+    """Then what is left there is named: nobody can be asked to drop it."""
+    with TcpProxy(newest_cluster.port) as proxy:
+        url = newest_cluster.maintenance.uri.replace(f":{newest_cluster.port}", f":{proxy.port}")
+        env = restore_environment(endless, newest_cluster, RESTORE_URL=url)
+        with started_pgstash(["restore", "--create", NAME], env) as process:
+            wait_until(lambda: sleeping(newest_cluster, phase), f"the statement of {phase} runs")
+            proxy.behave(STALL)
+            sent = time.monotonic()
+            process.send_signal(signal.SIGTERM)
+            out, err = process.communicate(timeout=60)
+            took = time.monotonic() - sent
+    assert process.returncode == -signal.SIGTERM, out + err
+    assert f"{NAME}_pgstash_" in err, err
+    assert took < SECONDS_TO_END, f"{took:.1f} s"
 
 
 def test_a_session_is_ended_by_the_server(

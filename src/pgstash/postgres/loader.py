@@ -7,26 +7,15 @@ from __future__ import annotations
 
 import contextlib
 import select
-import time
-from collections.abc import Iterable
-from types import TracebackType
-from typing import Self
+from collections.abc import Iterable, Iterator
 
 import psycopg
 from psycopg import pq
 
 from pgstash.child import Lines
-from pgstash.errors import Interrupted, RestoreError, TargetLostError
-from pgstash.events import Emit, Notice, ToolSaid
-from pgstash.postgres.restore import (
-    SECONDS_TO_END,
-    SECONDS_TO_END_AFTER_SIGNAL,
-    UNFINISHED,
-    Backend,
-    end_session,
-    refused,
-    settings,
-)
+from pgstash.errors import RestoreError, TargetLostError
+from pgstash.events import Emit, ToolSaid
+from pgstash.postgres.restore import UNFINISHED, refused, settings
 from pgstash.postgres.source import Server
 from pgstash.postgres.target import connected
 
@@ -34,8 +23,26 @@ _SECONDS_BETWEEN_LOOKS = 0.2
 _DONE = (pq.ExecStatus.COMMAND_OK, pq.ExecStatus.TUPLES_OK)
 
 
+@contextlib.contextmanager
+def opened(
+    server: Server, header: bytes, count: int, *, lc_monetary: str | None, emit: Emit
+) -> Iterator[list[Loader]]:
+    """Open so many sessions; ``header`` is what sets one up, without commands of psql.
+
+    Leaving the block closes them. At what they were on the server they may still be: who drops the
+    database ends them. Raises RestoreError.
+    """
+    with contextlib.ExitStack() as stack:
+        loaders = []
+        for _ in range(count):
+            loader = Loader(server, header, lc_monetary=lc_monetary, emit=emit)
+            stack.callback(loader.close)
+            loaders.append(loader)
+        yield loaders
+
+
 class Loader:
-    """A session that loads COPY blocks, each as a transaction of its own; a context manager.
+    """A session that loads COPY blocks, each as a transaction of its own.
 
     One thread uses it; :meth:`end` may be called by another.
     """
@@ -43,63 +50,33 @@ class Loader:
     def __init__(
         self, server: Server, header: bytes, *, lc_monetary: str | None, emit: Emit
     ) -> None:
-        """Prepare; ``header`` is what sets a session up, without commands of psql."""
-        self._server = server
-        self._header = header
-        self._settings = settings(UNFINISHED, lc_monetary).encode()
-        self._emit = emit
-        self._stack = contextlib.ExitStack()
-        self._ending = self._finished = False
-        self._backend: Backend | None = None
+        """Log in, and set the session up. Raises RestoreError."""
+        self._ending = False
         self._said = Lines(
             lambda line: emit(ToolSaid("server", line)),
             tuple(server.connection.secrets.values()),
         )
-
-    def __enter__(self) -> Self:
-        """Log in, and set the session up. Raises RestoreError."""
-        session = self._stack.enter_context(connected(self._server))
+        self._stack = contextlib.ExitStack()
+        session = self._stack.enter_context(connected(server))
         self._conn = session.pgconn
         try:
-            [(pid, started)] = session.execute(
-                "SELECT pid, backend_start::text FROM pg_catalog.pg_stat_activity"
-                " WHERE pid = pg_catalog.pg_backend_pid()"
-            ).fetchall()
-            self._backend = Backend(pid, started, "0")
             self._conn.notice_handler = self._heard
             self._conn.nonblocking = 1
-            self._run(self._settings)
-            self._run(self._header)
-        except BaseException as error:
-            self.__exit__(type(error), error, error.__traceback__)
+            self._run(settings(UNFINISHED, lc_monetary).encode())
+            self._run(header)
+        except BaseException:
+            self.close()
             raise
-        return self
 
-    def __exit__(
-        self, _kind: object, error: BaseException | None, _traceback: TracebackType | None
-    ) -> None:
-        """Close the session, and see to it that it ends on the server."""
+    def close(self) -> None:
+        """Close the session on our side."""
         self._conn.finish()
         self._stack.close()
         self._said.finish()
-        if self._finished or not self._backend:
-            return
-        hurried = isinstance(error, Interrupted)
-        seconds = SECONDS_TO_END_AFTER_SIGNAL if hurried else SECONDS_TO_END
-        give_up = time.monotonic() + seconds
-        try:
-            with connected(self._server, seconds=min(seconds, 10.0)) as session:
-                end_session(session, self._backend, give_up)
-        except (psycopg.Error, RestoreError) as failed:
-            self._emit(Notice(f"The target does not say what became of a session: {failed}"))
 
     def end(self) -> None:
-        """Make whoever loads stop soon; the block has to be left all the same."""
+        """Make whoever loads stop soon; the session has to be closed all the same."""
         self._ending = True
-
-    def finish(self) -> None:
-        """Say that all was loaded: then the session need not be looked for."""
-        self._finished = True
 
     def load(self, statement: bytes, block: Iterable[bytes]) -> None:
         r"""Run a COPY statement with what follows it in a script, up to ``\.`` and further.

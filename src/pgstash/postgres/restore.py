@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import psycopg
 
@@ -30,10 +30,9 @@ from pgstash.postgres.tools import ClientTools
 
 _TOKEN_BYTES = 8
 _SECONDS_BETWEEN_LOOKS = 0.1
-SECONDS_TO_END = 30.0
-"""How long a session may take to end on the server, when nobody waits for us, in seconds."""
-SECONDS_TO_END_AFTER_SIGNAL = 2.0
-"""The same after a signal: whoever sent it waits, and sends SIGKILL."""
+_SECONDS_TO_END = 30.0
+# After a signal: whoever sent it waits, and sends SIGKILL.
+_SECONDS_TO_END_AFTER_SIGNAL = 2.0
 
 NEUTRAL = {
     "default_transaction_read_only": "off",
@@ -135,8 +134,8 @@ class LockTableFullError(StatementError):
 
 
 @dataclass(frozen=True, slots=True)
-class Backend:
-    """The server's process of a session, and its transaction where there is one for all."""
+class _Backend:
+    """The server's process of psql's session, and its transaction where there is one for all."""
 
     pid: int
     started: str
@@ -169,7 +168,7 @@ class Psql:
         self._emit = emit
         self._errors = _Errors(lambda line: emit(ToolSaid("psql", line)))
         self._committing = self._finished = False
-        self._backend: Backend | None = None
+        self._backend: _Backend | None = None
         self.outcome = Outcome.NOTHING
 
     def __enter__(self) -> Self:
@@ -199,11 +198,14 @@ class Psql:
     def __exit__(
         self, _kind: object, error: BaseException | None, _traceback: TracebackType | None
     ) -> None:
-        """End psql, and see to it that its session ends."""
+        """End psql, and see to it that the session of its transaction ends."""
         self._child.__exit__()
-        if not self._finished and self._backend:
+        if not self._one_transaction:
+            # What is in the database counts for nothing: dropping it ends its sessions.
+            self.outcome = Outcome.COMMITTED if self._finished else Outcome.UNKNOWN
+        elif not self._finished and self._backend:
             hurried = isinstance(error, Interrupted)
-            seconds = SECONDS_TO_END_AFTER_SIGNAL if hurried else SECONDS_TO_END
+            seconds = _SECONDS_TO_END_AFTER_SIGNAL if hurried else _SECONDS_TO_END
             self.outcome = self._ended(self._backend, seconds)
 
     def end(self) -> None:
@@ -252,12 +254,12 @@ class Psql:
             "\\o /dev/null\n"
         ).encode()
 
-    def _introduced(self, line: bytes) -> Backend:
+    def _introduced(self, line: bytes) -> _Backend:
         pid, _, rest = line.decode(errors="replace").partition("|")
         transaction, _, started = rest.partition("|")
         if not started:
             raise self._failure(self._child.wait())
-        return Backend(int(pid), started, transaction)
+        return _Backend(int(pid), started, transaction)
 
     def _failure(self, status: int) -> RestoreError:
         if found := self._errors.first:
@@ -278,21 +280,28 @@ class Psql:
             )
         return TargetLostError(f"psql {how}: {said}", hint=hint)
 
-    def _ended(self, backend: Backend, seconds: float) -> Outcome:
+    def _ended(self, backend: _Backend, seconds: float) -> Outcome:
         """End the session, which may not notice for hours that psql is gone, and ask the server."""
         give_up = time.monotonic() + seconds
         try:
             with connected(self._server, seconds=min(seconds, 10.0)) as session:
-                if not end_session(session, backend, give_up) or not self._one_transaction:
-                    return Outcome.UNKNOWN
+                who = [backend.pid, backend.started]
+                find = (
+                    " FROM pg_catalog.pg_stat_activity WHERE pid = %s AND backend_start ="
+                    " %s::pg_catalog.timestamptz"
+                )
+                session.execute(f"SELECT pg_catalog.pg_terminate_backend(pid){find}", who)
+                while session.execute(f"SELECT{find}", who).fetchone() is not None:
+                    if time.monotonic() > give_up:
+                        return Outcome.UNKNOWN
+                    time.sleep(_SECONDS_BETWEEN_LOOKS)
                 answer = session.execute(
                     "SELECT pg_catalog.txid_status(%s::pg_catalog.int8)", [backend.transaction]
                 ).fetchone()
         except (psycopg.Error, RestoreError) as error:
             self._emit(Notice(f"The target does not say what became of the session: {error}"))
             # A server that is down rolls back what was not committed, when it comes up.
-            can_be = self._committing or not self._one_transaction
-            return Outcome.UNKNOWN if can_be else Outcome.NOTHING
+            return Outcome.UNKNOWN if self._committing else Outcome.NOTHING
         if answer == ("aborted",):
             return Outcome.NOTHING
         if answer == ("committed",):
@@ -316,26 +325,6 @@ def settings(neutral: Mapping[str, str], lc_monetary: str | None) -> str:
         f" pg_catalog.unnest(ARRAY[{values}])) AS wanted (name, value)"
         " JOIN pg_catalog.pg_settings s ON s.name = wanted.name;"
     )
-
-
-def end_session(
-    session: psycopg.Connection[tuple[Any, ...]], backend: Backend, give_up: float
-) -> bool:
-    """End another session, and tell whether it is gone; wait for that until ``give_up``.
-
-    That is a time of :func:`time.monotonic`. Raises psycopg.Error.
-    """
-    who = [backend.pid, backend.started]
-    find = (
-        " FROM pg_catalog.pg_stat_activity WHERE pid = %s AND backend_start ="
-        " %s::pg_catalog.timestamptz"
-    )
-    session.execute(f"SELECT pg_catalog.pg_terminate_backend(pid){find}", who)
-    while session.execute(f"SELECT{find}", who).fetchone() is not None:
-        if time.monotonic() > give_up:
-            return False
-        time.sleep(_SECONDS_BETWEEN_LOOKS)
-    return True
 
 
 def refused(state: str, text: str, message: str) -> RestoreError:

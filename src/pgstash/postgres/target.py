@@ -13,12 +13,14 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
-from pgstash.errors import TargetDatabaseError, TargetLostError
+from pgstash.errors import Interrupted, TargetDatabaseError, TargetLostError
 from pgstash.events import Emit, Warned
 from pgstash.manifest import Database
 from pgstash.postgres.source import Server
 
 _SECONDS_TO_CONNECT = 10.0
+# Whoever sent it waits, and sends SIGKILL.
+_SECONDS_TO_CONNECT_AFTER_SIGNAL = 2.0
 _SECONDS_FOR_OTHERS_TO_LEAVE = 20.0
 _SECONDS_BETWEEN_TRIES = 0.2
 _LONGEST_NAME = 63  # bytes: the server cuts off what is longer
@@ -216,6 +218,9 @@ def created(  # noqa: PLR0913 - each is one property of the new database
                     sql.Identifier(working), sql.Identifier(name)
                 ),
             )
+    except Interrupted:
+        drop(server, working, emit, seconds=_SECONDS_TO_CONNECT_AFTER_SIGNAL)
+        raise
     except BaseException:
         drop(server, working, emit)
         raise
@@ -280,25 +285,28 @@ def _configure(server: Server, working: str, like: Database, emit: Emit) -> None
                 emit(Warned(f"The setting {setting} is left out: {_said(error)}"))
 
 
-def drop(server: Server, name: str, emit: Emit) -> None:
-    """Drop a database of ours, if there is one; a warning where that fails."""
+def drop(server: Server, name: str, emit: Emit, *, seconds: float = _SECONDS_TO_CONNECT) -> None:
+    """Drop a database of ours, and all sessions in it; a warning where that fails.
+
+    ``seconds`` is how long the server may take to answer.
+    """
     statement = sql.SQL("DROP DATABASE IF EXISTS {}").format(sql.Identifier(name))
     try:
-        _unsubscribe(server, name)
+        _unsubscribe(server, name, seconds)
         # One whose client was killed may be at a statement for hours, and not notice.
-        with connected(server) as session:
+        with connected(server, seconds=seconds) as session:
             session.execute(_END_SESSIONS, [name])
         _when_unused(server, statement)
     except (psycopg.Error, TargetLostError) as error:
         emit(Warned(f"The database {name} could not be dropped: drop it yourself. {error}"))
 
 
-def _unsubscribe(server: Server, name: str) -> None:
+def _unsubscribe(server: Server, name: str, seconds: float) -> None:
     """Drop the subscriptions of a database of ours, with which nobody can drop it.
 
     Nothing is said to the publisher, where the slot of that name is the source's.
     """
-    with connected(server) as session:
+    with connected(server, seconds=seconds) as session:
         subscriptions = session.execute(_SUBSCRIPTIONS, [name]).fetchall()
     if not subscriptions:
         return
