@@ -131,6 +131,10 @@ def test_a_name_that_is_not_utf8(newest_cluster: Cluster, tmp_path: Path) -> Non
         done = once(environment(home.bin_dir, **settings), tmp_path)
         assert done.returncode == 0, done.stderr
         assert stored(tmp_path)[0].manifest["database"]["name"] == "café"
+        scratch = {"VERIFY_DATABASE_URL": cluster.maintenance.uri, "STORAGE_URL": tmp_path.as_uri()}
+        drilled = run_pgstash(["drill"], environment(home.bin_dir, **settings, **scratch))
+        assert drilled.returncode == 0, drilled.stderr
+        assert "VERIFY_DATABASE_URL is on the source's own server" in drilled.stderr
         url = home.uri.replace("/latin1", "/caf%E9")
         refused = once(environment(home.bin_dir, DATABASE_URL=url), tmp_path)
         assert refused.returncode == 1

@@ -18,10 +18,12 @@ from psycopg import conninfo, sql
 from pgstash.errors import DatabaseError, ScratchError, TargetLostError
 from pgstash.events import Emit, Notice, Warned
 from pgstash.postgres import source, target
+from pgstash.postgres.session import Session
 from pgstash.postgres.source import Server
 
 _PREFIX = "pgstash_drill_"
 _MARK_BYTES = 4
+_SECONDS_TO_ANSWER = 10.0
 
 # The second mark is that of a restore which did not come to its end.
 _NAME = re.compile(rf"({_PREFIX}[0-9a-f]{{8}})(_pgstash_[0-9a-f]{{8}})?")
@@ -70,8 +72,14 @@ def keep_off(scratch: Server, of: Server, emit: Emit) -> None:
 
 
 def _started(server: Server) -> object:
-    with target.connected(server) as session:
-        return session.execute(_STARTED).fetchone()
+    try:
+        # Whatever the bytes of the database's name: psycopg's own sessions want UTF-8.
+        with contextlib.closing(Session(server.connection)) as session:
+            return session.ask(_STARTED, _SECONDS_TO_ANSWER)
+    except (DatabaseError, psycopg.Error) as error:
+        raise ScratchError(
+            f"whether VERIFY_DATABASE_URL is the source itself cannot be told: {error}"
+        ) from error
 
 
 @contextlib.contextmanager
