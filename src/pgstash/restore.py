@@ -27,6 +27,7 @@ from pgstash.pipeline.transactions import WithoutTransactions, without_transacti
 from pgstash.postgres import roles, source, target, tools
 from pgstash.postgres.restore import LockTableFullError, Outcome, Psql
 from pgstash.postgres.source import Server
+from pgstash.unpacking import known_to
 
 _SECONDS_BETWEEN_PROGRESS = 0.25
 
@@ -195,7 +196,8 @@ def _restore(plan: Plan, archive: Archive, emit: events.Emit, state: _State) -> 
             emit=emit,
         )
         try:
-            _feed(psql, progress.watch(script or iter(())), plan)
+            read = progress.watch(script or iter(()))
+            _feed(psql, known_to(into.major, read), plan)
         except LockTableFullError as error:
             raise _too_many_locks(archive.manifest, locks, error.message) from error
         finally:

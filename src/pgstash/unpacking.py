@@ -31,6 +31,11 @@ _CLOSING_BYTES = 1024
 
 _RESTRICT = re.compile(rb"^\\restrict (\w+)$", re.MULTILINE)
 
+# pg_dump's header sets it from 17 on, whichever server it dumps; before that no server knows it.
+_NEW_SETTING = b"SET transaction_timeout = 0;\n"
+_KNOWN_FROM = 17
+_LAST_SETTING = b"SELECT pg_catalog.set_config('search_path'"
+
 # What decides on an encrypted archive's ends: its first block, and its last two.
 _ENDS = 32
 
@@ -107,6 +112,18 @@ def footer(header: bytes) -> bytes:
 def session_only(header: bytes) -> bytes:
     """Return a header without the command of psql in it: statements that a server takes."""
     return _RESTRICT.sub(b"", header)
+
+
+def known_to(major: int, script: Iterator[bytes]) -> Iterator[bytes]:
+    """Yield a script without what its header sets and a server of this major does not know.
+
+    Where a server is dumped by a newer pg_dump, it could not be restored into that server else.
+    """
+    if major < _KNOWN_FROM:
+        first = next(script, b"")
+        header, last, rest = first.partition(_LAST_SETTING)
+        yield header.replace(_NEW_SETTING, b"", 1) + last + rest if last else first
+    yield from script
 
 
 def passphrase_for(name: str, passphrase: str | None) -> str:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from faults.scene import Bucket, wait_until
-from support import pieces
+from support import backups, pieces
 from support.backups import PASSPHRASE, PREFIX
 from support.cli import COMMAND, environment, run_pgstash, started_pgstash
 from support.compare import compare
@@ -349,11 +349,12 @@ def clients(on: Cluster) -> list[int]:
     return found
 
 
+@pytest.mark.parametrize("phase", ["pre-data", "post-data"], indirect=True)
 @pytest.mark.parametrize(
     "which", [pytest.param(0, id="the first"), pytest.param(-1, id="the last")]
 )
 def test_a_client_is_killed(which: int, phase: str, endless: Path, newest_cluster: Cluster) -> None:
-    """Of pg_restore the first is the leader, the others are its workers."""
+    """Of pg_restore the first is the leader, the others are its workers; rows need no client."""
     env = restore_environment(endless, newest_cluster)
     with started_pgstash(["restore", "--create", NAME], env) as process:
         wait_until(lambda: sleeping(newest_cluster, phase), f"the statement of {phase} runs")
@@ -488,15 +489,20 @@ def test_a_server_that_is_older_than_pg_dump(
     make_database: MakeDatabase,
     tmp_path: Path,
 ) -> None:
+    """As where no other major is installed: what the older does not know is left out."""
     source, on = make_database("mixed", on=clusters.get(older)), clusters.get(older)
-    pieces.back_up(source, tmp_path, tools=bin_dir(newer))
-    env = restore_environment(tmp_path, on) | {
-        "PATH": restore_environment(tmp_path, clusters.get(newer))["PATH"]
-    }
+    alone = ("from pgstash.postgres import tools", "tools._PACKAGED = ()")
+    env = environment(bin_dir(newer), **backups.settings(source, tmp_path))
+    done = run_pgstash(["once"], env, command=pieces.program(*alone))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert backups.stored(tmp_path)[0].manifest["client"].startswith(f"{newer}.")
+    env = restore_environment(tmp_path, on) | {"PATH": env["PATH"]}
     arguments = ["restore", "--create", NAME]
     try:
-        done = run_pgstash(arguments, env, command=program(BY_ONE_ALONE))
+        done = run_pgstash(arguments, env, command=program(*alone, BY_ONE_ALONE))
         assert (done.returncode, done.stderr) == (0, "")
+        made = Database(on, NAME)
+        assert compare(source.conninfo, made.conninfo, bin_dir=source.bin_dir) == []
     finally:
         on.drop_database(NAME)
 

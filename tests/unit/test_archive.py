@@ -541,3 +541,24 @@ def test_a_script_that_was_restricted_is_released() -> None:
     assert unpacking.footer(b"\\restrict aB3\n") == b"\n\\unrestrict aB3\n"
     for header in (b"", b"SET x = 1;\n", b"-- \\restrict aB3\n", b"\\restrict a B\n"):
         assert unpacking.footer(header) == b""
+
+
+HEADER = b"SET lock_timeout = 0;\nSET transaction_timeout = 0;\n"
+SEARCH_PATH = b"SELECT pg_catalog.set_config('search_path', '', false);\n"
+BODY = b"COMMENT ON DATABASE a IS '\nSET transaction_timeout = 0;\n';\n"
+
+
+@pytest.mark.parametrize(
+    ("major", "script", "expected"),
+    [
+        (16, HEADER + SEARCH_PATH + BODY, HEADER[:22] + SEARCH_PATH + BODY),
+        (16, SEARCH_PATH + BODY, SEARCH_PATH + BODY),
+        (16, BODY, BODY),
+        (16, b"", b""),
+        (17, HEADER + SEARCH_PATH + BODY, HEADER + SEARCH_PATH + BODY),
+    ],
+)
+def test_a_setting_that_is_too_new_is_left_out_of_the_header(
+    major: int, script: bytes, expected: bytes
+) -> None:
+    assert b"".join(unpacking.known_to(major, iter([script, BODY]))) == expected + BODY
