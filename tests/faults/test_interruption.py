@@ -186,6 +186,29 @@ def test_while_waiting_to_try_again(bucket_scene: Scene, http: HttpProxy) -> Non
 
 
 @pytest.mark.parametrize("signum", MOSTLY_SIGTERM)
+def test_while_the_upload_begins(
+    signum: signal.Signals, held: Scene, holding: HoldingProxy
+) -> None:
+    """Only the store's answer says what is to be removed."""
+    holding.operation = "CreateMultipartUpload"
+    with held.started() as process:
+        wait_until(holding.arrived.is_set, "the upload begins")
+        threading.Timer(0.5, holding.released.set).start()
+        done = ended_by(process, signum)
+    assert_interrupted(done, signum)
+    assert_nothing_left(held)
+
+
+def test_while_an_upload_begins_for_ever(held: Scene, holding: HoldingProxy) -> None:
+    holding.operation = "CreateMultipartUpload"
+    with held.started() as process:
+        wait_until(holding.arrived.is_set, "the upload begins")
+        done = ended_by(process, signal.SIGTERM)
+    assert_interrupted(done, signal.SIGTERM)
+    assert_nothing_left(held)
+
+
+@pytest.mark.parametrize("signum", MOSTLY_SIGTERM)
 def test_a_commit_that_ends_in_time_is_a_success(
     signum: signal.Signals, held: Scene, holding: HoldingProxy
 ) -> None:

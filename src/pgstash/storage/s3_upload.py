@@ -5,11 +5,13 @@ https://docs.aws.amazon.com/AmazonS3/latest/userguide/mpuoverview.html
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Any, Self
 
 from botocore.exceptions import ClientError
@@ -28,10 +30,12 @@ from pgstash.storage.s3_client import PartReader, Requests, lowered
 from pgstash.storage.s3_errors import error_code, may_go_on
 
 # Seconds that leaving without a commit may take: when somebody waits for the process to
-# stop, and otherwise; and how long parts on their way may take to end by themselves.
+# stop, and otherwise; how long parts on their way may take to end by themselves; and what is kept
+# for removing an upload whose beginning was interrupted.
 PROMPT = 3.0
 PATIENT = 30.0
 LAST_PARTS = 1.5
+ROOM_TO_ABORT = 1.0
 ABORT_RETRY = Retry(attempts=5, delay=0.5)
 ABORT_ROUNDS = 3
 
@@ -104,12 +108,7 @@ class S3Upload:
         return None if self._unclear and not self._committed else self._committed
 
     def __enter__(self) -> Self:
-        self._upload_id = self._requests.call(
-            f"begin the upload of {self._url}",
-            lambda: self._client.create_multipart_upload(
-                Bucket=self._bucket, Key=self._key, Metadata=self._metadata
-            ),
-        )["UploadId"]
+        self._begin()
         try:
             for _ in range(BUFFERS):
                 # Anonymous memory: taken as it is filled, given back whole.
@@ -121,6 +120,40 @@ class S3Upload:
             self._discard(PROMPT)
             raise
         return self
+
+    def _begin(self) -> None:
+        """Begin the upload, in a thread: a signal must not cut off the answer, which names it."""
+        answers: SimpleQueue[BaseException | None] = SimpleQueue()
+
+        def create() -> None:
+            try:
+                self._upload_id = self._requests.call(
+                    f"begin the upload of {self._url}",
+                    lambda: self._client.create_multipart_upload(
+                        Bucket=self._bucket, Key=self._key, Metadata=self._metadata
+                    ),
+                    abandoned=self._stopping,
+                )["UploadId"]
+            except BaseException as exc:  # noqa: BLE001 - raised in the caller's thread
+                answers.put(exc)
+            else:
+                answers.put(None)
+
+        beginner = threading.Thread(target=create, name="upload-beginner", daemon=True)
+        beginner.start()
+        try:
+            failure = answers.get()
+        except BaseException:
+            give_up = time.monotonic() + PROMPT
+            self._stopping.set()
+            # Not get() with a timeout, which a signal can make wait for ever.
+            beginner.join(PROMPT - ROOM_TO_ABORT)
+            with contextlib.suppress(Empty):
+                if answers.get_nowait() is None:
+                    self._discard(max(0.0, give_up - time.monotonic()))
+            raise
+        if failure:
+            raise failure
 
     def __exit__(self, exc_type: type[BaseException] | None, *_: object) -> None:
         self._finished = True
