@@ -34,7 +34,8 @@ _RESTRICT = re.compile(rb"^\\restrict (\w+)$", re.MULTILINE)
 # pg_dump's header sets it from 17 on, whichever server it dumps; before that no server knows it.
 _NEW_SETTING = b"SET transaction_timeout = 0;\n"
 _KNOWN_FROM = 17
-_LAST_SETTING = b"SELECT pg_catalog.set_config('search_path'"
+# Comments, a command of psql and settings, line by line: nothing that could be somebody's data.
+_SETTINGS = re.compile(rb"(?:(?:(?:--|\\restrict |SET )[^\n]*)?\n)*+")
 
 # What decides on an encrypted archive's ends: its first block, and its last two.
 _ENDS = 32
@@ -121,8 +122,9 @@ def known_to(major: int, script: Iterator[bytes]) -> Iterator[bytes]:
     """
     if major < _KNOWN_FROM:
         first = next(script, b"")
-        header, last, rest = first.partition(_LAST_SETTING)
-        yield header.replace(_NEW_SETTING, b"", 1) + last + rest if last else first
+        match = _SETTINGS.match(first)
+        header = match[0] if match else b""
+        yield header.replace(_NEW_SETTING, b"") + first[len(header) :]
     yield from script
 
 

@@ -206,6 +206,7 @@ def test_while_an_upload_begins_for_ever(held: Scene, holding: HoldingProxy) -> 
         done = ended_by(process, signal.SIGTERM)
     assert_interrupted(done, signal.SIGTERM)
     assert_nothing_left(held)
+    assert "the store did not answer in time" in done.stderr, "what may come yet is told"
 
 
 @pytest.mark.parametrize("signum", MOSTLY_SIGTERM)

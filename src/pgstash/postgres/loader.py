@@ -157,11 +157,11 @@ class Loader:
 
     def _refused(self, result: pq.abc.PGresult | None, statement: bytes) -> RestoreError:
         if result is None:
-            return TargetLostError("the target did not answer a COPY")
+            return TargetLostError("the target did not answer a statement")
         state = (result.error_field(pq.DiagnosticField.SQLSTATE) or b"").decode()
         text = result.error_message.decode(errors="replace").strip()
         said = statement.decode(errors="replace").strip()
-        return refused(state, text, f"the target refused rows: {text}\nSTATEMENT: {said}")
+        return refused(state, text, f"the target refused a statement: {text}\nSTATEMENT: {said}")
 
     def _heard(self, result: pq.abc.PGresult) -> None:
         self._said.feed(result.error_message)

@@ -200,10 +200,12 @@ class Psql:
     ) -> None:
         """End psql, and see to it that the session of its transaction ends."""
         self._child.__exit__()
+        if self._finished:
+            return
         if not self._one_transaction:
             # What is in the database counts for nothing: dropping it ends its sessions.
-            self.outcome = Outcome.COMMITTED if self._finished else Outcome.UNKNOWN
-        elif not self._finished and self._backend:
+            self.outcome = Outcome.UNKNOWN
+        elif self._backend:
             hurried = isinstance(error, Interrupted)
             seconds = _SECONDS_TO_END_AFTER_SIGNAL if hurried else _SECONDS_TO_END
             self.outcome = self._ended(self._backend, seconds)

@@ -5,7 +5,6 @@ https://docs.aws.amazon.com/AmazonS3/latest/userguide/mpuoverview.html
 
 from __future__ import annotations
 
-import contextlib
 import mmap
 import threading
 import time
@@ -140,17 +139,22 @@ class S3Upload:
                 answers.put(None)
 
         beginner = threading.Thread(target=create, name="upload-beginner", daemon=True)
-        beginner.start()
         try:
+            beginner.start()
             failure = answers.get()
         except BaseException:
             give_up = time.monotonic() + PROMPT
             self._stopping.set()
             # Not get() with a timeout, which a signal can make wait for ever.
-            beginner.join(PROMPT - ROOM_TO_ABORT)
-            with contextlib.suppress(Empty):
-                if answers.get_nowait() is None:
-                    self._discard(max(0.0, give_up - time.monotonic()))
+            if beginner.ident is not None:
+                beginner.join(PROMPT - ROOM_TO_ABORT)
+            try:
+                begun = answers.get_nowait() is None
+            except Empty:
+                begun = False
+                self._emit(events.UploadLeftBehind(self._key, "unknown", self._left_behind))
+            if begun:
+                self._discard(max(0.0, give_up - time.monotonic()))
             raise
         if failure:
             raise failure
