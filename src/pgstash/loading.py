@@ -1,4 +1,4 @@
-"""A restore by several sessions: objects first, then rows in any order, then what needs the rows.
+"""A restore by several sessions: objects first, then rows, then what needs the rows.
 
 Each member is read by itself, and compared with the manifest before one byte of it is handed out.
 Nothing here is one transaction: it is for a database that gets its name when all is done.
@@ -120,7 +120,11 @@ class Loading:
     def _load_rows(self, plan: Plan, progressed: Callable[[int], None]) -> None:
         todo: queue.SimpleQueue[range] = queue.SimpleQueue()
         done: _Done = queue.SimpleQueue()
-        runs = self._parts.runs(plan.jobs)
+        jobs = plan.jobs
+        if reason := loader.kept_order(plan.into):
+            plan.emit(events.Notice(reason))
+            jobs = 1
+        runs = self._parts.runs(jobs)
         for run in runs:
             todo.put(run)
         with contextlib.ExitStack() as stack:
@@ -128,7 +132,7 @@ class Loading:
                 loader.opened(
                     plan.into,
                     session_only(self.header),
-                    min(plan.jobs, len(runs)),
+                    min(jobs, len(runs)),
                     lc_monetary=plan.lc_monetary,
                     emit=plan.emit,
                 )

@@ -3,7 +3,7 @@
 pg_dump writes all but the rows of big tables: what makes the objects, the rest of the rows. The
 rows of big tables are read by psql in ranges of pages, under the snapshot that pg_dump has too.
 Each piece becomes a member of the archive, in the order in which they are done: between what makes
-the tables and what makes their indexes and constraints, no order is needed.
+the tables and what makes their indexes and constraints, hardly ever an order is needed.
 """
 
 from __future__ import annotations
@@ -163,9 +163,11 @@ def _prepared(plan: Plan, stack: contextlib.ExitStack) -> Parallel:
     ) as contents:
         script = outline.script(contents, plan.client, plan.options, plan.environment)
         tables = [into[0] for entry in contents.entries if (into := entry.loads_into)]
-        pieces = _Pieces(
-            plan, list(_before(script)), script.after, tables, snapshot.cut(contents.entries)
-        )
+        big = snapshot.cut(contents.entries)
+        if big and (reason := snapshot.kept_order()):
+            plan.emit(events.Notice(reason))
+            big = []
+        pieces = _Pieces(plan, list(_before(script)), script.after, tables, big)
         # All locks are held before the first one of them is given back, at the end of this block.
         pieces.open(stack, snapshot)
         return Parallel(plan, contents.head, pieces)

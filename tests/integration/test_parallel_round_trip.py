@@ -115,3 +115,24 @@ def test_a_row_that_is_longer_than_members(
     cluster.create_database(new_database)
     backup.restore(Database(cluster, new_database))
     assert differences(source, new_database, cluster) == []
+
+
+def test_a_check_that_reads_another_table_meets_the_rows_that_are_before_its_own(
+    cluster: Cluster, make_database: MakeDatabase, new_database: str, tmp_path: Path
+) -> None:
+    """pg_dump writes the limits first, and its script restores: so does ours, by all sessions."""
+    source = make_database(on=cluster)
+    source.run_sql(
+        "CREATE TABLE a_limits (most int, why text);"
+        "INSERT INTO a_limits SELECT n, md5(n::text) FROM generate_series(1, 200000) AS n;"
+        "CREATE FUNCTION within(n int) RETURNS bool LANGUAGE sql"
+        "    AS 'SELECT n <= max(most) FROM public.a_limits';"
+        "CREATE TABLE b_checked (n int CONSTRAINT within CHECK (coalesce(within(n), false)));"
+        "INSERT INTO b_checked VALUES (200000)"
+    )
+    backup = back_up(source, tmp_path)
+    assert backup.manifest["schema_sha256"]
+    for jobs in (4, 1):
+        restore(tmp_path, cluster, "--create", new_database, jobs=jobs)
+        assert differences(source, new_database, cluster) == []
+        cluster.drop_database(new_database)

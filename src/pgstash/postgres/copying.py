@@ -17,6 +17,7 @@ import psycopg
 
 from pgstash.errors import DatabaseError
 from pgstash.events import Emit, ToolSaid
+from pgstash.postgres import ordering
 from pgstash.postgres.dump import failure
 from pgstash.postgres.process import Child
 from pgstash.postgres.session import Session
@@ -148,6 +149,11 @@ class Snapshot:
                 chunks = tuple(_chunks(named[oid], *into, pages, size))
                 tables.append(Table(into[0], _qualified(named[oid]), chunks))
         return tables
+
+    def kept_order(self) -> str | None:
+        """Say why rows may not be written in any order, if they may not. Raises SnapshotError."""
+        rows = self._ask(ordering.QUESTION)
+        return ordering.reason(rows[0]) if rows else None
 
     def _ask(self, statement: bytes) -> list[list[bytes | None]]:
         try:

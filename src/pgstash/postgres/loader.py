@@ -15,6 +15,7 @@ from psycopg import pq
 from pgstash.child import Lines
 from pgstash.errors import RestoreError, TargetLostError
 from pgstash.events import Emit, ToolSaid
+from pgstash.postgres import ordering
 from pgstash.postgres.restore import UNFINISHED, refused, settings
 from pgstash.postgres.source import Server
 from pgstash.postgres.target import connected
@@ -39,6 +40,19 @@ def opened(
             stack.callback(loader.close)
             loaders.append(loader)
         yield loaders
+
+
+def kept_order(server: Server) -> str | None:
+    """Say why rows may not be loaded in any order, if they may not; the tables are there by now.
+
+    Raises RestoreError.
+    """
+    try:
+        with connected(server, "SQL_ASCII") as session:  # names are bytes
+            row = session.execute(ordering.QUESTION).fetchone()
+    except psycopg.Error as error:
+        raise _lost(error) from error
+    return ordering.reason(row) if row else None
 
 
 class Loader:
@@ -101,7 +115,7 @@ class Loader:
         try:
             self._conn.send_query(statements)
         except psycopg.Error as error:
-            raise self._lost(error) from error
+            raise _lost(error) from error
         self._flush()
 
     def _drain(self, statements: bytes) -> None:
@@ -121,7 +135,7 @@ class Loader:
             else:
                 self._conn.put_copy_data(piece)
         except psycopg.Error as error:
-            raise self._lost(error) from error
+            raise _lost(error) from error
         self._flush()
 
     def _flush(self) -> None:
@@ -130,7 +144,7 @@ class Loader:
                 if self._wait(select.POLLIN | select.POLLOUT) & select.POLLIN:
                     self._conn.consume_input()
         except psycopg.Error as error:
-            raise self._lost(error) from error
+            raise _lost(error) from error
 
     def _result(self) -> pq.abc.PGresult | None:
         try:
@@ -139,7 +153,7 @@ class Loader:
                 self._conn.consume_input()
             return self._conn.get_result()
         except psycopg.Error as error:
-            raise self._lost(error) from error
+            raise _lost(error) from error
 
     def _wait(self, events: int) -> int:
         poll = select.poll()
@@ -152,9 +166,6 @@ class Loader:
         if self._ending:
             raise TargetLostError("the session was ended")
 
-    def _lost(self, error: psycopg.Error) -> RestoreError:
-        return TargetLostError(f"the target was lost: {' '.join(str(error).split())}")
-
     def _refused(self, result: pq.abc.PGresult | None, statement: bytes) -> RestoreError:
         if result is None:
             return TargetLostError("the target did not answer a statement")
@@ -165,3 +176,7 @@ class Loader:
 
     def _heard(self, result: pq.abc.PGresult) -> None:
         self._said.feed(result.error_message)
+
+
+def _lost(error: psycopg.Error) -> RestoreError:
+    return TargetLostError(f"the target was lost: {' '.join(str(error).split())}")
