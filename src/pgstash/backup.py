@@ -35,7 +35,7 @@ from pgstash.errors import (
     StorageError,
 )
 from pgstash.pipeline import encryption
-from pgstash.postgres import required, roles, source, tools, writer
+from pgstash.postgres import address, required, roles, source, tools, writer
 from pgstash.postgres.source import Server
 from pgstash.postgres.writer import Writer
 from pgstash.storage.interface import Storage, Upload
@@ -103,7 +103,7 @@ def run(plan: Plan, storage: Storage, world: World) -> Backup:
     encrypted = plan.passphrase is not None
     started = world.now()
     base = manifests.base_name(started)
-    host, database = source.named(plan.source_url)
+    host, database = address.named(plan.source_url)
     world.emit(events.BackupAttempted(host, database))
     source_facts = {"PGSTASH_HOST": host, "PGSTASH_DATABASE": database}
     try:

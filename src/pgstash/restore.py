@@ -24,7 +24,7 @@ from pgstash.errors import (
 )
 from pgstash.manifest import Manifest, Section
 from pgstash.pipeline.transactions import WithoutTransactions, without_transactions
-from pgstash.postgres import roles, source, target, tools
+from pgstash.postgres import address, roles, source, target, tools
 from pgstash.postgres.restore import LockTableFullError, Outcome, Psql
 from pgstash.postgres.source import Server
 from pgstash.unpacking import known_to
@@ -77,7 +77,7 @@ def run(plan: Plan, wanted: str, find: Callable[[], Archive], emit: events.Emit)
     Interrupted on a signal; an event says then what became of the target.
     """
     began = time.monotonic()
-    host, database = source.named(plan.target_url)
+    host, database = address.named(plan.target_url)
     state = _State(wanted, Outcome.NOTHING)
     sessions = 0
     try:

@@ -15,7 +15,7 @@ from pgstash.check import freshness
 from pgstash.errors import PgstashError, StaleBackupError
 from pgstash.monitoring import log
 from pgstash.monitoring.scrub import Scrubber
-from pgstash.postgres import source
+from pgstash.postgres import address, source
 from pgstash.schedule import stale_at
 from pgstash.settings import Settings, environment
 from pgstash.signals import kept_for_this_thread
@@ -115,7 +115,7 @@ def _webhooks_tried(settings: Settings) -> Iterator[Finding]:
     found = _webhooks(settings)
     if not found:
         yield Finding("webhook", "skipped", "WEBHOOK_URL is not set")
-    host, database = source.named(settings.source_url)
+    host, database = address.named(settings.source_url)
     for topic, variable, url in found:
         problem = webhook.send_test(url, host, database, Scrubber(settings.secrets()))
         if problem:

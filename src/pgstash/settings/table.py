@@ -20,7 +20,7 @@ from pydantic import (
 )
 
 from pgstash import schedule
-from pgstash.postgres import options, required, source
+from pgstash.postgres import address, options, required
 from pgstash.settings import values
 
 STRONG_KEY_LENGTH = 32
@@ -542,7 +542,7 @@ class Settings(BaseModel):
             if web is not None:
                 found += _parts_of_url(web.get_secret_value())
         for url in (self.source_url, self.target_url, self.scratch_url or ""):
-            found += source.secrets(url)
+            found += address.secrets(url)
         return found
 
     @property

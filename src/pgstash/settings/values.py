@@ -10,20 +10,20 @@ from urllib.parse import unquote, urlsplit
 from pydantic import SecretStr
 
 from pgstash import hooks, schedule
-from pgstash.postgres import options, required, source
+from pgstash.postgres import address, options, required
 
 _SHORTEST_INTERVAL = 60
 
 
 def database_url(url: SecretStr) -> SecretStr:
     """Return a connection string that libpq can read."""
-    source.parse(url.get_secret_value())
+    address.parse(url.get_secret_value())
     return url
 
 
 def target_url(url: SecretStr) -> SecretStr:
     """Return a connection string that libpq can read, and that says which database is meant."""
-    if not source.parse(url.get_secret_value()).get("dbname"):
+    if not address.parse(url.get_secret_value()).get("dbname"):
         raise ValueError("does not name a database")
     return url
 
