@@ -8,25 +8,17 @@ from __future__ import annotations
 import mmap
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
-from typing import Any, Self
-
-from botocore.exceptions import ClientError
+from typing import Self
 
 from pgstash import events
-from pgstash.errors import (
-    ObjectExistsError,
-    ObjectNotFoundError,
-    StorageError,
-    StorageRefusedError,
-    UploadError,
-)
+from pgstash.errors import StorageError, UploadError
 from pgstash.storage.parts import BUFFERS, SENDERS
-from pgstash.storage.retry import Retry
-from pgstash.storage.s3_client import PartReader, Requests, lowered
-from pgstash.storage.s3_errors import error_code, may_go_on
+from pgstash.storage.s3_client import Requests
+from pgstash.storage.s3_errors import error_code
+from pgstash.storage.s3_multipart import Multipart
 
 # Seconds that leaving without a commit may take: when somebody waits for the process to
 # stop, and otherwise; how long parts on their way may take to end by themselves; and what is kept
@@ -35,7 +27,6 @@ PROMPT = 3.0
 PATIENT = 30.0
 LAST_PARTS = 1.5
 ROOM_TO_ABORT = 1.0
-ABORT_RETRY = Retry(attempts=5, delay=0.5)
 ABORT_ROUNDS = 3
 
 
@@ -65,12 +56,9 @@ class S3Upload:
         emit: events.Emit,
     ) -> None:
         """Prepare; nothing is sent before the block is entered."""
-        self._requests = requests
-        self._client = requests.client
-        self._bucket = requests.bucket
+        self._multipart = Multipart(requests, key, metadata)
         self._key = key
-        self._url = f"s3://{requests.bucket}/{key}"
-        self._metadata = dict(metadata)
+        self._url = self._multipart.url
         self._part_size = part_size
         self._max_parts = max_parts
         self._emit = emit
@@ -80,11 +68,9 @@ class S3Upload:
         self._filling: mmap.mmap | None = None
         self._filled = 0
         self._numbered = 0
-        self._sent: dict[int, tuple[int, str]] = {}
         self._failure: BaseException | None = None
         self._finished = False
         self._committed = False
-        self._unclear = False  # Complete was sent, and nobody said what came of it
 
         self._stopping = threading.Event()
         self._aborting = threading.Event()
@@ -104,7 +90,7 @@ class S3Upload:
     @property
     def committed(self) -> bool | None:
         """Whether the object is visible; None where a commit was cut off and nobody knows."""
-        return None if self._unclear and not self._committed else self._committed
+        return None if self._multipart.unclear and not self._committed else self._committed
 
     def __enter__(self) -> Self:
         self._begin()
@@ -126,13 +112,7 @@ class S3Upload:
 
         def create() -> None:
             try:
-                self._upload_id = self._requests.call(
-                    f"begin the upload of {self._url}",
-                    lambda: self._client.create_multipart_upload(
-                        Bucket=self._bucket, Key=self._key, Metadata=self._metadata
-                    ),
-                    abandoned=self._stopping,
-                )["UploadId"]
+                self._multipart.begin(self._stopping)
             except BaseException as exc:  # noqa: BLE001 - raised in the caller's thread
                 answers.put(exc)
             else:
@@ -152,7 +132,7 @@ class S3Upload:
                 begun = answers.get_nowait() is None
             except Empty:
                 begun = False
-                self._emit(events.UploadLeftBehind(self._key, "unknown", self._left_behind))
+                self._tell_left_behind()
             if begun:
                 self._discard(max(0.0, give_up - time.monotonic()))
             raise
@@ -164,7 +144,7 @@ class S3Upload:
         if self._committed:
             self._stop()
             return
-        if self._unclear:
+        if self._multipart.unclear:
             self._leave_be()
             return
         hurry = exc_type is not None and not issubclass(exc_type, Exception)
@@ -204,10 +184,7 @@ class S3Upload:
     def commit(self) -> None:
         """Compare what the store holds with what was sent, and make the object visible."""
         self.flush()
-        self._verify()
-        if self._is_taken():
-            raise ObjectExistsError(f"{self._url} is there already")
-        self._complete()
+        self._multipart.complete(self._given_up)
         self._committed = True
 
     def _next_free(self) -> mmap.mmap:
@@ -246,137 +223,11 @@ class S3Upload:
                 self._free.put(part.buffer)
 
     def _send(self, part: _Part) -> None:
-        view = memoryview(part.buffer)[: part.size]
-        answer = self._requests.call(
-            f"send part {part.number} of {self._url}",
-            lambda: self._client.upload_part(
-                Bucket=self._bucket,
-                Key=self._key,
-                UploadId=self._upload_id,
-                PartNumber=part.number,
-                Body=PartReader(view).body(),
-            ),
-            abandoned=self._stopping,
-        )
-        self._sent[part.number] = (part.size, answer.get("ETag", "").strip('"'))
+        self._multipart.send(part.number, memoryview(part.buffer)[: part.size], self._stopping)
         if self._aborting.is_set():
             # A part that ends after the abort may stay: then the abort has to be repeated.
             # https://docs.aws.amazon.com/AmazonS3/latest/API/API_AbortMultipartUpload.html
-            self._abort()
-
-    # Commit.
-
-    def _verify(self) -> None:
-        """Raise UploadError unless the store holds the parts that were sent, and no others."""
-        held = dict(self._held_parts())
-        if held != self._sent:
-            wrong = sorted(
-                number
-                for number in held.keys() | self._sent.keys()
-                if held.get(number) != self._sent.get(number)
-            )
-            raise UploadError(
-                f"cannot commit {self._url}: the store does not hold what was sent "
-                f"(differing parts: {', '.join(map(str, wrong[:10]))})",
-                hint="Run the backup again; if it stays so, something between here and the store "
-                "changes what is sent.",
-            )
-
-    def _held_parts(self) -> Iterator[tuple[int, tuple[int, str]]]:
-        """Yield the number, size and ETag of each part in the store.
-
-        https://docs.aws.amazon.com/AmazonS3/latest/API/API_ListParts.html
-        """
-        marker = 0
-        while True:
-            page = self._requests.call(
-                f"list the parts of {self._url}",
-                lambda marker=marker: self._client.list_parts(  # type: ignore[misc]
-                    Bucket=self._bucket,
-                    Key=self._key,
-                    UploadId=self._upload_id,
-                    PartNumberMarker=marker,
-                ),
-                abandoned=self._given_up,
-            )
-            for part in page.get("Parts", []):
-                yield part["PartNumber"], (part["Size"], part["ETag"].strip('"'))
-            if not page.get("IsTruncated"):
-                return
-            marker = page["NextPartNumberMarker"]
-
-    def _complete(self) -> None:
-        """Complete the upload; look the object up where the answer does not tell.
-
-        https://docs.aws.amazon.com/AmazonS3/latest/API/API_CompleteMultipartUpload.html
-        """
-        try:
-            try:
-                self._send_complete(IfNoneMatch="*")
-            except StorageRefusedError as exc:
-                # Some stores do not know the condition. The name was free a moment ago.
-                if error_code(exc) not in {"NotImplemented", "InvalidArgument", "501"}:
-                    raise
-                self._send_complete()
-        except StorageError as exc:
-            # Either it failed, or only its answer was lost: then a second attempt was told
-            # that the upload is gone, or the name taken, by the first.
-            if self._is_stored():
-                return
-            if self._unclear:
-                raise UploadError(
-                    f"cannot tell whether {self._url} was stored: {exc.message}",
-                    hint="Look for it in the store: if it is there it is complete. Otherwise run "
-                    "the backup again.",
-                ) from exc
-            raise
-
-    def _send_complete(self, **condition: Any) -> None:  # noqa: ANN401 - parameters of botocore
-        parts: list[Any] = [
-            {"PartNumber": number, "ETag": f'"{etag}"'}
-            for number, (_, etag) in sorted(self._sent.items())
-        ]
-
-        def send() -> None:
-            unclear_before = self._unclear
-            self._unclear = True
-            try:
-                self._client.complete_multipart_upload(
-                    Bucket=self._bucket,
-                    Key=self._key,
-                    UploadId=self._upload_id,
-                    MultipartUpload={"Parts": parts},
-                    **condition,
-                )
-            except ClientError as exc:
-                # An answer of the store itself says that it is through with the request.
-                self._unclear = unclear_before or may_go_on(exc)
-                raise
-
-        self._requests.call(f"complete the upload of {self._url}", send)
-
-    def _found(self) -> tuple[int, dict[str, str]]:
-        answer = self._requests.call(
-            f"look at {self._url}",
-            lambda: self._client.head_object(Bucket=self._bucket, Key=self._key),
-        )
-        return answer["ContentLength"], lowered(answer["Metadata"])
-
-    def _is_taken(self) -> bool:
-        try:
-            self._found()
-        except ObjectNotFoundError:
-            return False
-        return True
-
-    def _is_stored(self) -> bool:
-        """Tell whether what is under the key is this upload, by its size and its metadata."""
-        try:
-            size, metadata = self._found()
-        except StorageError:
-            return False
-        wanted = sum(size for size, _ in self._sent.values())
-        return bool(metadata) and (size, metadata) == (wanted, lowered(self._metadata))
+            self._multipart.abort(self._given_up)
 
     # Leaving without a commit.
 
@@ -398,7 +249,7 @@ class S3Upload:
         finally:
             self._given_up.set()
             if self._left_behind:
-                self._emit(events.UploadLeftBehind(self._key, self._upload_id, self._left_behind))
+                self._tell_left_behind()
 
     def _leave_be(self) -> None:
         """Look whether a commit that was cut off did its work, and touch nothing.
@@ -415,10 +266,10 @@ class S3Upload:
         finally:
             self._given_up.set()
             if not self._committed:
-                self._emit(events.UploadLeftBehind(self._key, self._upload_id, self._left_behind))
+                self._tell_left_behind()
 
     def _look(self) -> None:
-        self._committed = self._is_stored()
+        self._committed = self._multipart.is_stored()
 
     def _remove(self) -> None:
         for sender in self._senders:
@@ -427,8 +278,8 @@ class S3Upload:
         self._aborting.set()
         try:
             for _ in range(ABORT_ROUNDS):
-                self._abort()
-                if not any(self._held_parts()):
+                self._multipart.abort(self._given_up)
+                if not any(self._multipart.held(self._given_up)):
                     self._left_behind = ""
                     return
             self._left_behind = "the store keeps parts of it after it was aborted"
@@ -436,12 +287,5 @@ class S3Upload:
             gone = error_code(exc) == "NoSuchUpload"
             self._left_behind = "" if gone else exc.message
 
-    def _abort(self) -> None:
-        self._requests.call(
-            f"abort the upload of {self._url}",
-            lambda: self._client.abort_multipart_upload(
-                Bucket=self._bucket, Key=self._key, UploadId=self._upload_id
-            ),
-            retry=ABORT_RETRY,
-            abandoned=self._given_up,
-        )
+    def _tell_left_behind(self) -> None:
+        self._emit(events.UploadLeftBehind(self._key, self._multipart.id, self._left_behind))
