@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import quote
 
 import pytest
@@ -823,6 +823,74 @@ class TestSource:
         assert load(VALID).source_url == SOURCE["DATABASE_URL"]
 
 
+class TestWhatOnlyReads:
+    """At 3 a.m. the ``.env`` of the source is on a machine that has nothing else of it."""
+
+    ELSEWHERE: ClassVar[dict[str, str]] = {
+        "HOOK_BEFORE_BACKUP": "/not/here/pause-imports --now",
+        "VERIFY_SQL": "/not/here.sql",
+        "DATABASE_URL": "mysql://u:Planted@x",
+        "DATABASE_URL_FILE": "/not/here",
+        "WEBHOOK_URL_FILE": "/not/here",
+        "PGPASSWORD_FILE": "/not/here",
+        "EXCLUDE_TABLES": '"a',
+        "BACKUP_SCHEDULE": "never",
+        "DUMP_JOBS": "many",
+    }
+
+    @pytest.mark.parametrize("name", ELSEWHERE)
+    def test_minds_no_setting_of_others(self, name: str) -> None:
+        values = {**S3, **SOURCE, name: self.ELSEWHERE[name]}
+        if name == "DATABASE_URL_FILE":
+            del values["DATABASE_URL"]
+        settings.load(dict(values), NO_FILE, needs=["storage"], only_reads=True)
+        with pytest.raises(ConfigurationError, match=name):
+            settings.load(dict(values), NO_FILE, needs=["storage"])
+
+    def test_minds_its_own(self) -> None:
+        wrong = {"S3_ENDPOINT": "x", "RESTORE_JOBS": "0", "BACKUP_ENCRYPTION_KEY_FILE": "/not/here"}
+        with pytest.raises(ConfigurationError) as caught:
+            settings.load(
+                S3 | self.ELSEWHERE | wrong, NO_FILE, needs=["storage", "target"], only_reads=True
+            )
+        names = {problem.split()[0] for problem in caught.value.problems}
+        assert names == {*wrong, "--to"}
+
+    def test_scrubs_the_secrets_of_others(self) -> None:
+        others = SOURCE | {"WEBHOOK_URL": "https://example.com/PlantedLongToken", "DUMP_JOBS": "x"}
+        found = settings.load(S3 | others, NO_FILE, needs=["storage"], only_reads=True)
+        assert "PlantedLongToken" in found.secrets()
+
+
+class TestQuotes:
+    """``docker run --env-file`` hands on what a shell, and a ``.env`` reader, take off."""
+
+    @pytest.mark.parametrize(
+        ("name", "value"),
+        [
+            ("BACKUP_ENCRYPTION_KEY", '"Planted-Planted"'),
+            ("S3_REGION", "'eu'"),
+            ("VERIFY_SQL", '"SELECT 1"'),
+            ("PGPASSWORD", '"Planted"'),
+        ],
+    )
+    def test_around_a_value_are_a_problem(self, tmp_path: Path, name: str, value: str) -> None:
+        values = {**VALID, "BACKUP_ENCRYPTION": "false", name: value}
+        (problem,) = problems(values)
+        assert problem.startswith(f"{name} begins and ends with a quote")
+        assert "Planted" not in problem
+        dotenv = env_file(tmp_path, f"{name}={value}\nBACKUP_ENCRYPTION=false\n")
+        load({key: each for key, each in VALID.items() if key != name}, dotenv)
+
+    @pytest.mark.parametrize("value", ['"', '""a"', "'a\"", '"a" "b"'])
+    def test_others_may_be_meant(self, value: str) -> None:
+        assert value in load({**VALID, "S3_SECRET_ACCESS_KEY": value}).secrets()
+
+    def test_a_hook_that_is_quoted_as_a_whole(self) -> None:
+        (problem,) = problems({**VALID, "HOOK_VERIFY": "\"grep -q 'COPY users'\""})
+        assert "grep -q 'COPY users', quoted as one word, which is not on PATH" in problem
+
+
 class TestMisspelt:
     @pytest.mark.parametrize(
         ("name", "meant"),
@@ -834,6 +902,16 @@ class TestMisspelt:
             ("S3_SECRET_ACCESS_KEY_FIEL", "S3_SECRET_ACCESS_KEY_FILE"),
             ("AWS_SECRET_ACCESS_KEY", "S3_SECRET_ACCESS_KEY"),
             ("PATH", None),
+            ("RETENTION_DAYS", "BACKUP_RETENTION_DAYS"),
+            ("BACKUP_RETENTION", "BACKUP_RETENTION_DAYS"),
+            ("BACKUP_ENCRYPT", "BACKUP_ENCRYPTION"),
+            ("ENCRYPTION_KEY", "BACKUP_ENCRYPTION_KEY"),
+            ("S3_ACCESS_KEY", "S3_ACCESS_KEY_ID"),
+            ("URL", None),
+            ("BACKUP_SERVICE_HOST", None),
+            ("BACKUP_SERVICE_PORT_HTTP", None),
+            ("BACKUP_PORT_80_TCP_ADDR", None),
+            ("BACKUP_PORT", None),
         ],
     )
     def test_a_name_that_is_almost_one(self, name: str, meant: str | None) -> None:
@@ -846,6 +924,11 @@ class TestMisspelt:
         assert misspelt(names | files) == []
         for name in names | files:
             assert misspelt({name: "x"}) == []
+
+    def test_a_name_that_begins_as_ours_and_is_like_none(self) -> None:
+        assert misspelt({"BACKUP_CRON": "Planted"}) == [
+            "BACKUP_CRON is not a setting, and nothing hears it"
+        ]
 
     def test_not_where_the_right_one_is_set_too(self) -> None:
         assert misspelt({"BACKUP_PREFIXX": "x", "BACKUP_PREFIX": "y"}) == []

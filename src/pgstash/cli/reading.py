@@ -59,7 +59,7 @@ def list_backups(
         heads = ["NAME", "TIME", "AGE", "SIZE", "DATABASE", "SERVER", "ENCRYPTED", "PROVEN"]
         _print_table([heads, *(_row(each, now) for each in found)])
 
-    run(work, needs=["storage"], stdout_is_data=True)
+    run(work, needs=["storage"], only_reads=True, stdout_is_data=True)
 
 
 def show(name: _Name = "latest", *, as_json: _Json = False) -> None:
@@ -76,7 +76,7 @@ def show(name: _Name = "latest", *, as_json: _Json = False) -> None:
         tables = [[_qualified(each), str(each.rows)] for each in manifest.tables]
         _print_table([["TABLE", "ROWS"], *sorted(tables)])
 
-    run(work, needs=_needs(name), stdout_is_data=True)
+    run(work, needs=_needs(name), only_reads=True, stdout_is_data=True)
 
 
 def cat(name: _Name = "latest", *, unverified: _Unverified = False) -> None:
@@ -96,7 +96,7 @@ def cat(name: _Name = "latest", *, unverified: _Unverified = False) -> None:
         except BrokenPipeError:
             end_by(signal.SIGPIPE)
 
-    run(work, needs=_needs(name), stdout_is_data=True)
+    run(work, needs=_needs(name), only_reads=True, stdout_is_data=True)
 
 
 def restore(  # noqa: PLR0913 - one argument for each option
@@ -191,7 +191,8 @@ def restore(  # noqa: PLR0913 - one argument for each option
             rows_only=data_only,
         )
 
-    run(work, needs=_needs(name, "target"), given={"RESTORE_URL": to} if to else None)
+    given = {"RESTORE_URL": to} if to else None
+    run(work, needs=_needs(name, "target"), given=given, only_reads=True)
 
 
 def drill(

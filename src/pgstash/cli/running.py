@@ -20,17 +20,19 @@ Work = Callable[[Settings, Emit, Interruption], None]
 _EVERYTHING: Collection[Need] = ("source", "storage")
 
 
-def run(
+def run(  # noqa: PLR0913 - how each command differs from the others
     work: Work,
     *,
     needs: Collection[Need] = _EVERYTHING,
     given: Mapping[str, str] | None = None,
+    only_reads: bool = False,
     stdout_is_data: bool = False,
     only_looks: bool = False,
 ) -> NoReturn:
     """Do the work of a command with settings, log and signals; leave with its exit status.
 
-    ``needs`` is what must be configured, ``given`` are variables that the command line sets.
+    ``needs`` is what must be configured, ``given`` are variables that the command line sets. A
+    command that ``only_reads`` what is stored minds no setting that others use.
     With ``stdout_is_data`` the log goes to stderr, all of it, and an error that no event told
     of is logged. Of a command that ``only_looks`` nobody else is told, and it tells itself what
     it found.
@@ -43,6 +45,7 @@ def run(
                 interruption,
                 needs,
                 given or {},
+                only_reads=only_reads,
                 stdout_is_data=stdout_is_data,
                 only_looks=only_looks,
             )
@@ -59,12 +62,13 @@ def _status_of(  # noqa: PLR0913 - what run() was given
     needs: Collection[Need],
     given: Mapping[str, str],
     *,
+    only_reads: bool,
     stdout_is_data: bool,
     only_looks: bool,
 ) -> int:
     log.start(Scrubber(), layout="text", debug=False, stdout_is_data=stdout_is_data)
     try:
-        values = settings.load(needs=needs, given=given)
+        values = settings.load(needs=needs, given=given, only_reads=only_reads)
         log.start(
             Scrubber(values.secrets()),
             layout=values.log_format,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from collections.abc import Collection, Mapping, MutableMapping
 from pathlib import Path
 from types import MappingProxyType
@@ -20,6 +21,14 @@ _LONGEST_SECRET_FILE = 64 * 1024
 # libpq reads these itself; enough of them are there when one of the first group is set.
 _LOCATING = ("PGHOST", "PGHOSTADDR", "PGSERVICE", "PGDATABASE")
 
+# Of what a command that only reads does not use a machine that rescues data may lack everything:
+# the hooks' programs, the files of other secrets.
+_READ = ("Storage", "Backup", "Restore", "Log")
+
+# Names that nobody gives to anything else, but for Kubernetes, which names services in variables.
+_OUR_NAMES = re.compile(r"(BACKUP|HOOK|RESTORE|RETENTION|S3|VERIFY|WEBHOOK)_")
+_OF_KUBERNETES = re.compile(r"_SERVICE_(HOST|PORT)|_PORT(_\d+_\w+)?$")
+
 _OF_THE_SOURCE = (*_LOCATING, "PGPORT", "PGUSER", "PGPASSWORD", "PGOPTIONS", "PGTARGETSESSIONATTRS")
 
 
@@ -29,10 +38,12 @@ def load(
     *,
     needs: Collection[Need] = ("source", "storage"),
     given: Mapping[str, str] = MappingProxyType({}),
+    only_reads: bool = False,
 ) -> Settings:
     """Read the settings from the environment and a ``.env`` file.
 
-    ``needs`` is what must be there, ``given`` wins over both. libpq's own variables of the
+    ``needs`` is what must be there, ``given`` wins over both. Where a command ``only_reads`` what
+    is stored, nothing is wrong with settings that others use. libpq's own variables of the
     ``.env`` file are put into ``environ``, where libpq looks for them; where a target is
     needed, those that say where the source is and who logs in are taken away instead, so that
     the target is not completed by them. Raises ConfigurationError that lists every problem, and no
@@ -43,12 +54,23 @@ def load(
     for variable in given:
         values.pop(f"{variable}_FILE", None)
     values |= given
-    secret_names = [name.upper() for name in Settings.model_fields if is_secret(name)]
-    unreadable = {
-        variable
-        for variable in (*secret_names, "PGPASSWORD")
-        if not _read_secret_file(variable, values, problems)
+    unheard = {
+        name
+        for name in Settings.model_fields
+        if only_reads and variable_of(name).group not in _READ
     }
+    for variable in _quoted(environ, unheard):
+        values[variable] = values[variable][1:-1]
+        problems.append(
+            f"{variable} begins and ends with a quote, which is taken for a part of it: leave them "
+            "out (what docker's --env-file reads is not read as by a shell)"
+        )
+    secret_names = [name.upper() for name in Settings.model_fields if is_secret(name)]
+    unreadable = set()
+    for variable in (*secret_names, "PGPASSWORD"):
+        ignored = variable.lower() in unheard or (only_reads and variable == "PGPASSWORD")
+        if not _read_secret_file(variable, values, [] if ignored else problems):
+            unreadable.add(variable)
     _settle_libpq(environ, values, needs)
     located = any(name in values for name in ("DATABASE_URL", *_LOCATING))
     if "source" in needs and not located and "DATABASE_URL" not in unreadable:
@@ -67,13 +89,14 @@ def load(
             "BACKUP_ENCRYPTION=true to encrypt, or BACKUP_ENCRYPTION=false to store plain backups"
         )
     try:
-        settings = Settings.model_validate(
+        settings = _validated(
             {
                 name: values[name.upper()]
                 for name in Settings.model_fields
                 if name.upper() in values
             },
-            context=frozenset(needs),
+            frozenset(needs),
+            unheard,
         )
     except ValidationError as error:
         problems += [
@@ -89,6 +112,39 @@ def load(
     return settings
 
 
+def _validated(
+    values: Mapping[str, str], needs: Collection[Need], unheard: Collection[str]
+) -> Settings:
+    """Check all values, and take those of ``unheard`` settings that are wrong for not given."""
+    try:
+        return Settings.model_validate(values, context=needs)
+    except ValidationError as error:
+        wrong = {str(detail["loc"][0]) for detail in error.errors(include_input=False)}
+        left = {
+            name: value
+            for name, value in values.items()
+            if name not in wrong or name not in unheard
+        }
+        if len(left) == len(values):
+            raise
+    return _validated(left, needs, unheard)
+
+
+def _quoted(environ: Mapping[str, str], unheard: Collection[str]) -> list[str]:
+    """Return the variables whose value is in quotes: those of a ``.env`` file are gone by now.
+
+    As part of a passphrase they would encrypt what nobody can read who has it without them.
+    """
+    return [
+        name
+        for name, value in environ.items()
+        if _is_ours(name)
+        and name.lower() not in unheard
+        and not name.startswith("HOOK_")  # a command line may be one quoted word
+        and re.fullmatch(r"'[^']+'|\"[^\"]+\"", value)
+    ]
+
+
 def _settle_libpq(
     environ: MutableMapping[str, str], values: Mapping[str, str], needs: Collection[Need]
 ) -> None:
@@ -102,16 +158,28 @@ def _settle_libpq(
 
 
 def misspelt(names: Mapping[str, str]) -> list[str]:
-    """Return warnings for variables whose names are almost, and not quite, a setting's."""
+    """Return warnings for variables that look like settings, and are none."""
     known = [name.upper() for name in Settings.model_fields]
     known += [f"{name.upper()}_FILE" for name in Settings.model_fields if is_secret(name)]
-    return [
-        f"{name} is not a setting: did you mean {close[0]}?"
-        for name in names
-        if name not in known
-        and (close := difflib.get_close_matches(name, known, n=1, cutoff=0.92))
-        and close[0] not in names
-    ]
+    found = []
+    for name in names:
+        close = difflib.get_close_matches(name, known, n=1, cutoff=0.92)
+        if name in known or (close and close[0] in names):
+            continue
+        if not close and _is_like_ours(name, known):
+            close = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
+            if not close:
+                found.append(f"{name} is not a setting, and nothing hears it")
+        if close:
+            found.append(f"{name} is not a setting: did you mean {close[0]}?")
+    return found
+
+
+def _is_like_ours(name: str, known: Collection[str]) -> bool:
+    """Tell whether a name begins as one of ours, or ends as one from its second word on."""
+    if _OUR_NAMES.match(name):
+        return not _OF_KUBERNETES.search(name)
+    return "_" in name and any(each.endswith(f"_{name}") for each in known)
 
 
 def _read_dotenv(path: Path, problems: list[str]) -> dict[str, str]:

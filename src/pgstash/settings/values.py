@@ -106,7 +106,8 @@ def command(line: str) -> str:
     if shutil.which(program) is None:
         # What comes after an "=" may be a secret: somebody wrote VARIABLE=value in front.
         shown = program.partition("=")[0]
-        raise ValueError(f"names {shown}, which is not on PATH or may not be executed")
+        one_word = ", quoted as one word," if " " in program else ","
+        raise ValueError(f"names {shown}{one_word} which is not on PATH or may not be executed")
     return line
 
 
