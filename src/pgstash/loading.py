@@ -89,11 +89,14 @@ class Loading:
         for number in self._parts.left_out:
             self._compared(number)
         progressed(self.raw_bytes)
+        if reason := loader.order_of_views(plan.into):
+            plan.emit(events.Notice(f"Views are filled in the order of the script: {reason}"))
         build(
             plan.into,
             plan.client,
             self._head,
             jobs=plan.jobs,
+            views_in_order=reason is not None,
             lc_monetary=plan.lc_monetary,
             environment=plan.environment,
         )
@@ -121,8 +124,8 @@ class Loading:
         todo: queue.SimpleQueue[range] = queue.SimpleQueue()
         done: _Done = queue.SimpleQueue()
         jobs = plan.jobs
-        if reason := loader.kept_order(plan.into):
-            plan.emit(events.Notice(reason))
+        if reason := loader.order_of_rows(plan.into):
+            plan.emit(events.Notice(f"Rows are loaded in the order of the script: {reason}"))
             jobs = 1
         runs = self._parts.runs(jobs)
         for run in runs:

@@ -165,7 +165,7 @@ def _prepared(plan: Plan, stack: contextlib.ExitStack) -> Parallel:
         tables = [into[0] for entry in contents.entries if (into := entry.loads_into)]
         big = snapshot.cut(contents.entries)
         if big and (reason := snapshot.kept_order()):
-            plan.emit(events.Notice(reason))
+            plan.emit(events.Notice(f"All rows are left to pg_dump, in its order: {reason}"))
             big = []
         pieces = _Pieces(plan, list(_before(script)), script.after, tables, big)
         # All locks are held before the first one of them is given back, at the end of this block.
@@ -229,9 +229,8 @@ class _Pieces:
     def open(self, stack: contextlib.ExitStack, snapshot: Snapshot) -> None:
         """Start all sessions, and return when they have their locks. Raises LockRefusedError."""
         plan = self._plan
-        role = next(
-            (each.removeprefix(_ROLE) for each in plan.options if each.startswith(_ROLE)), None
-        )
+        roles = [each.removeprefix(_ROLE) for each in plan.options if each.startswith(_ROLE)]
+        role = roles[-1] if roles else None  # the one that pg_dump takes
         for _ in range(min(plan.jobs, len(self._chunks))):
             reader = Reader(
                 plan.server,

@@ -537,6 +537,19 @@ class TestInTheService:
         assert proofs(tmp_path) == []
 
 
+@pytest.mark.newest_first
+def test_as_many_sessions_as_there_may_be(
+    cluster: Cluster, make_database: MakeDatabase, tmp_path: Path, scratch: Path
+) -> None:
+    source = make_database(on=cluster)
+    source.run_sql(
+        "".join(f"CREATE TABLE t{n} AS SELECT generate_series(1, 9);" for n in range(70))
+    )
+    back_up(source, tmp_path)
+    done = drill(tmp_path, scratch, cluster.major, RESTORE_JOBS="64")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 UNRESTORABLE = {
     "a check that reads another table": (
         """

@@ -47,6 +47,32 @@ def test_rows(database: Database) -> None:
     assert problems_of_rows(database, Table("public", "v", 1)) == ["the table public.v is missing"]
 
 
+def test_rows_that_were_loaded_by_way_of_their_root(database: Database) -> None:
+    """pg_dump does so with partitions by the hash of an enum, and counts them as the root's."""
+    database.run_sql(
+        "CREATE TABLE root (n int) PARTITION BY RANGE (n);"
+        "CREATE TABLE low PARTITION OF root FOR VALUES FROM (0) TO (10) PARTITION BY HASH (n);"
+        "CREATE TABLE low_1 PARTITION OF low FOR VALUES WITH (MODULUS 1, REMAINDER 0);"
+        "CREATE TABLE high PARTITION OF root FOR VALUES FROM (10) TO (20);"
+        "INSERT INTO root VALUES (1), (2), (11), (12), (13)"
+    )
+    high = Table("public", "high", 3)
+    assert problems_of_rows(database, Table("public", "root", 2), high) == []
+    assert problems_of_rows(database, Table("public", "root", 5)) == []
+    assert problems_of_rows(database, Table("public", "root", 5), high) == [
+        "public.root has 2 rows, and the dump had 5"
+    ]
+
+
+def test_a_constraint_that_is_not_enforced_is_none_to_validate(database: Database) -> None:
+    enforced = "NOT ENFORCED" if database.cluster.major >= 18 else ""
+    database.run_sql(f"CREATE TABLE t (n int CHECK (n > 1) {enforced})")
+    with inspection.opened(database.cluster.maintenance.uri, database.name) as found:
+        assert found.constraints(0).problems == []
+        database.run_sql("ALTER TABLE t ADD CHECK (n > 2) NOT VALID")
+        assert found.constraints(0).problems != []
+
+
 def test_a_table_of_an_extension_may_have_more_rows_and_not_fewer(database: Database) -> None:
     database.run_sql(
         "CREATE EXTENSION hstore; CREATE TABLE config (n int);"

@@ -219,7 +219,7 @@ def test_money_in_tables_that_are_rewritten_around_the_dump(
     assert by_several
 
 
-@pytest.mark.parametrize("rewrite", ["TRUNCATE", "VACUUM FULL"])
+@pytest.mark.parametrize("rewrite", ["TRUNCATE", "VACUUM FULL", "another of its name"])
 def test_a_table_that_is_rewritten_between_the_snapshot_and_the_lock(
     rewrite: str, money: Database, make_database: MakeDatabase, tmp_path: Path
 ) -> None:
@@ -236,6 +236,12 @@ def test_a_table_that_is_rewritten_between_the_snapshot_and_the_lock(
     with stop.reached(), money.connect() as session:
         if rewrite == "TRUNCATE":
             refill(session, random.Random())  # noqa: S311 - no secret
+        elif rewrite == "another of its name":
+            session.execute(
+                "BEGIN; CREATE TABLE made (LIKE accounts INCLUDING ALL);"
+                "INSERT INTO made SELECT * FROM accounts;"
+                "ALTER TABLE accounts RENAME TO old; ALTER TABLE made RENAME TO accounts; COMMIT"
+            )
         else:
             session.execute("VACUUM FULL accounts")
     running.join(60)

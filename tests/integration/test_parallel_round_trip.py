@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import pytest
@@ -11,13 +13,12 @@ from support import databases, pieces
 from support.backups import PASSPHRASE, back_up
 from support.cli import environment, run_pgstash
 from support.compare import compare
-from support.postgres import Database
+from support.postgres import Cluster, Database
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
-    from support.postgres import Cluster, MakeDatabase
+    from support.postgres import MakeDatabase
 
 NEWEST_FIRST = pytest.mark.newest_first
 SAMPLES = [
@@ -136,3 +137,85 @@ def test_a_check_that_reads_another_table_meets_the_rows_that_are_before_its_own
         restore(tmp_path, cluster, "--create", new_database, jobs=jobs)
         assert differences(source, new_database, cluster) == []
         cluster.drop_database(new_database)
+
+
+def test_partitions_whose_key_reads_another_table(
+    cluster: Cluster, make_database: MakeDatabase, new_database: str, tmp_path: Path
+) -> None:
+    source = make_database(on=cluster)
+    source.run_sql(
+        "CREATE TABLE limits (most int, why text);"
+        "INSERT INTO limits SELECT n, md5(n::text) FROM generate_series(1, 60000) AS n;"
+        "CREATE FUNCTION own(n int) RETURNS int IMMUTABLE LANGUAGE plpgsql AS"
+        " 'BEGIN IF NOT EXISTS (SELECT FROM public.limits) THEN RAISE ''no limits''; END IF;"
+        " RETURN n % 2; END';"
+        "CREATE TABLE p (n int) PARTITION BY LIST (own(n));"
+        "CREATE TABLE p0 PARTITION OF p FOR VALUES IN (0);"
+        "CREATE TABLE p1 PARTITION OF p FOR VALUES IN (1);"
+        "INSERT INTO p SELECT generate_series(1, 1000)"
+    )
+    back_up(source, tmp_path)
+    restore(tmp_path, cluster, "--create", new_database, jobs=4)
+    assert differences(source, new_database, cluster) == []
+
+
+def test_views_that_read_each_other_by_a_function(
+    cluster: Cluster, make_database: MakeDatabase, new_database: str, tmp_path: Path
+) -> None:
+    """Nothing says that one depends on the other but the order in which pg_dump lists them."""
+    source = make_database(on=cluster)
+    source.run_sql(
+        "CREATE TABLE big AS SELECT n, md5(n::text) AS t FROM generate_series(1, 60000) AS n;"
+        "CREATE INDEX ON big (t);"
+        "CREATE MATERIALIZED VIEW a0 AS SELECT count(*) AS n FROM big, generate_series(1, 50);"
+        "CREATE MATERIALIZED VIEW a AS SELECT n FROM a0;"
+        "CREATE FUNCTION f() RETURNS bigint LANGUAGE sql STABLE AS 'SELECT n FROM public.a';"
+        "CREATE MATERIALIZED VIEW b AS SELECT f() AS n; CREATE UNIQUE INDEX ON b (n);"
+        "CREATE MATERIALIZED VIEW c AS SELECT f() AS n WITH NO DATA"
+    )
+    back_up(source, tmp_path)
+    restore(tmp_path, cluster, "--create", new_database, jobs=4)
+    assert differences(source, new_database, cluster) == []
+
+
+EXTENSION = """
+    CREATE TABLE cfg.parent (id int PRIMARY KEY, t text);
+    CREATE TABLE cfg.child (id int REFERENCES cfg.parent, t text);
+    SELECT pg_catalog.pg_extension_config_dump('cfg.parent', '');
+    SELECT pg_catalog.pg_extension_config_dump('cfg.child', '');
+"""
+
+
+def test_tables_of_an_extension_that_refer_to_each_other(tmp_path: Path) -> None:
+    """CREATE EXTENSION makes their foreign keys before the rows come, as nothing else does."""
+    with TemporaryDirectory() as name:  # the server may look into it, which it may not into others
+        (folder := Path(name) / "extension").mkdir()
+        Path(name).chmod(0o755)
+        (folder / "cfg.control").write_text("default_version = '1'\nschema = cfg\n")
+        (folder / "cfg--1.sql").write_text(EXTENSION)
+        with Cluster(18, settings={"extension_control_path": f"{name}:$system"}) as cluster:
+            source = cluster.create_database("source")
+            source.run_sql(
+                "CREATE EXTENSION cfg;"
+                "INSERT INTO cfg.parent SELECT n, md5(n::text) FROM generate_series(1, 20000) AS n;"
+                "INSERT INTO cfg.child SELECT n, 'x' FROM generate_series(1, 20000, 400) AS n"
+            )
+            back_up(source, tmp_path)
+            restore(tmp_path, cluster, "--create", "again", jobs=4)
+            assert differences(source, "again", cluster) == []
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_an_array_with_null_whatever_is_planted(
+    jobs: int, cluster: Cluster, make_database: MakeDatabase, new_database: str, tmp_path: Path
+) -> None:
+    source = make_database(on=cluster)
+    source.run_sql(
+        "CREATE TABLE t (a text[]); INSERT INTO t VALUES (ARRAY['x', NULL, 'NULL']);"
+        f"ALTER DATABASE {source.name} SET array_nulls = off"
+    )
+    back_up(source, tmp_path)
+    restore(tmp_path, cluster, "--create", new_database, jobs=jobs)
+    restored = Database(cluster, new_database)
+    assert restored.run_sql("SELECT a[2] IS NULL, a[3] = 'NULL' FROM t").strip() == "t|t"
+    assert restored.run_sql("SHOW array_nulls").strip() == "off"

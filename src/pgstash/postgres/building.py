@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from pgstash.errors import RestoreError, TargetLostError
+from pgstash.errors import CorruptedError, RestoreError, TargetLostError
 from pgstash.postgres.process import Child, in_memory
 from pgstash.postgres.restore import UNFINISHED, refusal, without_confidential
 from pgstash.postgres.source import Connection, Server
+from pgstash.postgres.toc import read
 from pgstash.postgres.tools import ClientTools
 
 # pg_restore: error: could not execute query: ERROR:  could not create unique index "a"
@@ -29,35 +30,68 @@ _LOST = re.compile(
 _NOISE = re.compile(r"pg_restore: (?:while|from TOC entry|warning|error: a worker process died)")
 
 
+# Filled last of all by pg_dump's order, and what is stored of them after that.
+_OF_VIEWS = (b"MATERIALIZED VIEW DATA", b"STATISTICS DATA")
+
+
 def build(  # noqa: PLR0913 - each is one knob of one process
     server: Server,
     tools: ClientTools,
     head: bytes,
     *,
     jobs: int,
+    views_in_order: bool,
     lc_monetary: str | None,
     environment: Mapping[str, str],
 ) -> None:
-    """Make all that comes after the rows. Raises StatementError, TargetLostError."""
+    """Make all that comes after the rows; materialized views one after the other if need be.
+
+    Raises StatementError, TargetLostError, CorruptedError.
+    """
+    connection = _neutral(server.connection, lc_monetary)
     with in_memory("schema", head) as (descriptor, path):
-        command = [
-            str(tools.pg_restore),
-            *("--no-owner", "--no-acl", "--no-password", "--exit-on-error"),
-            *("--section=post-data", f"--jobs={jobs}"),
-            path,
-        ]
-        with Child(
-            command,
-            _neutral(server.connection, lc_monetary),
-            environment,
-            say=lambda _line: None,
-            inherited=[descriptor],
-            failure=TargetLostError,
-        ) as child:
-            # Its workers hold its output open, and may be at a statement for hours after its end.
-            status = child.wait(math.inf)
-            if status != 0:
-                raise _failure(status, child.last_lines)
+        many = [f"--jobs={jobs}", path]
+        if not views_in_order:
+            _restore(tools, connection, environment, many, [descriptor])
+            return
+        contents = read(head)
+        if contents is None:
+            raise CorruptedError("the table of contents ends before its end")
+        for of_views in (False, True):
+            lines = [
+                b"%d;\n" % entry.number
+                for entry in contents.entries
+                if (entry.description in _OF_VIEWS) == of_views
+            ]
+            with in_memory("list", b"".join(lines)) as (listed, list_path):
+                options = [f"--use-list={list_path}", *([path] if of_views else many)]
+                _restore(tools, connection, environment, options, [descriptor, listed])
+
+
+def _restore(
+    tools: ClientTools,
+    connection: Connection,
+    environment: Mapping[str, str],
+    options: Sequence[str],
+    inherited: Sequence[int],
+) -> None:
+    command = [
+        str(tools.pg_restore),
+        *("--no-owner", "--no-acl", "--no-password", "--exit-on-error", "--section=post-data"),
+        *options,
+    ]
+    with Child(
+        command,
+        connection,
+        environment,
+        say=lambda _line: None,
+        inherited=inherited,
+        failure=TargetLostError,
+    ) as child:
+        # Its workers hold its output open, and may be at a statement for hours after its end.
+        status = child.wait(math.inf)
+        if status != 0:
+            raise _failure(status, child.last_lines)
 
 
 def _failure(status: int, lines: list[str]) -> RestoreError:

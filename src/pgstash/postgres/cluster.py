@@ -61,7 +61,7 @@ _SETTINGS = {
     "dynamic_shared_memory_type": "mmap",  # /dev/shm of a container may be tiny
     "log_min_error_statement": "panic",
     "max_prepared_transactions": "0",
-    "max_connections": "20",
+    "max_connections": "100",
 }
 
 

@@ -74,14 +74,17 @@ _SIZES = """
 """
 
 
-# What TRUNCATE or ALTER TABLE has rewritten looks empty under an older snapshot, and a dump would
-# be silent about it (https://www.postgresql.org/docs/current/mvcc-caveats.html). The function knows
-# of what was committed since; the locks that are held keep it so.
+# What TRUNCATE or ALTER TABLE has rewritten looks empty under an older snapshot, and so does what
+# was made since and took the name of another; a dump would be silent about both
+# (https://www.postgresql.org/docs/current/mvcc-caveats.html). The two functions know of what was
+# committed since; the locks that are held keep it so.
 _REWRITTEN = """
     SELECT n.nspname, c.relname
     FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
     WHERE c.oid = ANY ('{%s}') AND c.relkind = 'r'
-          AND c.relfilenode IS DISTINCT FROM pg_catalog.pg_relation_filenode(c.oid)
+          AND (c.relfilenode IS DISTINCT FROM pg_catalog.pg_relation_filenode(c.oid)
+               OR pg_catalog.to_regclass(pg_catalog.format('%%I.%%I', n.nspname, c.relname))
+                  IS DISTINCT FROM c.oid)
     LIMIT 1
 """
 
@@ -135,7 +138,7 @@ class Snapshot:
         loaded = [entry.oid for entry in entries if entry.loads_into]
         if rewritten := self._ask((_REWRITTEN % ",".join(map(str, loaded))).encode()):
             name = b".".join(cell or b"" for cell in rewritten[0]).decode(errors="replace")
-            raise LockRefusedError(f"{name} was rewritten after the snapshot was taken")
+            raise LockRefusedError(f"{name} was rewritten or replaced after the snapshot was taken")
         named = {entry.oid: entry for entry in entries if _is_own(entry)}
         if not named:
             return []
@@ -152,7 +155,7 @@ class Snapshot:
 
     def kept_order(self) -> str | None:
         """Say why rows may not be written in any order, if they may not. Raises SnapshotError."""
-        rows = self._ask(ordering.QUESTION)
+        rows = self._ask(ordering.OF_ROWS)
         return ordering.reason(rows[0]) if rows else None
 
     def _ask(self, statement: bytes) -> list[list[bytes | None]]:

@@ -46,6 +46,7 @@ _UNVALIDATED = """
     FROM pg_catalog.pg_constraint
     WHERE NOT convalidated AND conparentid = 0 AND (conislocal OR contypid <> 0)
 """
+_FIRST_UNENFORCED = 18  # what is not enforced is not validated, and needs no NOT VALID to say so
 
 # Sequences that fill a column in which no value may come twice.
 _SEQUENCES = """
@@ -91,6 +92,7 @@ class Inspection:
         """Ask by this session with a database of the server."""
         self._session = session
         self._codec = server.codec
+        self._major = server.major
         self.version = server.version
 
     def rows(self, tables: Sequence[Table]) -> Found:
@@ -103,6 +105,7 @@ class Inspection:
             for schema, name, kind, extension in self._all(_TABLES)
             if kind != b"f"
         }
+        counted = {(self._bytes(each.schema), self._bytes(each.name)): each.rows for each in tables}
         problems = []
         for table in tables:
             schema, name = (self._bytes(part) for part in (table.schema, table.name))
@@ -110,11 +113,24 @@ class Inspection:
             if (schema, name) not in there:
                 problems.append(f"the table {shown} is missing")
                 continue
-            [[count]] = self._all(b"SELECT count(*) FROM ONLY " + _qualified(schema, name))
-            of_extension = there[schema, name][1]
+            kind, of_extension = there[schema, name]
+            # What loads through the root of its partitions was counted as the root's.
+            only = b"" if kind == b"p" else b"ONLY "
+            [[count]] = self._all(b"SELECT count(*) FROM " + only + _qualified(schema, name))
+            if kind == b"p":
+                count -= sum(counted.get(part, 0) for part in self._partitions(schema, name))
             if count < table.rows or (count > table.rows and not of_extension):
                 problems.append(f"{shown} has {count} rows, and the dump had {table.rows}")
         return Found(len(tables), problems)
+
+    def _partitions(self, schema: bytes, name: bytes) -> list[tuple[bytes, bytes]]:
+        return self._all(
+            b"SELECT n.nspname, c.relname"
+            b" FROM pg_catalog.pg_partition_tree(%b::pg_catalog.regclass) t"
+            b" JOIN pg_catalog.pg_class c ON c.oid = t.relid AND t.level > 0"
+            b" JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace"
+            % _literal(_qualified(schema, name))
+        )
 
     def table_count(self) -> int:
         """Return the number of ordinary and partitioned tables that are of no extension."""
@@ -131,7 +147,8 @@ class Inspection:
     def constraints(self, expected_unvalidated: int) -> Found:
         """Look for constraints that are not validated beyond those that were dumped so."""
         [[count]] = self._all("SELECT count(*) FROM pg_catalog.pg_constraint")
-        names = [self._text(name) for [name] in self._all(_UNVALIDATED)]
+        enforced = " AND conenforced" if self._major >= _FIRST_UNENFORCED else ""
+        names = [self._text(name) for [name] in self._all(_UNVALIDATED + enforced)]
         if len(names) <= expected_unvalidated:
             return Found(count, [])
         named = ", ".join(names[:_NAMED])
@@ -227,6 +244,10 @@ def _answer(cursor: psycopg.Cursor[tuple[Any, ...]]) -> Answer:
         if isinstance(row[0], bool):
             return Answer(passed=row[0], found=f"returned {str(row[0]).lower()}")
     return Answer(passed=True, found=f"returned {cursor.rowcount} row{'s'[: cursor.rowcount != 1]}")
+
+
+def _literal(text: bytes) -> bytes:
+    return b"'" + text.replace(b"'", b"''") + b"'"
 
 
 def _quoted(name: bytes) -> bytes:

@@ -42,17 +42,31 @@ def opened(
         yield loaders
 
 
-def kept_order(server: Server) -> str | None:
+def order_of_rows(server: Server) -> str | None:
     """Say why rows may not be loaded in any order, if they may not; the tables are there by now.
 
     Raises RestoreError.
     """
+    return _asked(server, ordering.OF_ROWS, ordering.OF_ROWS_WITH_TRIGGERS)
+
+
+def order_of_views(server: Server) -> str | None:
+    """Say why materialized views may not be filled in any order, if they may not.
+
+    Raises RestoreError.
+    """
+    return _asked(server, ordering.OF_VIEWS)
+
+
+def _asked(server: Server, *questions: bytes) -> str | None:
     try:
         with connected(server, "SQL_ASCII") as session:  # names are bytes
-            row = session.execute(ordering.QUESTION).fetchone()
+            for question in questions:
+                if row := session.execute(question).fetchone():
+                    return ordering.reason(row)
     except psycopg.Error as error:
         raise _lost(error) from error
-    return ordering.reason(row) if row else None
+    return None
 
 
 class Loader:
@@ -130,12 +144,11 @@ class Loader:
         # With every piece: who called end() closes the session when nobody is in it any more.
         self._go_on()
         try:
-            if piece is None:
-                self._conn.put_copy_end()
-            else:
-                self._conn.put_copy_data(piece)
+            taken = self._conn.put_copy_end() if piece is None else self._conn.put_copy_data(piece)
         except psycopg.Error as error:
             raise _lost(error) from error
+        if taken != 1:  # without an error: there is no memory for it
+            raise TargetLostError("libpq has no room for the rows that are to be sent")
         self._flush()
 
     def _flush(self) -> None:

@@ -1,4 +1,4 @@
-"""Whether the rows of a database have to be loaded in the order of its script.
+"""Whether what is in a database has to be restored in the order of its script.
 
 A CHECK that reads other rows than its own is not supported, and not prevented either
 (https://www.postgresql.org/docs/current/ddl-constraints.html). Such a database can be restored or
@@ -9,11 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-# What is computed while rows are loaded, and by which function that is not PostgreSQL's own. Who
-# declares one IMMUTABLE promises that it reads no table; generated columns take no others, which
-# makes people promise it of functions that do. (It is the column that depends on the function until
-# PostgreSQL 14, its default since.)
-QUESTION = b"""
+# Who declares a function IMMUTABLE promises that it reads no table; generated columns and the keys
+# of partitions take no others, which makes people promise it of functions that do. What is
+# PostgreSQL's own is not asked for. (No backslash: what it means is a setting.)
+_CALLS = b"""
     SELECT pg_catalog.pg_describe_object(used.classid, used.objid, used.objsubid),
            pg_catalog.pg_describe_object('pg_catalog.pg_proc'::pg_catalog.regclass, p.oid, 0)
     FROM (
@@ -24,26 +23,58 @@ QUESTION = b"""
             ON d.refclassid = 'pg_catalog.pg_operator'::pg_catalog.regclass AND o.oid = d.refobjid
         WHERE d.refclassid IN ('pg_catalog.pg_proc'::pg_catalog.regclass,
                                'pg_catalog.pg_operator'::pg_catalog.regclass)
-          AND (d.classid = 'pg_catalog.pg_constraint'::pg_catalog.regclass AND EXISTS (
-                   SELECT FROM pg_catalog.pg_constraint c
-                   WHERE c.oid = d.objid AND c.contype = 'c' AND c.convalidated)
-               OR d.classid = 'pg_catalog.pg_attrdef'::pg_catalog.regclass AND EXISTS (
-                   SELECT FROM pg_catalog.pg_attrdef e JOIN pg_catalog.pg_attribute a
-                       ON a.attrelid = e.adrelid AND a.attnum = e.adnum
-                   WHERE e.oid = d.objid AND a.attgenerated = 's')
-               OR d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass AND EXISTS (
-                   SELECT FROM pg_catalog.pg_attribute a
-                   WHERE a.attrelid = d.objid AND a.attnum = d.objsubid AND a.attgenerated = 's'))
+          AND (%b)
     ) used JOIN pg_catalog.pg_proc p ON p.oid = used.function
     WHERE p.oid >= 16384
       AND (p.provolatile <> 'i' OR CASE WHEN p.prokind = 'f'
-               THEN pg_catalog.pg_get_functiondef(p.oid) ~* '\\mfrom\\M' END)
+               THEN pg_catalog.pg_get_functiondef(p.oid) ~* '[[:<:]](from|table)[[:>:]]' END)
     ORDER BY 1, 2 LIMIT 1
 """
-"""Asks what needs it and for which function: one row of two names, as bytes, if anything does."""
+
+# It is the generated column that depends on the function until PostgreSQL 14, its default since.
+OF_ROWS = (
+    _CALLS
+    % b"""
+    d.classid = 'pg_catalog.pg_constraint'::pg_catalog.regclass AND EXISTS (
+        SELECT FROM pg_catalog.pg_constraint c
+        WHERE c.oid = d.objid AND c.contype = 'c' AND c.convalidated)
+    OR d.classid = 'pg_catalog.pg_attrdef'::pg_catalog.regclass AND EXISTS (
+        SELECT FROM pg_catalog.pg_attrdef e JOIN pg_catalog.pg_attribute a
+            ON a.attrelid = e.adrelid AND a.attnum = e.adnum
+        WHERE e.oid = d.objid AND a.attgenerated = 's')
+    OR d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass AND EXISTS (
+        SELECT FROM pg_catalog.pg_attribute a
+        WHERE a.attrelid = d.objid AND a.attnum = d.objsubid AND a.attgenerated = 's')
+    OR d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass AND EXISTS (
+        SELECT FROM pg_catalog.pg_partitioned_table t WHERE t.partrelid = d.objid)
+"""
+)
+"""Asks what is computed while rows are loaded by a function that may read other tables.
+
+The answer is one row of two names, as bytes: what calls, and the function; none if nothing does.
+"""
+
+OF_ROWS_WITH_TRIGGERS = b"""
+    SELECT pg_catalog.pg_describe_object('pg_catalog.pg_trigger'::pg_catalog.regclass, t.oid, 0),
+           pg_catalog.pg_describe_object('pg_catalog.pg_proc'::pg_catalog.regclass, t.tgfoid, 0)
+    FROM pg_catalog.pg_trigger t
+    WHERE t.tgrelid >= 16384 AND t.tgenabled <> 'D'
+    ORDER BY 1 LIMIT 1
+"""
+"""The same of triggers, foreign keys among them, which only tables of extensions have by then."""
+
+OF_VIEWS = (
+    _CALLS
+    % b"""
+    d.classid = 'pg_catalog.pg_rewrite'::pg_catalog.regclass AND EXISTS (
+        SELECT FROM pg_catalog.pg_rewrite r JOIN pg_catalog.pg_class c ON c.oid = r.ev_class
+        WHERE r.oid = d.objid AND c.relkind = 'm')
+"""
+)
+"""The same of materialized views: what one reads by a function nobody knows it to depend on."""
 
 
 def reason(row: Sequence[bytes | None]) -> str:
-    """Say in words what the answer means."""
+    """Say in words what an answer means."""
     what, function = ((name or b"something").decode(errors="replace") for name in row)
-    return f"The rows keep pg_dump's order: {what} calls {function}, which may read other tables"
+    return f"{what} calls {function}, which may read other tables"

@@ -35,6 +35,7 @@ _SECONDS_TO_END = 30.0
 _SECONDS_TO_END_AFTER_SIGNAL = 2.0
 
 NEUTRAL = {
+    "array_nulls": "on",
     "default_transaction_read_only": "off",
     "idle_in_transaction_session_timeout": "0",
     "idle_session_timeout": "0",
@@ -42,8 +43,8 @@ NEUTRAL = {
     "statement_timeout": "0",
     "transaction_timeout": "0",
 }
-"""What may not cut a restore short, or refuse it, although somebody planted it for role or
-database."""
+"""What may not cut a restore short, refuse it, or make a NULL in an array the word "NULL", although
+somebody planted it for role or database."""
 
 UNFINISHED = NEUTRAL | {"synchronous_commit": "off"}
 """The same where nothing counts before the database gets its name.
