@@ -25,8 +25,9 @@ from pgstash.errors import (
 from pgstash.manifest import Manifest, Section
 from pgstash.pipeline.transactions import WithoutTransactions, without_transactions
 from pgstash.postgres import address, roles, source, target, tools
-from pgstash.postgres.restore import LockTableFullError, Outcome, Psql
+from pgstash.postgres.restore import LockTableFullError, Psql
 from pgstash.postgres.source import Server
+from pgstash.postgres.target import Outcome
 from pgstash.unpacking import known_to
 
 _SECONDS_BETWEEN_PROGRESS = 0.25
@@ -132,6 +133,9 @@ class _State:
     raw_bytes: int = 0
     is_empty: bool = False
 
+    def became(self, outcome: Outcome) -> None:
+        self.outcome = outcome
+
     def wants(self, section: Section | None) -> bool:
         return section != "drops" or not self.is_empty
 
@@ -166,6 +170,7 @@ def _restore(plan: Plan, archive: Archive, emit: events.Emit, state: _State) -> 
                     plan.uninterrupted,
                     emit,
                     any_locale=plan.any_locale,
+                    became=state.became,
                 )
             )
         lc_monetary = _lc_monetary(archive.manifest, server, emit)

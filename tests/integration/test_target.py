@@ -1,14 +1,24 @@
-"""What counts as something that a user made in a target."""
+"""What counts as something that a user made in a target, and how a new one gets its name."""
 
 from __future__ import annotations
 
+import contextlib
+import secrets
 from typing import TYPE_CHECKING
 
+import psycopg
 import pytest
 
+from pgstash import events
+from pgstash.errors import Interrupted, TargetDatabaseError
 from pgstash.postgres import source, target
+from pgstash.postgres.target import Outcome
+from support.proxy import Behaviour, TcpProxy
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pgstash.postgres.source import Server
     from support.postgres import Cluster, MakeDatabase
 
 
@@ -36,3 +46,126 @@ def test_whatever_a_user_made_counts(
     assert target.contents(server).count == 0
     database.run_sql(made)
     assert target.contents(server).count == 1
+
+
+class Naming:
+    """A database that is made, and what is said to have become of it."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self.cluster = cluster
+        self.name = f"new_{secrets.token_hex(4)}"
+        self.outcome = Outcome.NOTHING
+        self.told: list[events.Event] = []
+        self.at = source.look(cluster.maintenance.uri)
+
+    @contextlib.contextmanager
+    def made(
+        self, uninterrupted: contextlib.AbstractContextManager[None] | None = None
+    ) -> Iterator[Server]:
+        with target.created(
+            self.at,
+            self.name,
+            None,
+            lambda: uninterrupted or contextlib.nullcontext(),
+            self.told.append,
+            became=self._became,
+        ) as made:
+            yield made
+
+    def _became(self, outcome: Outcome) -> None:
+        self.outcome = outcome
+
+    def there(self) -> list[str]:
+        """Return the databases that are there, by name or working name."""
+        query = f"SELECT datname FROM pg_database WHERE datname LIKE '{self.name}%' ORDER BY 1"
+        return self.cluster.maintenance.run_sql(query).split()
+
+
+@pytest.fixture
+def naming(cluster: Cluster) -> Iterator[Naming]:
+    naming = Naming(cluster)
+    yield naming
+    for name in naming.there():
+        cluster.drop_database(name)
+
+
+def test_who_looks_into_a_new_database_does_not_keep_it_from_its_name(naming: Naming) -> None:
+    with naming.made() as made:
+        visitor = psycopg.connect(made.connection.conninfo)
+    assert (naming.there(), naming.outcome) == ([naming.name], Outcome.COMMITTED)
+    with pytest.raises(psycopg.OperationalError):
+        visitor.execute("SELECT 1")
+
+
+def test_who_looks_into_a_new_database_does_not_keep_it_from_being_dropped(naming: Naming) -> None:
+    with contextlib.suppress(ZeroDivisionError), naming.made() as made:
+        visitor = psycopg.connect(made.connection.conninfo)
+        raise ZeroDivisionError
+    visitor.close()
+    assert (naming.there(), naming.outcome) == ([], Outcome.NOTHING)
+
+
+def test_a_whole_database_that_cannot_be_named_is_kept(
+    naming: Naming, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(target, "_SECONDS_FOR_OTHERS_TO_LEAVE", 0.5)
+    maintenance = naming.cluster.maintenance
+    maintenance.run_sql("DROP ROLE IF EXISTS maker; CREATE ROLE maker LOGIN CREATEDB")
+    naming.at = source.look(maintenance.uri.replace(naming.cluster.user, "maker", 1))
+    making = naming.made()
+    made = making.__enter__()
+    # A superuser, whom the role may not send away.
+    parameters = {**made.connection.parameters, "user": naming.cluster.user}
+    visitor = psycopg.connect(**parameters)  # type: ignore[arg-type]
+    with pytest.raises(TargetDatabaseError, match="being accessed by other users") as caught:
+        making.__exit__(None, None, None)
+    [working] = naming.there()
+    assert (working.partition("_pgstash_")[0], naming.outcome) == (naming.name, Outcome.UNNAMED)
+    visitor.close()
+    maintenance.run_sql(caught.value.hint.rpartition("by ")[2])
+    assert naming.there() == [naming.name]
+    maintenance.run_sql(f"ALTER DATABASE {naming.name} OWNER TO {naming.cluster.user}")
+    maintenance.run_sql("DROP ROLE maker")
+
+
+class Signalled:
+    """A context in which a signal was put off, and that it ends with."""
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_: object) -> None:
+        raise Interrupted(15)
+
+
+class SignalledAtOnce(Signalled):
+    def __enter__(self) -> None:
+        raise Interrupted(15)
+
+
+def test_a_signal_after_the_naming(naming: Naming) -> None:
+    with naming.made(Signalled()):
+        pass
+    assert (naming.there(), naming.outcome) == ([naming.name], Outcome.COMMITTED)
+
+
+def test_a_signal_before_the_naming(naming: Naming) -> None:
+    with pytest.raises(Interrupted), naming.made(SignalledAtOnce()):
+        pass
+    assert (naming.there(), naming.outcome) == ([], Outcome.NOTHING)
+
+
+@pytest.mark.parametrize("for_ever", [False, True])
+def test_an_answer_to_the_naming_that_is_lost(naming: Naming, *, for_ever: bool) -> None:
+    with TcpProxy(naming.cluster.port) as proxy:
+        proxy.behave(Behaviour(reset_answer_to=b"RENAME TO", then_refuse=for_ever))
+        uri = naming.cluster.maintenance.uri.replace(str(naming.cluster.port), str(proxy.port))
+        naming.at = source.look(uri)
+        if for_ever:
+            with pytest.raises(TargetDatabaseError, match="cannot be told"), naming.made():
+                pass
+        else:
+            with naming.made():
+                pass
+    expected = Outcome.UNKNOWN if for_ever else Outcome.COMMITTED
+    assert (naming.there(), naming.outcome) == ([naming.name], expected)

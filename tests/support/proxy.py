@@ -30,7 +30,9 @@ class Behaviour:
 
     ``reset_after`` and ``stall_after`` count bytes in both directions together, from the
     moment the connection was accepted; ``rate`` is in bytes a second for each direction,
-    ``latency`` in seconds for each piece that is passed on.
+    ``latency`` in seconds for each piece that is passed on. A server that is asked something with
+    ``reset_answer_to`` in it hears it, and its answer does not arrive; with ``then_refuse`` it is
+    not reached again.
     """
 
     refuse: bool = False
@@ -38,6 +40,8 @@ class Behaviour:
     stall_after: int | None = None
     rate: float | None = None
     latency: float = 0.0
+    reset_answer_to: bytes | None = None
+    then_refuse: bool = False
 
 
 PASS = Behaviour()
@@ -51,6 +55,7 @@ class _Connection:
     server: socket.socket
     own: Behaviour | None
     passed: int = 0
+    asked: bool = False
 
 
 class TcpProxy:
@@ -138,6 +143,8 @@ class TcpProxy:
             while data := source.recv(CHUNK):
                 while data:
                     behaviour = connection.own or self._behaviour
+                    if self._lost(connection, behaviour, data, answer=source is connection.server):
+                        return
                     if behaviour.refuse or _reached(behaviour.reset_after, connection.passed):
                         _reset(connection)
                         return
@@ -161,6 +168,19 @@ class TcpProxy:
             with contextlib.suppress(OSError):
                 each.shutdown(socket.SHUT_RDWR)
             each.close()
+
+    def _lost(
+        self, connection: _Connection, behaviour: Behaviour, data: bytes, *, answer: bool
+    ) -> bool:
+        """Reset the connection if this is the answer that is to be lost."""
+        if behaviour.reset_answer_to and behaviour.reset_answer_to in data:
+            connection.asked = True
+        elif answer and connection.asked:
+            if behaviour.then_refuse:
+                self._behaviour = REFUSE
+            _reset(connection)
+            return True
+        return False
 
 
 def _reached(limit: int | None, passed: int) -> bool:

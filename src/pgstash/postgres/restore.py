@@ -15,7 +15,6 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from enum import Enum
 from types import TracebackType
 from typing import Self
 
@@ -25,7 +24,7 @@ from pgstash.errors import Interrupted, RestoreError, StatementError, TargetLost
 from pgstash.events import Emit, Notice, ToolSaid
 from pgstash.postgres.process import Child
 from pgstash.postgres.source import Server
-from pgstash.postgres.target import connected
+from pgstash.postgres.target import Outcome, connected
 from pgstash.postgres.tools import ClientTools
 
 _TOKEN_BYTES = 8
@@ -120,14 +119,6 @@ _HINTS_BY_WORDS = (
 )
 _UNKNOWN = "Compare the versions: `pgstash show` says from which server the backup comes."
 _NO_LOCKS = ("53200", "max_locks_per_transaction")
-
-
-class Outcome(Enum):
-    """What became of the transaction."""
-
-    COMMITTED = "everything is in the target"
-    NOTHING = "nothing was changed in the target"
-    UNKNOWN = "whether anything was changed in the target is not known"
 
 
 class LockTableFullError(StatementError):

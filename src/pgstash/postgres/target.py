@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from enum import Enum
 from typing import Any
 
 import psycopg
@@ -45,15 +46,25 @@ _SUBSCRIPTIONS = (
     "SELECT subname FROM pg_catalog.pg_subscription"
     " JOIN pg_catalog.pg_database d ON d.oid = subdbid WHERE datname = %s"
 )
-_END_SESSIONS = (
-    "SELECT pg_catalog.pg_terminate_backend(pid) FROM pg_catalog.pg_stat_activity"
-    " WHERE datname = %s AND usename = current_user"
+_SESSIONS = (
+    "SELECT pid FROM pg_catalog.pg_stat_activity"
+    " WHERE datname = %s AND backend_type = 'client backend'"
 )
 _UNSUBSCRIBE = (
     sql.SQL("ALTER SUBSCRIPTION {} DISABLE"),
     sql.SQL("ALTER SUBSCRIPTION {} SET (slot_name = NONE)"),
     sql.SQL("DROP SUBSCRIPTION {}"),
 )
+
+
+class Outcome(Enum):
+    """What became of the target."""
+
+    COMMITTED = "everything is in the target"
+    NOTHING = "nothing was changed in the target"
+    UNNAMED = "everything is in a database that has not got its name"
+    UNKNOWN = "whether anything was changed in the target is not known"
+
 
 # Whatever a user can make, but for what belongs to an extension or to the system. Row types, array
 # types, indexes and the like come with what is counted.
@@ -184,13 +195,15 @@ def created(  # noqa: PLR0913 - each is one property of the new database
     emit: Emit,
     *,
     any_locale: bool = False,
+    became: Callable[[Outcome], None] = lambda _outcome: None,
 ) -> Iterator[Server]:
     """Make a database under a working name for the length of the block, then give it its name.
 
     Yields the server as it is seen from the new database, which has encoding, locale and settings
-    of the old one. If the block is left by an exception, the database is dropped. With
-    ``any_locale`` one that the server lacks becomes "C", with a warning. Raises
-    TargetDatabaseError.
+    of the old one. If the block is left by an exception, the database is dropped; if afterwards
+    its name cannot be had, it is kept, and the error says what it is called. ``became`` is told
+    what became of it where that is not nothing. With ``any_locale`` one that the server lacks
+    becomes "C", with a warning. Raises TargetDatabaseError.
     """
     working = _working_name(name)
     made = _seen_from(server, working)
@@ -210,20 +223,55 @@ def created(  # noqa: PLR0913 - each is one property of the new database
         if like:
             _configure(server, working, like, emit)
         yield made
-        refused = f"the restored database {working} cannot be renamed to {name}"
-        with _refusals(refused), uninterrupted():
-            _when_unused(
-                server,
-                sql.SQL("ALTER DATABASE {} RENAME TO {}").format(
-                    sql.Identifier(working), sql.Identifier(name)
-                ),
-            )
     except Interrupted:
         drop(server, working, emit, seconds=_SECONDS_TO_CONNECT_AFTER_SIGNAL)
         raise
     except BaseException:
         drop(server, working, emit)
         raise
+    try:
+        became(Outcome.UNKNOWN)
+        with uninterrupted():
+            _rename(server, working, name, became)
+    except Interrupted:
+        if _renamed(server, working, name, _SECONDS_TO_CONNECT_AFTER_SIGNAL):
+            became(Outcome.COMMITTED)
+            return
+        drop(server, working, emit, seconds=_SECONDS_TO_CONNECT_AFTER_SIGNAL)
+        became(Outcome.NOTHING)
+        raise
+
+
+def _rename(server: Server, working: str, name: str, became: Callable[[Outcome], None]) -> None:
+    """Give a database its name, and find out what became of it where the answer is lost."""
+    rename = sql.SQL("ALTER DATABASE {} RENAME TO {}").format(
+        sql.Identifier(working), sql.Identifier(name)
+    )
+    try:
+        _when_unused(server, working, rename)
+    except (psycopg.Error, TargetLostError) as error:
+        if not _renamed(server, working, name, _SECONDS_TO_CONNECT):
+            became(Outcome.UNNAMED)
+            raise TargetDatabaseError(
+                f"the restored database cannot be renamed to {name}: {_said(error)}",
+                hint=f"It is whole, and it is kept: give it the name when nobody is connected to "
+                f"it, by {rename.as_string()}",
+            ) from error
+    became(Outcome.COMMITTED)
+
+
+def _renamed(server: Server, working: str, name: str, seconds: float) -> bool:
+    """Tell whether a database has its name by now. Raises TargetDatabaseError if nobody says."""
+    query = "SELECT datname FROM pg_catalog.pg_database WHERE datname IN (%s, %s)"
+    try:
+        with connected(server, seconds=seconds) as session:
+            there = {found for (found,) in session.execute(query, [working, name]).fetchall()}
+    except (psycopg.Error, TargetLostError) as error:
+        raise TargetDatabaseError(
+            f"whether the restored database is called {name} by now cannot be told: {_said(error)}",
+            hint=f"Look whether there is {name}, or {working}: either is whole.",
+        ) from error
+    return name in there and working not in there
 
 
 def _seen_from(server: Server, name: str) -> Server:
@@ -293,10 +341,7 @@ def drop(server: Server, name: str, emit: Emit, *, seconds: float = _SECONDS_TO_
     statement = sql.SQL("DROP DATABASE IF EXISTS {}").format(sql.Identifier(name))
     try:
         _unsubscribe(server, name, seconds)
-        # One whose client was killed may be at a statement for hours, and not notice.
-        with connected(server, seconds=seconds) as session:
-            session.execute(_END_SESSIONS, [name])
-        _when_unused(server, statement)
+        _when_unused(server, name, statement, seconds)
     except (psycopg.Error, TargetLostError) as error:
         emit(Warned(f"The database {name} could not be dropped: drop it yourself. {error}"))
 
@@ -316,11 +361,20 @@ def _unsubscribe(server: Server, name: str, seconds: float) -> None:
                 session.execute(statement.format(sql.Identifier(subscription)))
 
 
-def _when_unused(server: Server, statement: sql.Composed) -> None:
-    """Execute what nobody may be connected for: a session that just ended takes a moment."""
+def _when_unused(
+    server: Server, name: str, statement: sql.Composed, seconds: float = _SECONDS_TO_CONNECT
+) -> None:
+    """Execute what nobody may be connected to a database of ours for; end who is.
+
+    One whose client was killed may be at a statement for hours, and not notice. Others, who look
+    at each database that there is, have no business in it yet.
+    """
     give_up = time.monotonic() + _SECONDS_FOR_OTHERS_TO_LEAVE
-    with connected(server) as session:
+    with connected(server, seconds=seconds) as session:
         while True:
+            for (pid,) in session.execute(_SESSIONS, [name]).fetchall():
+                with contextlib.suppress(psycopg.errors.InsufficientPrivilege):
+                    session.execute("SELECT pg_catalog.pg_terminate_backend(%s)", [pid])
             try:
                 session.execute(statement)
             except psycopg.errors.ObjectInUse:
@@ -347,7 +401,7 @@ def _refusals(what: str) -> Iterator[None]:
         ) from error
 
 
-def _said(error: psycopg.Error) -> str:
+def _said(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
