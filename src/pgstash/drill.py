@@ -149,7 +149,6 @@ class _Told:
     def __init__(self, emit: events.Emit) -> None:
         self._emit = emit
         self.warnings: list[str] = []
-        self.roles: list[str] = []
 
     def __call__(self, event: events.Event) -> None:
         match event:
@@ -157,8 +156,6 @@ class _Told:
                 return
             case events.Warned():
                 self.warnings.append(event.message)
-            case events.RoleCreated():
-                self.roles.append(event.name)
             case _:
                 pass
         self._emit(event)
@@ -207,6 +204,7 @@ def _drill(plan: Plan, archive: Archive, manifest: Manifest, world: World, began
                 environment=plan.environment,
                 uninterrupted=world.uninterrupted,
                 create_roles=True,
+                role_comment=scratch.ROLE_COMMENT,
                 jobs=1 if _takes_the_plain_way(world) else plan.jobs,
                 any_locale=True,
                 observe=unvalidated.watch,
@@ -260,13 +258,9 @@ def _scratch(plan: Plan, manifest: Manifest, told: _Told, world: World) -> Itera
             scratch.keep_off(shared, source.look(plan.source_url), told)
         except DatabaseError as error:
             world.emit(events.Notice(f"The source cannot be compared with: {error.message}"))
-    try:
-        with scratch.name(shared, world.emit) as database:
-            host = f"{shared.database.host}:{shared.database.port}"
-            yield _Scratch(url, database, f"the database {database} on {host}")
-    finally:
-        if told.roles:
-            scratch.drop_roles(shared, told.roles, world.emit)
+    with scratch.name(shared, world.emit) as database:
+        host = f"{shared.database.host}:{shared.database.port}"
+        yield _Scratch(url, database, f"the database {database} on {host}")
 
 
 def _takes_the_plain_way(world: World) -> bool:

@@ -49,7 +49,8 @@ class Plan:
 
     ``create`` is the name of a new database on the target's server, with ``any_locale`` if need
     be in another locale; ``overwrite`` allows a target that holds objects, ``create_roles`` makes
-    the roles that the target lacks. ``jobs`` is how many sessions restore into a new database.
+    the roles that the target lacks, each with ``role_comment``. ``jobs`` is how many sessions
+    restore into a new database.
     ``tables`` are patterns of the only tables that are wanted, if not all; with ``rows_only``
     nothing but their rows. ``observe`` is shown each piece of the script, of rows maybe not.
     ``environment`` is what client tools may choose from, ``uninterrupted`` a context in which no
@@ -63,6 +64,7 @@ class Plan:
     environment: Mapping[str, str]
     uninterrupted: Callable[[], AbstractContextManager[None]]
     create_roles: bool = False
+    role_comment: str | None = None
     jobs: int = 1
     tables: Sequence[str] = ()
     rows_only: bool = False
@@ -155,7 +157,14 @@ def _restore(plan: Plan, archive: Archive, emit: events.Emit, state: _State) -> 
             create = (
                 _roles_to_create(archive, archive.manifest, emit) if plan.create_roles else None
             )
-            roles.refuse_lacking(server, archive.manifest, create, emit, dry_run=plan.dry_run)
+            roles.refuse_lacking(
+                server,
+                archive.manifest,
+                create,
+                emit,
+                comment=plan.role_comment,
+                dry_run=plan.dry_run,
+            )
         if plan.dry_run:
             emit(_planned(plan, archive, way.selected, server, client))
             return 0

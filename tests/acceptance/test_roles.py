@@ -283,3 +283,33 @@ def test_a_drill_makes_them_and_drops_them(
     assert "SUCCESS Drill passed" in done.stdout
     assert "Created the role reader" in done.stdout
     assert roles_of(newest_cluster.maintenance) == before
+
+
+def test_what_drills_made_goes_with_the_last_of_them(
+    source: Database, newest_cluster: Cluster, tmp_path: Path
+) -> None:
+    """Another one on the same server may need a role that it found there."""
+    back_up(source, tmp_path)
+    env = environment(
+        source.bin_dir,
+        STORAGE_URL=tmp_path.as_uri(),
+        VERIFY_DATABASE_URL=newest_cluster.maintenance.uri,
+        LD_LIBRARY_PATH=str(source.bin_dir.parent / "lib"),
+    )
+    scratch = newest_cluster.maintenance
+    scratch.run_sql("CREATE ROLE mine; COMMENT ON ROLE mine IS 'made by hand'")
+    before = roles_of(scratch)
+    with scratch.connect() as another:
+        another.execute("SET application_name = 'pgstash_drill_00000001'")
+        assert run_pgstash(["drill"], env).returncode == 0
+        assert set(ROLES) <= set(roles_of(scratch))
+    # One that somebody uses by now is no reason to keep the others.
+    scratch.run_sql("CREATE SCHEMA used AUTHORIZATION reader")
+    done = run_pgstash(["drill"], env)
+    assert done.returncode == 0, done.stderr
+    assert "Roles that a drill made could not be dropped: reader: " in done.stderr
+    assert roles_of(scratch) == sorted([*before, "reader"])
+    scratch.run_sql("DROP SCHEMA used")
+    assert run_pgstash(["drill"], env).returncode == 0
+    assert roles_of(scratch) == before
+    scratch.run_sql("DROP ROLE mine")

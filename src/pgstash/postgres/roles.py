@@ -133,13 +133,19 @@ def named_in(script: bytes) -> list[str]:
     return [name for name in names if name and not _FOREIGN.search(name)]
 
 
-def refuse_lacking(
-    server: Server, manifest: Manifest, create: Iterable[str] | None, emit: Emit, *, dry_run: bool
+def refuse_lacking(  # noqa: PLR0913 - what of a restore matters here
+    server: Server,
+    manifest: Manifest,
+    create: Iterable[str] | None,
+    emit: Emit,
+    *,
+    comment: str | None,
+    dry_run: bool,
 ) -> None:
     """Raise TargetLacksError, with all roles and extensions that the target lacks.
 
-    The roles of ``create`` are made instead, without login and without any right, but in a dry
-    run. Of a partial backup it is a warning.
+    The roles of ``create`` are made instead, without login and without any right, and with this
+    ``comment``, but in a dry run. Of a partial backup it is a warning.
     """
     with connected(server) as session:
         extensions = {
@@ -166,8 +172,13 @@ def refuse_lacking(
         for name in wanted:
             if name in there or name.startswith("pg_"):
                 continue
+            statement = sql.SQL("CREATE ROLE {} NOLOGIN").format(sql.Identifier(name))
+            if comment:  # sent as one, and so one transaction
+                statement += sql.SQL("; COMMENT ON ROLE {} IS {}").format(
+                    sql.Identifier(name), sql.Literal(comment)
+                )
             try:
-                session.execute(sql.SQL("CREATE ROLE {} NOLOGIN").format(sql.Identifier(name)))
+                session.execute(statement)
             except (psycopg.Error, UnicodeError) as error:
                 raise TargetLacksError(
                     f"the role {name} cannot be made: {' '.join(str(error).split())}",

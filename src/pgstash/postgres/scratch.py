@@ -21,6 +21,9 @@ from pgstash.postgres import source, target
 from pgstash.postgres.session import Session
 from pgstash.postgres.source import Server
 
+ROLE_COMMENT = "made by pgstash for a drill"
+"""What tells the roles that a drill made from those that were there."""
+
 _PREFIX = "pgstash_drill_"
 _MARK_BYTES = 4
 _SECONDS_TO_ANSWER = 10.0
@@ -34,6 +37,10 @@ _OF_THE_SOURCE = ("host", "hostaddr", "port", "user", "password", "dbname", "opt
 _STARTED = "SELECT pg_catalog.pg_postmaster_start_time()::pg_catalog.text"
 _LEFT = r"SELECT datname FROM pg_catalog.pg_database WHERE datname LIKE 'pgstash\_drill\_%'"
 _IN_USE = "SELECT application_name FROM pg_catalog.pg_stat_activity"
+_ROLES = (
+    "SELECT rolname FROM pg_catalog.pg_roles"
+    " WHERE pg_catalog.shobj_description(oid, 'pg_authid') = %s"
+)
 
 
 def alone(url: str) -> str:
@@ -95,20 +102,33 @@ def name(server: Server, emit: Emit) -> Iterator[str]:
         try:
             stack.enter_context(target.connected(keeper))
             _sweep(server, emit)
+            _drop_roles(server, chosen, emit)
         except TargetLostError as error:
             raise ScratchError(f"VERIFY_DATABASE_URL: {error.message}") from error
+        stack.callback(_drop_roles, server, chosen, emit)
         stack.callback(target.drop, server, chosen, emit)
         yield chosen
 
 
-def drop_roles(server: Server, roles: list[str], emit: Emit) -> None:
-    """Drop roles that were made for a scratch database, which is gone by now."""
+def _drop_roles(server: Server, chosen: str, emit: Emit) -> None:
+    """Drop what roles drills made, if none but this one runs: others may need the same role."""
+    left = []
     try:
         with target.connected(server) as session:
-            for role in roles:
-                session.execute(sql.SQL("DROP ROLE IF EXISTS {}").format(sql.Identifier(role)))
+            used = {name for (name,) in session.execute(_IN_USE).fetchall() if name != chosen}
+            if any(_NAME.fullmatch(name) for name in used if name):
+                return
+            for (role,) in session.execute(_ROLES, [ROLE_COMMENT]).fetchall():
+                try:
+                    session.execute(sql.SQL("DROP ROLE {}").format(sql.Identifier(role)))
+                except psycopg.errors.UndefinedObject:
+                    pass  # another drill, which came to its end, dropped it
+                except psycopg.Error as error:
+                    left.append(f"{role}: {' '.join(str(error).split())}")
     except (psycopg.Error, TargetLostError) as error:
-        emit(Warned(f"Roles that a drill made could not be dropped: {error}"))
+        left.append(str(error))
+    if left:
+        emit(Warned(f"Roles that a drill made could not be dropped: {'; '.join(left)}"))
 
 
 def _sweep(server: Server, emit: Emit) -> None:
