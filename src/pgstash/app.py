@@ -63,8 +63,8 @@ def back_up(
         lock_seconds=settings.lock_timeout,
         idle_seconds=settings.dump_idle_timeout,
         environment=environment(),
-        options=_dump_options(settings),
-        required=required.parse(settings.require_tables) if settings.require_tables else [],
+        options=dump_options(settings),
+        required=required_tables(settings),
         hooks=_hooks(settings),
         anomaly_ratio=settings.anomaly_ratio,
     )
@@ -82,7 +82,13 @@ def back_up(
     return made
 
 
-def _dump_options(settings: Settings) -> list[str]:
+def required_tables(settings: Settings) -> list[required.Requirement]:
+    """Return the tables that must be in a backup."""
+    return required.parse(settings.require_tables) if settings.require_tables else []
+
+
+def dump_options(settings: Settings) -> list[str]:
+    """Return the options that the settings give pg_dump."""
     excluded = options.excluding(
         tables=settings.exclude_tables or "",
         table_data=settings.exclude_table_data or "",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -11,6 +10,7 @@ from pgstash.archive import Archive
 from pgstash.errors import TableNotStoredError
 from pgstash.manifest import Manifest
 from pgstash.postgres import outline, toc
+from pgstash.postgres.patterns import compiled
 from pgstash.postgres.tools import ClientTools
 from pgstash.unpacking import footer
 
@@ -22,7 +22,6 @@ _PARTITION = b"TABLE ATTACH"
 _KINDS = (b"TABLE", b"FOREIGN TABLE")
 # Comments are of no section, and stand behind what they are on.
 _AFTER = (toc.Section.NONE, toc.Section.POST_DATA)
-_TOKEN = re.compile(r'"((?:[^"]|"")*)"|([^"])')
 _MOST_NAMED = 5
 
 
@@ -121,31 +120,6 @@ def script(
     yield footer(begins)
 
 
-def compiled(pattern: str) -> Callable[[str, str], bool]:
-    """Return what tells whether a schema and a table fit a pattern, as pg_dump and psql read it.
-
-    https://www.postgresql.org/docs/current/app-psql.html#APP-PSQL-PATTERNS, but for the characters
-    of regular expressions, which stand for themselves here. Without a schema it fits any.
-    """
-    parts = [""]
-    for match in _TOKEN.finditer(pattern):
-        quoted, bare = match[1], match[2]
-        if quoted is not None:
-            parts[-1] += re.escape(quoted.replace('""', '"'))
-        elif bare == ".":
-            parts.append("")
-        else:
-            parts[-1] += {"*": ".*", "?": "."}.get(bare, re.escape(_folded(bare)))
-    *schemas, table = (re.compile(part, re.DOTALL) for part in parts)
-
-    def fits(schema: str, name: str) -> bool:
-        if not table.fullmatch(name):
-            return False
-        return not schemas or bool(schemas[-1].fullmatch(schema))
-
-    return fits
-
-
 class _Tables:
     """The tables in a table of contents, and what hangs on them."""
 
@@ -223,11 +197,6 @@ def _members(manifest: Manifest, stored: Collection[int], *, rows_only: bool) ->
         or (member.section == "data" and member.table in stored)
         or (member.section in {"pre-data", "sequences"} and not rows_only)
     ]
-
-
-def _folded(letter: str) -> str:
-    """Return the lower case of an ASCII letter: of others PostgreSQL keeps the case."""
-    return letter.lower() if letter.isascii() else letter
 
 
 def _text(name: bytes) -> str:

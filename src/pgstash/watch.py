@@ -52,6 +52,7 @@ def check(settings: Settings, part: Part | None, emit: events.Emit) -> Iterator[
     if part != "database":
         yield from _storage(settings, emit)
     if part is None:
+        yield _drills(settings, server)
         yield _part_size(settings, server)
         yield from _webhooks_unsent(settings)
 
@@ -60,7 +61,26 @@ def _database(settings: Settings) -> Generator[Finding, None, Server | None]:
     from pgstash.check import database  # noqa: PLC0415
 
     return database.look(
-        database.Plan(source_url=settings.source_url, environment=environment(), clock=time.time)
+        database.Plan(
+            source_url=settings.source_url,
+            environment=environment(),
+            clock=time.time,
+            options=app.dump_options(settings),
+            required=app.required_tables(settings),
+        )
+    )
+
+
+def _drills(settings: Settings, server: Server | None) -> Finding:
+    from pgstash.check import drills  # noqa: PLC0415
+
+    return drills.look(
+        drills.Plan(
+            wanted=settings.verify_interval is not None,
+            scratch_url=settings.scratch_url,
+            environment=environment(),
+        ),
+        server,
     )
 
 

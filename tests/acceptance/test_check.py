@@ -181,6 +181,29 @@ def test_no_secret_is_printed(clusters: Clusters, newest_cluster: Cluster, tmp_p
     database.run_sql(f"DROP TABLE {table}; DROP ROLE planted")
 
 
+def test_drills_that_are_wanted_need_a_place(make_database: MakeDatabase, tmp_path: Path) -> None:
+    database = make_database()
+    storage = {"DATABASE_URL": database.uri, "STORAGE_URL": tmp_path.as_uri()}
+    wanted = environment(database.bin_dir, **storage, VERIFY_INTERVAL="after-backup")
+    done = check(wanted)
+    assert done.returncode == 0, done.stdout
+    assert re.search(r"(?m)^ok +drills +restore into a throwaway server of Postgre", done.stdout)
+    (only := tmp_path / "only clients").mkdir()
+    for name in ("pg_dump", "pg_dumpall", "pg_restore", "psql"):
+        (only / name).symlink_to(database.bin_dir / name)
+    done = check(environment(only, **storage, VERIFY_INTERVAL="after-backup"))
+    assert done.returncode == 40
+    assert re.search(r"(?m)^FAILED +drills ", done.stdout), done.stdout
+    url = database.cluster.maintenance.uri
+    more = {"VERIFY_INTERVAL": "86400", "VERIFY_DATABASE_URL": url}
+    done = check(environment(only, **storage, **more))
+    assert re.search(r"(?m)^ok +drills +restore on PostgreSQL 1\d", done.stdout), done.stdout
+    more["VERIFY_DATABASE_URL"] = url.replace(f":{database.cluster.port}/", ":1/")
+    done = check(environment(only, **storage, **more))
+    assert done.returncode == 40
+    assert re.search(r"(?m)^FAILED +drills +VERIFY_DATABASE_URL: ", done.stdout), done.stdout
+
+
 def test_healthcheck_from_fresh_to_stale(make_database: MakeDatabase, tmp_path: Path) -> None:
     database = make_database()
     env = environment(**local(database, tmp_path), BACKUP_INTERVAL="3600")

@@ -14,6 +14,7 @@ import pytest
 
 from pgstash.check import database as checks
 from pgstash.check.finding import Finding
+from pgstash.postgres import required
 from support.postgres import Cluster, Database, MakeDatabase, clean_environment
 
 NAMES = 'CREATE SCHEMA "Odd; Schema"; CREATE TABLE "Odd; Schema"."It\'s" (a int);'
@@ -49,12 +50,12 @@ class Role:
     def grant(self, what: str) -> None:
         self.database.run_sql(f"GRANT {what} TO {self.quoted}")
 
-    def check(self) -> dict[str, Finding]:
-        plan = checks.Plan(self.uri, {"PATH": str(self.database.bin_dir)}, _clock)
+    def check(self, *options: str) -> dict[str, Finding]:
+        plan = checks.Plan(self.uri, {"PATH": str(self.database.bin_dir)}, _clock, options)
         return {finding.topic: finding for finding in checks.look(plan)}
 
-    def dump(self) -> subprocess.CompletedProcess[str]:
-        command = [str(self.database.bin_dir / "pg_dump"), "-d", self.uri]
+    def dump(self, *options: str) -> subprocess.CompletedProcess[str]:
+        command = [str(self.database.bin_dir / "pg_dump"), "-d", self.uri, *options]
         return subprocess.run(
             command, env=clean_environment(), capture_output=True, text=True, check=False
         )
@@ -257,3 +258,47 @@ def test_a_clock_that_differs_is_a_warning(make_database: MakeDatabase) -> None:
     }
     assert findings["database clock"].state == "warning"
     assert "ahead of ours" in findings["database clock"].found
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--exclude-schema=Odd; Schema"],
+        ["--exclude-schema=odd; schema"],
+        ['--exclude-schema="Odd; Schema"', "--exclude-table=numbered"],
+        ['--exclude-schema="Odd*"', "--exclude-table=public.num*"],
+        ['--exclude-schema="Odd"*', "--exclude-table=public.num*"],
+        ["--exclude-schema=*odd*", "--exclude-table=numbered"],
+        ['--exclude-table="Odd; Schema".*', "--exclude-table=numbered*"],
+        ['--exclude-table="It\'s"', "--exclude-table=numbered"],
+        ['--exclude-table=*."It\'s"', "--exclude-table=numbered"],
+        ["--exclude-table-data=*.*"],
+        ["--table=plain"],
+        ["--table=plain", "--table=numbered"],
+        ["--schema=public"],
+        ["--schema=public", "--exclude-table=numbered"],
+        ["--schema=public", "--table=p*"],
+    ],
+    ids=" ".join,
+)
+def test_what_is_left_out_needs_no_right(options: list[str], role: Role) -> None:
+    """As pg_dump itself finds it."""
+    role.grant("USAGE ON SCHEMA public")
+    role.grant("SELECT ON plain, seen, kept, parted, parted_1, counter, numbered_a_seq")
+    role.grant("SELECT ON LARGE OBJECT 4711")
+    done = role.dump(*options)
+    assert (failed(role.check(*options)) == []) == (done.returncode == 0), done.stderr
+
+
+def test_tables_that_are_required(role: Role) -> None:
+    allow_all(role)
+
+    def finding(text: str) -> Finding:
+        plan = checks.Plan(
+            role.uri, {"PATH": str(role.database.bin_dir)}, _clock, (), required.parse(text)
+        )
+        return {found.topic: found for found in checks.look(plan)}["required tables"]
+
+    assert finding("plain, parted").state == "ok"
+    assert finding("plain, plane").state == "failure"
+    assert "public.plane does not exist" in finding("plain, plane").found

@@ -8,9 +8,10 @@ from collections.abc import Iterator
 import pytest
 
 from pgstash.postgres import outline, toc
+from pgstash.postgres.patterns import compiled
 from pgstash.postgres.toc import Contents, Section
 from pgstash.postgres.tools import ClientTools
-from pgstash.selection import _Tables, compiled
+from pgstash.selection import _Tables
 from support.postgres import Cluster, Database, bin_dir, temporary_database
 from support.stored import make
 

@@ -17,9 +17,10 @@ from pgstash.archive import Access, Archive
 from pgstash.errors import CorruptedError, TableNotStoredError
 from pgstash.pipeline import compression, encryption
 from pgstash.postgres import toc
+from pgstash.postgres.patterns import compiled
 from pgstash.postgres.toc import Contents, Entry, Section
 from pgstash.postgres.tools import ClientTools
-from pgstash.selection import Selection, _Tables, compiled
+from pgstash.selection import Selection, _Tables
 from pgstash.storage.memory import MemoryStorage
 from support.stored import Made, key_of, make
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from pgstash.check.finding import Finding, clock, skipped
 from pgstash.errors import DatabaseError, PgstashError
-from pgstash.postgres import rights, situation, source, tools
+from pgstash.postgres import patterns, required, rights, situation, source, tools
+from pgstash.postgres.required import Requirement
 from pgstash.postgres.rights import Rights
 from pgstash.postgres.situation import Situation
 from pgstash.postgres.source import Server
@@ -23,11 +24,16 @@ _WEAK_MODES = ("disable", "allow", "prefer")
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Which database; ``environment`` is what client tools may choose from."""
+    """Which database; ``environment`` is what client tools may choose from.
+
+    ``options`` are those of pg_dump, ``required`` the tables that must be in a backup.
+    """
 
     source_url: str
     environment: Mapping[str, str]
     clock: Callable[[], float]
+    options: Sequence[str] = ()
+    required: Sequence[Requirement] = ()
 
 
 def look(plan: Plan) -> Generator[Finding, None, Server | None]:
@@ -49,7 +55,9 @@ def look(plan: Plan) -> Generator[Finding, None, Server | None]:
         f"database {database.name}",
     )
     yield from _tools(server, plan.environment)
-    yield from _rights(server)
+    yield from _rights(server, plan.options)
+    if plan.required:
+        yield _required(server, plan.required)
     yield from _situation(server, plan.clock)
     return server
 
@@ -72,9 +80,9 @@ def _tools(server: Server, environment: Mapping[str, str]) -> Iterator[Finding]:
     )
 
 
-def _rights(server: Server) -> Iterator[Finding]:
+def _rights(server: Server, options: Sequence[str]) -> Iterator[Finding]:
     try:
-        found = rights.look(server)
+        found = rights.look(server, patterns.dumped(options))
     except DatabaseError as error:
         yield Finding.of(_OF_RIGHTS[0], error)
         yield from skipped(_OF_RIGHTS[1:], "the rights could not be looked at")
@@ -90,6 +98,14 @@ def _rights(server: Server) -> Iterator[Finding]:
             f"pg_dump leaves {found.subscriptions} out: only a superuser may read them",
             "Keep their CREATE SUBSCRIPTION statements elsewhere, or back up as a superuser.",
         )
+
+
+def _required(server: Server, requirements: Sequence[Requirement]) -> Finding:
+    try:
+        required.look_up(server, requirements)
+    except PgstashError as error:
+        return Finding.of("required tables", error)
+    return Finding("required tables", "ok", f"all {len(requirements)} are there")
 
 
 def _tables(found: Rights) -> Finding:

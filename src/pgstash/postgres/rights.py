@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pgstash.postgres import inquiry
+from pgstash.postgres.patterns import Fits
 from pgstash.postgres.source import Server
 
 SHOWN = 5
@@ -27,7 +28,8 @@ _RELATIONS = """
            pg_catalog.has_schema_privilege(n.oid, 'USAGE'),
            CASE c.relkind WHEN 'S' THEN pg_catalog.has_sequence_privilege(c.oid, 'SELECT')
                           ELSE pg_catalog.has_table_privilege(c.oid, 'SELECT') END,
-           pg_catalog.row_security_active(c.oid)
+           pg_catalog.row_security_active(c.oid),
+           n.nspname, c.relname
     FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
     WHERE c.relkind IN ('r', 'p', 'S')
       AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'
@@ -122,13 +124,17 @@ class Rights:
         return [f"DO $pgstash$ DECLARE o oid; BEGIN {each} END $pgstash$;"]
 
 
-def look(server: Server) -> Rights:
-    """Ask the server what the role may read. Raises DatabaseError."""
+def look(server: Server, dumped: Fits = lambda _schema, _name: True) -> Rights:
+    """Ask the server what the role may read of what is ``dumped``. Raises DatabaseError."""
     with inquiry.opened(server) as asked:
         role = asked.execute(_ROLE).fetchone()
         if role is None:
             raise AssertionError("current_user is always in pg_roles")
-        relations = asked.execute(_RELATIONS).fetchall()
+        relations = [
+            row
+            for row in asked.execute(_RELATIONS).fetchall()
+            if dumped(*(inquiry.text(name, server) for name in row[-2:]))
+        ]
         readable = _READABLE if server.major >= _HAS_LARGE_OBJECT_PRIVILEGE else _READABLE_BEFORE_18
         query = _LARGE_OBJECTS.format(readable=readable, shown=SHOWN)
         # A superuser reads all of them, and there may be millions.

@@ -1,0 +1,90 @@
+"""Which tables are meant by patterns as pg_dump and psql read them.
+
+https://www.postgresql.org/docs/current/app-psql.html#APP-PSQL-PATTERNS, but for the characters of
+regular expressions, which stand for themselves here. What is dumped is pg_dump's decision: this is
+for reading what it wrote, and for telling beforehand what it will look at.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+
+Fits = Callable[[str, str], bool]
+"""Tells whether a schema and a table, or what is named as one is, are meant."""
+
+_TOKEN = re.compile(r'"((?:[^"]|"")*)"|([^"])')
+_DEFAULT_SCHEMA = "public"
+
+
+def compiled(pattern: str) -> Fits:
+    """Return what tells whether a schema and a table fit a pattern; without a schema any fits."""
+    schemas, table = _parts(pattern)
+
+    def fits(schema: str, name: str) -> bool:
+        if not table.fullmatch(name):
+            return False
+        return not schemas or bool(schemas[-1].fullmatch(schema))
+
+    return fits
+
+
+def dumped(options: Sequence[str]) -> Fits:
+    """Return what tells whether pg_dump dumps a table, with options as ``--name=pattern``.
+
+    A pattern without a schema fits what is in ``public``: where pg_dump would look, if nobody has
+    changed the search_path.
+    """
+    tables = _any(options, ("table", "table-and-children"))
+    schemas = _any_schema(options, "schema")
+    without = _any(options, ("exclude-table", "exclude-table-and-children"))
+    without_schemas = _any_schema(options, "exclude-schema")
+    selects = any(each.startswith(("--table", "--schema=")) for each in options)
+
+    def fits(schema: str, name: str) -> bool:
+        wanted = not selects or tables(schema, name) or schemas(schema, name)
+        return wanted and not (without(schema, name) or without_schemas(schema, name))
+
+    return fits
+
+
+def _any(options: Sequence[str], names: Sequence[str]) -> Fits:
+    found = [_parts(pattern) for pattern in _values(options, names)]
+
+    def fits(schema: str, name: str) -> bool:
+        return any(
+            table.fullmatch(name)
+            and (schemas[-1].fullmatch(schema) if schemas else schema == _DEFAULT_SCHEMA)
+            for schemas, table in found
+        )
+
+    return fits
+
+
+def _any_schema(options: Sequence[str], name: str) -> Fits:
+    found = [_parts(pattern)[1] for pattern in _values(options, [name])]
+    return lambda schema, _name: any(each.fullmatch(schema) for each in found)
+
+
+def _values(options: Sequence[str], names: Sequence[str]) -> list[str]:
+    pairs = (each.removeprefix("--").partition("=") for each in options)
+    return [value for name, _, value in pairs if name in names]
+
+
+def _parts(pattern: str) -> tuple[list[re.Pattern[str]], re.Pattern[str]]:
+    parts = [""]
+    for match in _TOKEN.finditer(pattern):
+        quoted, bare = match[1], match[2]
+        if quoted is not None:
+            parts[-1] += re.escape(quoted.replace('""', '"'))
+        elif bare == ".":
+            parts.append("")
+        else:
+            parts[-1] += {"*": ".*", "?": "."}.get(bare, re.escape(_folded(bare)))
+    *schemas, table = (re.compile(part, re.DOTALL) for part in parts)
+    return schemas, table
+
+
+def _folded(letter: str) -> str:
+    """Return the lower case of an ASCII letter: of others PostgreSQL keeps the case."""
+    return letter.lower() if letter.isascii() else letter
