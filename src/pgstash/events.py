@@ -181,12 +181,16 @@ class BackupFailed(Event):
 
 @dataclass(frozen=True, slots=True)
 class RestoreStarted(Event):
-    """A restore begins, or a dry run of one; ``host`` and ``database`` are the target's."""
+    """A restore begins, or a dry run of one; ``host`` and ``database`` are the target's.
+
+    ``of`` names the database that the backup is of, as far as that is known.
+    """
 
     name: str
     host: str
     database: str
     dry_run: bool
+    of: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -194,11 +194,16 @@ def back_up_and_drill(
     except PgstashError as error:
         failure = error
     hear()
+    every_one = settings.verify_interval == "after-backup"
     try:
-        every_one = settings.verify_interval == "after-backup"
-        if not (failure and every_one) and is_drill_due(settings, utc_now()):
-            drill_backup(settings, "latest", emit, uninterrupted)
+        due = not (failure and every_one) and is_drill_due(settings, utc_now())
     except PgstashError as error:
-        failure = failure or error
+        emit(events.Warned(f"Whether a drill is due cannot be told: {error.message}"))
+        failure, due = failure or error, False
+    if due:
+        try:
+            drill_backup(settings, "latest", emit, uninterrupted)
+        except PgstashError as error:
+            failure = failure or error
     if failure:
         raise failure

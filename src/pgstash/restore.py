@@ -25,7 +25,7 @@ from pgstash.errors import (
 from pgstash.manifest import Manifest, Section
 from pgstash.pipeline.transactions import WithoutTransactions, without_transactions
 from pgstash.postgres import address, roles, source, target, tools
-from pgstash.postgres.restore import LockTableFullError, Psql
+from pgstash.postgres.restore import BROKEN_CONSTRAINT, LockTableFullError, Psql
 from pgstash.postgres.source import Server
 from pgstash.postgres.target import Outcome
 from pgstash.unpacking import known_to
@@ -36,6 +36,10 @@ _SECONDS_BETWEEN_PROGRESS = 0.25
 # index of that.
 _LOCKS_OF_A_TABLE = 5
 
+_ROWS_IN_THE_WAY = (
+    "The table has such rows already, or lacks rows of another that these refer to: delete the "
+    "former first, or restore into a new database with --create, and copy what you need."
+)
 _OVERWRITE = (
     "Restore into an empty database, or into a new one with --create NAME. With --overwrite, what "
     "the backup holds replaces what has the same name there, all else in the target stays, and an "
@@ -86,7 +90,8 @@ def run(plan: Plan, wanted: str, find: Callable[[], Archive], emit: events.Emit)
     try:
         archive = find()
         state.name = archive.name
-        emit(events.RestoreStarted(archive.name, host, plan.create or database, plan.dry_run))
+        to = plan.create or database
+        emit(events.RestoreStarted(archive.name, host, to, plan.dry_run, of=_of(archive)))
         try:
             sessions = _restore(plan, archive, emit, state)
         except (PgstashError, Interrupted) as error:
@@ -121,6 +126,11 @@ def run(plan: Plan, wanted: str, find: Callable[[], Archive], emit: events.Emit)
             )
         )
     return sessions
+
+
+def _of(archive: Archive) -> str:
+    database = archive.manifest.database if archive.manifest else None
+    return f"{database.name} on {database.host}" if database else ""
 
 
 @dataclass(slots=True)
@@ -211,9 +221,8 @@ def _restore(plan: Plan, archive: Archive, emit: events.Emit, state: _State) -> 
         )
         try:
             read = progress.watch(script or iter(()))
-            _feed(psql, known_to(into.major, read), plan)
-        except LockTableFullError as error:
-            raise _too_many_locks(archive.manifest, locks, error.message) from error
+            with _explained(plan, archive.manifest, locks):
+                _feed(psql, known_to(into.major, read), plan)
         finally:
             # A database under a working name counts for nothing until it has its own.
             if not plan.create:
@@ -249,6 +258,19 @@ class _Way:
         edit = None if plan.create else WithoutTransactions()
         opened = archive.script(progress.read, progress.state.wants, edit)
         return cls(script=stack.enter_context(opened))
+
+
+@contextlib.contextmanager
+def _explained(plan: Plan, manifest: Manifest | None, locks: target.LockTable) -> Iterator[None]:
+    """Say of an error what it means for this restore."""
+    try:
+        yield
+    except LockTableFullError as error:
+        raise _too_many_locks(manifest, locks, error.message) from error
+    except StatementError as error:
+        if plan.rows_only and error.hint == BROKEN_CONSTRAINT:
+            raise StatementError(error.message, hint=_ROWS_IN_THE_WAY) from error
+        raise
 
 
 def _feed(psql: Psql, script: Iterator[bytes], plan: Plan) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import http.client
 import json
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -87,6 +88,16 @@ def test_what_fails_does_not_hide_the_rest(tmp_path: Path) -> None:
     assert re.search(r"(?m)^ok       write ", done.stdout)
     gone = check(env | {"STORAGE_URL": (tmp_path / "gone").as_uri()}, "storage")
     assert (gone.returncode, "FAILED   bucket" in gone.stdout) == (40, True)
+
+
+def test_a_reader_that_has_seen_enough_ends_it_quietly(tmp_path: Path) -> None:
+    env = environment(tmp_path, DATABASE_URL=NOWHERE, STORAGE_URL=tmp_path.as_uri())
+    with started_pgstash(["check"], env) as process:
+        assert process.stdout
+        assert process.stderr
+        process.stdout.close()
+        assert process.stderr.read() == ""
+        assert process.wait(60) == -signal.SIGPIPE
 
 
 def test_as_json(tmp_path: Path) -> None:

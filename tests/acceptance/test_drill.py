@@ -536,6 +536,18 @@ class TestInTheService:
         assert said.count("FAILURE Drill failed") == 1
         assert proofs(tmp_path) == []
 
+    def test_a_store_that_does_not_say_whether_one_is_due(
+        self, make_database: MakeDatabase, tmp_path: Path, scratch: Path
+    ) -> None:
+        (folder := tmp_path / "store").mkdir()
+        more = {
+            "VERIFY_INTERVAL": "86400",
+            "HOOK_AFTER_BACKUP": f"mv '{folder}' '{tmp_path}/elsewhere'",
+        }
+        said = self.serve(make_database("mixed"), folder, scratch, "Next run at", **more)
+        assert "SUCCESS Backup completed" in said
+        assert "WARNING Whether a drill is due cannot be told: " in said
+
 
 @pytest.mark.newest_first
 def test_as_many_sessions_as_there_may_be(

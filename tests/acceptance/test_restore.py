@@ -253,6 +253,7 @@ def test_a_dry_run_touches_nothing(make_database: MakeDatabase, tmp_path: Path) 
         done = restore(tmp_path, target, "--dry-run", *arguments)
         assert (done.returncode, done.stderr) == (0, "")
         assert f"Would restore {backup.archive.name} into {where} on " in done.stdout
+        assert f"{backup.archive.name} of {source.name} on 127.0.0.1 to " in done.stdout
         assert f"{sum(backup.row_counts.values())} rows in {len(backup.row_counts)} tables" in (
             done.stdout
         )

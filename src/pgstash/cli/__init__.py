@@ -22,7 +22,8 @@ from pgstash.signals import Interruption
 
 _cli = typer.Typer(
     name="pgstash",
-    help="PostgreSQL backups that prove they restore.",
+    help="PostgreSQL backups that prove they restore.\n\n"
+    "Settings come from environment variables and a .env file in the working directory.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
@@ -51,10 +52,7 @@ def _options(
         ),
     ] = False,
 ) -> None:
-    """PostgreSQL backups that prove they restore.
-
-    Settings come from environment variables and a .env file in the working directory.
-    """
+    """Take what goes before any command."""
 
 
 @_cli.command()
@@ -139,11 +137,11 @@ def check(
             clean = replace(finding, found=scrub(finding.found), remedy=scrub(finding.remedy))
             found.append(clean)
             if not as_json:
-                typer.echo("\n".join(table.lines(clean, colour=sys.stdout.isatty())))
+                reading.print_line("\n".join(table.lines(clean, colour=sys.stdout.isatty())))
         failed = sum(finding.state == "failure" for finding in found)
         if as_json:
             findings = [asdict(finding) for finding in found]
-            typer.echo(json.dumps({"failed": failed, "findings": findings}))
+            reading.print_line(json.dumps({"failed": failed, "findings": findings}))
         if failed:
             raise CheckFailedError(f"{failed} of {len(found)} checks failed")
 

@@ -53,7 +53,7 @@ def list_backups(
     def work(values: Settings, _emit: Emit, _interruption: Interruption) -> None:
         found = recovery.list_backups(values, newest=None if everything else _SHOWN)
         if as_json:
-            _print(json.dumps([_facts(each) for each in found], indent=2))
+            print_line(json.dumps([_facts(each) for each in found], indent=2))
             return
         now = datetime.now(UTC)
         heads = ["NAME", "TIME", "AGE", "SIZE", "DATABASE", "SERVER", "ENCRYPTED", "PROVEN"]
@@ -68,11 +68,11 @@ def show(name: _Name = "latest", *, as_json: _Json = False) -> None:
     def work(values: Settings, emit: Emit, _interruption: Interruption) -> None:
         manifest = recovery.manifest_of(values, name, emit)
         if as_json:
-            _print(manifests.dump(manifest, None).decode().rstrip())
+            print_line(manifests.dump(manifest, None).decode().rstrip())
             return
         for key, value in _about(manifest):
-            _print(f"{key:<12}{log.printable(value)}")
-        _print("")
+            print_line(f"{key:<12}{log.printable(value)}")
+        print_line("")
         tables = [[_qualified(each), str(each.rows)] for each in manifest.tables]
         _print_table([["TABLE", "ROWS"], *sorted(tables)])
 
@@ -303,11 +303,13 @@ def _print_table(rows: Sequence[Sequence[str]]) -> None:
     widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
     for row in shown:
         padded = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        _print("  ".join(padded).rstrip())
+        print_line("  ".join(padded).rstrip())
 
 
-def _print(line: str) -> None:
+def print_line(line: str) -> None:
+    """Print to stdout, and end as a tool does when nobody reads that any more."""
     try:
         sys.stdout.write(line + "\n")
+        sys.stdout.flush()
     except BrokenPipeError:
         end_by(signal.SIGPIPE)

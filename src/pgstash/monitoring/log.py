@@ -336,7 +336,8 @@ def _backup_failed(event: events.BackupFailed) -> None:
 
 def _restore_started(event: events.RestoreStarted) -> None:
     what = "Dry run of a restore:" if event.dry_run else "Starting restore:"
-    LOGGER.info("%s %s to %s on %s", what, event.name, event.database, event.host)
+    of = f" of {event.of}" if event.of else ""
+    LOGGER.info("%s %s%s to %s on %s", what, event.name, of, event.database, event.host)
 
 
 def _restore_planned(event: events.RestorePlanned) -> None:

@@ -70,10 +70,11 @@ _BROKEN_CHECK = (
     "function in it, or a table that this reads, changes. Mend it in the source: make the check a "
     "trigger, or mend the rows; then back up again."
 )
-_BROKEN_CONSTRAINT = (
+BROKEN_CONSTRAINT = (
     "Rows of the source break a constraint, as can be where triggers were disabled, or an index is "
     "damaged (REINDEX). Mend them in the source; then back up again."
 )
+"""The hint of an error that a constraint of the target raised."""
 
 _HINTS = (
     ("42704", r"role", "Create the role first (CREATE ROLE …), and restore again."),
@@ -90,7 +91,7 @@ _HINTS = (
     ),
     ("42P01|42883|42704|42703", r"CONTEXT: .*function", _SEARCH_PATH),
     ("23514", r"", _BROKEN_CHECK),
-    ("23502|23503|23505|23P01", r"", _BROKEN_CONSTRAINT),
+    ("23502|23503|23505|23P01", r"", BROKEN_CONSTRAINT),
     (
         "25001",
         r"SUBSCRIPTION",
@@ -113,7 +114,7 @@ _HINTS_BY_WORDS = (
     (r"role \".*\" does not exist", "Create the role first (CREATE ROLE …), and restore again."),
     (r"does not exist.*CONTEXT: .*function", _SEARCH_PATH),
     (r"check constraint .* is violated by some row|violates check constraint", _BROKEN_CHECK),
-    (r"violates|could not create unique index|is duplicated|null values", _BROKEN_CONSTRAINT),
+    (r"violates|could not create unique index|is duplicated|null values", BROKEN_CONSTRAINT),
     (r"permission denied|must be owner", "Restore with a role that owns the database."),
     (r"No space left on device", "The target's disk is full."),
 )
