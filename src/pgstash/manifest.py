@@ -176,6 +176,7 @@ class Database:
     lc_monetary: str
     settings: Sequence[str]
     bytes: int
+    icu_rules: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import secrets
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import psycopg
@@ -12,8 +13,9 @@ import pytest
 from pgstash import events
 from pgstash.errors import Interrupted, TargetDatabaseError
 from pgstash.postgres import source, target
-from pgstash.postgres.target import Outcome
+from pgstash.postgres.target import Outcome, _create
 from support.proxy import Behaviour, TcpProxy
+from support.stored import DATABASE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -169,3 +171,11 @@ def test_an_answer_to_the_naming_that_is_lost(naming: Naming, *, for_ever: bool)
                 pass
     expected = Outcome.UNKNOWN if for_ever else Outcome.COMMITTED
     assert (naming.there(), naming.outcome) == ([naming.name], expected)
+
+
+def test_a_new_database_sorts_by_the_rules_of_the_old_one() -> None:
+    """No server with ICU is at hand: this is what one would be asked for."""
+    like = replace(DATABASE, locale_provider="i", locale="und", icu_rules="&V << w <<< 'W'")
+    made = _create("new", like, 16).as_string()
+    assert made.endswith("LOCALE_PROVIDER 'icu' ICU_LOCALE 'und' ICU_RULES '&V << w <<< ''W'''")
+    assert "ICU_RULES" not in _create("new", replace(like, icu_rules=None), 16).as_string()

@@ -230,10 +230,10 @@ def _look(session: _Session, given: Collection[str]) -> Server:
     # that a user of the database defined stand in for a built-in.
     session.execute("SET statement_timeout = 0; SET lock_timeout = 0; SET search_path = ''")
     major = session.info.server_version // 10_000
-    provider, locale_name = _locale_columns(major)
+    provider, locale_name, rules = _locale_columns(major)
     row = session.execute(
         f"""
-        SELECT datname, datcollate, datctype, {provider}, {locale_name},
+        SELECT datname, datcollate, datctype, {provider}, {locale_name}, {rules},
                pg_catalog.current_setting('lc_monetary'), pg_catalog.pg_database_size(oid),
                pg_catalog.current_setting('server_encoding'),
                pg_catalog.current_setting('server_version'),
@@ -242,11 +242,12 @@ def _look(session: _Session, given: Collection[str]) -> Server:
                      WHERE setdatabase = d.oid AND setrole = 0)
         FROM pg_catalog.pg_database d
         WHERE datname = pg_catalog.current_database()
-        """  # noqa: S608 - the two expressions are this module's own
+        """  # noqa: S608 - the three expressions are this module's own
     ).fetchone()
     if row is None:
         raise DatabaseLoginError("the database is not in pg_database: it was dropped just now")
-    name, collate, ctype, kind, locale, monetary, size, encoding, version, settings = row
+    name, collate, ctype, kind, locale, icu_rules, monetary, size, encoding, *rest = row
+    version, settings = rest
     connection = _resolve(session, _planted(session), given)
     codec = _codec(session, encoding.decode())  # the last question to the session
     database = Database(
@@ -261,6 +262,7 @@ def _look(session: _Session, given: Collection[str]) -> Server:
         lc_monetary=_text(monetary, codec),
         settings=[_text(setting, codec) for setting in settings],
         bytes=size,
+        icu_rules=_text(icu_rules, codec) if icu_rules else None,
     )
     return Server(
         major=major,
@@ -286,13 +288,15 @@ def _codec(session: _Session, encoding: str) -> str:
     return codec
 
 
-def _locale_columns(major: int) -> tuple[str, str]:
-    """Name the columns of pg_database that hold the locale provider, which moved over time."""
+def _locale_columns(major: int) -> tuple[str, str, str]:
+    """Name the columns of pg_database that hold the locale's provider, its name and ICU's rules."""
     if major >= 17:  # noqa: PLR2004 - a version of PostgreSQL
-        return "datlocprovider::text", "datlocale"
+        return "datlocprovider::text", "datlocale", "daticurules"
+    if major >= 16:  # noqa: PLR2004 - a version of PostgreSQL
+        return "datlocprovider::text", "daticulocale", "daticurules"
     if major >= 15:  # noqa: PLR2004 - a version of PostgreSQL
-        return "datlocprovider::text", "daticulocale"
-    return "'c'::text", "NULL::text"
+        return "datlocprovider::text", "daticulocale", "NULL::text"
+    return "'c'::text", "NULL::text", "NULL::text"
 
 
 def _planted(session: _Session) -> dict[str, str]:

@@ -297,6 +297,8 @@ def _create(name: str, like: Database | None, major: int) -> sql.Composed:
                 hint="Make the database yourself, and restore into it without --create.",
             )
         options |= {"LOCALE_PROVIDER": "icu", "ICU_LOCALE": like.locale or ""}
+        if like.icu_rules:  # an older server says that it does not know them
+            options["ICU_RULES"] = like.icu_rules
     elif like.locale_provider == "b":
         if major < _FIRST_BUILTIN_LOCALE:
             raise TargetDatabaseError(
@@ -313,7 +315,7 @@ def _create(name: str, like: Database | None, major: int) -> sql.Composed:
 
 
 def _without_locale(like: Database) -> Database:
-    return replace(like, collate="C", ctype="C", locale_provider="c", locale=None)
+    return replace(like, collate="C", ctype="C", locale_provider="c", locale=None, icu_rules=None)
 
 
 def _configure(server: Server, working: str, like: Database, emit: Emit) -> None:
