@@ -12,39 +12,22 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
-from pgstash import events, loading, selection
+from pgstash import events, fitting, loading, selection
 from pgstash.archive import Archive
 from pgstash.errors import (
     EXIT_UNFORESEEN,
-    ClientToolsError,
     Interrupted,
     PgstashError,
-    StatementError,
-    TargetNotEmptyError,
 )
-from pgstash.manifest import Manifest, Section
+from pgstash.manifest import Section
 from pgstash.pipeline.transactions import WithoutTransactions, without_transactions
-from pgstash.postgres import address, roles, source, target, tools
-from pgstash.postgres.restore import BROKEN_CONSTRAINT, LockTableFullError, Psql
+from pgstash.postgres import address, source, target, tools
+from pgstash.postgres.restore import Psql
 from pgstash.postgres.source import Server
 from pgstash.postgres.target import Outcome
 from pgstash.unpacking import known_to
 
 _SECONDS_BETWEEN_PROGRESS = 0.25
-
-# A table with a key and a serial column: itself, its index, its sequence, its TOAST table and the
-# index of that.
-_LOCKS_OF_A_TABLE = 5
-
-_ROWS_IN_THE_WAY = (
-    "The table has such rows already, or lacks rows of another that these refer to: delete the "
-    "former first, or restore into a new database with --create, and copy what you need."
-)
-_OVERWRITE = (
-    "Restore into an empty database, or into a new one with --create NAME. With --overwrite, what "
-    "the backup holds replaces what has the same name there, all else in the target stays, and an "
-    "object to be replaced that something else depends on stops the restore."
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,20 +141,25 @@ def _restore(plan: Plan, archive: Archive, emit: events.Emit, state: _State) -> 
         # The key has shown to fit before the target is looked at.
         way = _Way.open(plan, archive, progress, emit, stack)
         server = source.look(plan.target_url)
-        client = _client(archive.manifest, server, plan.environment)
-        if way.loading and not _reads_archive(archive.manifest, client, server):
+        client = fitting.client(archive.manifest, server, plan.environment)
+        if way.loading and not fitting.reads_archive(archive.manifest, client, server):
             way = _Way(script=stack.enter_context(archive.script(progress.read, state.wants)))
         locks = target.lock_table(server)
-        state.is_empty = _refuse(plan, archive.manifest, server, locks)
+        state.is_empty = fitting.refuse(
+            server,
+            archive.manifest,
+            locks,
+            create=plan.create,
+            overwrite=plan.overwrite,
+            rows_only=plan.rows_only,
+        )
         if archive.manifest and not plan.rows_only:
-            create = (
-                _roles_to_create(archive, archive.manifest, emit) if plan.create_roles else None
-            )
-            roles.refuse_lacking(
+            fitting.look_for_roles(
                 server,
+                archive,
                 archive.manifest,
-                create,
                 emit,
+                create=plan.create_roles,
                 comment=plan.role_comment,
                 dry_run=plan.dry_run,
             )
@@ -192,7 +180,7 @@ def _restore(plan: Plan, archive: Archive, emit: events.Emit, state: _State) -> 
                     became=state.became,
                 )
             )
-        lc_monetary = _lc_monetary(archive.manifest, server, emit)
+        lc_monetary = fitting.lc_monetary(archive.manifest, server, emit)
         if way.loading:
             load = loading.Plan(
                 into=into,
@@ -221,7 +209,7 @@ def _restore(plan: Plan, archive: Archive, emit: events.Emit, state: _State) -> 
         )
         try:
             read = progress.watch(script or iter(()))
-            with _explained(plan, archive.manifest, locks):
+            with fitting.explained(archive.manifest, locks, rows_only=plan.rows_only):
                 _feed(psql, known_to(into.major, read), plan)
         finally:
             # A database under a working name counts for nothing until it has its own.
@@ -260,114 +248,12 @@ class _Way:
         return cls(script=stack.enter_context(opened))
 
 
-@contextlib.contextmanager
-def _explained(plan: Plan, manifest: Manifest | None, locks: target.LockTable) -> Iterator[None]:
-    """Say of an error what it means for this restore."""
-    try:
-        yield
-    except LockTableFullError as error:
-        raise _too_many_locks(manifest, locks, error.message) from error
-    except StatementError as error:
-        if plan.rows_only and error.hint == BROKEN_CONSTRAINT:
-            raise StatementError(error.message, hint=_ROWS_IN_THE_WAY) from error
-        raise
-
-
 def _feed(psql: Psql, script: Iterator[bytes], plan: Plan) -> None:
     chunks = _observed(script, plan.observe)
     with psql:
         for chunk in chunks:
             psql.feed(chunk)
         psql.finish()
-
-
-def _reads_archive(manifest: Manifest | None, client: tools.ClientTools, server: Server) -> bool:
-    """Tell whether pg_restore can read what the pg_dump wrote, and the server what it makes of it.
-
-    A newer one sets what an older server does not know, and stops there; psql is told apart.
-    """
-    wrote = _wrote(manifest, server)
-    return client.major >= wrote and server.major >= wrote
-
-
-def _roles_to_create(archive: Archive, manifest: Manifest, emit: events.Emit) -> list[str]:
-    """Return all roles that the source had; where they are not stored, those that are needed."""
-    script = archive.globals()
-    if script is None:
-        if manifest.globals_sha256:
-            emit(events.Warned(f"The roles that were stored beside {archive.name} are gone"))
-        return list(manifest.roles)
-    return roles.named_in(script)
-
-
-def _client(
-    manifest: Manifest | None, server: Server, environment: Mapping[str, str]
-) -> tools.ClientTools:
-    """Return tools that know the target, and what the pg_dump wrote that made the backup."""
-    wrote = _wrote(manifest, server)
-    path = environment.get("PATH", "")
-    try:
-        return tools.find(max(wrote, server.major), path, environment)
-    except ClientToolsError:
-        if wrote <= server.major:
-            raise
-        return tools.find(server.major, path, environment)
-
-
-def _wrote(manifest: Manifest | None, server: Server) -> int:
-    """Return the major of the pg_dump that made the backup; the server's where nobody knows."""
-    return int(manifest.client.partition(".")[0]) if manifest else server.major
-
-
-def _refuse(plan: Plan, manifest: Manifest | None, server: Server, locks: target.LockTable) -> bool:
-    """Raise where the target is not one to write to; tell whether it is empty."""
-    if plan.create:
-        target.refuse_taken(server, plan.create)
-        return True
-    if plan.rows_only:
-        return False
-    found = target.contents(server)
-    if found.count and not plan.overwrite:
-        some = ", ".join(found.some) + (", …" if found.count > len(found.some) else "")
-        raise TargetNotEmptyError(
-            f"the database {server.database.name} on {server.database.host} is not empty: it holds "
-            f"{found.count} objects ({some})",
-            hint=_OVERWRITE,
-        )
-    # Fewer than it will be: whatever a table brings along takes a lock too.
-    if manifest and len(manifest.tables) > locks.capacity:
-        message = f"one transaction cannot make {len(manifest.tables)} tables there"
-        raise _too_many_locks(manifest, locks, message)
-    return not found.count
-
-
-def _too_many_locks(
-    manifest: Manifest | None, locks: target.LockTable, message: str
-) -> StatementError:
-    objects = len(manifest.tables) * _LOCKS_OF_A_TABLE if manifest else 0
-    enough = max(locks.needed(objects), 2 * locks.per_transaction)
-    return StatementError(
-        message,
-        hint="Restore with --create NAME, which needs no single transaction. Or raise "
-        f"max_locks_per_transaction on the target from {locks.per_transaction} to about {enough}, "
-        "which needs a restart.",
-    )
-
-
-def _lc_monetary(manifest: Manifest | None, server: Server, emit: events.Emit) -> str | None:
-    """Return the locale that columns of type money were written in, if the target has it."""
-    if manifest is None or manifest.database.lc_monetary == server.database.lc_monetary:
-        return None
-    wanted = manifest.database.lc_monetary
-    if target.knows_locale(server, wanted):
-        return wanted
-    emit(
-        events.Warned(
-            f"The target has no locale {wanted}, in which columns of type money were written: "
-            "check them if there are any"
-        )
-    )
-    return None
 
 
 def _planned(
