@@ -267,16 +267,20 @@ def test_show_names_them(source: Database, tmp_path: Path) -> None:
     assert ODD in shown["roles"]
 
 
+def for_drills(source: Database, on: Cluster, folder: Path) -> dict[str, str]:
+    return environment(
+        source.bin_dir,
+        STORAGE_URL=folder.as_uri(),
+        VERIFY_DATABASE_URL=on.maintenance.uri,
+        LD_LIBRARY_PATH=str(source.bin_dir.parent / "lib"),
+    )
+
+
 def test_a_drill_makes_them_and_drops_them(
     source: Database, newest_cluster: Cluster, tmp_path: Path
 ) -> None:
     back_up(source, tmp_path)
-    env = environment(
-        source.bin_dir,
-        STORAGE_URL=tmp_path.as_uri(),
-        VERIFY_DATABASE_URL=newest_cluster.maintenance.uri,
-        LD_LIBRARY_PATH=str(source.bin_dir.parent / "lib"),
-    )
+    env = for_drills(source, newest_cluster, tmp_path)
     before = roles_of(newest_cluster.maintenance)
     done = run_pgstash(["drill"], env)
     assert done.returncode == 0, done.stderr
@@ -290,12 +294,7 @@ def test_what_drills_made_goes_with_the_last_of_them(
 ) -> None:
     """Another one on the same server may need a role that it found there."""
     back_up(source, tmp_path)
-    env = environment(
-        source.bin_dir,
-        STORAGE_URL=tmp_path.as_uri(),
-        VERIFY_DATABASE_URL=newest_cluster.maintenance.uri,
-        LD_LIBRARY_PATH=str(source.bin_dir.parent / "lib"),
-    )
+    env = for_drills(source, newest_cluster, tmp_path)
     scratch = newest_cluster.maintenance
     scratch.run_sql("CREATE ROLE mine; COMMENT ON ROLE mine IS 'made by hand'")
     before = roles_of(scratch)
