@@ -204,7 +204,7 @@ def _drill(plan: Plan, archive: Archive, manifest: Manifest, world: World, began
                 environment=plan.environment,
                 uninterrupted=world.uninterrupted,
                 create_roles=True,
-                role_comment=scratch.ROLE_COMMENT,
+                for_drill=True,
                 jobs=1 if _takes_the_plain_way(world) else plan.jobs,
                 any_locale=True,
                 observe=unvalidated.watch,

@@ -44,12 +44,12 @@ def look_for_roles(  # noqa: PLR0913 - what was asked for, and what is there
     emit: events.Emit,
     *,
     create: bool,
-    comment: str | None,
+    for_drill: bool,
     dry_run: bool,
 ) -> None:
     """Raise TargetLacksError where roles or extensions are lacking; make roles if asked to."""
     wanted = _roles_to_create(archive, manifest, emit) if create else None
-    roles.refuse_lacking(server, manifest, wanted, emit, comment=comment, dry_run=dry_run)
+    roles.refuse_lacking(server, manifest, wanted, emit, for_drill=for_drill, dry_run=dry_run)
 
 
 def _roles_to_create(archive: Archive, manifest: Manifest, emit: events.Emit) -> list[str]:

@@ -11,7 +11,7 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -121,27 +121,27 @@ class Loading:
         return list(pieces)
 
     def _load_rows(self, plan: Plan, progressed: Callable[[int], None]) -> None:
-        todo: queue.SimpleQueue[range] = queue.SimpleQueue()
-        done: _Done = queue.SimpleQueue()
         jobs = plan.jobs
         if reason := loader.order_of_rows(plan.into):
             plan.emit(events.Notice(f"Rows are loaded in the order of the script: {reason}"))
             jobs = 1
-        runs = self._parts.runs(jobs)
-        for run in runs:
-            todo.put(run)
+        first = _queued(self._parts.set_apart(loader.tables_of_extensions(plan.into)))
+        todo = _queued(self._parts.runs(jobs))
+        done: _Done = queue.SimpleQueue()
         with contextlib.ExitStack() as stack:
             loaders = stack.enter_context(
                 loader.opened(
                     plan.into,
                     session_only(self.header),
-                    min(jobs, len(runs)),
+                    min(jobs, first.qsize() + todo.qsize()),
                     lc_monetary=plan.lc_monetary,
                     emit=plan.emit,
                 )
             )
             sessions: list[Loader | Psql] = [*loaders]
             tasks = [[partial(self._load, each, todo, done)] for each in loaders] or [[]]
+            if loaders:
+                tasks[0].insert(0, partial(self._load, loaders[0], first, done))
             if self._parts.in_order:
                 psql = stack.enter_context(self._session(plan))
                 sessions.append(psql)
@@ -155,21 +155,24 @@ class Loading:
             stack.callback(_end, sessions, threads, stopping)
             for thread in threads:
                 thread.start()
-            running = len(threads)
-            while running:
-                try:
-                    result = done.get(timeout=_SECONDS_BETWEEN_PROGRESS)
-                except queue.Empty:
-                    progressed(self.raw_bytes)
-                    continue
-                if isinstance(result, PgstashError):
-                    raise result
-                if isinstance(result, Exception):
-                    raise RestoreError(f"the rows could not be loaded: {result!r}") from result
-                if result is None:
-                    running -= 1
-                else:
-                    self.raw_bytes += result
+            self._wait(done, len(threads), progressed)
+
+    def _wait(self, done: _Done, running: int, progressed: Callable[[int], None]) -> None:
+        """Return when all threads came to their end, or raise what one of them did."""
+        while running:
+            try:
+                result = done.get(timeout=_SECONDS_BETWEEN_PROGRESS)
+            except queue.Empty:
+                progressed(self.raw_bytes)
+                continue
+            if isinstance(result, PgstashError):
+                raise result
+            if isinstance(result, Exception):
+                raise RestoreError(f"the rows could not be loaded: {result!r}") from result
+            if result is None:
+                running -= 1
+            else:
+                self.raw_bytes += result
 
     def _run_in_order(self, psql: Psql, done: _Done, stopping: threading.Event) -> None:
         """Run what is no rows: large objects, sequences."""
@@ -218,6 +221,13 @@ class Loading:
             if member.rows is not None:
                 return
             number, pieces = next(following)
+
+
+def _queued(runs: Iterable[range]) -> queue.SimpleQueue[range]:
+    found: queue.SimpleQueue[range] = queue.SimpleQueue()
+    for run in runs:
+        found.put(run)
+    return found
 
 
 _Done = queue.SimpleQueue[int | Exception | None]
@@ -271,6 +281,7 @@ class _Parts:
         self.left_out: list[int] = []
         goes_on = False
         self._members = manifest.members
+        self._tables = manifest.tables
         for number, member in enumerate(manifest.members):
             match member.section:
                 case "header":
@@ -289,6 +300,17 @@ class _Parts:
                     self.after.append(number)
                 case _:
                     raise CorruptedError("the manifest has a member of no known section")
+
+    def set_apart(self, tables: Collection[tuple[str, str]]) -> list[range]:
+        """Return the blocks with rows of these tables, in their order; ``runs`` is without them."""
+        numbers = {
+            number for number, each in enumerate(self._tables) if (each.schema, each.name) in tables
+        }
+        apart: list[range] = []
+        blocks, self.rows = self.rows, []
+        for block in blocks:
+            (apart if self._members[block.start].table in numbers else self.rows).append(block)
+        return apart
 
     def runs(self, jobs: int) -> list[range]:
         """Return the members with rows, by what one request reads and one session loads.

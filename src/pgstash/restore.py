@@ -36,8 +36,8 @@ class Plan:
 
     ``create`` is the name of a new database on the target's server, with ``any_locale`` if need
     be in another locale; ``overwrite`` allows a target that holds objects, ``create_roles`` makes
-    the roles that the target lacks, each with ``role_comment``. ``jobs`` is how many sessions
-    restore into a new database.
+    the roles that the target lacks, which go again if they are made ``for_drill``. ``jobs`` is how
+    many sessions restore into a new database.
     ``tables`` are patterns of the only tables that are wanted, if not all; with ``rows_only``
     nothing but their rows. ``observe`` is shown each piece of the script, of rows maybe not.
     ``environment`` is what client tools may choose from, ``uninterrupted`` a context in which no
@@ -51,7 +51,7 @@ class Plan:
     environment: Mapping[str, str]
     uninterrupted: Callable[[], AbstractContextManager[None]]
     create_roles: bool = False
-    role_comment: str | None = None
+    for_drill: bool = False
     jobs: int = 1
     tables: Sequence[str] = ()
     rows_only: bool = False
@@ -160,7 +160,7 @@ def _restore(plan: Plan, archive: Archive, emit: events.Emit, state: _State) -> 
                 archive.manifest,
                 emit,
                 create=plan.create_roles,
-                comment=plan.role_comment,
+                for_drill=plan.for_drill,
                 dry_run=plan.dry_run,
             )
         if plan.dry_run:

@@ -312,3 +312,28 @@ def test_what_drills_made_goes_with_the_last_of_them(
     assert run_pgstash(["drill"], env).returncode == 0
     assert roles_of(scratch) == before
     scratch.run_sql("DROP ROLE mine")
+
+
+def test_what_drills_made_and_somebody_uses_by_now_stays(
+    source: Database, newest_cluster: Cluster, make_database: MakeDatabase, tmp_path: Path
+) -> None:
+    back_up(source, tmp_path)
+    scratch = newest_cluster.maintenance
+    before = roles_of(scratch)
+    left = ("reader", ODD, "-dash", "by_mapping", "by_function", "left over")
+    for role in left:
+        scratch.run_sql(
+            f"CREATE ROLE {quoted(role)};"
+            f"COMMENT ON ROLE {quoted(role)} IS 'made by pgstash for a drill'"
+        )
+    scratch.run_sql("ALTER ROLE reader LOGIN; GRANT by_mapping TO by_function")
+    env = for_drills(source, newest_cluster, tmp_path)
+    assert run_pgstash(["drill"], env).returncode == 0
+    kept = ["reader", "by_mapping", "by_function"]
+    assert roles_of(scratch) == sorted([*before, *kept])
+    scratch.run_sql("ALTER ROLE reader NOLOGIN; REVOKE by_mapping FROM by_function")
+    target = make_database()
+    done = restore(tmp_path, target, "--create-roles")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert run_pgstash(["drill"], env).returncode == 0
+    assert set(kept) <= set(roles_of(scratch))

@@ -54,6 +54,8 @@ def test_rows_that_were_loaded_by_way_of_their_root(database: Database) -> None:
         "CREATE TABLE low PARTITION OF root FOR VALUES FROM (0) TO (10) PARTITION BY HASH (n);"
         "CREATE TABLE low_1 PARTITION OF low FOR VALUES WITH (MODULUS 1, REMAINDER 0);"
         "CREATE TABLE high PARTITION OF root FOR VALUES FROM (10) TO (20);"
+        "CREATE EXTENSION postgres_fdw; CREATE SERVER far FOREIGN DATA WRAPPER postgres_fdw;"
+        "CREATE FOREIGN TABLE away PARTITION OF root FOR VALUES FROM (20) TO (30) SERVER far;"
         "INSERT INTO root VALUES (1), (2), (11), (12), (13)"
     )
     high = Table("public", "high", 3)

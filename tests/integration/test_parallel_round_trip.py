@@ -219,3 +219,22 @@ def test_an_array_with_null_whatever_is_planted(
     restored = Database(cluster, new_database)
     assert restored.run_sql("SELECT a[2] IS NULL, a[3] = 'NULL' FROM t").strip() == "t|t"
     assert restored.run_sql("SHOW array_nulls").strip() == "off"
+
+
+def test_a_role_that_alone_may_look_into_a_schema(
+    cluster: Cluster, make_database: MakeDatabase, tmp_path: Path
+) -> None:
+    """Who logs in may become it, and may nothing by itself."""
+    source = make_database(on=cluster)
+    source.run_sql(
+        "DROP ROLE IF EXISTS holder, outsider; CREATE ROLE holder;"
+        "CREATE ROLE outsider LOGIN NOINHERIT; GRANT holder TO outsider;"
+        "CREATE SCHEMA app AUTHORIZATION holder;"
+        "CREATE TABLE app.t AS SELECT n, md5(n::text) FROM generate_series(1, 60000) AS n;"
+        "ALTER TABLE app.t OWNER TO holder"
+    )
+    uri = source.uri.replace(f"{cluster.user}@", "outsider@")
+    backup = back_up(source, tmp_path, DATABASE_URL=uri, PG_DUMP_EXTRA_ARGS="--role=holder")
+    assert backup.manifest["schema_sha256"]
+    assert backup.row_counts == {("app", "t"): 60_000}
+    source.run_sql("REASSIGN OWNED BY holder TO CURRENT_USER; DROP ROLE holder, outsider")

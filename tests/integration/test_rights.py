@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import subprocess
 import time
 import uuid
@@ -14,13 +15,14 @@ import pytest
 
 from pgstash.check import database as checks
 from pgstash.check.finding import Finding
-from pgstash.postgres import required
+from pgstash.postgres import options, required
 from support.postgres import Cluster, Database, MakeDatabase, clean_environment
 
 NAMES = 'CREATE SCHEMA "Odd; Schema"; CREATE TABLE "Odd; Schema"."It\'s" (a int);'
 CONTENTS = f"""
     CREATE TABLE plain (a int); INSERT INTO plain VALUES (1);
     CREATE TABLE numbered (a int GENERATED ALWAYS AS IDENTITY);
+    CREATE TABLE tagged (a serial);
     CREATE TABLE parted (a int) PARTITION BY LIST (a);
     CREATE TABLE parted_1 PARTITION OF parted FOR VALUES IN (1);
     CREATE SEQUENCE counter;
@@ -156,8 +158,8 @@ def test_many_are_counted_and_one_statement_mends_them(role: Role) -> None:
     )
     findings = role.check()
     assert failed(findings) == ["tables", "sequences", "large objects"]
-    assert re.search(r"may not read 125 of 125: .* and 120 more$", findings["tables"].found)
-    assert "\nand 121 more" in findings["tables"].remedy  # the schema too
+    assert re.search(r"may not read 126 of 126: .* and 121 more$", findings["tables"].found)
+    assert "\nand 122 more" in findings["tables"].remedy  # the schema too
     assert findings["large objects"].found.endswith("5003 and 116 more")
     role.database.run_sql(findings["tables"].remedy.partition("\n")[0])
     role.database.run_sql(findings["large objects"].remedy.partition("\n")[0])
@@ -261,7 +263,7 @@ def test_a_clock_that_differs_is_a_warning(make_database: MakeDatabase) -> None:
 
 
 @pytest.mark.parametrize(
-    "options",
+    "given",
     [
         ["--exclude-schema=Odd; Schema"],
         ["--exclude-schema=odd; schema"],
@@ -278,16 +280,53 @@ def test_a_clock_that_differs_is_a_warning(make_database: MakeDatabase) -> None:
         ["--schema=public"],
         ["--schema=public", "--exclude-table=numbered"],
         ["--schema=public", "--table=p*"],
+        ["-n", "pub*", "-T", "numbered", "-Ttagged*"],
+        ['-N"Odd; Schema"', "-Tnumbered", "-Ttagged*"],
+        ['-N"Odd; Schema"', "-Tnumbered", "-Ttagged"],
+        ['-N"Odd; Schema"', "-Tnumbered_a_seq", "-Ttagged*"],
+        ['-N"Odd; Schema"', "-Tnumbered", "-Ttagged_a_seq"],
+        ["-tplain", "-ttagged_a_seq"],
     ],
     ids=" ".join,
 )
-def test_what_is_left_out_needs_no_right(options: list[str], role: Role) -> None:
+def test_what_is_left_out_needs_no_right(given: list[str], role: Role) -> None:
     """As pg_dump itself finds it."""
     role.grant("USAGE ON SCHEMA public")
-    role.grant("SELECT ON plain, seen, kept, parted, parted_1, counter, numbered_a_seq")
+    role.grant("SELECT ON plain, seen, kept, parted, parted_1, counter")
     role.grant("SELECT ON LARGE OBJECT 4711")
-    done = role.dump(*options)
-    assert (failed(role.check(*options)) == []) == (done.returncode == 0), done.stderr
+    assert_as_pg_dump_finds_it(role, given)
+
+
+def assert_as_pg_dump_finds_it(role: Role, given: list[str]) -> None:
+    done = role.dump(*given)
+    found = failed(role.check(*options.allowed(shlex.join(given))))
+    assert (found == []) == (done.returncode == 0), (found, done.stderr)
+
+
+@pytest.mark.parametrize("table", ["numbered", "tagged"])
+@pytest.mark.parametrize("lacking", ["the table", "the sequence", "nothing"])
+def test_the_sequence_of_a_table_that_is_chosen(lacking: str, table: str, role: Role) -> None:
+    role.grant("USAGE ON SCHEMA public")
+    role.grant(f"SELECT ON {table}_a_seq" if lacking == "the table" else f"SELECT ON {table}")
+    if lacking == "nothing":
+        role.grant(f"SELECT ON {table}_a_seq")
+    for given in ([f"--table={table}"], ["--table=plain", f"--exclude-table={table}"]):
+        assert_as_pg_dump_finds_it(role, given)
+
+
+@pytest.mark.parametrize(
+    "given", [[], ["-B"], ["-b"], ["-t", "plain"], ["-bt", "plain"], ["-n", "public"]], ids=" ".join
+)
+def test_large_objects_that_are_not_dumped(given: list[str], role: Role) -> None:
+    allow_all(role, "objects")
+    assert_as_pg_dump_finds_it(role, given)
+
+
+def test_policies_of_a_table_without_its_rows(role: Role) -> None:
+    allow_all(role)
+    role.database.run_sql("ALTER TABLE plain ENABLE ROW LEVEL SECURITY")
+    for given in (["--exclude-table-data=plain"], ["--exclude-table-data=numbered"], []):
+        assert_as_pg_dump_finds_it(role, given)
 
 
 def test_tables_that_are_required(role: Role) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from pgstash import events
 from pgstash.errors import Interrupted, TargetDatabaseError
-from pgstash.postgres import source, target
+from pgstash.postgres import scratch, source, target
 from pgstash.postgres.target import Outcome, _create
 from support.proxy import Behaviour, TcpProxy
 from support.stored import DATABASE
@@ -128,6 +128,41 @@ def test_a_whole_database_that_cannot_be_named_is_kept(
     assert naming.there() == [naming.name]
     maintenance.run_sql(f"ALTER DATABASE {naming.name} OWNER TO {naming.cluster.user}")
     maintenance.run_sql("DROP ROLE maker")
+
+
+def test_who_may_end_the_sessions_of_others_need_not_see_what_they_are(naming: Naming) -> None:
+    maintenance = naming.cluster.maintenance
+    maintenance.run_sql(
+        "DROP ROLE IF EXISTS ender, watcher; CREATE ROLE watcher LOGIN;"
+        "CREATE ROLE ender LOGIN CREATEDB IN ROLE pg_signal_backend"
+    )
+    naming.at = source.look(maintenance.uri.replace(naming.cluster.user, "ender", 1))
+    with naming.made() as made:
+        parameters = {**made.connection.parameters, "user": "watcher"}
+        visitor = psycopg.connect(**parameters)  # type: ignore[arg-type]
+    assert (naming.there(), naming.outcome) == ([naming.name], Outcome.COMMITTED)
+    visitor.close()
+    maintenance.run_sql(f"ALTER DATABASE {naming.name} OWNER TO {naming.cluster.user}")
+    maintenance.run_sql("DROP ROLE ender, watcher")
+
+
+def test_a_scratch_database_that_has_not_got_its_name_goes_too(naming: Naming) -> None:
+    cluster = naming.cluster
+    with scratch.name(naming.at, naming.told.append) as chosen:
+        others = ["pgstash_drill_00000002", f"{chosen}_mine"]
+        for name in (f"{chosen}_pgstash_12345678", *others):
+            cluster.create_database(name)
+        # One that runs.
+        keeper = cluster.maintenance.connect()
+        keeper.execute(f"SET application_name = '{others[0]}'")
+    left = cluster.maintenance.run_sql(
+        "SELECT datname FROM pg_database"
+        f" WHERE datname ~ '^({chosen}|pgstash_drill_0000)' ORDER BY 1"
+    )
+    assert left.split() == sorted(others)
+    keeper.close()
+    for name in others:
+        cluster.drop_database(name)
 
 
 class Signalled:

@@ -11,8 +11,8 @@ ALLOWED = {
     "-v": ["-v"],
     "-vx": ["-v", "-x"],
     "--no-comments --verbose": ["--no-comments", "--verbose"],
-    "-T a -Nb": ["-Ta", "-Nb"],
-    "-vT 'a b'": ["-v", "-Ta b"],
+    "-T a -Nb": ["--exclude-table=a", "--exclude-schema=b"],
+    "-vT 'a b'": ["-v", "--exclude-table=a b"],
     "--exclude-table a": ["--exclude-table=a"],
     "--exclude-table='a \"B\"'": ['--exclude-table=a "B"'],
     # As getopt_long(3) does: what follows is the value, whatever it looks like.

@@ -871,7 +871,7 @@ class TestQuotes:
             ("BACKUP_ENCRYPTION_KEY", '"Planted-Planted"'),
             ("S3_REGION", "'eu'"),
             ("VERIFY_SQL", '"SELECT 1"'),
-            ("PGPASSWORD", '"Planted"'),
+            ("WEBHOOK_URL", "'https://example.com/Planted'"),
         ],
     )
     def test_around_a_value_are_a_problem(self, tmp_path: Path, name: str, value: str) -> None:
@@ -885,6 +885,35 @@ class TestQuotes:
     @pytest.mark.parametrize("value", ['"', '""a"', "'a\"", '"a" "b"'])
     def test_others_may_be_meant(self, value: str) -> None:
         assert value in load({**VALID, "S3_SECRET_ACCESS_KEY": value}).secrets()
+
+    @pytest.mark.parametrize(
+        ("name", "value"),
+        [
+            ("EXCLUDE_TABLES", '"Order"'),
+            ("EXCLUDE_SCHEMAS", '"Odd Schema"'),
+            ("REQUIRE_TABLES", '"Order"'),
+            ("PG_DUMP_EXTRA_ARGS", "'--no-comments'"),
+            ("PGPASSWORD", '"Planted"'),
+        ],
+    )
+    def test_around_what_may_be_quoted_are_kept(self, name: str, value: str) -> None:
+        found = load({**VALID, name: value})
+        assert name == "PGPASSWORD" or getattr(found, name.lower()) == value
+
+    @pytest.mark.parametrize(
+        "quoted", [{"RESTORE_URL": '"postgresql://x/y"'}, {"RESTORE_URL_FILE": '"/not/here"'}]
+    )
+    def test_around_what_the_command_line_replaces_matter_to_nobody(
+        self, quoted: dict[str, str]
+    ) -> None:
+        found = settings.load(
+            S3 | quoted,
+            NO_FILE,
+            needs=["storage", "target"],
+            given={"RESTORE_URL": "postgresql://a/b"},
+            only_reads=True,
+        )
+        assert found.target_url == "postgresql://a/b"
 
     def test_a_hook_that_is_quoted_as_a_whole(self) -> None:
         (problem,) = problems({**VALID, "HOOK_VERIFY": "\"grep -q 'COPY users'\""})
@@ -902,12 +931,13 @@ class TestMisspelt:
             ("S3_SECRET_ACCESS_KEY_FIEL", "S3_SECRET_ACCESS_KEY_FILE"),
             ("AWS_SECRET_ACCESS_KEY", "S3_SECRET_ACCESS_KEY"),
             ("PATH", None),
-            ("RETENTION_DAYS", "BACKUP_RETENTION_DAYS"),
             ("BACKUP_RETENTION", "BACKUP_RETENTION_DAYS"),
             ("BACKUP_ENCRYPT", "BACKUP_ENCRYPTION"),
-            ("ENCRYPTION_KEY", "BACKUP_ENCRYPTION_KEY"),
-            ("S3_ACCESS_KEY", "S3_ACCESS_KEY_ID"),
-            ("URL", None),
+            ("RETENTION_DAYS", "BACKUP_RETENTION_DAYS"),
+            ("ENCRYPTION_KEY", None),
+            ("S3_ACCESS_KEY", None),
+            ("WEBHOOK_SECRET", None),
+            ("VERIFY_SSL", None),
             ("BACKUP_SERVICE_HOST", None),
             ("BACKUP_SERVICE_PORT_HTTP", None),
             ("BACKUP_PORT_80_TCP_ADDR", None),
@@ -924,6 +954,25 @@ class TestMisspelt:
         assert misspelt(names | files) == []
         for name in names | files:
             assert misspelt({name: "x"}) == []
+
+    @pytest.mark.parametrize(
+        ("name", "meant"),
+        [
+            ("ENCRYPTION_KEY", "BACKUP_ENCRYPTION_KEY"),
+            ("S3_ACCESS_KEY", "S3_ACCESS_KEY_ID"),
+            ("VERIFY_SSL", "VERIFY_SQL"),
+            ("URL", None),
+            ("PATH", None),
+            ("NODE_ENV", None),
+        ],
+    )
+    def test_more_names_in_a_file_of_ours(
+        self, tmp_path: Path, name: str, meant: str | None
+    ) -> None:
+        """The environment is shared with others, who have names of their own."""
+        found = load(VALID, env_file(tmp_path, f"{name}=x\n")).warnings()
+        assert found == ([f"{name} is not a setting: did you mean {meant}?"] if meant else [])
+        assert load(VALID | {name: "x"}).warnings() == []
 
     def test_a_name_that_begins_as_ours_and_is_like_none(self) -> None:
         assert misspelt({"BACKUP_CRON": "Planted"}) == [

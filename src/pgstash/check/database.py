@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from pgstash.check.finding import Finding, clock, skipped
 from pgstash.errors import DatabaseError, PgstashError
-from pgstash.postgres import patterns, required, rights, situation, source, tools
+from pgstash.postgres import required, rights, situation, source, tools
 from pgstash.postgres.required import Requirement
 from pgstash.postgres.rights import Rights
 from pgstash.postgres.situation import Situation
@@ -82,7 +82,7 @@ def _tools(server: Server, environment: Mapping[str, str]) -> Iterator[Finding]:
 
 def _rights(server: Server, options: Sequence[str]) -> Iterator[Finding]:
     try:
-        found = rights.look(server, patterns.dumped(options))
+        found = rights.look(server, options)
     except DatabaseError as error:
         yield Finding.of(_OF_RIGHTS[0], error)
         yield from skipped(_OF_RIGHTS[1:], "the rights could not be looked at")

@@ -76,15 +76,15 @@ _SIZES = """
 
 # What TRUNCATE or ALTER TABLE has rewritten looks empty under an older snapshot, and so does what
 # was made since and took the name of another; a dump would be silent about both
-# (https://www.postgresql.org/docs/current/mvcc-caveats.html). The two functions know of what was
-# committed since; the locks that are held keep it so.
+# (https://www.postgresql.org/docs/current/mvcc-caveats.html). The function, and what an oid is
+# written as, know of what was committed since; the locks that are held keep it so.
 _REWRITTEN = """
     SELECT n.nspname, c.relname
     FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
     WHERE c.oid = ANY ('{%s}') AND c.relkind = 'r'
           AND (c.relfilenode IS DISTINCT FROM pg_catalog.pg_relation_filenode(c.oid)
-               OR pg_catalog.to_regclass(pg_catalog.format('%%I.%%I', n.nspname, c.relname))
-                  IS DISTINCT FROM c.oid)
+               OR c.oid::pg_catalog.regclass::text
+                  <> pg_catalog.format('%%I.%%I', n.nspname, c.relname))
     LIMIT 1
 """
 

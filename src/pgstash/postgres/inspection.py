@@ -105,7 +105,7 @@ class Inspection:
             for schema, name, kind, extension in self._all(_TABLES)
             if kind != b"f"
         }
-        counted = {(self._bytes(each.schema), self._bytes(each.name)): each.rows for each in tables}
+        counted = {(self._bytes(each.schema), self._bytes(each.name)) for each in tables}
         problems = []
         for table in tables:
             schema, name = (self._bytes(part) for part in (table.schema, table.name))
@@ -114,20 +114,23 @@ class Inspection:
                 problems.append(f"the table {shown} is missing")
                 continue
             kind, of_extension = there[schema, name]
-            # What loads through the root of its partitions was counted as the root's.
-            only = b"" if kind == b"p" else b"ONLY "
-            [[count]] = self._all(b"SELECT count(*) FROM " + only + _qualified(schema, name))
-            if kind == b"p":
-                count -= sum(counted.get(part, 0) for part in self._partitions(schema, name))
+            parts = [(schema, name)]
+            if kind == b"p":  # what loads through the root of its partitions was counted as its own
+                parts = [part for part in self._partitions(schema, name) if part not in counted]
+            count = sum(self._count(*part) for part in parts)
             if count < table.rows or (count > table.rows and not of_extension):
                 problems.append(f"{shown} has {count} rows, and the dump had {table.rows}")
         return Found(len(tables), problems)
+
+    def _count(self, schema: bytes, name: bytes) -> int:
+        [[count]] = self._all(b"SELECT count(*) FROM ONLY " + _qualified(schema, name))
+        return int(count)
 
     def _partitions(self, schema: bytes, name: bytes) -> list[tuple[bytes, bytes]]:
         return self._all(
             b"SELECT n.nspname, c.relname"
             b" FROM pg_catalog.pg_partition_tree(%b::pg_catalog.regclass) t"
-            b" JOIN pg_catalog.pg_class c ON c.oid = t.relid AND t.level > 0"
+            b" JOIN pg_catalog.pg_class c ON c.oid = t.relid AND c.relkind = 'r'"
             b" JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace"
             % _literal(_qualified(schema, name))
         )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import select
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import psycopg
 from psycopg import pq
@@ -47,7 +48,7 @@ def order_of_rows(server: Server) -> str | None:
 
     Raises RestoreError.
     """
-    return _asked(server, ordering.OF_ROWS, ordering.OF_ROWS_WITH_TRIGGERS)
+    return next(map(ordering.reason, _asked(server, ordering.OF_ROWS)), None)
 
 
 def order_of_views(server: Server) -> str | None:
@@ -55,18 +56,25 @@ def order_of_views(server: Server) -> str | None:
 
     Raises RestoreError.
     """
-    return _asked(server, ordering.OF_VIEWS)
+    return next(map(ordering.reason, _asked(server, ordering.OF_VIEWS)), None)
 
 
-def _asked(server: Server, *questions: bytes) -> str | None:
+def tables_of_extensions(server: Server) -> set[tuple[str, str]]:
+    """Return schema and name of the tables whose rows keep their order among each other.
+
+    Raises RestoreError.
+    """
+    rows = _asked(server, ordering.OF_EXTENSIONS)
+    names = ([name.decode(server.codec, "surrogateescape") for name in row] for row in rows)
+    return {(schema, name) for schema, name in names}
+
+
+def _asked(server: Server, question: bytes) -> list[tuple[Any, ...]]:
     try:
         with connected(server, "SQL_ASCII") as session:  # names are bytes
-            for question in questions:
-                if row := session.execute(question).fetchone():
-                    return ordering.reason(row)
+            return session.execute(question).fetchall()
     except psycopg.Error as error:
         raise _lost(error) from error
-    return None
 
 
 class Loader:

@@ -233,7 +233,7 @@ class _Reader:
             elif name in _ALLOWED_WITH_VALUE:
                 given = rest or next(self.words, "")
                 if given:
-                    yield f"-{letter}{given}"
+                    yield f"--{name}={given}"
                 else:
                     self.problems.append(f"-{letter} (it needs a value)")
                 return

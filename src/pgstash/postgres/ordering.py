@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 # Who declares a function IMMUTABLE promises that it reads no table; generated columns and the keys
 # of partitions take no others, which makes people promise it of functions that do. What is
-# PostgreSQL's own is not asked for. (No backslash: what it means is a setting.)
+# PostgreSQL's own, or an extension's, is not asked for. (No backslash: what it means is a setting.)
 _CALLS = b"""
     SELECT pg_catalog.pg_describe_object(used.classid, used.objid, used.objsubid),
            pg_catalog.pg_describe_object('pg_catalog.pg_proc'::pg_catalog.regclass, p.oid, 0)
@@ -27,7 +27,14 @@ _CALLS = b"""
     ) used JOIN pg_catalog.pg_proc p ON p.oid = used.function
     WHERE p.oid >= 16384
       AND (p.provolatile <> 'i' OR CASE WHEN p.prokind = 'f'
-               THEN pg_catalog.pg_get_functiondef(p.oid) ~* '[[:<:]](from|table)[[:>:]]' END)
+               THEN pg_catalog.regexp_replace(
+                   pg_catalog.pg_get_functiondef(p.oid),
+                   '[[:<:]](distinct[[:space:]]+|extract[[:space:]]*[(][^()]*)from[[:>:]]', '', 'gi'
+               ) ~* '[[:<:]](from|table)[[:>:]]' END)
+      AND NOT EXISTS (
+          SELECT FROM pg_catalog.pg_depend e
+          WHERE e.classid = 'pg_catalog.pg_proc'::pg_catalog.regclass AND e.objid = p.oid
+                AND e.deptype = 'e')
     ORDER BY 1, 2 LIMIT 1
 """
 
@@ -54,14 +61,15 @@ OF_ROWS = (
 The answer is one row of two names, as bytes: what calls, and the function; none if nothing does.
 """
 
-OF_ROWS_WITH_TRIGGERS = b"""
-    SELECT pg_catalog.pg_describe_object('pg_catalog.pg_trigger'::pg_catalog.regclass, t.oid, 0),
-           pg_catalog.pg_describe_object('pg_catalog.pg_proc'::pg_catalog.regclass, t.tgfoid, 0)
-    FROM pg_catalog.pg_trigger t
-    WHERE t.tgrelid >= 16384 AND t.tgenabled <> 'D'
-    ORDER BY 1 LIMIT 1
+OF_EXTENSIONS = b"""
+    SELECT n.nspname, c.relname
+    FROM pg_catalog.pg_depend d
+    JOIN pg_catalog.pg_class c ON c.oid = d.objid
+    JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+    WHERE d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass AND d.deptype = 'e'
+          AND c.relkind IN ('r', 'p')
 """
-"""The same of triggers, foreign keys among them, which only tables of extensions have by then."""
+"""Asks for the tables of extensions: they alone may have triggers and foreign keys by then."""
 
 OF_VIEWS = (
     _CALLS

@@ -39,13 +39,30 @@ def dumped(options: Sequence[str]) -> Fits:
     schemas = _any_schema(options, "schema")
     without = _any(options, ("exclude-table", "exclude-table-and-children"))
     without_schemas = _any_schema(options, "exclude-schema")
-    selects = any(each.startswith(("--table", "--schema=")) for each in options)
+    selects = _selects(options)
 
     def fits(schema: str, name: str) -> bool:
         wanted = not selects or tables(schema, name) or schemas(schema, name)
         return wanted and not (without(schema, name) or without_schemas(schema, name))
 
     return fits
+
+
+def read(options: Sequence[str]) -> Fits:
+    """Return what tells whether pg_dump reads the rows of a table that it dumps."""
+    without = _any(options, ("exclude-table-data", "exclude-table-data-and-children"))
+    return lambda schema, name: not without(schema, name)
+
+
+def with_large_objects(options: Sequence[str]) -> bool:
+    """Tell whether pg_dump dumps large objects: with all of a database, or if it is told to."""
+    if not {"-B", "--no-blobs", "--no-large-objects"}.isdisjoint(options):
+        return False
+    return not _selects(options) or not {"-b", "--blobs", "--large-objects"}.isdisjoint(options)
+
+
+def _selects(options: Sequence[str]) -> bool:
+    return any(each.startswith(("--table=", "--table-and-", "--schema=")) for each in options)
 
 
 def _any(options: Sequence[str], names: Sequence[str]) -> Fits:

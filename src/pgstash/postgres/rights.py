@@ -8,12 +8,11 @@ itself registers for dumping (https://www.postgresql.org/docs/current/extend-ext
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pgstash.postgres import inquiry
-from pgstash.postgres.patterns import Fits
+from pgstash.postgres import inquiry, patterns
 from pgstash.postgres.source import Server
 
 SHOWN = 5
@@ -29,8 +28,16 @@ _RELATIONS = """
            CASE c.relkind WHEN 'S' THEN pg_catalog.has_sequence_privilege(c.oid, 'SELECT')
                           ELSE pg_catalog.has_table_privilege(c.oid, 'SELECT') END,
            pg_catalog.row_security_active(c.oid),
-           n.nspname, c.relname
+           owner.deptype::text, owner.nspname, owner.relname, n.nspname, c.relname
     FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+    LEFT JOIN LATERAL (
+        SELECT d.deptype, tn.nspname, t.relname
+        FROM pg_catalog.pg_depend d JOIN pg_catalog.pg_class t ON t.oid = d.refobjid
+        JOIN pg_catalog.pg_namespace tn ON tn.oid = t.relnamespace
+        WHERE c.relkind = 'S' AND d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass
+              AND d.objid = c.oid AND d.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass
+              AND d.deptype IN ('a', 'i')
+    ) owner ON true
     WHERE c.relkind IN ('r', 'p', 'S')
       AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'
       AND (c.oid IN (SELECT pg_catalog.unnest(extconfig) FROM pg_catalog.pg_extension)
@@ -124,22 +131,39 @@ class Rights:
         return [f"DO $pgstash$ DECLARE o oid; BEGIN {each} END $pgstash$;"]
 
 
-def look(server: Server, dumped: Fits = lambda _schema, _name: True) -> Rights:
-    """Ask the server what the role may read of what is ``dumped``. Raises DatabaseError."""
+def look(server: Server, options: Sequence[str] = ()) -> Rights:
+    """Ask the server what the role may not read of what pg_dump does, with these options.
+
+    Raises DatabaseError.
+    """
     with inquiry.opened(server) as asked:
         role = asked.execute(_ROLE).fetchone()
         if role is None:
             raise AssertionError("current_user is always in pg_roles")
-        relations = [
-            row
-            for row in asked.execute(_RELATIONS).fetchall()
-            if dumped(*(inquiry.text(name, server) for name in row[-2:]))
-        ]
+        relations = list(_dumped(server, asked.execute(_RELATIONS).fetchall(), options))
         readable = _READABLE if server.major >= _HAS_LARGE_OBJECT_PRIVILEGE else _READABLE_BEFORE_18
         query = _LARGE_OBJECTS.format(readable=readable, shown=SHOWN)
         # A superuser reads all of them, and there may be millions.
-        objects = [] if role[1] or role[3] else asked.execute(query).fetchall()
+        none_to_ask_for = role[1] or role[3] or not patterns.with_large_objects(options)
+        objects = [] if none_to_ask_for else asked.execute(query).fetchall()
     return _rights(server, role, relations, objects)
+
+
+def _dumped(
+    server: Server, relations: Sequence[tuple[Any, ...]], options: Sequence[str]
+) -> Iterator[tuple[Any, ...]]:
+    """Yield what pg_dump looks at, without the mark of policies where it does not read the rows."""
+    dumped, read = patterns.dumped(options), patterns.read(options)
+    for row in relations:
+        how, *names = row[6:]
+        owner, own = (
+            [inquiry.text(name, server) for name in pair if name is not None]
+            for pair in (names[:2], names[2:])
+        )
+        # The sequence of an identity column goes with its table; others of a table come with it.
+        with_table = bool(owner) and dumped(*owner)
+        if with_table if how == b"i" else dumped(*own) or with_table:
+            yield (*row[:5], row[5] and read(*own))
 
 
 def _rights(

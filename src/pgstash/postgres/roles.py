@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import psycopg
 from psycopg import sql
@@ -133,19 +134,24 @@ def named_in(script: bytes) -> list[str]:
     return [name for name in names if name and not _FOREIGN.search(name)]
 
 
+DRILL_COMMENT = "made by pgstash for a drill"
+"""What tells the roles that a drill made from those that were there."""
+
+
 def refuse_lacking(  # noqa: PLR0913 - what of a restore matters here
     server: Server,
     manifest: Manifest,
     create: Iterable[str] | None,
     emit: Emit,
     *,
-    comment: str | None,
+    for_drill: bool,
     dry_run: bool,
 ) -> None:
     """Raise TargetLacksError, with all roles and extensions that the target lacks.
 
-    The roles of ``create`` are made instead, without login and without any right, and with this
-    ``comment``, but in a dry run. Of a partial backup it is a warning.
+    The roles of ``create`` are made instead, without login and without any right, but in a dry
+    run. Those that are made ``for_drill`` say so, and are not a drill's any more where a restore
+    needs them. Of a partial backup it is a warning.
     """
     with connected(server) as session:
         extensions = {
@@ -169,13 +175,15 @@ def refuse_lacking(  # noqa: PLR0913 - what of a restore matters here
             emit(Warned(f"{error.message}; of a partial backup, it may do without"))
         if dry_run:
             return
+        if not for_drill:
+            _adopt(session, there & {*manifest.roles, *wanted})
         for name in wanted:
             if name in there or name.startswith("pg_"):
                 continue
             statement = sql.SQL("CREATE ROLE {} NOLOGIN").format(sql.Identifier(name))
-            if comment:  # sent as one, and so one transaction
+            if for_drill:  # sent as one, and so one transaction
                 statement += sql.SQL("; COMMENT ON ROLE {} IS {}").format(
-                    sql.Identifier(name), sql.Literal(comment)
+                    sql.Identifier(name), sql.Literal(DRILL_COMMENT)
                 )
             try:
                 session.execute(statement)
@@ -185,6 +193,17 @@ def refuse_lacking(  # noqa: PLR0913 - what of a restore matters here
                     hint="Making roles needs CREATEROLE: ALTER ROLE … CREATEROLE.",
                 ) from error
             emit(RoleCreated(name))
+
+
+def _adopt(session: psycopg.Connection[tuple[Any, ...]], names: Collection[str]) -> None:
+    """Let the next drill leave alone what a drill made and a restore needs from now on."""
+    query = (
+        "SELECT rolname FROM pg_catalog.pg_roles WHERE rolname = ANY(%s)"
+        " AND pg_catalog.shobj_description(oid, 'pg_authid') = %s"
+    )
+    for (name,) in session.execute(query, [list(names), DRILL_COMMENT]).fetchall():
+        with contextlib.suppress(psycopg.errors.InsufficientPrivilege):
+            session.execute(sql.SQL("COMMENT ON ROLE {} IS NULL").format(sql.Identifier(name)))
 
 
 def _lacks(

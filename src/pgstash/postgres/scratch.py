@@ -17,12 +17,9 @@ from psycopg import conninfo, sql
 
 from pgstash.errors import DatabaseError, ScratchError, TargetLostError
 from pgstash.events import Emit, Notice, Warned
-from pgstash.postgres import source, target
+from pgstash.postgres import roles, source, target
 from pgstash.postgres.session import Session
 from pgstash.postgres.source import Server
-
-ROLE_COMMENT = "made by pgstash for a drill"
-"""What tells the roles that a drill made from those that were there."""
 
 _PREFIX = "pgstash_drill_"
 _MARK_BYTES = 4
@@ -37,10 +34,15 @@ _OF_THE_SOURCE = ("host", "hostaddr", "port", "user", "password", "dbname", "opt
 _STARTED = "SELECT pg_catalog.pg_postmaster_start_time()::pg_catalog.text"
 _LEFT = r"SELECT datname FROM pg_catalog.pg_database WHERE datname LIKE 'pgstash\_drill\_%'"
 _IN_USE = "SELECT application_name FROM pg_catalog.pg_stat_activity"
-_ROLES = (
-    "SELECT rolname FROM pg_catalog.pg_roles"
-    " WHERE pg_catalog.shobj_description(oid, 'pg_authid') = %s"
-)
+
+# One that may log in by now, or is a member of another, is somebody's. Who makes a role is a member
+# of it from PostgreSQL 16 on.
+_ROLES = """
+    SELECT rolname FROM pg_catalog.pg_roles r
+    WHERE pg_catalog.shobj_description(oid, 'pg_authid') = %s AND NOT rolcanlogin
+          AND NOT EXISTS (SELECT FROM pg_catalog.pg_auth_members m WHERE m.member = r.oid
+                          OR m.roleid = r.oid AND m.member <> current_user::pg_catalog.regrole)
+"""
 
 
 def alone(url: str) -> str:
@@ -106,8 +108,21 @@ def name(server: Server, emit: Emit) -> Iterator[str]:
         except TargetLostError as error:
             raise ScratchError(f"VERIFY_DATABASE_URL: {error.message}") from error
         stack.callback(_drop_roles, server, chosen, emit)
-        stack.callback(target.drop, server, chosen, emit)
+        stack.callback(_drop, server, chosen, emit)
         yield chosen
+
+
+def _drop(server: Server, chosen: str, emit: Emit) -> None:
+    """Drop a scratch database, also where it has not got its name."""
+    try:
+        with target.connected(server) as session:
+            names = [found for (found,) in session.execute(_LEFT).fetchall()]
+    except (psycopg.Error, TargetLostError) as error:
+        emit(Warned(f"The database {chosen} could not be dropped: drop it yourself. {error}"))
+        return
+    for name in names:
+        if (match := _NAME.fullmatch(name)) and match[1] == chosen:
+            target.drop(server, name, emit)
 
 
 def _drop_roles(server: Server, chosen: str, emit: Emit) -> None:
@@ -118,7 +133,7 @@ def _drop_roles(server: Server, chosen: str, emit: Emit) -> None:
             used = {name for (name,) in session.execute(_IN_USE).fetchall() if name != chosen}
             if any(_NAME.fullmatch(name) for name in used if name):
                 return
-            for (role,) in session.execute(_ROLES, [ROLE_COMMENT]).fetchall():
+            for (role,) in session.execute(_ROLES, [roles.DRILL_COMMENT]).fetchall():
                 try:
                     session.execute(sql.SQL("DROP ROLE {}").format(sql.Identifier(role)))
                 except psycopg.errors.UndefinedObject:

@@ -48,7 +48,9 @@ _SUBSCRIPTIONS = (
 )
 _SESSIONS = (
     "SELECT pid FROM pg_catalog.pg_stat_activity"
-    " WHERE datname = %s AND backend_type = 'client backend'"
+    " WHERE datname = %s"
+    # Who may end the sessions of others need not be shown what they are.
+    " AND coalesce(backend_type, 'client backend') = 'client backend'"
 )
 _UNSUBSCRIBE = (
     sql.SQL("ALTER SUBSCRIPTION {} DISABLE"),

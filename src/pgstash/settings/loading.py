@@ -25,8 +25,10 @@ _LOCATING = ("PGHOST", "PGHOSTADDR", "PGSERVICE", "PGDATABASE")
 # the hooks' programs, the files of other secrets.
 _READ = ("Storage", "Backup", "Restore", "Log")
 
-# Names that nobody gives to anything else, but for Kubernetes, which names services in variables.
-_OUR_NAMES = re.compile(r"(BACKUP|HOOK|RESTORE|RETENTION|S3|VERIFY|WEBHOOK)_")
+# Names that nobody gives to anything else, but for Kubernetes, which names services in variables;
+# and those that others give too, but hardly in our own .env file.
+_OUR_NAMES = re.compile(r"(BACKUP|RETENTION)_")
+_OUR_NAMES_IN_FILE = re.compile(r"(BACKUP|HOOK|RESTORE|RETENTION|S3|VERIFY|WEBHOOK)_")
 _OF_KUBERNETES = re.compile(r"_SERVICE_(HOST|PORT)|_PORT(_\d+_\w+)?$")
 
 _OF_THE_SOURCE = (*_LOCATING, "PGPORT", "PGUSER", "PGPASSWORD", "PGOPTIONS", "PGTARGETSESSIONATTRS")
@@ -50,7 +52,8 @@ def load(
     value of a secret.
     """
     problems: list[str] = []
-    values = _read_dotenv(dotenv, problems) | {k: v for k, v in environ.items() if v}
+    of_file = _read_dotenv(dotenv, problems)
+    values = of_file | {k: v for k, v in environ.items() if v}
     for variable in given:
         values.pop(f"{variable}_FILE", None)
     values |= given
@@ -59,7 +62,7 @@ def load(
         for name in Settings.model_fields
         if only_reads and variable_of(name).group not in _READ
     }
-    for variable in _quoted(environ, unheard):
+    for variable in _quoted({n: v for n, v in environ.items() if values.get(n) == v}, unheard):
         values[variable] = values[variable][1:-1]
         problems.append(
             f"{variable} begins and ends with a quote, which is taken for a part of it: leave them "
@@ -107,7 +110,7 @@ def load(
         raise ConfigurationError(problems) from None  # its text quotes the values
     if problems:
         raise ConfigurationError(problems)
-    settings._misspelt = misspelt(values)  # noqa: SLF001 - only loading knows all names
+    settings._misspelt = misspelt(values, of_file)  # noqa: SLF001 - only loading knows all names
     settings._has_source = located  # noqa: SLF001 - and what libpq reads itself
     return settings
 
@@ -138,11 +141,16 @@ def _quoted(environ: Mapping[str, str], unheard: Collection[str]) -> list[str]:
     return [
         name
         for name, value in environ.items()
-        if _is_ours(name)
-        and name.lower() not in unheard
-        and not name.startswith("HOOK_")  # a command line may be one quoted word
+        if (field := name.removesuffix("_FILE").lower()) in Settings.model_fields
+        and field not in unheard
+        and not _may_be_quoted(field)
         and re.fullmatch(r"'[^']+'|\"[^\"]+\"", value)
     ]
+
+
+def _may_be_quoted(field: str) -> bool:
+    """Tell whether a value may be one word in quotes: a command line, a pattern, an identifier."""
+    return variable_of(field).group in ("Hooks", "Contents")
 
 
 def _settle_libpq(
@@ -157,8 +165,11 @@ def _settle_libpq(
             environ.pop(variable, None)
 
 
-def misspelt(names: Mapping[str, str]) -> list[str]:
-    """Return warnings for variables that look like settings, and are none."""
+def misspelt(names: Collection[str], of_file: Collection[str] = ()) -> list[str]:
+    """Return warnings for variables that look like settings, and are none.
+
+    Of those that stand in a ``.env`` file, which is ours alone, more do.
+    """
     known = [name.upper() for name in Settings.model_fields]
     known += [f"{name.upper()}_FILE" for name in Settings.model_fields if is_secret(name)]
     found = []
@@ -166,7 +177,7 @@ def misspelt(names: Mapping[str, str]) -> list[str]:
         close = difflib.get_close_matches(name, known, n=1, cutoff=0.92)
         if name in known or (close and close[0] in names):
             continue
-        if not close and _is_like_ours(name, known):
+        if not close and _is_like_ours(name, known, in_file=name in of_file):
             close = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
             if not close:
                 found.append(f"{name} is not a setting, and nothing hears it")
@@ -175,11 +186,12 @@ def misspelt(names: Mapping[str, str]) -> list[str]:
     return found
 
 
-def _is_like_ours(name: str, known: Collection[str]) -> bool:
+def _is_like_ours(name: str, known: Collection[str], *, in_file: bool) -> bool:
     """Tell whether a name begins as one of ours, or ends as one from its second word on."""
-    if _OUR_NAMES.match(name):
-        return not _OF_KUBERNETES.search(name)
-    return "_" in name and any(each.endswith(f"_{name}") for each in known)
+    if in_file:
+        ends_so = "_" in name and any(each.endswith(f"_{name}") for each in known)
+        return ends_so or bool(_OUR_NAMES_IN_FILE.match(name))
+    return bool(_OUR_NAMES.match(name)) and not _OF_KUBERNETES.search(name)
 
 
 def _read_dotenv(path: Path, problems: list[str]) -> dict[str, str]:
