@@ -14,7 +14,7 @@ from pgstash import events
 from pgstash.errors import Interrupted, TargetDatabaseError
 from pgstash.postgres import scratch, source, target
 from pgstash.postgres.target import Outcome, _create
-from support.proxy import Behaviour, TcpProxy
+from support.proxy import STALL, Behaviour, TcpProxy
 from support.stored import DATABASE
 
 if TYPE_CHECKING:
@@ -163,6 +163,17 @@ def test_a_scratch_database_that_has_not_got_its_name_goes_too(naming: Naming) -
     keeper.close()
     for name in others:
         cluster.drop_database(name)
+
+
+def test_the_silence_of_a_scratch_server_is_waited_for_once(naming: Naming) -> None:
+    with TcpProxy(naming.cluster.port) as proxy:
+        uri = naming.cluster.maintenance.uri.replace(str(naming.cluster.port), str(proxy.port))
+        naming.at = source.look(uri)
+        with contextlib.suppress(Interrupted), scratch.name(naming.at, naming.told.append):
+            proxy.behave(STALL)
+            raise Interrupted(15)
+    [warned] = naming.told
+    assert "could not be dropped: the target cannot be reached" in str(warned)
 
 
 class Signalled:

@@ -11,11 +11,12 @@ import re
 import secrets
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 
 import psycopg
 from psycopg import conninfo, sql
 
-from pgstash.errors import DatabaseError, ScratchError, TargetLostError
+from pgstash.errors import DatabaseError, Interrupted, ScratchError, TargetLostError
 from pgstash.events import Emit, Notice, Warned
 from pgstash.postgres import roles, source, target
 from pgstash.postgres.session import Session
@@ -24,6 +25,9 @@ from pgstash.postgres.source import Server
 _PREFIX = "pgstash_drill_"
 _MARK_BYTES = 4
 _SECONDS_TO_ANSWER = 10.0
+_SECONDS_TO_CONNECT = 10.0
+# Whoever sent it waits, and sends SIGKILL.
+_SECONDS_TO_CONNECT_AFTER_SIGNAL = 2.0
 
 # The second mark is that of a restore which did not come to its end.
 _NAME = re.compile(rf"({_PREFIX}[0-9a-f]{{8}})(_pgstash_[0-9a-f]{{8}})?")
@@ -41,7 +45,8 @@ _ROLES = """
     SELECT rolname FROM pg_catalog.pg_roles r
     WHERE pg_catalog.shobj_description(oid, 'pg_authid') = %s AND NOT rolcanlogin
           AND NOT EXISTS (SELECT FROM pg_catalog.pg_auth_members m WHERE m.member = r.oid
-                          OR m.roleid = r.oid AND m.member <> current_user::pg_catalog.regrole)
+                          OR m.roleid = r.oid AND m.member <> (
+                              SELECT oid FROM pg_catalog.pg_roles WHERE rolname = current_user))
 """
 
 
@@ -105,43 +110,43 @@ def name(server: Server, emit: Emit) -> Iterator[str]:
             stack.enter_context(target.connected(keeper))
             _sweep(server, emit)
             _drop_roles(server, chosen, emit)
-        except TargetLostError as error:
-            raise ScratchError(f"VERIFY_DATABASE_URL: {error.message}") from error
-        stack.callback(_drop_roles, server, chosen, emit)
-        stack.callback(_drop, server, chosen, emit)
+        except (psycopg.Error, TargetLostError) as error:
+            raise ScratchError(f"VERIFY_DATABASE_URL: {error}") from error
+        stack.push(partial(_leave, server, chosen, emit))
         yield chosen
 
 
-def _drop(server: Server, chosen: str, emit: Emit) -> None:
-    """Drop a scratch database, also where it has not got its name."""
+def _leave(
+    server: Server, chosen: str, emit: Emit, kind: type[BaseException] | None, *_: object
+) -> None:
+    """Drop a scratch database, also where it has not got its name, and the roles of drills."""
+    hurried = kind is not None and issubclass(kind, Interrupted)
+    seconds = _SECONDS_TO_CONNECT_AFTER_SIGNAL if hurried else _SECONDS_TO_CONNECT
     try:
-        with target.connected(server) as session:
+        with target.connected(server, seconds=seconds) as session:
             names = [found for (found,) in session.execute(_LEFT).fetchall()]
+        for name in names:
+            if (match := _NAME.fullmatch(name)) and match[1] == chosen:
+                target.drop(server, name, emit, seconds=seconds)
+        _drop_roles(server, chosen, emit)
     except (psycopg.Error, TargetLostError) as error:
-        emit(Warned(f"The database {chosen} could not be dropped: drop it yourself. {error}"))
-        return
-    for name in names:
-        if (match := _NAME.fullmatch(name)) and match[1] == chosen:
-            target.drop(server, name, emit)
+        emit(Warned(f"What the drill {chosen} left could not be dropped: {error}"))
 
 
 def _drop_roles(server: Server, chosen: str, emit: Emit) -> None:
     """Drop what roles drills made, if none but this one runs: others may need the same role."""
     left = []
-    try:
-        with target.connected(server) as session:
-            used = {name for (name,) in session.execute(_IN_USE).fetchall() if name != chosen}
-            if any(_NAME.fullmatch(name) for name in used if name):
-                return
-            for (role,) in session.execute(_ROLES, [roles.DRILL_COMMENT]).fetchall():
-                try:
-                    session.execute(sql.SQL("DROP ROLE {}").format(sql.Identifier(role)))
-                except psycopg.errors.UndefinedObject:
-                    pass  # another drill, which came to its end, dropped it
-                except psycopg.Error as error:
-                    left.append(f"{role}: {' '.join(str(error).split())}")
-    except (psycopg.Error, TargetLostError) as error:
-        left.append(str(error))
+    with target.connected(server) as session:
+        used = {name for (name,) in session.execute(_IN_USE).fetchall() if name != chosen}
+        if any(_NAME.fullmatch(name) for name in used if name):
+            return
+        for (role,) in session.execute(_ROLES, [roles.DRILL_COMMENT]).fetchall():
+            try:
+                session.execute(sql.SQL("DROP ROLE {}").format(sql.Identifier(role)))
+            except psycopg.errors.UndefinedObject:
+                pass  # another drill, which came to its end, dropped it
+            except psycopg.Error as error:
+                left.append(f"{role}: {' '.join(str(error).split())}")
     if left:
         emit(Warned(f"Roles that a drill made could not be dropped: {'; '.join(left)}"))
 
