@@ -60,7 +60,7 @@ def test_what_is_left_out_and_what_the_manifest_says_of_it(
         "--exclude-schema=temp*",
         "-v",
         "--no-comments",
-        "-Tno such",
+        "--exclude-table=no such",
     ]
     target = make_database()
     backup.restore(target)
