@@ -50,6 +50,13 @@ def differences(source: Database, name: str, on: Cluster) -> list[str]:
     return compare(source.conninfo, Database(on, name).conninfo, bin_dir=source.bin_dir)
 
 
+def assert_restored(source: Database, folder: Path, name: str, *, jobs: int) -> None:
+    """Restore the latest backup into a database of this name, compare, and drop it."""
+    restore(folder, source.cluster, "--create", name, jobs=jobs)
+    assert differences(source, name, source.cluster) == []
+    source.cluster.drop_database(name)
+
+
 @pytest.mark.parametrize(
     ("jobs", "encrypted"),
     [
@@ -76,13 +83,9 @@ def test_every_way_back(
     counted = {table: n for table, n in backup.row_counts.items() if table[1] != "ext_config"}
     assert counted == real_counts(source)
 
-    restore(tmp_path, cluster, "--create", new_database, jobs=jobs)
-    assert differences(source, new_database, cluster) == []
-    cluster.drop_database(new_database)
+    assert_restored(source, tmp_path, new_database, jobs=jobs)
 
-    restore(tmp_path, cluster, "--create", new_database, jobs=1)
-    assert differences(source, new_database, cluster) == []
-    cluster.drop_database(new_database)
+    assert_restored(source, tmp_path, new_database, jobs=1)
 
     if sample in databases.ROUND_TRIPPING:  # the other one's own drops fail, as pg_dump's do
         cluster.create_database(new_database, encoding=databases.encoding(sample))
@@ -110,9 +113,7 @@ def test_a_row_that_is_longer_than_members(
     assert going_on
     assert max(each["raw"] for each in members) < 20 * 1024 * 1024
     assert backup.row_counts == {("public", "wide"): 4, ("public", "narrow"): 60_000}
-    restore(tmp_path, cluster, "--create", new_database, jobs=2)
-    assert differences(source, new_database, cluster) == []
-    cluster.drop_database(new_database)
+    assert_restored(source, tmp_path, new_database, jobs=2)
     cluster.create_database(new_database)
     backup.restore(Database(cluster, new_database))
     assert differences(source, new_database, cluster) == []
@@ -134,9 +135,7 @@ def test_a_check_that_reads_another_table_meets_the_rows_that_are_before_its_own
     backup = back_up(source, tmp_path)
     assert backup.manifest["schema_sha256"]
     for jobs in (4, 1):
-        restore(tmp_path, cluster, "--create", new_database, jobs=jobs)
-        assert differences(source, new_database, cluster) == []
-        cluster.drop_database(new_database)
+        assert_restored(source, tmp_path, new_database, jobs=jobs)
 
 
 def test_partitions_whose_key_reads_another_table(
@@ -155,8 +154,7 @@ def test_partitions_whose_key_reads_another_table(
         "INSERT INTO p SELECT generate_series(1, 1000)"
     )
     back_up(source, tmp_path)
-    restore(tmp_path, cluster, "--create", new_database, jobs=4)
-    assert differences(source, new_database, cluster) == []
+    assert_restored(source, tmp_path, new_database, jobs=4)
 
 
 def test_views_that_read_each_other_by_a_function(
@@ -174,8 +172,7 @@ def test_views_that_read_each_other_by_a_function(
         "CREATE MATERIALIZED VIEW c AS SELECT f() AS n WITH NO DATA"
     )
     back_up(source, tmp_path)
-    restore(tmp_path, cluster, "--create", new_database, jobs=4)
-    assert differences(source, new_database, cluster) == []
+    assert_restored(source, tmp_path, new_database, jobs=4)
 
 
 EXTENSION = """
@@ -201,8 +198,7 @@ def test_tables_of_an_extension_that_refer_to_each_other(tmp_path: Path) -> None
                 "INSERT INTO cfg.child SELECT n, 'x' FROM generate_series(1, 20000, 400) AS n"
             )
             back_up(source, tmp_path)
-            restore(tmp_path, cluster, "--create", "again", jobs=4)
-            assert differences(source, "again", cluster) == []
+            assert_restored(source, tmp_path, "again", jobs=4)
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
