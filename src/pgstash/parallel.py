@@ -3,7 +3,8 @@
 pg_dump writes all but the rows of big tables: what makes the objects, the rest of the rows. The
 rows of big tables are read by psql in ranges of pages, under the snapshot that pg_dump has too.
 Each piece becomes a member of the archive, in the order in which they are done: between what makes
-the tables and what makes their indexes and constraints, hardly ever an order is needed.
+the tables and what makes their indexes and constraints no order is needed, or all rows are left to
+pg_dump (:mod:`pgstash.postgres.ordering`).
 """
 
 from __future__ import annotations

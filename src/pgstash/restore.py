@@ -14,14 +14,10 @@ from dataclasses import dataclass
 
 from pgstash import events, fitting, loading, selection
 from pgstash.archive import Archive
-from pgstash.errors import (
-    EXIT_UNFORESEEN,
-    Interrupted,
-    PgstashError,
-)
+from pgstash.errors import EXIT_UNFORESEEN, Interrupted, PgstashError
 from pgstash.manifest import Section
 from pgstash.pipeline.transactions import WithoutTransactions, without_transactions
-from pgstash.postgres import address, source, target, tools
+from pgstash.postgres import address, source, target, tools, working
 from pgstash.postgres.restore import Psql
 from pgstash.postgres.source import Server
 from pgstash.postgres.target import Outcome
@@ -170,7 +166,7 @@ def _restore(plan: Plan, archive: Archive, emit: events.Emit, state: _State) -> 
         if plan.create:
             like = archive.manifest.database if archive.manifest else None
             into = stack.enter_context(
-                target.created(
+                working.created(
                     server,
                     plan.create,
                     like,

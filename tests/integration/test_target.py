@@ -12,8 +12,9 @@ import pytest
 
 from pgstash import events
 from pgstash.errors import Interrupted, TargetDatabaseError
-from pgstash.postgres import scratch, source, target
-from pgstash.postgres.target import Outcome, _create
+from pgstash.postgres import scratch, source, target, working
+from pgstash.postgres.target import Outcome
+from pgstash.postgres.working import _create
 from support.proxy import STALL, Behaviour, TcpProxy
 from support.stored import DATABASE
 
@@ -64,7 +65,7 @@ class Naming:
     def made(
         self, uninterrupted: contextlib.AbstractContextManager[None] | None = None
     ) -> Iterator[Server]:
-        with target.created(
+        with working.created(
             self.at,
             self.name,
             None,
@@ -110,7 +111,7 @@ def test_who_looks_into_a_new_database_does_not_keep_it_from_being_dropped(namin
 def test_a_whole_database_that_cannot_be_named_is_kept(
     naming: Naming, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(target, "_SECONDS_FOR_OTHERS_TO_LEAVE", 0.5)
+    monkeypatch.setattr(working, "_SECONDS_FOR_OTHERS_TO_LEAVE", 0.5)
     maintenance = naming.cluster.maintenance
     maintenance.run_sql("DROP ROLE IF EXISTS maker; CREATE ROLE maker LOGIN CREATEDB")
     naming.at = source.look(maintenance.uri.replace(naming.cluster.user, "maker", 1))
@@ -121,8 +122,8 @@ def test_a_whole_database_that_cannot_be_named_is_kept(
     visitor = psycopg.connect(**parameters)  # type: ignore[arg-type]
     with pytest.raises(TargetDatabaseError, match="being accessed by other users") as caught:
         making.__exit__(None, None, None)
-    [working] = naming.there()
-    assert (working.partition("_pgstash_")[0], naming.outcome) == (naming.name, Outcome.UNNAMED)
+    [made_as] = naming.there()
+    assert (made_as.partition("_pgstash_")[0], naming.outcome) == (naming.name, Outcome.UNNAMED)
     visitor.close()
     maintenance.run_sql(caught.value.hint.rpartition("by ")[2])
     assert naming.there() == [naming.name]

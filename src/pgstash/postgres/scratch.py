@@ -18,16 +18,13 @@ from psycopg import conninfo, sql
 
 from pgstash.errors import DatabaseError, Interrupted, ScratchError, TargetLostError
 from pgstash.events import Emit, Notice, Warned
-from pgstash.postgres import roles, source, target
+from pgstash.postgres import roles, source, target, working
 from pgstash.postgres.session import Session
 from pgstash.postgres.source import Server
 
 _PREFIX = "pgstash_drill_"
 _MARK_BYTES = 4
 _SECONDS_TO_ANSWER = 10.0
-_SECONDS_TO_CONNECT = 10.0
-# Whoever sent it waits, and sends SIGKILL.
-_SECONDS_TO_CONNECT_AFTER_SIGNAL = 2.0
 
 # The second mark is that of a restore which did not come to its end.
 _NAME = re.compile(rf"({_PREFIX}[0-9a-f]{{8}})(_pgstash_[0-9a-f]{{8}})?")
@@ -121,13 +118,13 @@ def _leave(
 ) -> None:
     """Drop a scratch database, also where it has not got its name, and the roles of drills."""
     hurried = kind is not None and issubclass(kind, Interrupted)
-    seconds = _SECONDS_TO_CONNECT_AFTER_SIGNAL if hurried else _SECONDS_TO_CONNECT
+    seconds = working.SECONDS_TO_CONNECT_AFTER_SIGNAL if hurried else target.SECONDS_TO_CONNECT
     try:
         with target.connected(server, seconds=seconds) as session:
             names = [found for (found,) in session.execute(_LEFT).fetchall()]
         for name in names:
             if (match := _NAME.fullmatch(name)) and match[1] == chosen:
-                target.drop(server, name, emit, seconds=seconds)
+                working.drop(server, name, emit, seconds=seconds)
         _drop_roles(server, chosen, emit)
     except (psycopg.Error, TargetLostError) as error:
         emit(Warned(f"What the drill {chosen} left could not be dropped: {error}"))
@@ -159,4 +156,4 @@ def _sweep(server: Server, emit: Emit) -> None:
         match = _NAME.fullmatch(database)
         if match and match[1] not in in_use:
             emit(Notice(f"Dropping {database}, which a drill left that was killed"))
-            target.drop(server, database, emit)
+            working.drop(server, database, emit)

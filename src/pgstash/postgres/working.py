@@ -1,0 +1,276 @@
+"""A database under a working name: made for a restore, then given its name, or dropped.
+
+Whoever looks for a database by name finds it whole, or not at all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import replace
+
+import psycopg
+from psycopg import sql
+
+from pgstash.errors import Interrupted, TargetDatabaseError, TargetLostError
+from pgstash.events import Emit, Warned
+from pgstash.manifest import Database
+from pgstash.postgres.source import Server
+from pgstash.postgres.target import LONGEST_NAME, SECONDS_TO_CONNECT, Outcome, connected, said
+
+SECONDS_TO_CONNECT_AFTER_SIGNAL = 2.0
+"""How long a server may take to answer by then: whoever sent it waits, and sends SIGKILL."""
+
+_SECONDS_FOR_OTHERS_TO_LEAVE = 20.0
+_SECONDS_BETWEEN_TRIES = 0.2
+_MARK_BYTES = 4
+
+_FIRST_ICU_DATABASE = 15
+_FIRST_BUILTIN_LOCALE = 17
+
+# Parameters whose value is a list of names, which ALTER DATABASE stores quoted (GUC_LIST_QUOTE in
+# guc_tables.c): written as one literal, the list would become one name.
+_LISTS = {
+    "local_preload_libraries",
+    "search_path",
+    "session_preload_libraries",
+    "shared_preload_libraries",
+    "temp_tablespaces",
+    "unix_socket_directories",
+}
+
+_SUBSCRIPTIONS = (
+    "SELECT subname FROM pg_catalog.pg_subscription"
+    " JOIN pg_catalog.pg_database d ON d.oid = subdbid WHERE datname = %s"
+)
+_SESSIONS = (
+    "SELECT pid FROM pg_catalog.pg_stat_activity"
+    " WHERE datname = %s"
+    # Who may end the sessions of others need not be shown what they are.
+    " AND coalesce(backend_type, 'client backend') = 'client backend'"
+)
+_UNSUBSCRIBE = (
+    sql.SQL("ALTER SUBSCRIPTION {} DISABLE"),
+    sql.SQL("ALTER SUBSCRIPTION {} SET (slot_name = NONE)"),
+    sql.SQL("DROP SUBSCRIPTION {}"),
+)
+
+
+@contextlib.contextmanager
+def created(  # noqa: PLR0913 - each is one property of the new database
+    server: Server,
+    name: str,
+    like: Database | None,
+    uninterrupted: Callable[[], AbstractContextManager[None]],
+    emit: Emit,
+    *,
+    any_locale: bool = False,
+    became: Callable[[Outcome], None] = lambda _outcome: None,
+) -> Iterator[Server]:
+    """Make a database under a working name for the length of the block, then give it its name.
+
+    Yields the server as it is seen from the new database, which has encoding, locale and settings
+    of the old one. If the block is left by an exception, the database is dropped; if afterwards
+    its name cannot be had, it is kept, and the error says what it is called. ``became`` is told
+    what became of it where that is not nothing. With ``any_locale`` one that the server lacks
+    becomes "C", with a warning. Raises TargetDatabaseError.
+    """
+    working = _working_name(name)
+    made = _seen_from(server, working)
+    try:
+        with _refusals(f"the database {name} cannot be made"), connected(server) as session:
+            try:
+                session.execute(_create(working, like, server.major))
+            except (
+                psycopg.DataError,
+                psycopg.ProgrammingError,
+                psycopg.NotSupportedError,
+            ) as error:
+                if like is None or not any_locale:
+                    raise
+                emit(Warned(f'The locale is "C" here, and not the old one: {said(error)}'))
+                session.execute(_create(working, _without_locale(like), server.major))
+        if like:
+            _configure(server, working, like, emit)
+        yield made
+    except Interrupted:
+        drop(server, working, emit, seconds=SECONDS_TO_CONNECT_AFTER_SIGNAL)
+        raise
+    except BaseException:
+        drop(server, working, emit)
+        raise
+    try:
+        became(Outcome.UNKNOWN)
+        with uninterrupted():
+            _rename(server, working, name, became)
+    except Interrupted:
+        if _renamed(server, working, name, SECONDS_TO_CONNECT_AFTER_SIGNAL):
+            became(Outcome.COMMITTED)
+            return
+        drop(server, working, emit, seconds=SECONDS_TO_CONNECT_AFTER_SIGNAL)
+        became(Outcome.NOTHING)
+        raise
+
+
+def _rename(server: Server, working: str, name: str, became: Callable[[Outcome], None]) -> None:
+    """Give a database its name, and find out what became of it where the answer is lost."""
+    rename = sql.SQL("ALTER DATABASE {} RENAME TO {}").format(
+        sql.Identifier(working), sql.Identifier(name)
+    )
+    try:
+        _when_unused(server, working, rename)
+    except (psycopg.Error, TargetLostError) as error:
+        if not _renamed(server, working, name, SECONDS_TO_CONNECT):
+            became(Outcome.UNNAMED)
+            raise TargetDatabaseError(
+                f"the restored database cannot be renamed to {name}: {said(error)}",
+                hint=f"It is whole, and called {working} until somebody gives it the name or drops "
+                f"it: when nobody is connected to it, by {rename.as_string()}",
+            ) from error
+    became(Outcome.COMMITTED)
+
+
+def _renamed(server: Server, working: str, name: str, seconds: float) -> bool:
+    """Tell whether a database has its name by now. Raises TargetDatabaseError if nobody says."""
+    query = "SELECT datname FROM pg_catalog.pg_database WHERE datname IN (%s, %s)"
+    try:
+        with connected(server, seconds=seconds) as session:
+            there = {found for (found,) in session.execute(query, [working, name]).fetchall()}
+    except (psycopg.Error, TargetLostError) as error:
+        raise TargetDatabaseError(
+            f"whether the restored database is called {name} by now cannot be told: {said(error)}",
+            hint=f"Look whether there is {name}, or {working}: either is whole.",
+        ) from error
+    return name in there and working not in there
+
+
+def _seen_from(server: Server, name: str) -> Server:
+    parameters = {**server.connection.parameters, "dbname": name}
+    return replace(server, connection=replace(server.connection, parameters=parameters))
+
+
+def _working_name(name: str) -> str:
+    mark = f"_pgstash_{secrets.token_hex(_MARK_BYTES)}"
+    return name.encode()[: LONGEST_NAME - len(mark)].decode(errors="ignore") + mark
+
+
+def _create(name: str, like: Database | None, major: int) -> sql.Composed:
+    create = sql.SQL("CREATE DATABASE {} TEMPLATE template0").format(sql.Identifier(name))
+    if like is None:
+        return create
+    options = {"ENCODING": like.encoding, "LC_COLLATE": like.collate, "LC_CTYPE": like.ctype}
+    if like.locale_provider == "i":
+        if major < _FIRST_ICU_DATABASE:
+            raise TargetDatabaseError(
+                f"the database had the ICU locale {like.locale}, and PostgreSQL {major} has none "
+                "for databases",
+                hint="Make the database yourself, and restore into it without --create.",
+            )
+        options |= {"LOCALE_PROVIDER": "icu", "ICU_LOCALE": like.locale or ""}
+        if like.icu_rules:  # an older server says that it does not know them
+            options["ICU_RULES"] = like.icu_rules
+    elif like.locale_provider == "b":
+        if major < _FIRST_BUILTIN_LOCALE:
+            raise TargetDatabaseError(
+                f"the database had the builtin locale {like.locale}, which PostgreSQL {major} does "
+                "not know",
+                hint="Make the database yourself, and restore into it without --create.",
+            )
+        options |= {"LOCALE_PROVIDER": "builtin", "BUILTIN_LOCALE": like.locale or ""}
+    elif major >= _FIRST_ICU_DATABASE:
+        options["LOCALE_PROVIDER"] = "libc"
+    return create + sql.SQL("").join(
+        sql.SQL(f" {option} {{}}").format(sql.Literal(value)) for option, value in options.items()
+    )
+
+
+def _without_locale(like: Database) -> Database:
+    return replace(like, collate="C", ctype="C", locale_provider="c", locale=None, icu_rules=None)
+
+
+def _configure(server: Server, working: str, like: Database, emit: Emit) -> None:
+    """Give the database the settings of the old one; a warning for each that the server refuses."""
+    with connected(server) as session:
+        for setting in like.settings:
+            name, _, value = setting.partition("=")
+            identifier = sql.Identifier(*name.split("."))
+            alter = sql.SQL("ALTER DATABASE {} SET {} ").format(sql.Identifier(working), identifier)
+            try:
+                if name.lower() in _LISTS:
+                    session.execute("SELECT pg_catalog.set_config(%s, %s, false)", [name, value])
+                    session.execute(alter + sql.SQL("FROM CURRENT"))
+                else:
+                    session.execute(alter + sql.SQL("TO {}").format(sql.Literal(value)))
+            except psycopg.Error as error:
+                emit(Warned(f"The setting {setting} is left out: {said(error)}"))
+
+
+def drop(server: Server, name: str, emit: Emit, *, seconds: float = SECONDS_TO_CONNECT) -> None:
+    """Drop a database of ours, and all sessions in it; a warning where that fails.
+
+    ``seconds`` is how long the server may take to answer.
+    """
+    statement = sql.SQL("DROP DATABASE IF EXISTS {}").format(sql.Identifier(name))
+    try:
+        _unsubscribe(server, name, seconds)
+        _when_unused(server, name, statement, seconds)
+    except (psycopg.Error, TargetLostError) as error:
+        emit(Warned(f"The database {name} could not be dropped: drop it yourself. {error}"))
+
+
+def _unsubscribe(server: Server, name: str, seconds: float) -> None:
+    """Drop the subscriptions of a database of ours, with which nobody can drop it.
+
+    Nothing is said to the publisher, where the slot of that name is the source's.
+    """
+    with connected(server, seconds=seconds) as session:
+        subscriptions = session.execute(_SUBSCRIPTIONS, [name]).fetchall()
+    if not subscriptions:
+        return
+    with connected(_seen_from(server, name)) as session:
+        for (subscription,) in subscriptions:
+            for statement in _UNSUBSCRIBE:
+                session.execute(statement.format(sql.Identifier(subscription)))
+
+
+def _when_unused(
+    server: Server, name: str, statement: sql.Composed, seconds: float = SECONDS_TO_CONNECT
+) -> None:
+    """Execute what nobody may be connected to a database of ours for; end who is.
+
+    One whose client was killed may be at a statement for hours, and not notice. Others, who look
+    at each database that there is, have no business in it yet.
+    """
+    give_up = time.monotonic() + _SECONDS_FOR_OTHERS_TO_LEAVE
+    with connected(server, seconds=seconds) as session:
+        while True:
+            for (pid,) in session.execute(_SESSIONS, [name]).fetchall():
+                with contextlib.suppress(psycopg.errors.InsufficientPrivilege):
+                    session.execute("SELECT pg_catalog.pg_terminate_backend(%s)", [pid])
+            try:
+                session.execute(statement)
+            except psycopg.errors.ObjectInUse:
+                if time.monotonic() > give_up:
+                    raise
+                time.sleep(_SECONDS_BETWEEN_TRIES)
+            else:
+                return
+
+
+@contextlib.contextmanager
+def _refusals(what: str) -> Iterator[None]:
+    try:
+        yield
+    except psycopg.errors.InsufficientPrivilege as error:
+        raise TargetDatabaseError(
+            f"{what}: {said(error)}", hint="The role needs CREATEDB: ALTER ROLE … CREATEDB."
+        ) from error
+    except psycopg.Error as error:
+        raise TargetDatabaseError(
+            f"{what}: {said(error)}",
+            hint="Where it is the locale that this server lacks: make the database yourself, with "
+            "one that it has, and restore into it without --create.",
+        ) from error
