@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from pgstash.errors import StatementError, TargetLostError
-from pgstash.postgres.building import _failure
+from pgstash.errors import CorruptedError, StatementError, TargetLostError
+from pgstash.postgres.building import _entries, _failure
 
 COMMAND = "Command was: CREATE SUBSCRIPTION s CONNECTION 'host=h password=sesame' PUBLICATION p;"
 
@@ -37,3 +37,16 @@ def test_an_end_without_an_error() -> None:
     error = _failure(-9, [COMMAND])
     assert isinstance(error, TargetLostError)
     assert "sesame" not in error.message
+
+
+@pytest.mark.parametrize(
+    ("head", "words"),
+    [
+        (b"no archive", "not understood"),
+        (b"PGDMP\x01\x7f\x00" + b"\0" * 99, "not understood"),
+        (b"PGDMP\x01\x10", "ends before its end"),
+    ],
+)
+def test_a_schema_that_cannot_be_read(head: bytes, words: str) -> None:
+    with pytest.raises(CorruptedError, match=words):
+        _entries(head)

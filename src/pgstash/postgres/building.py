@@ -13,10 +13,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from pgstash.errors import CorruptedError, RestoreError, TargetLostError
+from pgstash.postgres import toc
 from pgstash.postgres.process import Child, in_memory
 from pgstash.postgres.restore import UNFINISHED, refusal, without_confidential
 from pgstash.postgres.source import Connection, Server
-from pgstash.postgres.toc import read
 from pgstash.postgres.tools import ClientTools
 
 # pg_restore: error: could not execute query: ERROR:  could not create unique index "a"
@@ -54,18 +54,26 @@ def build(  # noqa: PLR0913 - each is one knob of one process
         if not views_in_order:
             _restore(tools, connection, environment, many, [descriptor])
             return
-        contents = read(head)
-        if contents is None:
-            raise CorruptedError("the table of contents ends before its end")
+        entries = _entries(head)
         for of_views in (False, True):
             lines = [
                 b"%d;\n" % entry.number
-                for entry in contents.entries
+                for entry in entries
                 if (entry.description in _OF_VIEWS) == of_views
             ]
             with in_memory("list", b"".join(lines)) as (listed, list_path):
                 options = [f"--use-list={list_path}", *([path] if of_views else many)]
                 _restore(tools, connection, environment, options, [descriptor, listed])
+
+
+def _entries(head: bytes) -> Sequence[toc.Entry]:
+    try:
+        contents = toc.read(head)
+    except toc.TocError as error:
+        raise CorruptedError(f"the schema beside the archive is not understood: {error}") from error
+    if contents is None:
+        raise CorruptedError("the schema beside the archive ends before its end")
+    return contents.entries
 
 
 def _restore(
