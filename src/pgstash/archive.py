@@ -10,7 +10,7 @@ import itertools
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO
@@ -102,6 +102,16 @@ class Archive:
         if self.manifest is None:
             raise AssertionError("without a manifest no member is known")
         return unpacking.Seeker(self.manifest, self._read, self._passphrase, watch)
+
+    def shown(self, watch: Callable[[Iterable[bytes]], Iterator[bytes]]) -> Archive:
+        """Return the same, whose stored bytes go by way of ``watch`` where all of them are read."""
+
+        @contextmanager
+        def read(*, start: int = 0, length: int | None = None) -> Iterator[Iterator[bytes]]:
+            with self._read(start=start, length=length) as chunks:
+                yield chunks if start or length is not None else watch(chunks)
+
+        return replace(self, _read=read)
 
     def globals(self) -> bytes | None:
         """Return the roles that are stored beside it, as SQL; None where there are none.

@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from pgstash import __version__, events, proof, record, restore
+from pgstash import __version__, events, proof, record, restore, standard
 from pgstash import manifest as manifests
 from pgstash.archive import Archive
 from pgstash.errors import (
@@ -191,7 +191,15 @@ def _manifest_of(archive: Archive) -> Manifest:
 
 def _drill(plan: Plan, archive: Archive, manifest: Manifest, world: World, began: float) -> Proof:
     told = _Told(world.emit)
-    with _scratch(plan, manifest, told, world) as place:
+    plain = _takes_the_plain_way(world)
+    with contextlib.ExitStack() as stack:
+        place = stack.enter_context(_scratch(plan, manifest, told, world))
+        tools = None
+        if plain:
+            tools = stack.enter_context(
+                standard.reading(manifest, plan.passphrase, plan.environment, world.emit)
+            )
+        shown = archive.shown(tools.watch) if tools else archive
         world.emit(events.Notice(f"Restoring {archive.name} into {place.where}"))
         unvalidated = _Unvalidated()
         restore_began = time.monotonic()
@@ -205,12 +213,12 @@ def _drill(plan: Plan, archive: Archive, manifest: Manifest, world: World, began
                 uninterrupted=world.uninterrupted,
                 create_roles=True,
                 for_drill=True,
-                jobs=1 if _takes_the_plain_way(world) else plan.jobs,
+                jobs=1 if plain else plan.jobs,
                 any_locale=True,
                 observe=unvalidated.watch,
             ),
             archive.name,
-            lambda: archive,
+            lambda: shown,
             told,
         )
         restore_seconds = time.monotonic() - restore_began
@@ -218,6 +226,7 @@ def _drill(plan: Plan, archive: Archive, manifest: Manifest, world: World, began
             version = inspected.version
             checks = [
                 _digests(manifest, sessions),
+                *([tools.check()] if tools else []),
                 *_look(inspected, plan, manifest, unvalidated.count),
             ]
     _refuse(checks)

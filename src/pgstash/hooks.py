@@ -93,7 +93,7 @@ def run(hook: Hook, facts: Mapping[str, str], emit: Emit) -> None:
     Raises HookError where it cannot be started, exits with another status than 0, or takes
     longer than its timeout.
     """
-    with _Running(hook, facts, emit, stdin=subprocess.DEVNULL) as running:
+    with Running(hook, facts, emit, fed=False) as running:
         running.finish()
 
 
@@ -110,21 +110,22 @@ def verifying(
     if hook is None:
         yield iter
         return
-    with _Running(hook, facts, emit, stdin=subprocess.PIPE) as running:
+    with Running(hook, facts, emit, fed=True) as running:
         yield running.watch
 
 
-class _Running:
+class Running:
     """A hook that runs. A context manager: leaving it ends the hook and all that it started."""
 
-    def __init__(self, hook: Hook, facts: Mapping[str, str], emit: Emit, *, stdin: int) -> None:
+    def __init__(self, hook: Hook, facts: Mapping[str, str], emit: Emit, *, fed: bool) -> None:
+        """Start the hook; it reads what :meth:`show` writes if it is ``fed``. Raises HookError."""
         self._hook = hook
         self._lines = Lines(lambda line: emit(ToolSaid(hook.name, line)), hook.secrets)
         self._ended = False
         try:
             self._process = subprocess.Popen(  # noqa: S603 - the user's own command, and no shell
                 hook.command,
-                stdin=stdin,
+                stdin=subprocess.PIPE if fed else subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 env={**hook.environment, **facts},
@@ -162,20 +163,21 @@ class _Running:
     def watch(self, chunks: Iterable[bytes]) -> Iterator[bytes]:
         """Yield the same chunks, shown to the hook; end when the hook ended well."""
         for chunk in chunks:
-            self._show(chunk)
+            self.show(chunk)
             yield chunk
-        self._close_stdin()
         self.finish()
 
     def finish(self) -> None:
-        """Wait until the hook has ended well. Raises HookError."""
+        """Show the end of the input, and wait until the hook has ended well. Raises HookError."""
+        self._close_stdin()
         give_up = time.monotonic() + self._hook.timeout
         while not self._has_ended_well():
             if time.monotonic() >= give_up:
                 raise self._late("did not end within")
             self._wait()
 
-    def _show(self, chunk: bytes) -> None:
+    def show(self, chunk: bytes) -> None:
+        """Write to the hook's stdin, unless it has ended well. Raises HookError."""
         rest = memoryview(chunk)
         moved = time.monotonic()
         while not self._has_ended_well() and self._stdin and rest:

@@ -118,7 +118,8 @@ def test_on_a_throwaway_server_of_each_major(
     assert proof["rows"] == sum(backup.row_counts.values()) > 0
     assert proof["tables"] == len(backup.row_counts)
     assert 0 < proof["restore_seconds"] <= proof["seconds"]
-    assert {check["name"] for check in proof["checks"]} == {
+    # Chance decides whether this drill has the standard tools read it, too.
+    assert {check["name"] for check in proof["checks"]} - {"standard tools"} == {
         *("digests", "restore", "rows", "indexes", "constraints", "sequences")
     }
     assert all(check["passed"] for check in proof["checks"])
