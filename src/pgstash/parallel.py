@@ -26,7 +26,7 @@ from pgstash.pipeline.packing import Others, Packed, Rows
 from pgstash.pipeline.tally import Part, Tally
 from pgstash.postgres import copying, outline
 from pgstash.postgres.copying import Chunk, LockRefusedError, Reader, Snapshot, Table
-from pgstash.postgres.dump import CLOSING, CLOSING_BYTES, dump
+from pgstash.postgres.dump import dump, without_closing
 from pgstash.postgres.outline import CompositionError, Script
 from pgstash.postgres.process import Child
 from pgstash.postgres.source import Server
@@ -374,7 +374,7 @@ class _Pieces:
         if beginning:
             yield Packed(*pack(b"".join(beginning), self._plan.level, "drops"), None)
         rows = (piece for piece in stream if not isinstance(piece, Border))
-        yield from self._cut(_without_closing(rows))
+        yield from self._cut(without_closing(rows))
 
     def _cut(self, text: Iterable[bytes]) -> Iterator[Packed]:
         part: Rows | Others = Others(self._plan.level, "data")
@@ -388,14 +388,3 @@ class _Pieces:
             else:
                 yield from part.write(piece)
         yield from part.close()
-
-
-def _without_closing(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    held = b""
-    for chunk in chunks:
-        held += chunk
-        if len(held) > 2 * CLOSING_BYTES:
-            yield held[:-CLOSING_BYTES]
-            held = held[-CLOSING_BYTES:]
-    match = CLOSING.search(held)
-    yield held[: match.start()] if match else held

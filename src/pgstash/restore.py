@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
@@ -204,7 +204,7 @@ def _restore(plan: Plan, archive: Archive, emit: events.Emit, state: _State) -> 
             emit=emit,
         )
         try:
-            read = progress.watch(script or iter(()))
+            read = progress.watch(script)
             with fitting.explained(archive.manifest, locks, rows_only=plan.rows_only):
                 _feed(psql, known_to(into.major, read), plan)
         finally:
@@ -218,7 +218,7 @@ def _restore(plan: Plan, archive: Archive, emit: events.Emit, state: _State) -> 
 class _Way:
     """How an archive is read: as one script, by several sessions, or only some tables of it."""
 
-    script: Iterator[bytes] | None = None
+    script: Iterable[bytes] = ()
     loading: loading.Loading | None = None
     selected: selection.Selection | None = None
 
@@ -292,7 +292,7 @@ class _Progress:
     def read(self, stored_bytes: int) -> None:
         self._stored_bytes = stored_bytes
 
-    def watch(self, script: Iterator[bytes]) -> Iterator[bytes]:
+    def watch(self, script: Iterable[bytes]) -> Iterator[bytes]:
         for chunk in script:
             yield chunk
             self.loaded(self.state.raw_bytes + len(chunk))

@@ -11,11 +11,11 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from pgstash.parallel import _before, _without_closing
+from pgstash.parallel import _before
 from pgstash.pipeline import packing
 from pgstash.pipeline.packing import Others, Packed, Rows
 from pgstash.pipeline.tally import Part, Tally
-from pgstash.postgres.dump import CLOSING, CLOSING_BYTES
+from pgstash.postgres.dump import CLOSING, CLOSING_BYTES, without_closing
 from pgstash.postgres.outline import CompositionError, Script
 
 MEMBER_BYTES = 100
@@ -224,8 +224,8 @@ CLOSINGS = [
 )
 def test_the_closing_alone_is_taken_away(text: bytes, closing: bytes, steps: list[int]) -> None:
     chunks = chunks_of(text + closing, steps)
-    assert b"".join(_without_closing(chunks)) == text
-    assert b"".join(_without_closing(chunks_of(text, steps))) == text[: ending(text)]
+    assert b"".join(without_closing(chunks)) == text
+    assert b"".join(without_closing(chunks_of(text, steps))) == text[: ending(text)]
 
 
 def ending(text: bytes) -> int:
@@ -236,7 +236,7 @@ def ending(text: bytes) -> int:
 def test_the_closing_is_taken_away_byte_by_byte() -> None:
     for closing in CLOSINGS:
         text = b"1\ttwo\n" * 700 + closing
-        assert b"".join(_without_closing(chunks_of(text, [1]))) == b"1\ttwo\n" * 700
+        assert b"".join(without_closing(chunks_of(text, [1]))) == b"1\ttwo\n" * 700
 
 
 HEADER = b"""--

@@ -247,3 +247,15 @@ def failure(tool: str, status: int, lines: Iterable[str]) -> DatabaseError:
     if status == -signal.SIGKILL:
         return DumpError(message, hint=_KILLED)
     return DumpError(message, hint=_UNKNOWN_CAUSE)
+
+
+def without_closing(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    r"""Yield a dump without its last line, and without what closes its ``\restrict``."""
+    held = b""
+    for chunk in chunks:
+        held += chunk
+        if len(held) > 2 * CLOSING_BYTES:
+            yield held[:-CLOSING_BYTES]
+            held = held[-CLOSING_BYTES:]
+    match = CLOSING.search(held)
+    yield held[: match.start()] if match else held
