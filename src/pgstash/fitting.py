@@ -12,6 +12,7 @@ from pgstash.manifest import Manifest
 from pgstash.postgres import roles, target, tools
 from pgstash.postgres.restore import BROKEN_CONSTRAINT, LockTableFullError
 from pgstash.postgres.source import Server
+from pgstash.unpacking import KNOWN_FROM
 
 # A table with a key and a serial column: itself, its index, its sequence, its TOAST table and the
 # index of that.
@@ -31,10 +32,12 @@ _OVERWRITE = (
 def reads_archive(manifest: Manifest | None, found: tools.ClientTools, server: Server) -> bool:
     """Tell whether pg_restore can read what the pg_dump wrote, and the server what it makes of it.
 
-    A newer one sets what an older server does not know, and stops there; psql is told apart.
+    A newer one sets what an older server does not know, whoever wrote the archive, and stops there;
+    what psql is told can be changed.
     """
     wrote = _wrote(manifest, server)
-    return found.major >= wrote and server.major >= wrote
+    knows = max(wrote, min(found.major, KNOWN_FROM))
+    return found.major >= wrote and server.major >= knows
 
 
 def look_for_roles(  # noqa: PLR0913 - what was asked for, and what is there

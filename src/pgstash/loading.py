@@ -96,6 +96,7 @@ class Loading:
             plan.client,
             self._head,
             jobs=plan.jobs,
+            options=self._manifest.options,
             views_in_order=reason is not None,
             lc_monetary=plan.lc_monetary,
             environment=plan.environment,

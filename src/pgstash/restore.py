@@ -139,6 +139,8 @@ def _restore(plan: Plan, archive: Archive, emit: events.Emit, state: _State) -> 
         server = source.look(plan.target_url)
         client = fitting.client(archive.manifest, server, plan.environment)
         if way.loading and not fitting.reads_archive(archive.manifest, client, server):
+            what = f"pg_restore {client.major} cannot do its part on a server of {server.major}"
+            emit(events.Notice(f"One session restores {archive.name}: {what}"))
             way = _Way(script=stack.enter_context(archive.script(progress.read, state.wants)))
         locks = target.lock_table(server)
         state.is_empty = fitting.refuse(

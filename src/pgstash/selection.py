@@ -30,7 +30,8 @@ class Selection:
     """Tables of an archive, and the members to read for them.
 
     ``names`` are for people; of the ``members`` the first is the header. ``after`` are the numbers
-    of the entries that belong to them, in pg_dump's table of contents ``head``.
+    of the entries that belong to them, in pg_dump's table of contents ``head``; ``options`` are
+    those that the dump was made with.
     """
 
     names: Sequence[str]
@@ -39,6 +40,7 @@ class Selection:
     raw_bytes: int
     head: bytes
     after: Sequence[int]
+    options: Sequence[str]
 
 
 def select(
@@ -89,6 +91,7 @@ def select(
         rows=sum(manifest.tables[number].rows for number in stored),
         head=head,
         after=after,
+        options=manifest.options,
     )
 
 
@@ -111,7 +114,9 @@ def script(
         yield from seeker.member(number)
     if selection.after:
         try:
-            yield outline.entries(selection.head, client, selection.after, environment)
+            yield outline.entries(
+                selection.head, client, selection.after, selection.options, environment
+            )
         except outline.CompositionError as error:
             raise TableNotStoredError(
                 f"what belongs to the tables of {archive.name} cannot be made: {error.message}",

@@ -31,9 +31,11 @@ _CLOSING_BYTES = 1024
 
 _RESTRICT = re.compile(rb"^\\restrict (\w+)$", re.MULTILINE)
 
-# pg_dump's header sets it from 17 on, whichever server it dumps; before that no server knows it.
+# pg_dump's header sets it from 17 on, and pg_restore does, whichever server it is.
 _NEW_SETTING = b"SET transaction_timeout = 0;\n"
-_KNOWN_FROM = 17
+KNOWN_FROM = 17
+"""The first major whose servers know transaction_timeout."""
+
 # Comments, a command of psql and settings, line by line: nothing that could be somebody's data.
 _SETTINGS = re.compile(rb"(?:(?:(?:--|\\restrict |SET )[^\n]*)?\n)*+")
 
@@ -120,7 +122,7 @@ def known_to(major: int, script: Iterator[bytes]) -> Iterator[bytes]:
 
     Where a server is dumped by a newer pg_dump, it could not be restored into that server else.
     """
-    if major < _KNOWN_FROM:
+    if major < KNOWN_FROM:
         first = next(script, b"")
         match = _SETTINGS.match(first)
         header = match[0] if match else b""

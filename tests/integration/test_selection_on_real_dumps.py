@@ -92,7 +92,7 @@ class Dumped:
         """Return what is made after the rows of the tables, and what is left out."""
         after, left = self.tables.belonging(self.tables.with_partitions(self.numbers(*names)))
         assert after == [each.number for each in self.contents.entries if each.number in after]
-        made = outline.entries(self.contents.head, self.tools, after, {}).decode()
+        made = outline.entries(self.contents.head, self.tools, after, [], {}).decode()
         listed = re.findall(r"^-- Name: (.*); Type: ([A-Z ]+); ", made, re.MULTILINE)
         late = {each.number for each in self.contents.entries if each.section == Section.POST_DATA}
         assert len(listed) >= len(late.intersection(after))

@@ -132,15 +132,15 @@ def test_single_entries_are_made_alone(cluster: Cluster, make_database: MakeData
     late = [entry for entry in contents.entries if entry.section == Section.POST_DATA]
     assert len(late) > 2
     for entry in late[:3]:
-        made = outline.entries(contents.head, tools, [entry.number], {})
+        made = outline.entries(contents.head, tools, [entry.number], [], {})
         assert re.findall(rb"^-- Name: (.*); Type: ([A-Z ]+); ", made, re.MULTILINE) == [
             (entry.tag, entry.description)
         ]
         assert b"database dump complete" not in made
         assert b"restrict" not in made
-    every = outline.entries(contents.head, tools, [entry.number for entry in late], {})
+    every = outline.entries(contents.head, tools, [entry.number for entry in late], [], {})
     assert len(re.findall(rb"^-- Name: ", every, re.MULTILINE)) >= len(late)
-    assert outline.entries(contents.head, tools, [], {}) == b""
+    assert outline.entries(contents.head, tools, [], [], {}) == b""
 
 
 def test_a_text_that_looks_like_the_cut_is_none(

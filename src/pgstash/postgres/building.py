@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from pgstash.errors import CorruptedError, RestoreError, TargetLostError
-from pgstash.postgres import toc
+from pgstash.postgres import outline, toc
 from pgstash.postgres.process import Child, in_memory
 from pgstash.postgres.restore import UNFINISHED, refusal, without_confidential
 from pgstash.postgres.source import Connection, Server
@@ -40,17 +40,20 @@ def build(  # noqa: PLR0913 - each is one knob of one process
     head: bytes,
     *,
     jobs: int,
+    options: Sequence[str],
     views_in_order: bool,
     lc_monetary: str | None,
     environment: Mapping[str, str],
 ) -> None:
     """Make all that comes after the rows; materialized views one after the other if need be.
 
-    Raises StatementError, TargetLostError, CorruptedError.
+    ``options`` are those that the dump was made with. Raises
+    StatementError, TargetLostError, CorruptedError.
     """
     connection = _neutral(server.connection, lc_monetary)
     with in_memory("schema", head) as (descriptor, path):
-        many = [f"--jobs={jobs}", path]
+        chosen = outline.of_restore(options)
+        many = [f"--jobs={jobs}", *chosen, path]
         if not views_in_order:
             _restore(tools, connection, environment, many, [descriptor])
             return
@@ -62,8 +65,8 @@ def build(  # noqa: PLR0913 - each is one knob of one process
                 if (entry.description in _OF_VIEWS) == of_views
             ]
             with in_memory("list", b"".join(lines)) as (listed, list_path):
-                options = [f"--use-list={list_path}", *([path] if of_views else many)]
-                _restore(tools, connection, environment, options, [descriptor, listed])
+                own = [f"--use-list={list_path}", *([*chosen, path] if of_views else many)]
+                _restore(tools, connection, environment, own, [descriptor, listed])
 
 
 def _entries(head: bytes) -> Sequence[toc.Entry]:

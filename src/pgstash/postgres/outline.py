@@ -139,7 +139,7 @@ def script(
     That the statements after the rows end a script of all is how pg_restore works, and nothing it
     promises: both are compared. Raises CompositionError.
     """
-    chosen = [option for option in options if option in _OF_RESTORE]
+    chosen = of_restore(options)
     sections = ["--section=pre-data", "--section=post-data"]
     whole = plain(contents.head, tools, ["--clean", "--if-exists", *sections, *chosen], environment)
     after = plain(contents.head, tools, ["--section=post-data", *chosen], environment)
@@ -159,14 +159,26 @@ def script(
     raise CompositionError("the end of pg_restore's script is not what it writes of it alone")
 
 
+def of_restore(options: Iterable[str]) -> list[str]:
+    """Return those of pg_dump's options that pg_restore has to be told, too."""
+    return [option for option in options if option in _OF_RESTORE]
+
+
 def entries(
-    head: bytes, tools: ClientTools, numbers: Sequence[int], environment: Mapping[str, str]
+    head: bytes,
+    tools: ClientTools,
+    numbers: Sequence[int],
+    options: Sequence[str],
+    environment: Mapping[str, str],
 ) -> bytes:
-    """Return the statements of a few entries that come after the rows. Raises CompositionError."""
+    """Return the statements of a few entries that come after the rows.
+
+    ``options`` are those that the dump was made with. Raises CompositionError.
+    """
     listed = "".join(f"{number};\n" for number in numbers).encode()
     with in_memory("list", listed) as (descriptor, path):
-        options = ["--section=post-data", f"--use-list={path}"]
-        text = plain(head, tools, options, environment, inherited=[descriptor])
+        own = ["--section=post-data", f"--use-list={path}", *of_restore(options)]
+        text = plain(head, tools, own, environment, inherited=[descriptor])
     first, end = _ENTRY.search(text), CLOSING.search(text)
     if end is None:
         raise CompositionError("pg_restore's script does not end as expected")
