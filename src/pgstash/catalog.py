@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from urllib.parse import unquote
 
 from pgstash import manifest as manifests
@@ -18,6 +18,10 @@ from pgstash.errors import BackupNotFoundError, ObjectNotFoundError
 from pgstash.storage.interface import PendingUpload, Storage
 
 _REQUESTS_AT_A_TIME = 16
+
+# Two machines may not agree about the time: what one of them has just made is the latest all the
+# same.
+_CLOCKS_APART = timedelta(hours=1)
 
 # Of backups that say nothing of their size so many are asked, and no more.
 _MOST_ASKED = 2 * MOST
@@ -69,9 +73,16 @@ class Backup:
 
         Only the archive's metadata say which of several ids is its own.
         """
+        return max(self._proofs(), default=None)
+
+    def proven_by(self, moment: datetime) -> datetime | None:
+        """When one last did by then: a proof of the future had a clock that is wrong."""
+        return max((proven for proven in self._proofs() if proven <= moment), default=None)
+
+    def _proofs(self) -> list[datetime]:
         if len({companion.id for companion in self.companions}) != 1:
-            return None
-        return max((each.proven for each in self.companions if each.proven), default=None)
+            return []
+        return [each.proven for each in self.companions if each.proven]
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,10 +148,11 @@ def newest(storage: Storage, prefix: str, *, since: datetime, until: datetime) -
     return found
 
 
-def find(catalog: Catalog, name: str) -> Backup:
+def find(catalog: Catalog, name: str, now: datetime) -> Backup:
     """Return the backup of a name: ``latest``, or an archive's name with or without endings.
 
-    Raises BackupNotFoundError.
+    The latest is none of those that are :func:`ahead`, if there are others. Raises
+    BackupNotFoundError.
     """
     found = [
         backup
@@ -148,7 +160,8 @@ def find(catalog: Catalog, name: str) -> Backup:
         if name in (backup.name, backup.name.partition(".")[0], "latest")
     ]
     if name == "latest" and found:
-        return found[-1]
+        wrong = ahead(catalog, now)
+        return ([backup for backup in found if backup not in wrong] or found)[-1]
     if len(found) > 1:
         every = " and ".join(backup.name for backup in found)
         raise BackupNotFoundError(f"there are {every}", hint="Give the whole name.")
@@ -156,6 +169,11 @@ def find(catalog: Catalog, name: str) -> Backup:
         wanted = "backup" if name == "latest" else f"backup {name}"
         raise BackupNotFoundError(f"there is no {wanted}")
     return found[0]
+
+
+def ahead(catalog: Catalog, now: datetime) -> Sequence[Backup]:
+    """Return the backups that bear a time in the future: some clock was wrong by hours or more."""
+    return [backup for backup in catalog.backups if backup.started > now + _CLOCKS_APART]
 
 
 def find_before(catalog: Catalog, moment: datetime) -> Backup:
@@ -247,11 +265,11 @@ def facts(storage: Storage, backup: Backup) -> Mapping[str, str]:
 
 
 def last_proven(catalog: Catalog, until: datetime) -> Backup | None:
-    """Return the backup whose drill passed last; one after ``until`` had a clock that is wrong."""
+    """Return the backup whose drill passed last, as :meth:`Backup.proven_by` counts."""
     drilled = [
-        (backup.proven, backup.name, backup)
+        (proven, backup.name, backup)
         for backup in catalog.backups
-        if backup.proven and backup.proven <= until
+        if (proven := backup.proven_by(until))
     ]
     return max(drilled)[-1] if drilled else None
 

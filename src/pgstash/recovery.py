@@ -17,18 +17,24 @@ from typing import TYPE_CHECKING
 from pgstash import catalog, events
 from pgstash import manifest as manifests
 from pgstash.app import back_up, open_storage, utc_now
-from pgstash.errors import ConfigurationError, PgstashError, UnverifiedError
+from pgstash.errors import (
+    BackupNotFoundError,
+    ConfigurationError,
+    PgstashError,
+    UnverifiedError,
+)
 from pgstash.settings import Settings, environment
 
 if TYPE_CHECKING:
     from pgstash import archive
+    from pgstash.storage.interface import Storage
 
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
     """Which backup: by name, or the newest that began at a time or before, or a file.
 
-    A file needs no storage; ``-`` is stdin.
+    A file has a ``/`` in its name, and needs no storage; ``-`` is stdin.
     """
 
     name: str
@@ -38,7 +44,7 @@ class Wanted:
     @property
     def is_file(self) -> bool:
         """Whether it lies outside the storage."""
-        return self.name == "-" or "/" in self.name or Path(self.name).is_file()
+        return self.name == "-" or "/" in self.name
 
 
 def list_backups(settings: Settings, *, newest: int | None) -> list[Listed]:
@@ -69,22 +75,52 @@ def open_archive(settings: Settings, wanted: Wanted, emit: events.Emit) -> archi
     """Open a backup to read. Raises what the functions of :mod:`pgstash.archive` raise."""
     from pgstash import archive  # noqa: PLC0415
 
-    access = archive.Access(
-        passphrase=settings.reading_passphrase,
-        unverified=wanted.unverified,
-        only_encrypted=settings.backup_encryption,
-    )
+    access = _access(settings, unverified=wanted.unverified)
     if wanted.name == "-":
         return archive.open_stdin(access)
     if wanted.is_file:
         return archive.open_file(Path(wanted.name), access)
     storage = open_storage(settings, emit)
-    found = catalog.read(storage, settings.backup_prefix)
     if wanted.at:
+        found = catalog.read(storage, settings.backup_prefix)
         backup = catalog.find_before(found, wanted.at)
     else:
-        backup = catalog.find(found, wanted.name)
+        backup = _stored(storage, settings, wanted.name, utc_now(), emit)
     return archive.open_stored(storage, backup, access)
+
+
+def _stored(
+    storage: Storage, settings: Settings, name: str, now: datetime, emit: events.Emit
+) -> catalog.Backup:
+    """Return the backup of a name, and say so where a later one is not taken for the latest."""
+    found = catalog.read(storage, settings.backup_prefix)
+    try:
+        backup = catalog.find(found, name, now)
+    except BackupNotFoundError as error:
+        if Path(name).is_file():
+            raise BackupNotFoundError(
+                error.message, hint=f"Is it the file of that name that lies here? It is ./{name}."
+            ) from error
+        raise
+    wrong = [each.name for each in catalog.ahead(found, now) if each.started > backup.started]
+    if name == "latest" and wrong:
+        emit(
+            events.Warned(
+                f"{backup.name} is taken for the latest, because of a time in the future that a "
+                f"wrong clock gave to {', '.join(wrong)}"
+            )
+        )
+    return backup
+
+
+def _access(settings: Settings, *, unverified: bool) -> archive.Access:
+    from pgstash import archive  # noqa: PLC0415
+
+    return archive.Access(
+        passphrase=settings.reading_passphrase,
+        unverified=unverified,
+        only_encrypted=settings.backup_encryption,
+    )
 
 
 def restore_backup(  # noqa: PLR0913 - one argument for each option
@@ -126,8 +162,9 @@ def drill_backup(
     now: Callable[[], datetime] = utc_now,
 ) -> None:
     """Prove that one stored backup restores. Raises what :func:`drill.run` raises."""
-    from pgstash import drill  # noqa: PLC0415
+    from pgstash import archive, drill  # noqa: PLC0415
 
+    access = _access(settings, unverified=False)
     plan = drill.Plan(
         prefix=settings.backup_prefix,
         scratch_url=settings.scratch_url,
@@ -142,8 +179,8 @@ def drill_backup(
     storage = open_storage(settings, emit)
 
     def find() -> drill.Found:
-        backup = catalog.find(catalog.read(storage, settings.backup_prefix), name)
-        return drill.Found(backup.name, lambda: open_archive(settings, Wanted(backup.name), emit))
+        backup = _stored(storage, settings, name, now(), emit)
+        return drill.Found(backup.name, lambda: archive.open_stored(storage, backup, access))
 
     drill.run(plan, storage, name, find, world)
 
@@ -171,7 +208,7 @@ def is_drill_due(settings: Settings, now: datetime) -> bool:
     if settings.verify_interval == "after-backup":
         return True
     found = catalog.read(open_storage(settings, events.ignore), settings.backup_prefix).backups
-    last = max((backup.proven for backup in found if backup.proven), default=None)
+    last = max((proven for backup in found if (proven := backup.proven_by(now))), default=None)
     return last is None or (now - last).total_seconds() >= settings.verify_interval
 
 

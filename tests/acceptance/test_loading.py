@@ -49,7 +49,7 @@ def drilled(
     storage = DirectoryStorage(folder)
 
     def find() -> drill.Found:
-        backup = catalog.find(catalog.read(storage, PREFIX), "latest")
+        backup = catalog.find(catalog.read(storage, PREFIX), "latest", datetime.now(UTC))
         access = archive.Access(PASSPHRASE, unverified=False, only_encrypted=False)
         return drill.Found(backup.name, lambda: archive.open_stored(storage, backup, access))
 

@@ -103,7 +103,9 @@ def damage(draw: st.DrawFn) -> tuple[str, bool, Callable[[MemoryStorage], object
 
 def _opened(storage: MemoryStorage, passphrase: str) -> archive.Archive:
     access = archive.Access(passphrase, unverified=False, only_encrypted=False)
-    return archive.open_stored(storage, catalog.find(catalog.read(storage, "p"), "latest"), access)
+    return archive.open_stored(
+        storage, catalog.find(catalog.read(storage, "p"), "latest", datetime.now(UTC)), access
+    )
 
 
 def _is_harmless(storage: MemoryStorage, made: Made, passphrase: str) -> bool:

@@ -12,6 +12,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -46,7 +47,9 @@ encrypted_or_not = pytest.mark.parametrize(
 
 
 def opened(storage: MemoryStorage, access: Access = VERIFIED) -> Archive:
-    return archive.open_stored(storage, catalog.find(catalog.read(storage, "p"), "latest"), access)
+    return archive.open_stored(
+        storage, catalog.find(catalog.read(storage, "p"), "latest", datetime.now(UTC)), access
+    )
 
 
 def read(found: Archive) -> bytes:

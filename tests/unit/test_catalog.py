@@ -101,3 +101,35 @@ def test_the_last_drill_that_passed_whichever_backup_it_was_of(storage: Counted)
     found = catalog.last_proven(catalog.read(storage, "p"), hour(99))
     assert found
     assert (found.name, found.proven) == (f"{bases[0]}.sql.gz.enc", hour(20))
+
+
+def latest(storage: MemoryStorage, now: datetime) -> str:
+    return catalog.find(catalog.read(storage, "p"), "latest", now).name.partition(".")[0]
+
+
+def test_what_bears_a_time_in_the_future_is_not_the_latest(storage: Counted) -> None:
+    old, new, wrong = (store(storage, hour(number)) for number in (0, 24, 24 * 60))
+    assert latest(storage, hour(25)) == new
+    assert [each.name.partition(".")[0] for each in catalog.ahead(read(storage), hour(25))] == [
+        wrong
+    ]
+    assert latest(storage, hour(24 * 61)) == wrong
+    assert catalog.find(read(storage), wrong, hour(25)).started == hour(24 * 60)
+    assert latest(storage, hour(1)) == old
+
+
+def test_clocks_may_be_apart_a_little(storage: Counted) -> None:
+    store(storage, hour(0))
+    new = store(storage, hour(24))
+    assert latest(storage, hour(24) - timedelta(minutes=59)) == new
+    assert latest(storage, hour(24) - timedelta(minutes=61)) != new
+
+
+def test_where_all_bear_such_a_time_the_last_is_the_latest(storage: Counted) -> None:
+    store(storage, hour(10))
+    last = store(storage, hour(20))
+    assert latest(storage, hour(0)) == last
+
+
+def read(storage: MemoryStorage) -> catalog.Catalog:
+    return catalog.read(storage, "p")

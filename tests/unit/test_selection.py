@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -325,7 +326,7 @@ class Scene:
             sealed = encryption.sealed(head or self.head, key_of(self.passphrase))
             storage.put(f"p/{name}", sealed, {"id": backup.manifest.id})
         access = Access(self.passphrase, unverified=False, only_encrypted=False)
-        found = catalog.find(catalog.read(storage, "p"), "latest")
+        found = catalog.find(catalog.read(storage, "p"), "latest", datetime.now(UTC))
         return archive.open_stored(storage, found, access)
 
     def select(self, *patterns: str, rows_only: bool = False) -> Selection:

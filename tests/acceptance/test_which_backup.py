@@ -1,0 +1,121 @@
+"""The backup that is read is the one that was meant: not a file's, and not a wrong clock's."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pgstash import recovery, settings
+from pgstash.errors import BackupNotFoundError
+from support import backups
+from support.backups import PREFIX
+from support.cli import environment, run_pgstash
+from support.postgres import Cluster, Database, temporary_database
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+pytestmark = pytest.mark.first_two
+
+# pgstash on a machine whose clock is two months ahead.
+WRONG_CLOCK = (
+    sys.executable,
+    "-c",
+    """
+import datetime
+
+class Ahead(datetime.datetime):
+    @classmethod
+    def now(cls, tz=None):
+        return super().now(tz) + datetime.timedelta(days=60)
+
+datetime.datetime = Ahead
+from pgstash.cli import main
+main()
+""",
+)
+
+
+@pytest.fixture
+def source(newest_cluster: Cluster) -> Iterator[Database]:
+    with temporary_database(newest_cluster) as database:
+        database.run_sql("CREATE TABLE t AS SELECT 1 AS n")
+        yield database
+
+
+def reading(source: Database, folder: Path) -> dict[str, str]:
+    return environment(
+        source.bin_dir,
+        STORAGE_URL=folder.as_uri(),
+        RESTORE_URL=source.cluster.maintenance.uri,
+        VERIFY_DATABASE_URL=source.cluster.maintenance.uri,
+    )
+
+
+def damage(archive: Path) -> None:
+    data = bytearray(archive.read_bytes())
+    data[len(data) // 2] ^= 1
+    archive.write_bytes(data)
+
+
+@pytest.mark.parametrize("arguments", [("drill",), ("restore", "--create", "never_made")])
+def test_a_file_in_the_folder_is_not_the_stored_backup(
+    arguments: tuple[str, ...], source: Database, tmp_path: Path
+) -> None:
+    """Who follows how-to/restore-without-pgstash has copies there."""
+    (tmp_path / "store").mkdir()
+    backup = backups.back_up(source, tmp_path / "store")
+    here = tmp_path / "here"
+    shutil.copytree(backup.archive.parent, here)
+    damage(backup.archive)
+    env = reading(source, tmp_path / "store")
+    done = run_pgstash([*arguments, backup.archive.name], env, cwd=here)
+    assert done.returncode == 31, done.stdout + done.stderr
+    assert list(backup.archive.parent.glob("backup_*.proof_*")) == []
+
+
+def test_a_file_is_read_where_its_name_says_so(source: Database, tmp_path: Path) -> None:
+    backup = backups.back_up(source, tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+    env = reading(source, tmp_path / "elsewhere")
+    done = run_pgstash(["cat", f"./{backup.archive.name}"], env, cwd=backup.archive.parent)
+    assert (done.returncode, done.stderr) == (0, "")
+    done = run_pgstash(["cat", backup.archive.name], env, cwd=backup.archive.parent)
+    assert done.returncode == BackupNotFoundError.exit_code
+    assert f"It is ./{backup.archive.name}." in done.stderr
+
+
+def test_a_wrong_clock_makes_no_latest(source: Database, tmp_path: Path) -> None:
+    env = environment(source.bin_dir, **backups.settings(source, tmp_path))
+    done = run_pgstash(["once"], env, command=WRONG_CLOCK)
+    assert done.returncode == 0, done.stderr
+    [wrong] = [each.archive.name for each in backups.stored(tmp_path)]
+    source.run_sql("INSERT INTO t VALUES (2)")
+    assert run_pgstash(["once"], env).returncode == 0
+    [right] = {each.archive.name for each in backups.stored(tmp_path)} - {wrong}
+    done = run_pgstash(["cat"], reading(source, tmp_path))
+    assert done.returncode == 0
+    assert "COPY public.t (n) FROM stdin;\n1\n2\n" in done.stdout
+    assert f"{right} is taken for the latest" in done.stderr
+    assert wrong in done.stderr
+    assert run_pgstash(["drill"], reading(source, tmp_path)).returncode == 0
+    [proof] = (tmp_path / PREFIX).glob("backup_*.proof_*")
+    assert proof.name.startswith(right.partition(".")[0])
+
+
+def test_a_proof_of_a_wrong_clock_puts_no_drill_off(source: Database, tmp_path: Path) -> None:
+    backups.back_up(source, tmp_path)
+    env = reading(source, tmp_path) | {"VERIFY_INTERVAL": "3600"}
+    values = settings.load(env, needs=["storage"])
+    now = datetime.now(UTC)
+    assert recovery.is_drill_due(values, now)
+    assert run_pgstash(["drill"], env, command=WRONG_CLOCK).returncode == 0
+    assert list((tmp_path / PREFIX).glob("backup_*.proof_*"))
+    assert recovery.is_drill_due(values, now)
+    assert run_pgstash(["drill"], env).returncode == 0
+    assert not recovery.is_drill_due(values, datetime.now(UTC))
