@@ -19,14 +19,13 @@ from pgstash import events
 from pgstash.archive import Archive
 from pgstash.errors import CorruptedError, PgstashError, RestoreError
 from pgstash.manifest import Manifest
-from pgstash.pipeline.tally import LONGEST_STATEMENT, load_statement
 from pgstash.postgres import loader
 from pgstash.postgres.building import build
 from pgstash.postgres.loader import Loader
 from pgstash.postgres.restore import Psql
 from pgstash.postgres.source import Server
 from pgstash.postgres.tools import ClientTools
-from pgstash.unpacking import footer, session_only
+from pgstash.unpacking import footer, session_only, take_statement
 
 _SECONDS_BETWEEN_PROGRESS = 0.25
 _SECONDS_TO_END = 2.0
@@ -203,7 +202,7 @@ class Loading:
             with contextlib.closing(self._seeker.members(run)) as members:
                 numbered = zip(run, members, strict=True)
                 for number, pieces in numbered:
-                    statement = _statement(pieces)
+                    statement = take_statement(pieces)
                     session.load(statement, self._block(number, pieces, numbered, done))
 
     def _block(
@@ -242,17 +241,6 @@ def _work(tasks: Iterable[_Task], stopping: threading.Event, done: _Done) -> Non
         done.put(None)
     except Exception as error:  # noqa: BLE001 - carried to the caller's thread whole
         done.put(error)
-
-
-def _statement(pieces: deque[bytes]) -> bytes:
-    """Take the COPY statement from the pieces of a member."""
-    beginning = b""
-    while pieces and len(beginning) < LONGEST_STATEMENT:
-        beginning += pieces.popleft()
-        if statement := load_statement(beginning):
-            pieces.appendleft(beginning[len(statement) :])
-            return statement
-    raise CorruptedError("the manifest takes for rows what is none")
 
 
 def _end(

@@ -2,45 +2,54 @@
 
 from __future__ import annotations
 
+import itertools
+from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pgstash import events
 from pgstash.archive import Archive
-from pgstash.errors import TableNotStoredError
-from pgstash.manifest import Manifest
+from pgstash.errors import CorruptedError, TableNotStoredError
+from pgstash.manifest import Manifest, Member
 from pgstash.postgres import outline, toc
 from pgstash.postgres.patterns import compiled
 from pgstash.postgres.tools import ClientTools
-from pgstash.unpacking import footer
+from pgstash.unpacking import Seeker, footer, take_statement
 
 _NOT_SEEKABLE = (
     "It was made by one pg_dump (DUMP_JOBS=1, or the log of the backup says why), or by an older "
     "pgstash: restore it into a new database with --create, and copy the table from there."
 )
 _PARTITION = b"TABLE ATTACH"
+_FOREIGN_KEY = b"FK CONSTRAINT"
+_UNIQUE = (b"CONSTRAINT", b"INDEX")
 _KINDS = (b"TABLE", b"FOREIGN TABLE")
 # Comments are of no section, and stand behind what they are on.
 _AFTER = (toc.Section.NONE, toc.Section.POST_DATA)
 _MOST_NAMED = 5
+
+# How a COPY block ends in a script.
+_END = b"\\.\n"
+_END_OF_ROWS = _END + b"\n\n"
 
 
 @dataclass(frozen=True, slots=True)
 class Selection:
     """Tables of an archive, and the members to read for them.
 
-    ``names`` are for people; of the ``members`` the first is the header. ``after`` are the numbers
-    of the entries that belong to them, in pg_dump's table of contents ``head``; ``options`` are
-    those that the dump was made with.
+    ``names`` are for people; of the ``members`` the first is the header. With ``rows_only`` all
+    others are rows, of one table after the other. ``after`` are the numbers
+    of the entries that belong to them, in pg_dump's table of contents ``head``.
     """
 
     names: Sequence[str]
     members: Sequence[int]
+    rows_only: bool
     rows: int
     raw_bytes: int
     head: bytes
     after: Sequence[int]
-    options: Sequence[str]
+    manifest: Manifest = field(repr=False)
 
 
 def select(
@@ -83,15 +92,18 @@ def select(
         after, left = tables.belonging(chosen)
         for what in left:
             emit(events.Notice(f"Left out, as it needs more than the tables: {what}"))
-    members = _members(manifest, stored, rows_only=rows_only)
+    members = _members(
+        manifest, tables.in_order(chosen) if rows_only else stored, rows_only=rows_only
+    )
     return Selection(
         names=list(dict.fromkeys(names)),
         members=members,
+        rows_only=rows_only,
         raw_bytes=sum(manifest.members[number].raw for number in members),
         rows=sum(manifest.tables[number].rows for number in stored),
         head=head,
         after=after,
-        options=manifest.options,
+        manifest=manifest,
     )
 
 
@@ -110,13 +122,17 @@ def script(
     header, *others = selection.members
     begins = b"".join(seeker.member(header))
     yield begins
-    for number in others:
-        yield from seeker.member(number)
+    if selection.rows_only:
+        known = selection.manifest.members
+        for _, numbers in itertools.groupby(others, lambda number: known[number].table):
+            yield from _as_one(numbers, known, seeker)
+    else:
+        for number in others:
+            yield from seeker.member(number)
     if selection.after:
         try:
-            yield outline.entries(
-                selection.head, client, selection.after, selection.options, environment
-            )
+            options = selection.manifest.options
+            yield outline.entries(selection.head, client, selection.after, options, environment)
         except outline.CompositionError as error:
             raise TableNotStoredError(
                 f"what belongs to the tables of {archive.name} cannot be made: {error.message}",
@@ -159,6 +175,50 @@ class _Tables:
         """Return the numbers that these tables have in the manifest, where they have rows."""
         return {self._stored[table] for table in tables if table in self._stored}
 
+    def in_order(self, tables: Collection[int]) -> list[int]:
+        """Return the same, and a table behind those that its foreign keys refer to.
+
+        Where tables refer to each other in a circle, one of them has to be the first.
+        """
+        keys = self._keys()
+        roots: dict[int, list[int]] = {}
+        for table in tables:
+            for ancestor in self._line(table):
+                roots.setdefault(ancestor, []).append(table)
+        ordered: dict[int, None] = {}
+        begun: set[int] = set()
+        todo = [(table, False) for table in sorted(tables, reverse=True)]
+        while todo:
+            table, done = todo.pop()
+            if done:
+                ordered[table] = None
+            elif table not in begun:
+                begun.add(table)
+                todo.append((table, True))
+                for ancestor in self._line(table):
+                    for parent in sorted(keys.get(ancestor, ()), reverse=True):
+                        todo += [
+                            (each, False) for each in sorted(roots.get(parent, ()), reverse=True)
+                        ]
+        return list(dict.fromkeys(self._stored[each] for each in ordered if each in self._stored))
+
+    def _keys(self) -> dict[int, set[int]]:
+        """Return which tables the foreign keys of each table refer to."""
+        of_table = {
+            entry.number: entry.depends_on & self.names.keys()
+            for entry in self._entries
+            if entry.description in _UNIQUE
+        }
+        keys: dict[int, set[int]] = {}
+        for entry in self._entries:
+            if entry.description != _FOREIGN_KEY:
+                continue
+            unique = (of_table[each] for each in entry.depends_on if each in of_table)
+            referred = set[int]().union(*unique)
+            for table in entry.depends_on & self.names.keys():
+                keys.setdefault(table, set()).update(referred - {table})
+        return keys
+
     def with_partitions(self, tables: set[int]) -> set[int]:
         """Add the partitions of these tables, and the partitions of those."""
         return {table for table in self.names if not tables.isdisjoint(self._line(table))}
@@ -194,14 +254,71 @@ class _Tables:
 
 
 def _members(manifest: Manifest, stored: Collection[int], *, rows_only: bool) -> list[int]:
-    """Return the numbers of the members to read, in their order; the first is the header."""
-    return [
+    """Return the numbers of the members to read, in their order; the first is the header.
+
+    With ``rows_only`` the tables are in the order of ``stored``.
+    """
+    place: dict[int | None, int] = {table: place for place, table in enumerate(stored)}
+    found = [
         number
         for number, member in enumerate(manifest.members)
         if member.section == "header"
-        or (member.section == "data" and member.table in stored)
+        or (member.section == "data" and member.table in place)
         or (member.section in {"pre-data", "sequences"} and not rows_only)
     ]
+    if rows_only:
+        found.sort(key=lambda number: place.get(manifest.members[number].table, -1))
+    return found
+
+
+def _as_one(numbers: Iterable[int], members: Sequence[Member], seeker: Seeker) -> Iterator[bytes]:
+    """Yield the rows of a table with one COPY: what they refer to has to be there at its end."""
+    following = iter(numbers)
+    begun = False
+    for number in following:
+        pieces = seeker.member(number)
+        statement = take_statement(pieces)
+        if not begun:
+            yield statement
+            begun = True
+        yield from _rows(_block(number, pieces, following, members, seeker))
+    yield _END_OF_ROWS
+
+
+def _block(
+    number: int,
+    pieces: deque[bytes],
+    following: Iterator[int],
+    members: Sequence[Member],
+    seeker: Seeker,
+) -> Iterator[bytes]:
+    """Yield what follows a COPY statement, which may go on in the members that follow."""
+    while True:
+        while pieces:
+            yield pieces.popleft()
+        if members[number].rows is not None:
+            return
+        number = next(following, -1)
+        if number < 0:
+            raise CorruptedError("the rows of a table end within one")
+        pieces = seeker.member(number)
+
+
+def _rows(block: Iterator[bytes]) -> Iterator[bytes]:
+    """Yield the rows of a block, without its end and what follows that."""
+    held = b"\n"  # begins with a byte that was yielded, as if there were one before the first
+    for piece in block:
+        data = held + piece
+        end = data.find(b"\n" + _END)
+        if end >= 0:
+            yield data[1 : end + 1]
+            for _ in block:
+                pass  # comments; they are compared all the same
+            return
+        kept = max(0, len(data) - len(_END))
+        yield data[1:kept]
+        held = data[max(0, kept - 1) :]
+    raise CorruptedError("a block of rows has no end")
 
 
 def _text(name: bytes) -> str:

@@ -19,6 +19,7 @@ from typing import Protocol
 from pgstash.errors import CorruptedError, EncryptionError
 from pgstash.manifest import Manifest, Section
 from pgstash.pipeline import decompression, encryption
+from pgstash.pipeline.tally import LONGEST_STATEMENT, load_statement
 
 GZIP_MAGIC = b"\x1f\x8b"
 """What gzip begins with: RFC 1952, 2.3.1."""
@@ -104,6 +105,17 @@ class Seeker:
                     self._total += len(chunk)
                     self._watch(self._total)
                 yield chunk
+
+
+def take_statement(pieces: deque[bytes]) -> bytes:
+    """Take the COPY statement from the pieces of a member. Raises CorruptedError."""
+    beginning = b""
+    while pieces and len(beginning) < LONGEST_STATEMENT:
+        beginning += pieces.popleft()
+        if statement := load_statement(beginning):
+            pieces.appendleft(beginning[len(statement) :])
+            return statement
+    raise CorruptedError("the manifest takes for rows what is none")
 
 
 def footer(header: bytes) -> bytes:

@@ -310,6 +310,38 @@ def test_rows_of_several_tables_are_one_transaction(
     assert counts(target) == {"customers": 300, "odd": 1, "books": 200}
 
 
+FAMILY = """
+    CREATE TABLE a_child (id int PRIMARY KEY, of int);
+    CREATE TABLE staff (id int PRIMARY KEY, boss int REFERENCES staff, about text);
+    CREATE TABLE z_parent (id int, at int, PRIMARY KEY (id, at)) PARTITION BY LIST (at);
+    CREATE TABLE z_parent_1 PARTITION OF z_parent FOR VALUES IN (1);
+    CREATE TABLE z_parent_2 PARTITION OF z_parent FOR VALUES IN (2);
+    ALTER TABLE z_parent ADD FOREIGN KEY (id) REFERENCES staff;
+    ALTER TABLE a_child ADD at int, ADD FOREIGN KEY (of, at) REFERENCES z_parent;
+    INSERT INTO staff SELECT n, 5001 - n, E'\\\\.\\n' || repeat('x', 40)
+        FROM generate_series(1, 5000) n;
+    INSERT INTO z_parent SELECT n, 1 + n % 2 FROM generate_series(1, 3000) n;
+    INSERT INTO a_child SELECT n, n, 1 + n % 2 FROM generate_series(1, 3000) n;
+"""
+SUMS = "SELECT count(*), sum(hashtext(t::text)) FROM {} t"
+
+
+@pytest.mark.parametrize("in_pieces", [True, False], ids=["in pieces", "by pg_dump"])
+def test_rows_of_tables_that_refer_to_each_other(
+    make_database: MakeDatabase, tmp_path: Path, *, in_pieces: bool
+) -> None:
+    """A key is checked at the end of each COPY: by then the row that it refers to is there."""
+    source = make_database()
+    source.run_sql(FAMILY)
+    (pieces if in_pieces else backups).back_up(source, tmp_path)
+    tables = ("a_child", "staff", "z_parent")
+    before = [source.run_sql(SUMS.format(table)) for table in tables]
+    source.run_sql("TRUNCATE a_child, staff, z_parent")
+    arguments = [part for table in tables for part in ("--table", table)]
+    assert_restored(restore(tmp_path, source, "--data-only", *arguments))
+    assert [source.run_sql(SUMS.format(table)) for table in tables] == before
+
+
 def test_rows_alone_into_a_table_that_is_missing(shop: Shop, make_database: MakeDatabase) -> None:
     target = make_database()
     done = shop.restore(target, "--data-only", "--table", "customers")

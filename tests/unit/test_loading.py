@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from pgstash import unpacking
 from pgstash.errors import CorruptedError
-from pgstash.loading import _RUN_BYTES, _SHARES, _Parts, _statement
+from pgstash.loading import _RUN_BYTES, _SHARES, _Parts
 from pgstash.manifest import Member, Section
 from pgstash.storage.memory import MemoryStorage
 from support.stored import make
@@ -98,7 +98,7 @@ def test_members_that_follow_each_other_are_one_request(passphrase: str | None) 
 )
 def test_what_is_no_block_is_not_loaded(pieces: list[bytes]) -> None:
     with pytest.raises(CorruptedError, match="takes for rows what is none"):
-        _statement(deque(pieces))
+        unpacking.take_statement(deque(pieces))
 
 
 @given(st.integers(1, 60))
@@ -106,5 +106,5 @@ def test_the_statement_is_found_however_it_is_cut(step: int) -> None:
     statement = b'COPY public."a\nb" ("c;d", e) FROM stdin;\n'
     block = statement + b"1\t2\n\\.\n\n\n"
     pieces = deque(block[at : at + step] for at in range(0, len(block), step))
-    assert _statement(pieces) == statement
+    assert unpacking.take_statement(pieces) == statement
     assert b"".join(pieces) == block[len(statement) :]

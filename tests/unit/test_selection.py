@@ -21,10 +21,11 @@ from pgstash.postgres import toc
 from pgstash.postgres.patterns import compiled
 from pgstash.postgres.toc import Contents, Entry, Section
 from pgstash.postgres.tools import ClientTools
-from pgstash.selection import Selection, _Tables
+from pgstash.selection import Selection, _rows, _Tables
 from pgstash.storage.memory import MemoryStorage
 from support.stored import Made, key_of, make
 
+END = b"\\.\n\n\n"
 PASSPHRASE = "correct horse battery staple, and more"
 
 
@@ -388,8 +389,87 @@ def test_rows_alone() -> None:
     scene = Scene()
     selected = scene.select("orders", "PEOPLE", rows_only=True)
     assert selected.names == ["public.orders", "public.people"]
-    assert (selected.members, selected.after, selected.rows) == ([0, 5, 6, 8], [], 6)
+    assert (selected.members, selected.after, selected.rows) == ([0, 6, 5, 8], [], 6)
     assert scene.said == []
+    rows_of = {number: scene.members()[number][0] for number in selected.members}
+    begins, *blocks = rows_of.values()
+    statements = [block.partition(b"\n")[0] + b"\n" for block in blocks]
+    assert statements[1] == statements[2] != statements[0]
+    bare = [block.partition(b"\n")[2].partition(b"\\.\n")[0] for block in blocks]
+    assert (
+        scene.script(selected)
+        == b"".join((begins, statements[0], bare[0], END, statements[1], bare[1], bare[2], END))
+        + b"\n\\unrestrict aB3\n"
+    )
+
+
+# Tables 1 to 6, each with a key (11 to 16): 1 refers to 2, 2 to 3; 4 and 5 to each other; 6 to
+# itself. Table 7 is partitioned (8 and 9), refers to 1, and 3 refers to it.
+def referring(*keys: tuple[int, int]) -> list[Entry]:
+    tables = [made(number, f"t{number}") for number in range(1, 8)]
+    parts = [made(number, f"t{number}", 7) for number in (8, 9)]
+    attached = [
+        entry(20 + number, "TABLE ATTACH", f"t{number}", 7, number, section=Section.PRE_DATA)
+        for number in (8, 9)
+    ]
+    data = [rows(100 + number, f"t{number}", number) for number in (*range(1, 7), 8, 9)]
+    unique = [entry(10 + number, "CONSTRAINT", f"k{number}", number) for number in range(1, 8)]
+    foreign = [
+        entry(50 + place, "FK CONSTRAINT", "f", child, parent, 10 + parent)
+        for place, (child, parent) in enumerate(keys)
+    ]
+    return [*tables, *parts, *attached, *data, *unique, *foreign]
+
+
+@pytest.mark.parametrize(
+    ("keys", "wanted", "order"),
+    [
+        ([], {1, 2, 3}, [1, 2, 3]),
+        ([(1, 2), (2, 3)], {1, 2, 3}, [3, 2, 1]),
+        ([(1, 3), (2, 3)], {1, 2, 3}, [3, 1, 2]),
+        ([(1, 2), (2, 3)], {1, 3}, [1, 3]),
+        ([(6, 6), (1, 6)], {1, 6}, [6, 1]),
+        ([(4, 5), (5, 4)], {4, 5}, [5, 4]),
+        ([(4, 5), (5, 4), (4, 6)], {4, 5, 6}, [5, 6, 4]),
+        ([(7, 1)], {1, 8, 9}, [1, 8, 9]),
+        ([(3, 7)], {3, 8, 9}, [8, 9, 3]),
+        ([(3, 7), (7, 1)], {1, 3, 9}, [1, 9, 3]),
+    ],
+)
+def test_rows_go_behind_those_that_they_refer_to(
+    keys: list[tuple[int, int]], wanted: set[int], order: list[int]
+) -> None:
+    entries = referring(*keys)
+    copied = [int(each.tag[1:]) for each in entries if each.description == b"TABLE DATA"]
+    manifest = make(b"").with_manifest(
+        tables=[manifests.Table("public", f"t{number}", 1) for number in copied]
+    )
+    tables = _Tables(manifest.manifest, Contents(b"", tuple(entries)))
+    assert [copied[place] for place in tables.in_order(wanted)] == order
+
+
+LINES = st.lists(
+    st.sampled_from([b"", b"1", b".", b"\\N", b"\\\\.", b"x\\\\.", b"\\\\.\t"]), max_size=6
+)
+BEHIND = st.sampled_from([b"", b"\n\n", b"\n\n--\n-- Data for Name: u\n--\n\n"])
+
+
+@given(LINES, BEHIND, st.data())
+def test_of_a_block_the_rows_are_kept(
+    lines: list[bytes], behind: bytes, data: st.DataObject
+) -> None:
+    wanted = b"".join(line + b"\n" for line in lines)
+    block = wanted + b"\\.\n" + behind
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(block)), max_size=8)))
+    pieces = [block[a:b] for a, b in zip([0, *cuts], [*cuts, len(block)], strict=True)]
+    left = iter(pieces)
+    assert b"".join(_rows(left)) == wanted
+    assert list(left) == []
+
+
+def test_a_block_without_an_end_is_none() -> None:
+    with pytest.raises(CorruptedError):
+        list(_rows(iter([b"1\n", b"\\."])))
 
 
 def test_tables_that_several_patterns_fit_are_selected_once() -> None:
