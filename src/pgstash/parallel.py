@@ -20,9 +20,8 @@ from dataclasses import dataclass, replace
 from pgstash import events
 from pgstash.errors import DatabaseError, DumpError, LockTimeoutError, PipelineError
 from pgstash.manifest import Member, Section
-from pgstash.pipeline.compression import pack
 from pgstash.pipeline.opening import Border, Opening
-from pgstash.pipeline.packing import Others, Packed, Rows
+from pgstash.pipeline.packing import Others, Packed, Rows, pack_all
 from pgstash.pipeline.tally import Part, Tally
 from pgstash.postgres import copying, outline
 from pgstash.postgres.copying import Chunk, LockRefusedError, Reader, Snapshot, Table
@@ -86,14 +85,14 @@ class Parallel:
     def archive(self) -> Iterator[bytes]:
         """Yield the members, compressed. Raises DumpError, PipelineError."""
         for section, text in self._pieces.before:
-            yield self._place(self._packed(text, section))
+            yield from self._placed(text, section)
         for done in self._pieces.run():
             yield self._place(done)
         self._check()
-        yield self._place(self._packed(self._pieces.after, "post-data"))
+        yield from self._placed(self._pieces.after, "post-data")
 
-    def _packed(self, text: bytes, section: Section) -> Packed:
-        return Packed(*pack(text, self._plan.level, section), None)
+    def _placed(self, text: bytes, section: Section) -> Iterator[bytes]:
+        return map(self._place, pack_all(text, self._plan.level, section))
 
     def _place(self, done: Packed) -> bytes:
         number = None
@@ -169,8 +168,10 @@ def _prepared(plan: Plan, stack: contextlib.ExitStack) -> Parallel:
             plan.emit(events.Notice(f"All rows are left to pg_dump, in its order: {reason}"))
             big = []
         pieces = _Pieces(plan, list(_before(script)), script.after, tables, big)
-        # All locks are held before the first one of them is given back, at the end of this block.
+        # All locks are held before the first one of them is given back at the end of this block, or
+        # by then, where all that the first pg_dump writes fits into its pipe. So look again.
         pieces.open(stack, snapshot)
+        snapshot.refuse_rewritten(contents.entries)
         return Parallel(plan, contents.head, pieces)
 
 
@@ -372,19 +373,23 @@ class _Pieces:
                 hint="Set DUMP_JOBS=1, and report this.",
             )
         if beginning:
-            yield Packed(*pack(b"".join(beginning), self._plan.level, "drops"), None)
+            yield from pack_all(b"".join(beginning), self._plan.level, "drops")
         rows = (piece for piece in stream if not isinstance(piece, Border))
-        yield from self._cut(without_closing(rows))
+        yield from _cut(without_closing(rows), self._tally, self._plan.level)
 
-    def _cut(self, text: Iterable[bytes]) -> Iterator[Packed]:
-        part: Rows | Others = Others(self._plan.level, "data")
-        for piece in self._tally.split(text):
-            if isinstance(piece, Part):
-                yield from part.close()
-                if piece.table is not None:
-                    part = Rows(self._plan.level, piece.table, piece.load, written=True)
-                else:
-                    part = Others(self._plan.level, "sequences" if piece.sequences else "data")
+
+def _cut(text: Iterable[bytes], tally: Tally, level: int) -> Iterator[Packed]:
+    """Yield what pg_dump writes as members: rows of one table, or other statements."""
+    part: Rows | Others = Others(level, "data")
+    for piece in tally.split(text):
+        if isinstance(piece, Part):
+            yield from part.close()
+            if piece.table is not None:
+                part = Rows(level, piece.table, piece.load, written=True)
             else:
-                yield from part.write(piece)
-        yield from part.close()
+                part = Others(level, "sequences" if piece.sequences else "data")
+        else:
+            yield from part.write(piece)
+        # Rows of others may stand between two members: not in the middle of a statement.
+        tally.tells_next_statement = isinstance(part, Others) and part.full
+    yield from part.close()

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from pgstash.parallel import _before
+from pgstash.parallel import _before, _cut
 from pgstash.pipeline import packing
 from pgstash.pipeline.packing import Others, Packed, Rows
 from pgstash.pipeline.tally import Part, Tally
@@ -191,7 +191,7 @@ def test_members_are_about_as_long_as_they_should_be() -> None:
 
 
 @given(st.lists(st.binary(min_size=1, max_size=150), max_size=12))
-def test_other_statements_are_cut_anywhere(chunks: list[bytes]) -> None:
+def test_what_has_no_end_is_cut_anywhere(chunks: list[bytes]) -> None:
     subject = Others(LEVEL, "sequences")
     packed = [each for chunk in chunks for each in subject.write(chunk)]
     packed += subject.close()
@@ -199,10 +199,63 @@ def test_other_statements_are_cut_anywhere(chunks: list[bytes]) -> None:
     texts = [opened(each) for each in packed]
     assert b"".join(texts) == b"".join(chunks)
     assert all(texts)
-    assert all(len(text) >= MEMBER_BYTES for text in texts[:-1])
+    assert all(len(text) >= 2 * MEMBER_BYTES for text in texts[:-1])
+    assert all(each.goes_on for each in packed[:-1])
     assert {(each.table, each.member.section, each.member.rows) for each in packed} <= {
         (None, "sequences", None)
     }
+
+
+STATEMENTS = st.lists(
+    st.one_of(
+        st.integers(0, 300).map(
+            lambda size: b"SELECT pg_catalog.lowrite(0, '\\x" + b"5c" * size + b"');"
+        ),
+        st.sampled_from(
+            [
+                b"BEGIN;",
+                b"SELECT pg_catalog.lo_open('16393', 131072);",
+                b"SELECT 'it''s; COPY public.t FROM stdin;\n';",
+                b"SELECT pg_catalog.setval('public.s', 1, true);",
+                b"SELECT E'a\\'; b';",
+                b"SELECT $a$;\n;$b$;$a$;",
+                by_pg_dump(b"public.t", [b"1\t;", b"2"], b"\n\n"),
+            ]
+        ),
+    ),
+    max_size=15,
+)
+
+
+@settings(suppress_health_check=[HealthCheck.too_slow])
+@given(STATEMENTS, STEPS)
+def test_rows_of_others_never_come_into_the_middle_of_a_statement(
+    statements: list[bytes], steps: list[int]
+) -> None:
+    """Wherever a member may be followed by another session's, a statement has ended."""
+    ends, text = {0, 1}, b""
+    for statement in statements:
+        text += b"\n" + statement
+        # A line break goes with the statement that it follows, or with the next.
+        ends |= {len(text), len(text) + 1}
+    packed = list(_cut(chunks_of(text, steps), Tally(), LEVEL))
+    assert b"".join(map(opened, packed)) == text
+    at = 0
+    for each in packed:
+        at += each.member.raw
+        assert each.goes_on or at in ends or at == len(text)
+        longest = max(map(len, chunks_of(text, steps)))
+        assert len(opened(each)) <= 2 * MEMBER_BYTES + 2 * longest + 60
+    assert not (packed and packed[-1].goes_on and packed[-1].table is not None)
+
+
+@given(st.binary(max_size=450))
+def test_a_text_becomes_members_that_follow_each_other(text: bytes) -> None:
+    packed = list(packing.pack_all(text, LEVEL, "drops"))
+    assert b"".join(map(opened, packed)) == text
+    assert [each.goes_on for each in packed] == [True] * (len(packed) - 1) + [False]
+    assert max(each.member.raw for each in packed) <= MEMBER_BYTES
+    assert {(each.table, each.member.section) for each in packed} == {(None, "drops")}
 
 
 CLOSINGS = [

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 from pgstash.manifest import Member, Section
-from pgstash.pipeline.compression import Packing
+from pgstash.pipeline.compression import Packing, pack
 
 MEMBER_BYTES = 8 * 1024 * 1024
 """Uncompressed size at which a member is closed, at the end of a row, in bytes."""
@@ -16,16 +16,16 @@ _END_OF_ROWS = b"\\.\n\n\n"
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """A member that is done; ``table`` is the name as the dump writes it."""
+    """A member that is done; ``table`` is the name as the dump writes it.
+
+    Where it ends in the middle of a row or of a statement it ``goes_on``: the next one of the same
+    has to follow it.
+    """
 
     data: bytes = field(repr=False)
     member: Member
     table: bytes | None
-
-    @property
-    def goes_on(self) -> bool:
-        """Whether the next member has to follow it: it goes on in the middle of a row."""
-        return self.table is not None and self.member.rows is None
+    goes_on: bool = False
 
 
 class Rows:
@@ -88,7 +88,8 @@ class Rows:
 
     def _done(self, rows: int | None) -> Packed:
         tail, member = self._packing.close("data")
-        done = Packed(b"".join((*self._data, tail)), replace(member, rows=rows), self._table)
+        data, member = b"".join((*self._data, tail)), replace(member, rows=rows)
+        done = Packed(data, member, self._table, goes_on=rows is None)
         self._packing, self._data = Packing(self._level), []
         return done
 
@@ -99,7 +100,11 @@ class Rows:
 
 
 class Others:
-    """Makes members of statements that are no COPY blocks, cut anywhere."""
+    """Makes members of statements that are no COPY blocks.
+
+    Whoever writes them closes one that is full where a statement begins; one that grows to twice
+    the size before that is cut anywhere.
+    """
 
     def __init__(self, level: int, section: Section) -> None:
         """Begin; all members are of this section."""
@@ -108,15 +113,32 @@ class Others:
         self._packing = Packing(level)
         self._data: list[bytes] = []
 
+    @property
+    def full(self) -> bool:
+        """Whether the member is large enough to be closed."""
+        return self._packing.raw >= MEMBER_BYTES
+
     def write(self, piece: bytes) -> Iterator[Packed]:
         """Take the next piece, and yield the members that are done with it."""
         self._data.append(self._packing.write(piece))
-        if self._packing.raw >= MEMBER_BYTES:
-            yield from self.close()
+        if self._packing.raw >= 2 * MEMBER_BYTES:
+            yield self._done(goes_on=True)
 
     def close(self) -> Iterator[Packed]:
-        """End the last member, if there is one."""
+        """End the last member, if there is one: what was written ends with a statement."""
         if self._packing.raw:
-            tail, member = self._packing.close(self._section)
-            yield Packed(b"".join((*self._data, tail)), member, None)
-            self._packing, self._data = Packing(self._level), []
+            yield self._done(goes_on=False)
+
+    def _done(self, *, goes_on: bool) -> Packed:
+        tail, member = self._packing.close(self._section)
+        done = Packed(b"".join((*self._data, tail)), member, None, goes_on)
+        self._packing, self._data = Packing(self._level), []
+        return done
+
+
+def pack_all(text: bytes, level: int, section: Section) -> Iterator[Packed]:
+    """Yield a text as members that have to follow each other."""
+    ends = range(MEMBER_BYTES, len(text) + MEMBER_BYTES, MEMBER_BYTES)
+    for end in ends or [MEMBER_BYTES]:
+        part = text[end - MEMBER_BYTES : end]
+        yield Packed(*pack(part, level, section), None, goes_on=end < len(text))

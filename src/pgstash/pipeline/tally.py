@@ -61,12 +61,14 @@ class Tally:
     """Observes chunks of one plain dump without changing them.
 
     ``raw_bytes`` is the number of bytes seen, ``rows`` maps each table's name as the dump
-    writes it (quoted where SQL needs it, in the dump's encoding) to its number of rows.
+    writes it (quoted where SQL needs it, in the dump's encoding) to its number of rows. With
+    ``tells_next_statement`` :meth:`split` cuts once more, where the next statement begins.
     """
 
     def __init__(self) -> None:
         """Begin at the start of a dump."""
         self.raw_bytes = 0
+        self.tells_next_statement = False
         self.rows: dict[bytes, int] = {}
         self._carry = b""
         self._state: _State = self._statement_start
@@ -106,8 +108,10 @@ class Tally:
             yield held
 
     def _begin(self, part: Part, position: int) -> None:
-        if self._splits and (part != self._part or part.table is not None):
+        told = self.tells_next_statement
+        if self._splits and (told or part != self._part or part.table is not None):
             self._part = part
+            self.tells_next_statement = False
             self._parts.append((self._base + position, part))
 
     def _read(self, chunk: bytes) -> None:

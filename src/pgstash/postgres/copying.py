@@ -135,10 +135,7 @@ class Snapshot:
 
         pg_dump must have locked them. Raises SnapshotError, LockRefusedError.
         """
-        loaded = [entry.oid for entry in entries if entry.loads_into]
-        if rewritten := self._ask((_REWRITTEN % ",".join(map(str, loaded))).encode()):
-            name = b".".join(cell or b"" for cell in rewritten[0]).decode(errors="replace")
-            raise LockRefusedError(f"{name} was rewritten or replaced after the snapshot was taken")
+        self.refuse_rewritten(entries)
         named = {entry.oid: entry for entry in entries if _is_own(entry)}
         if not named:
             return []
@@ -152,6 +149,16 @@ class Snapshot:
                 chunks = tuple(_chunks(named[oid], *into, pages, size))
                 tables.append(Table(into[0], _qualified(named[oid]), chunks))
         return tables
+
+    def refuse_rewritten(self, entries: Sequence[Entry]) -> None:
+        """Raise LockRefusedError where a table is not what it was by the snapshot any more.
+
+        So it stays where whoever reads it has locked it by now.
+        """
+        loaded = [entry.oid for entry in entries if entry.loads_into]
+        if rewritten := self._ask((_REWRITTEN % ",".join(map(str, loaded))).encode()):
+            name = b".".join(cell or b"" for cell in rewritten[0]).decode(errors="replace")
+            raise LockRefusedError(f"{name} was rewritten or replaced after the snapshot was taken")
 
     def kept_order(self) -> str | None:
         """Say why rows may not be written in any order, if they may not. Raises SnapshotError."""

@@ -109,6 +109,8 @@ def _contents(child: Child, chunks: Iterable[bytes]) -> Contents:
             if contents := _read(data):
                 return contents
         if len(data) > LARGEST:
+            if contents := _read(data):
+                return contents
             raise CompositionError(
                 f"what pg_dump knows of the database takes more than {LARGEST // 1024**2} MiB"
             )

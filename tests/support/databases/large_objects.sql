@@ -17,3 +17,6 @@ COMMENT ON LARGE OBJECT 900005 IS E'it''s large;\nSELECT pg_catalog.lo_close(0);
 
 CREATE TABLE attachments (id integer PRIMARY KEY, name text, content oid);
 INSERT INTO attachments SELECT n, 'attachment ' || n, 900000 + n FROM generate_series(1, 7) AS n;
+-- Rows that several sessions read while another one reads the large objects.
+CREATE TABLE pages (id integer PRIMARY KEY, line text);
+INSERT INTO pages SELECT n, repeat(md5(n::text), 3) FROM generate_series(1, 6000) AS n;
