@@ -249,6 +249,30 @@ def test_a_table_that_is_rewritten_between_the_snapshot_and_the_lock(
     assert balance_after_restore(folder, make_database) == BALANCED
 
 
+@pytest.mark.parametrize("smallest", [0, 1 << 20], ids=["read in pieces", "left to pg_dump"])
+@pytest.mark.parametrize("rewrite", ["TRUNCATE t", "ALTER TABLE t ALTER n TYPE bigint"])
+def test_a_small_table_that_is_rewritten_before_the_second_lock(
+    rewrite: str, smallest: int, make_database: MakeDatabase, tmp_path: Path
+) -> None:
+    """All that the first pg_dump writes fits into its pipe: it has ended, and holds no lock."""
+    source = make_database()
+    source.run_sql("CREATE TABLE t AS SELECT n FROM generate_series(1, 1000) n")
+    (talk := tmp_path / "talk").mkdir()
+    (folder := tmp_path / "storage").mkdir()
+    stop = pieces.Stop(pieces.CUT, talk)
+    (talk / "go on 1").touch()
+    program = pieces.program(f"copying._SMALLEST = {smallest}", stop.statement)
+    said: list[str] = []
+    running = threading.Thread(target=lambda: said.append(back_up(source, folder, program)))
+    running.start()
+    with stop.reached(), source.connect() as session:
+        session.execute(f"BEGIN; {rewrite}; INSERT INTO t SELECT generate_series(1, 500); COMMIT")
+    running.join(60)
+    assert said
+    [(_, rows)] = backups.stored(folder)[0].row_counts.items()
+    assert rows == int(source.run_sql("SELECT count(*) FROM t"))
+
+
 # All chunks together are the table.
 
 
