@@ -73,7 +73,7 @@ def back_up(
     **more: str,
 ) -> StoredBackup:
     """Back every table up in chunks of two pages; nothing may be said that is a warning."""
-    small = ("copying.CHUNK_BYTES = 16 * 1024", "packing.MEMBER_BYTES = 64 * 1024")
+    small = ("copying.CHUNK_BYTES = 16 * 1024", "packing.MEMBER_BYTES = 16 * 1024")
     settings = backups.settings(database, folder, encrypted=encrypted) | more
     env = environment(tools or database.bin_dir, **settings)
     done = run_pgstash(["once"], env, command=program(*small))
