@@ -215,7 +215,7 @@ def test_a_sequence_that_is_behind_its_column(tmp_path: Path, scratch: Path) -> 
     )
     made(tmp_path, script)
     done = drill(tmp_path, scratch, 18)
-    assert_failed(done, tmp_path, 42, "public.a_n_seq is 2, and public.a.n has 2 already")
+    assert_failed(done, tmp_path, 42, "public.a_n_seq is 2, which public.a.n has already")
 
 
 def test_a_script_that_does_not_run_names_its_statement(tmp_path: Path, scratch: Path) -> None:

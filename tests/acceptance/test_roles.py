@@ -337,3 +337,36 @@ def test_what_drills_made_and_somebody_uses_by_now_stays(
     assert done.returncode == 0, done.stdout + done.stderr
     assert run_pgstash(["drill"], env).returncode == 0
     assert set(kept) <= set(roles_of(scratch))
+
+
+@pytest.mark.parametrize("named", [False, True], ids=["in rows alone", "in a definition"])
+def test_a_role_that_may_make_none(
+    origin: Cluster,
+    make_database: MakeDatabase,
+    newest_cluster: Cluster,
+    tmp_path: Path,
+    *,
+    named: bool,
+) -> None:
+    """A drill makes all roles that it can, and needs those that the definitions name."""
+    source = make_database(on=origin)
+    source.run_sql("CREATE TABLE t AS SELECT 1 AS n")
+    if named:
+        source.run_sql("CREATE POLICY p ON t TO reader USING (true)")
+    back_up(source, tmp_path)
+    newest_cluster.maintenance.run_sql("CREATE ROLE only_databases LOGIN CREATEDB")
+    try:
+        env = environment(
+            source.bin_dir,
+            STORAGE_URL=tmp_path.as_uri(),
+            VERIFY_DATABASE_URL=newest_cluster.maintenance.uri.replace("admin@", "only_databases@"),
+        )
+        done = run_pgstash(["drill"], env)
+    finally:
+        newest_cluster.maintenance.run_sql("DROP ROLE only_databases")
+    if named:
+        assert done.returncode == 59
+        assert "the role reader cannot be made: permission denied" in done.stderr
+    else:
+        assert done.returncode == 0, done.stderr
+        assert f"{len(ROLES)} roles of the source cannot be made" in done.stderr

@@ -134,6 +134,8 @@ def named_in(script: bytes) -> list[str]:
     return [name for name in names if name and not _FOREIGN.search(name)]
 
 
+_MOST_NAMED = 10
+
 DRILL_COMMENT = "made by pgstash for a drill"
 """What tells the roles that a drill made from those that were there."""
 
@@ -150,8 +152,9 @@ def refuse_lacking(  # noqa: PLR0913 - what of a restore matters here
     """Raise TargetLacksError, with all roles and extensions that the target lacks.
 
     The roles of ``create`` are made instead, without login and without any right, but in a dry
-    run. Those that are made ``for_drill`` say so, and are not a drill's any more where a restore
-    needs them. Of a partial backup it is a warning.
+    run; one that the manifest does not name may be refused. Those that are made ``for_drill`` say
+    so, and are not a drill's any more where a restore needs them. Of a partial backup what is
+    lacking is a warning.
     """
     with connected(server) as session:
         extensions = {
@@ -177,22 +180,47 @@ def refuse_lacking(  # noqa: PLR0913 - what of a restore matters here
             return
         if not for_drill:
             _adopt(session, there & {*manifest.roles, *wanted})
-        for name in wanted:
-            if name in there or name.startswith("pg_"):
-                continue
-            statement = sql.SQL("CREATE ROLE {} NOLOGIN").format(sql.Identifier(name))
-            if for_drill:  # sent as one, and so one transaction
-                statement += sql.SQL("; COMMENT ON ROLE {} IS {}").format(
-                    sql.Identifier(name), sql.Literal(DRILL_COMMENT)
-                )
-            try:
-                session.execute(statement)
-            except (psycopg.Error, UnicodeError) as error:
+        _make(session, [name for name in wanted if name not in there], missing, emit, for_drill)
+
+
+def _make(
+    session: psycopg.Connection[tuple[Any, ...]],
+    names: Iterable[str],
+    needed: Collection[str],
+    emit: Emit,
+    for_drill: bool,  # noqa: FBT001 - private, one call
+) -> None:
+    """Make roles; of those that are not ``needed`` a refusal is a warning."""
+    left_out: list[tuple[str, str]] = []
+    for name in names:
+        if name.startswith("pg_"):
+            continue
+        statement = sql.SQL("CREATE ROLE {} NOLOGIN").format(sql.Identifier(name))
+        if for_drill:  # sent as one, and so one transaction
+            statement += sql.SQL("; COMMENT ON ROLE {} IS {}").format(
+                sql.Identifier(name), sql.Literal(DRILL_COMMENT)
+            )
+        try:
+            session.execute(statement)
+        except (psycopg.Error, UnicodeError) as error:
+            reason = " ".join(str(error).split())
+            if name in needed:
                 raise TargetLacksError(
-                    f"the role {name} cannot be made: {' '.join(str(error).split())}",
+                    f"the role {name} cannot be made: {reason}",
                     hint="Making roles needs CREATEROLE: ALTER ROLE … CREATEROLE.",
                 ) from error
+            left_out.append((name, reason))
+        else:
             emit(RoleCreated(name))
+    if left_out:
+        some = ", ".join(name for name, _ in left_out[:_MOST_NAMED])
+        more = ", …" if len(left_out) > _MOST_NAMED else ""
+        emit(
+            Warned(
+                f"{len(left_out)} roles of the source cannot be made, which rows may name and the "
+                f"definitions do not: {some}{more} ({left_out[0][1]})"
+            )
+        )
 
 
 def _adopt(session: psycopg.Connection[tuple[Any, ...]], names: Collection[str]) -> None:
