@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import psycopg
 import pytest
 
 from pgstash.manifest import Table
@@ -235,7 +236,7 @@ def test_a_new_database_that_cannot_be(make_database: MakeDatabase, tmp_path: Pa
     assert_failed(restore(tmp_path, target, "--create", "postgres"), 61, "postgres already")
     assert_failed(restore(tmp_path, target, "--create", "ä" * 32), 61, "63 bytes")
     elsewhere = replace(DATABASE, collate="xx_XX.UTF-8", ctype="xx_XX.UTF-8")
-    make(CLOSING, base="backup_20270101_000000", database=elsewhere).store_as_backup(tmp_path)
+    make(CLOSING, base="backup_20260301_000000", database=elsewhere).store_as_backup(tmp_path)
     assert_failed(
         restore(tmp_path, target, "--create", "new"), 61, "xx_XX.UTF-8", "without --create"
     )
@@ -392,3 +393,27 @@ def test_no_target(tmp_path: Path) -> None:
     done = run_pgstash(["restore"], environment(STORAGE_URL=tmp_path.as_uri()))
     assert done.returncode == 1
     assert "ERROR --to is missing" in done.stderr
+
+
+def test_nobody_gets_in_whom_a_revoke_kept_out(
+    newest_cluster: Cluster, make_database: MakeDatabase, tmp_path: Path
+) -> None:
+    """The dump has no REVOKE: what is closed to all is the whole database."""
+    source = make_database()
+    source.run_sql(
+        "CREATE FUNCTION peek() RETURNS text LANGUAGE sql SECURITY DEFINER AS $$ SELECT 'x' $$;"
+        "REVOKE ALL ON FUNCTION peek() FROM PUBLIC"
+    )
+    back_up(source, tmp_path)
+    made = Database(newest_cluster, "closed_to_all")
+    admin = newest_cluster.maintenance
+    admin.run_sql("CREATE ROLE nobodys LOGIN")
+    try:
+        env = environment(source.bin_dir, STORAGE_URL=tmp_path.as_uri(), RESTORE_URL=admin.uri)
+        done = run_pgstash(["restore", "--create", made.name], env)
+        assert done.returncode == 0, done.stderr
+        with pytest.raises(psycopg.OperationalError, match="permission denied for database"):
+            psycopg.connect(made.uri.replace("admin@", "nobodys@"))
+    finally:
+        newest_cluster.drop_database(made.name)
+        admin.run_sql("DROP ROLE nobodys")

@@ -140,6 +140,7 @@ def test_who_may_end_the_sessions_of_others_need_not_see_what_they_are(naming: N
     naming.at = source.look(maintenance.uri.replace(naming.cluster.user, "ender", 1))
     with naming.made() as made:
         parameters = {**made.connection.parameters, "user": "watcher"}
+        maintenance.run_sql(f'GRANT CONNECT ON DATABASE "{parameters["dbname"]}" TO PUBLIC')
         visitor = psycopg.connect(**parameters)  # type: ignore[arg-type]
     assert (naming.there(), naming.outcome) == ([naming.name], Outcome.COMMITTED)
     visitor.close()

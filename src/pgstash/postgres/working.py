@@ -73,10 +73,11 @@ def created(  # noqa: PLR0913 - each is one property of the new database
     """Make a database under a working name for the length of the block, then give it its name.
 
     Yields the server as it is seen from the new database, which has encoding, locale and settings
-    of the old one. If the block is left by an exception, the database is dropped; if afterwards
-    its name cannot be had, it is kept, and the error says what it is called. ``became`` is told
-    what became of it where that is not nothing. With ``any_locale`` one that the server lacks
-    becomes "C", with a warning. Raises TargetDatabaseError.
+    of the old one; nobody but its owner and superusers may connect to it. If the block is left by
+    an exception, the database is dropped; if afterwards its name cannot be had, it is kept, and
+    the error says what it is called. ``became`` is told what became of it where that is not
+    nothing. With ``any_locale`` one that the server lacks becomes "C", with a warning. Raises
+    TargetDatabaseError.
     """
     working = _working_name(name)
     made = _seen_from(server, working)
@@ -93,6 +94,10 @@ def created(  # noqa: PLR0913 - each is one property of the new database
                     raise
                 emit(Warned(f'The locale is "C" here, and not the old one: {said(error)}'))
                 session.execute(_create(working, _without_locale(like), server.major))
+            # A dump without GRANTs has no REVOKEs either: whoever gets in may call every function.
+            session.execute(
+                sql.SQL("REVOKE ALL ON DATABASE {} FROM PUBLIC").format(sql.Identifier(working))
+            )
         if like:
             _configure(server, working, like, emit)
         yield made
