@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pgstash.errors import (
+    Interrupted,
     ObjectExistsError,
     StorageError,
     StorageRefusedError,
     StorageUnreachableError,
 )
+from pgstash.storage import directory
 from pgstash.storage.directory import DirectoryStorage
 
 if TYPE_CHECKING:
@@ -174,3 +176,22 @@ def test_a_disk_that_stumbles_after_the_name_was_given(
             upload.commit()
     assert (tmp_path / "key").read_bytes() == b"data"
     assert upload.committed is None
+
+
+def test_a_signal_while_the_file_is_made_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python runs the handler before the file has come to whoever would remove it."""
+
+    def opened_by_then(path: str, flags: int) -> int:
+        os.close(os.open(path, flags, 0o600))
+        raise Interrupted(signal.SIGTERM)
+
+    monkeypatch.setattr(directory, "_for_us_alone", opened_by_then)
+    storage = DirectoryStorage(tmp_path)
+    with (
+        pytest.raises(Interrupted),
+        storage.upload("p/backup", metadata={}, expected_size=0),
+    ):
+        raise AssertionError("nothing is begun")
+    assert list((tmp_path / "p").iterdir()) == []

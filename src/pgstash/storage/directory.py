@@ -205,7 +205,11 @@ class DirectoryUpload:
             if not self._root.is_dir():
                 raise _no_root(self._root)
             _make_folders(self._root, self._target.parent)
-            self._file = open(self._partial, "xb", buffering=0, opener=_for_us_alone)
+            try:
+                self._file = open(self._partial, "xb", buffering=0, opener=_for_us_alone)
+            except BaseException:  # a signal, and the file is there by then
+                _remove_partial(self._partial)
+                raise
         return self
 
     def __exit__(self, *_: object) -> None:
