@@ -33,8 +33,6 @@ _CHUNK = 256 * 1024
 
 # A member is held in memory twice, stored and plain. What pgstash writes has 16 MiB.
 _LARGEST_MEMBER = 48 * 1024 * 1024
-# Ten thousand tables and members take two megabytes.
-_LARGEST_MANIFEST = 128 * 1024 * 1024
 
 _NO_MANIFEST_HINT = (
     "Was its manifest deleted, or is it a backup of another tool? `pgstash restore` and `cat` read "
@@ -266,7 +264,7 @@ def _unsealed(
 ) -> tuple[bytes, Callable[[bytes], str] | None]:
     """Return the plain text of a small object, and what authenticates it where it is encrypted."""
     with storage.read(key) as chunks:
-        packed = b"".join(_limited(chunks, _LARGEST_MANIFEST))
+        packed = b"".join(_limited(chunks, manifests.LARGEST))
     authenticate = None
     if key.endswith(".enc"):
         passphrase = passphrase_for(key, access.passphrase)
@@ -276,7 +274,7 @@ def _unsealed(
         authenticate = encryption.Key.derive(passphrase, salt).authenticate
         if not packed.startswith(GZIP_MAGIC):
             raise CorruptedError("the manifest does not decrypt: a wrong key, or damage")
-    text = b"".join(_limited(decompression.gunzip([packed]), _LARGEST_MANIFEST))
+    text = b"".join(_limited(decompression.gunzip([packed]), manifests.LARGEST))
     return text, authenticate
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from pgstash import events
 from pgstash import manifest as manifests
-from pgstash.errors import DatabaseError, PgstashError, StorageError
+from pgstash.errors import DatabaseError, DumpError, PgstashError, StorageError
 from pgstash.manifest import Manifest
 from pgstash.pipeline import encryption
 from pgstash.postgres import roles
@@ -59,10 +59,20 @@ class Beside:
         return hashlib.sha256(head).hexdigest()
 
     def store_manifest(self, manifest: Manifest, facts: Mapping[str, str]) -> None:
-        """Store the manifest, with ``facts`` as its metadata. Raises StorageError."""
+        """Store the manifest, with ``facts`` as its metadata.
+
+        Raises DumpError where it is larger than what a restore would read, StorageError.
+        """
         key = self.new_key()
         name = manifests.manifest_name(self.base, self.backup_id, encrypted=key is not None)
         text = manifests.dump(manifest, key.authenticate if key else None)
+        if len(text) > manifests.LARGEST:
+            raise DumpError(
+                f"the manifest of {len(manifest.members)} members and {len(manifest.tables)} "
+                "tables would be larger than what a restore reads",
+                hint="Back it up in parts: EXCLUDE_SCHEMAS and EXCLUDE_TABLES, each part to a "
+                "BACKUP_PREFIX of its own.",
+            )
         self._put(name, encryption.sealed(text, key), facts)
 
     def remove(self, error: BaseException) -> None:

@@ -22,6 +22,9 @@ from pgstash.errors import CorruptedError
 
 FORMAT = 1
 
+LARGEST = 128 * 1024 * 1024
+"""Bytes of what is read, and so may be stored, beside an archive: a million members fit."""
+
 # A digit is one of ASCII: other scripts have digits too, and names like these are not ours.
 ARCHIVE_NAME = re.compile(r"(backup_\d{8}_\d{6})\.sql\.gz(\.enc)?", re.ASCII)
 _COMPANION_NAME = re.compile(

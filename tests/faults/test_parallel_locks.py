@@ -435,3 +435,10 @@ def test_a_child_that_one_thread_ends_while_another_waits_for_it() -> None:
                 waiting = pool.submit(group.exits, 30)
                 group.end()
                 assert waiting.result(timeout=30)
+
+
+def test_a_manifest_that_nobody_would_read_is_none(real: InPieces) -> None:
+    """Of some eight terabytes of rows and more; here of a few kilobytes."""
+    real.more = ["from pgstash import manifest", "manifest.LARGEST = 2000"]
+    words = ("would be larger than what a restore reads", "EXCLUDE_TABLES")
+    assert_failed(real.once(), 13, *words, nothing_left=real)
