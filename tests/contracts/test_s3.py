@@ -14,6 +14,8 @@ import time
 from typing import TYPE_CHECKING
 
 import pytest
+from botocore.response import StreamingBody
+from urllib3.exceptions import SSLError
 
 from pgstash import events
 from pgstash.errors import (
@@ -214,7 +216,15 @@ def test_a_commit_is_looked_up_when_all_its_answers_are_lost(
     assert content(s3()) == DATA
 
 
-@pytest.mark.parametrize("fault", [Drop(forward=False), Answer(504, "GatewayTimeout")], ids=str)
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Drop(forward=False),
+        Answer(504, "GatewayTimeout"),
+        *(Answer(status, "") for status in (503, 520, 524)),
+    ],
+    ids=str,
+)
 def test_a_commit_of_which_nothing_is_known_is_a_failure_and_left_alone(
     s3: Callable[..., S3Storage], http: HttpProxy, fault: Answer | Drop
 ) -> None:
@@ -664,3 +674,21 @@ def test_only_the_s3_store_loads_boto3() -> None:
         "sys.exit('boto3' in sys.modules or 'botocore' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, env=dict(os.environ))
+
+
+def test_a_download_goes_on_after_a_broken_tls_record(
+    s3: Callable[..., S3Storage], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """botocore hands on what urllib3 says of it as it is."""
+    upload(s3())
+    read = StreamingBody.read
+    broken = iter([False, True])
+
+    def meets_one(body: StreamingBody, size: int | None = None) -> bytes:
+        if next(broken, False):
+            raise SSLError("[SSL: DECRYPTION_FAILED_OR_BAD_RECORD_MAC] bad record mac")
+        return read(body, size)
+
+    monkeypatch.setattr(StreamingBody, "read", meets_one)
+    assert content(s3()) == DATA
+    assert next(broken, None) is None

@@ -241,7 +241,10 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """Answer in the server's place, with an S3 error; the server sees nothing."""
+    """Answer in the server's place; the server sees nothing.
+
+    With an S3 error, or without a code as a gateway does: with nothing but the status.
+    """
 
     status: int
     code: str
@@ -420,10 +423,12 @@ class _Handler(BaseHTTPRequestHandler):
                 return response.status, response.getheaders(), response.read()
 
     def _answer(self, action: Answer) -> None:
-        body = (
-            f"<?xml version='1.0'?><Error><Code>{action.code}</Code>"
-            f"<Message>{action.message}</Message></Error>"
-        ).encode()
+        body = b""
+        if action.code:
+            body = (
+                f"<?xml version='1.0'?><Error><Code>{action.code}</Code>"
+                f"<Message>{action.message}</Message></Error>"
+            ).encode()
         self.send_response_only(action.status)
         self.send_header("Content-Type", "application/xml")
         self.send_header("Content-Length", str(len(body)))

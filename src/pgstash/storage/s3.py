@@ -8,7 +8,8 @@ from datetime import UTC
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from botocore.exceptions import ClientError
+from botocore.exceptions import ClientError, ResponseStreamingError
+from urllib3.exceptions import HTTPError
 
 from pgstash import events
 from pgstash.errors import ConfigurationError, StorageRefusedError, UploadError
@@ -264,6 +265,9 @@ class _Download:
             body = self._body = self._body or self._reopened(f"bytes={position}-{last}")
             try:
                 return body.read(CHUNK)
+            except HTTPError as exc:  # a broken TLS record: botocore translates but two of them
+                self.close()
+                raise ResponseStreamingError(error=exc) from exc
             except BaseException:
                 self.close()
                 raise

@@ -93,10 +93,13 @@ REFUSALS["Forbidden"] = REFUSALS["AccessDenied"]
 def may_go_on(exc: ClientError) -> bool:
     """Tell whether a request may still be at work behind this answer.
 
-    A gateway that lost patience says so, and a store that is at the same thing already.
+    A gateway that lost patience says so, and a store that is at the same thing already. A server's
+    error without a code of S3 is a gateway's own: botocore gives it its status for one.
     """
     code = exc.response.get("Error", {}).get("Code", "")
     status = exc.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    if status >= FIRST_SERVER_ERROR and status != NOT_IMPLEMENTED and (code or "0").isdecimal():
+        return True
     return status in GATEWAY_GAVE_UP or code in AT_IT_ALREADY
 
 
