@@ -692,3 +692,29 @@ def test_a_download_goes_on_after_a_broken_tls_record(
     monkeypatch.setattr(StreamingBody, "read", meets_one)
     assert content(s3()) == DATA
     assert next(broken, None) is None
+
+
+@pytest.mark.parametrize("operation", ["UploadPart", "PutObject"])
+def test_a_bucket_that_asks_for_content_md5_gets_it(
+    s3: Callable[..., S3Storage], http: HttpProxy, operation: str
+) -> None:
+    """As AWS does where objects are locked; that it is the right one the store looks itself."""
+    said = "Content-MD5 OR x-amz-checksum- HTTP header is required for Put Part requests"
+    rule = http.rule(operation, Answer(400, "InvalidRequest", said))
+    rule.matches = lambda request: "Content-MD5" not in request.headers
+    storage = s3(endpoint=http.endpoint)
+    upload(storage)
+    storage.put("small", b"a few bytes", {})
+    storage.put("empty", b"", {})
+    assert content(storage) == DATA
+    assert content(storage, "small") == b"a few bytes"
+    assert 1 <= rule.applied <= 2  # parts are sent side by side
+
+
+def test_a_content_md5_that_is_refused_is_sent_once(
+    s3: Callable[..., S3Storage], http: HttpProxy
+) -> None:
+    rule = http.rule("PutObject", Answer(400, "InvalidDigest", "The Content-MD5 is not valid"))
+    with pytest.raises(StorageRefusedError, match="The Content-MD5 is not valid"):
+        s3(endpoint=http.endpoint).put("small", b"a few bytes", {})
+    assert rule.applied == 2

@@ -17,7 +17,7 @@ from botocore.parsers import ResponseParserError
 
 from pgstash.errors import ConfigurationError
 from pgstash.storage.retry import Retry
-from pgstash.storage.s3_errors import translate
+from pgstash.storage.s3_errors import translate, wants_md5
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -60,8 +60,10 @@ class Requests:
             raise ConfigurationError([f"S3_ENDPOINT or S3_REGION cannot be used: {exc}."]) from exc
         self.client = cast("S3Client", client)  # made at run time, by name
         hooks = self.client.meta.events
+        self._sends_md5 = False
         for operation in ("PutObject", "UploadPart"):
             hooks.register(f"before-sign.s3.{operation}", _send_at_once)
+            hooks.register(f"before-sign.s3.{operation}", self._add_md5)
         hooks.register("before-call.s3.DeleteObjects", _use_content_md5)
 
     def call(
@@ -78,12 +80,32 @@ class Requests:
         """
 
         def once() -> T:
+            had_md5 = self._sends_md5  # another thread may be told the same
             try:
                 return request()
-            except (ClientError, BotoCoreError, ResponseParserError) as exc:
+            except ClientError as exc:
+                if not had_md5 and wants_md5(exc):
+                    self._sends_md5 = True
+                    return once()
+                raise translate(exc, doing) from exc
+            except (BotoCoreError, ResponseParserError) as exc:
                 raise translate(exc, doing) from exc
 
         return (retry or self._retry)(doing, once, abandoned)
+
+    def _add_md5(self, request: Any, **_: Any) -> None:  # noqa: ANN401 - a hook of botocore
+        """Add the checksum that a bucket with object lock asks for; it takes time to make.
+
+        https://docs.aws.amazon.com/AmazonS3/latest/userguide/object-lock.html
+        """
+        if self._sends_md5:
+            data = content = request.data
+            if hasattr(data, "read"):
+                start = data.tell()
+                content = data.read()
+                data.seek(start)
+            digest = hashlib.md5(content or b"", usedforsecurity=False).digest()
+            request.headers["Content-MD5"] = base64.b64encode(digest).decode()
 
 
 class PartReader:
@@ -142,8 +164,8 @@ def _config(endpoint: str | None, connect_timeout: float, read_timeout: float) -
     host = urlsplit(endpoint or "https://s3.amazonaws.com").hostname or ""
     return Config(
         signature_version="s3v4",
-        # With its payload signed, the store checks the SHA-256 of every part: no other
-        # checksum is needed, and the trailers that botocore would add break some stores.
+        # With its payload signed, the store checks the SHA-256 of every part: no other checksum
+        # is needed but where it asks for one, and the trailers of botocore break some stores.
         s3={
             "payload_signing_enabled": True,
             "addressing_style": "virtual" if host.endswith(VIRTUAL_HOSTS) else "path",

@@ -42,6 +42,7 @@ TRANSIENT = {
     "XAmzContentSHA256Mismatch",
 }
 TRANSIENT_STATUS = {408, 425, 429, 499}
+BAD_REQUEST = 400
 FIRST_SERVER_ERROR = 500
 NOT_IMPLEMENTED = 501
 INSUFFICIENT_STORAGE = 507
@@ -101,6 +102,16 @@ def may_go_on(exc: ClientError) -> bool:
     if status >= FIRST_SERVER_ERROR and status != NOT_IMPLEMENTED and (code or "0").isdecimal():
         return True
     return status in GATEWAY_GAVE_UP or code in AT_IT_ALREADY
+
+
+def wants_md5(exc: ClientError) -> bool:
+    """Tell whether a request was refused because it had no Content-MD5.
+
+    AWS does so where objects are locked, although their SHA-256 is signed.
+    """
+    status = exc.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    said = exc.response.get("Error", {}).get("Message", "")
+    return status == BAD_REQUEST and "content-md5" in said.lower()
 
 
 def error_code(error: StorageError) -> str:
