@@ -11,7 +11,7 @@ import os
 import traceback
 from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 from pgstash import events, hooks
@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 CONNECT_SECONDS = 10.0
 READ_SECONDS = 60.0
 PROMPT_SECONDS = 5.0
+
+_SECONDS_TO_ASK = 10
+_CLOCKS_APART = timedelta(hours=1)
 
 
 def utc_now() -> datetime:
@@ -129,7 +132,20 @@ def remove_old_backups(
 def _prune_after_backup(
     settings: Settings, storage: Storage, emit: events.Emit, now: datetime
 ) -> None:
+    """Prune, unless the clock is one by which all older backups might look outdated."""
+    from pgstash.postgres import source  # noqa: PLC0415
+
     try:
+        apart = source.clock(settings.source_url, _SECONDS_TO_ASK) - now
+        if abs(apart) > _CLOCKS_APART:
+            emit(
+                events.Warned(
+                    "Nothing is pruned: by this machine's clock it is "
+                    f"{now:%Y-%m-%d %H:%M} UTC, and by the database server's {now + apart:%H:%M} "
+                    f"UTC of {now + apart:%Y-%m-%d}. Whichever is wrong, set it right"
+                )
+            )
+            return
         _prune(settings, storage, emit, now, dry_run=False)
     except PgstashError as error:
         emit(events.Warned(f"Pruning failed: {error.message}\n{error.hint}".rstrip()))

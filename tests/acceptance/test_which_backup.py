@@ -119,3 +119,17 @@ def test_a_proof_of_a_wrong_clock_puts_no_drill_off(source: Database, tmp_path: 
     assert recovery.is_drill_due(values, now)
     assert run_pgstash(["drill"], env).returncode == 0
     assert not recovery.is_drill_due(values, datetime.now(UTC))
+
+
+def test_by_a_wrong_clock_nothing_is_pruned(source: Database, tmp_path: Path) -> None:
+    """Two months on, all that was there would be older than 30 days."""
+    env = environment(
+        source.bin_dir, **backups.settings(source, tmp_path), BACKUP_RETENTION_DAYS="30"
+    )
+    for _ in range(3):
+        assert run_pgstash(["once"], env).returncode == 0
+    before = {each.archive.name for each in backups.stored(tmp_path)}
+    done = run_pgstash(["once"], env, command=WRONG_CLOCK)
+    assert done.returncode == 0
+    assert "Nothing is pruned: by this machine's clock" in done.stderr
+    assert before < {each.archive.name for each in backups.stored(tmp_path)}

@@ -13,6 +13,7 @@ import re
 import select
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 
 import psycopg
@@ -160,11 +161,22 @@ def ping(url: str, seconds: int) -> None:
 
     Raises as :func:`look` does. A query, because a pooler may let in whom no server serves.
     """
+    _asked(url, seconds, b"SELECT 1")
+
+
+def clock(url: str, seconds: int) -> datetime:
+    """Return what the server's clock says, in UTC. Raises as :func:`ping` does."""
+    # A whole number is written in one way, whatever is planted.
+    query = b"SELECT pg_catalog.date_part('epoch', pg_catalog.clock_timestamp())::pg_catalog.int8"
+    return datetime.fromtimestamp(int(_asked(url, seconds, query)), UTC)
+
+
+def _asked(url: str, seconds: int, query: bytes) -> bytes:
     # closing() and not the session's own block, which would commit: another wait without an end.
     with contextlib.closing(_login(url, connect_timeout=str(seconds))) as session:
         pgconn = session.pgconn
         try:
-            pgconn.send_query(b"SELECT 1")
+            pgconn.send_query(query)
             ready, _, _ = select.select([pgconn.socket], [], [], seconds)
             if not ready:
                 raise DatabaseUnreachableError(f"the database does not answer within {seconds} s")
@@ -175,6 +187,7 @@ def ping(url: str, seconds: int) -> None:
         if answer is None or answer.status != pq.ExecStatus.TUPLES_OK:
             said = answer.error_message.decode(errors="replace") if answer else ""
             raise DatabaseUnreachableError(f"the database does not answer a query: {said.strip()}")
+        return answer.get_value(0, 0) or b""
 
 
 def _login(url: str, **wanted: str) -> _Session:
