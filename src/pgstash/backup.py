@@ -303,7 +303,7 @@ def _earlier(plan: Plan, storage: Storage, world: World, started: datetime) -> _
     try:
         stored = catalog.read(storage, plan.prefix)
         proven = catalog.last_proven(stored, started)
-        earlier.last_proof = proven.proven if proven else None
+        earlier.last_proof = proven.proven_by(started) if proven else None
         if plan.anomaly_ratio:
             earlier.figures = catalog.figures_before(storage, stored, started)
     except (StorageError, OSError) as error:  # the latter from what strangers put into a folder

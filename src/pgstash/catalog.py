@@ -76,8 +76,9 @@ class Backup:
         return max(self._proofs(), default=None)
 
     def proven_by(self, moment: datetime) -> datetime | None:
-        """When one last did by then: a proof of the future had a clock that is wrong."""
-        return max((proven for proven in self._proofs() if proven <= moment), default=None)
+        """When one last did by then: a proof of hours later had a clock that is wrong."""
+        by_then = moment + _CLOCKS_APART
+        return max((proven for proven in self._proofs() if proven <= by_then), default=None)
 
     def _proofs(self) -> list[datetime]:
         if len({companion.id for companion in self.companions}) != 1:

@@ -298,7 +298,7 @@ def _look(
     yield _check("rows", inspected.rows(manifest.tables), f"tables, with {total} rows")
     yield _check("indexes", inspected.indexes(), "indexes are valid")
     yield _check("constraints", inspected.constraints(unvalidated), "constraints")
-    yield _check("sequences", inspected.sequences(), "sequences are not behind their columns")
+    yield _check("sequences", inspected.sequences(), "sequences, whose next values are free")
     if plan.min_tables is not None:
         count = inspected.table_count()
         found = f"{count} tables, and MIN_TABLE_COUNT is {plan.min_tables}"

@@ -203,8 +203,8 @@ def _remember(settings: Settings, known: health.Health) -> None:
         if found := freshness.newest(storage, prefix, _stale_at(settings), now):
             known.found(found.name, found.started, found.size)
         proven = catalog.last_proven(catalog.read(storage, prefix), now)
-        if proven and proven.proven:
-            known.found_proof(proven.name, proven.proven)
+        if proven and (at := proven.proven_by(now)):
+            known.found_proof(proven.name, at)
     except (PgstashError, OSError) as error:  # the latter from what strangers put into a folder
         log.LOGGER.debug("What is stored could not be looked up: %s", error)
 

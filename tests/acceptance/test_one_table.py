@@ -342,6 +342,28 @@ def test_rows_of_tables_that_refer_to_each_other(
     assert [source.run_sql(SUMS.format(table)) for table in tables] == before
 
 
+def test_rows_through_the_root_keep_the_columns_of_each_partition(
+    make_database: MakeDatabase, tmp_path: Path
+) -> None:
+    """pg_dump lists the columns in the order that each partition has them in."""
+    source = make_database()
+    source.run_sql(
+        """
+        CREATE TABLE root (id int, a text, b text) PARTITION BY RANGE (id);
+        CREATE TABLE root_1 PARTITION OF root FOR VALUES FROM (0) TO (10);
+        CREATE TABLE root_2 (id int, b text, a text);
+        ALTER TABLE root ATTACH PARTITION root_2 FOR VALUES FROM (10) TO (20);
+        INSERT INTO root SELECT n, 'a' || n, 'b' || n FROM generate_series(1, 19) n;
+        """
+    )
+    backups.back_up(source, tmp_path, PG_DUMP_EXTRA_ARGS="--load-via-partition-root")
+    source.run_sql("TRUNCATE root")
+    assert_restored(restore(tmp_path, source, "--data-only", "--table", "root"))
+    wrong = "SELECT count(*) FROM root WHERE a <> 'a' || id OR b <> 'b' || id"
+    assert source.run_sql(wrong) == "0\n"
+    assert source.run_sql("SELECT count(*) FROM root") == "19\n"
+
+
 def test_rows_alone_into_a_table_that_is_missing(shop: Shop, make_database: MakeDatabase) -> None:
     target = make_database()
     done = shop.restore(target, "--data-only", "--table", "customers")

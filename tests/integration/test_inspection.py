@@ -103,6 +103,18 @@ def test_rows_that_a_policy_hides_are_counted(database: Database) -> None:
         database.run_sql("DROP OWNED BY inspecting CASCADE; DROP ROLE inspecting")
 
 
+def test_who_sees_all_rows_changes_nothing(database: Database) -> None:
+    """An event trigger would be told of it, and may refuse it or write it down."""
+    database.run_sql(
+        "CREATE TABLE a (n int); INSERT INTO a VALUES (1);"
+        "ALTER TABLE a ENABLE ROW LEVEL SECURITY; ALTER TABLE a FORCE ROW LEVEL SECURITY;"
+        "CREATE FUNCTION refuse() RETURNS event_trigger LANGUAGE plpgsql AS"
+        " $$ BEGIN RAISE 'no DDL'; END $$;"
+        "CREATE EVENT TRIGGER refuses ON ddl_command_end EXECUTE FUNCTION refuse()"
+    )
+    assert problems_of_rows(database, Table("public", "a", 1)) == []
+
+
 def test_an_invalid_index(database: Database) -> None:
     database.run_sql("CREATE TABLE a (n int); CREATE INDEX a_n ON a (n)")
     with inspection.opened(database.cluster.maintenance.uri, database.name) as found:

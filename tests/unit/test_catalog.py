@@ -101,6 +101,12 @@ def test_the_last_drill_that_passed_whichever_backup_it_was_of(storage: Counted)
     found = catalog.last_proven(catalog.read(storage, "p"), hour(99))
     assert found
     assert (found.name, found.proven) == (f"{bases[0]}.sql.gz.enc", hour(20))
+    # By a clock that was wrong for one of two drills.
+    prove(storage, bases[0], hour(2000))
+    found = catalog.last_proven(catalog.read(storage, "p"), hour(99))
+    assert found
+    assert found.proven_by(hour(99)) == hour(20)
+    assert found.proven == hour(2000)
 
 
 def latest(storage: MemoryStorage, now: datetime) -> str:

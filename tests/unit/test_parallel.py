@@ -5,7 +5,9 @@ from __future__ import annotations
 import gzip
 import hashlib
 import re
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
@@ -13,8 +15,10 @@ from hypothesis import strategies as st
 
 from pgstash.parallel import _before, _cut
 from pgstash.pipeline import packing
+from pgstash.pipeline.decompression import _edited
 from pgstash.pipeline.packing import Others, Packed, Rows
 from pgstash.pipeline.tally import Part, Tally
+from pgstash.pipeline.transactions import WithoutTransactions, without_transactions
 from pgstash.postgres.dump import CLOSING, CLOSING_BYTES, without_closing
 from pgstash.postgres.outline import CompositionError, Script
 
@@ -206,6 +210,15 @@ def test_what_has_no_end_is_cut_anywhere(chunks: list[bytes]) -> None:
     }
 
 
+LARGE_OBJECT = b"""BEGIN;
+
+SELECT pg_catalog.lo_open('16393', 131072);
+SELECT pg_catalog.lowrite(0, '\\x%b');
+SELECT pg_catalog.lo_close(0);
+
+COMMIT;
+"""
+OF_ANOTHER = b"COPY public.of_another (n) FROM stdin;\n1\n\\.\n\n\n"
 STATEMENTS = st.lists(
     st.one_of(
         st.integers(0, 300).map(
@@ -213,8 +226,8 @@ STATEMENTS = st.lists(
         ),
         st.sampled_from(
             [
-                b"BEGIN;",
                 b"SELECT pg_catalog.lo_open('16393', 131072);",
+                *(LARGE_OBJECT % (b"5c" * size) for size in (0, 1, 30, 200)),
                 b"SELECT 'it''s; COPY public.t FROM stdin;\n';",
                 b"SELECT pg_catalog.setval('public.s', 1, true);",
                 b"SELECT E'a\\'; b';",
@@ -229,17 +242,34 @@ STATEMENTS = st.lists(
 
 @settings(suppress_health_check=[HealthCheck.too_slow])
 @given(STATEMENTS, STEPS)
+@example([b"SELECT '%s';" % (b"x" * 86), LARGE_OBJECT % b"5c"], [1])  # full within BEGIN
 def test_rows_of_others_never_come_into_the_middle_of_a_statement(
     statements: list[bytes], steps: list[int]
 ) -> None:
     """Wherever a member may be followed by another session's, a statement has ended."""
     ends, text = {0, 1}, b""
     for statement in statements:
+        for end in re.finditer(rb";\n+(?=SELECT pg_catalog.lo|COMMIT;)", statement):
+            ends |= {len(text) + 1 + end.start() + 1, len(text) + 1 + end.end()}
+            ends |= set(range(len(text) + 2 + end.start(), len(text) + 2 + end.end()))
         text += b"\n" + statement
         # A line break goes with the statement that it follows, or with the next.
         ends |= {len(text), len(text) + 1}
     packed = list(_cut(chunks_of(text, steps), Tally(), LEVEL))
     assert b"".join(map(opened, packed)) == text
+    edited = WithoutTransactions()
+    script = b""
+    for each in packed:
+        plain = deque(chunks_of(opened(each), steps))
+        script += b"".join(
+            _edited(plain, replace(each.member, table=None if each.table is None else 1), edited)
+        )
+        if not each.goes_on:
+            rows = replace(each.member, table=2)
+            script += b"".join(_edited(deque([OF_ANOTHER]), rows, edited))
+    script += edited.rest()
+    assert script.replace(OF_ANOTHER, b"") == b"".join(without_transactions([text]))
+    assert b"COMMIT" not in script
     at = 0
     for each in packed:
         at += each.member.raw

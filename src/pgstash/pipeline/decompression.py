@@ -95,8 +95,7 @@ def _edited(pieces: deque[bytes], member: Member, edit: Edit | None) -> Iterator
         yield from _emptied(pieces)
         return
     if member.table is not None:
-        if rest := edit.rest():
-            yield rest
+        # What is held back is the beginning of the next statement: rows come between statements.
         yield from _emptied(pieces)
         return
     for piece in _emptied(pieces):

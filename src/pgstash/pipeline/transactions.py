@@ -56,7 +56,7 @@ class WithoutTransactions(Tally):
         return bytes(changed)
 
     def rest(self) -> bytes:
-        """Return what was held back: at the end of the script, or where a COPY block follows."""
+        """Return what was held back, at the end of the script."""
         rest, self._carry = self._carry, b""
         return rest
 

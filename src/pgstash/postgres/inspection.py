@@ -48,14 +48,14 @@ _UNVALIDATED = """
 """
 _FIRST_UNENFORCED = 18  # what is not enforced is not validated, and needs no NOT VALID to say so
 
-# Sequences that fill a column in which no value may come twice.
-# Policies that bind the owner of a table.
+# Tables whose owner is bound by their policies, unless nobody is that we are.
 _FORCED = """
     SELECT n.nspname, c.relname
     FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-    WHERE c.relforcerowsecurity
+    WHERE c.relforcerowsecurity AND pg_catalog.row_security_active(c.oid)
 """
 
+# Sequences that fill a column in which no value may come twice.
 _SEQUENCES = """
     SELECT sn.nspname, s.relname, tn.nspname, t.relname, a.attname, q.seqincrement
     FROM pg_catalog.pg_depend d

@@ -98,6 +98,13 @@ def created(  # noqa: PLR0913 - each is one property of the new database
             session.execute(
                 sql.SQL("REVOKE ALL ON DATABASE {} FROM PUBLIC").format(sql.Identifier(working))
             )
+            # The owner is the role that was set, and who logs in need not be it.
+            if session.execute("SELECT session_user <> current_user").fetchone() == (True,):
+                session.execute(
+                    sql.SQL("GRANT CONNECT ON DATABASE {} TO SESSION_USER").format(
+                        sql.Identifier(working)
+                    )
+                )
         if like:
             _configure(server, working, like, emit)
         yield made
