@@ -148,6 +148,21 @@ def test_who_may_end_the_sessions_of_others_need_not_see_what_they_are(naming: N
     maintenance.run_sql("DROP ROLE ender, watcher")
 
 
+def test_who_logs_in_as_another_role_is_let_in(naming: Naming) -> None:
+    maintenance = naming.cluster.maintenance
+    maintenance.run_sql(
+        "DROP ROLE IF EXISTS owning, entering; CREATE ROLE owning CREATEDB;"
+        "CREATE ROLE entering LOGIN NOINHERIT IN ROLE owning;"
+        "ALTER ROLE entering SET role = owning"
+    )
+    naming.at = source.look(maintenance.uri.replace(naming.cluster.user, "entering", 1))
+    with naming.made() as made:
+        psycopg.connect(**made.connection.parameters).close()  # type: ignore[arg-type]
+    assert (naming.there(), naming.outcome) == ([naming.name], Outcome.COMMITTED)
+    naming.cluster.drop_database(naming.name)
+    maintenance.run_sql("DROP ROLE owning, entering")
+
+
 def test_a_scratch_database_that_has_not_got_its_name_goes_too(naming: Naming) -> None:
     cluster = naming.cluster
     with scratch.name(naming.at, naming.told.append) as chosen:
