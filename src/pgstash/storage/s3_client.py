@@ -60,10 +60,10 @@ class Requests:
             raise ConfigurationError([f"S3_ENDPOINT or S3_REGION cannot be used: {exc}."]) from exc
         self.client = cast("S3Client", client)  # made at run time, by name
         hooks = self.client.meta.events
-        self._sends_md5 = False
+        self._md5 = _ContentMD5()
         for operation in ("PutObject", "UploadPart"):
             hooks.register(f"before-sign.s3.{operation}", _send_at_once)
-            hooks.register(f"before-sign.s3.{operation}", self._add_md5)
+            hooks.register(f"before-sign.s3.{operation}", self._md5.add)
         hooks.register("before-call.s3.DeleteObjects", _use_content_md5)
 
     def call(
@@ -80,12 +80,12 @@ class Requests:
         """
 
         def once() -> T:
-            had_md5 = self._sends_md5  # another thread may be told the same
+            had_md5 = self._md5.wanted  # another thread may be told the same
             try:
                 return request()
             except ClientError as exc:
                 if not had_md5 and wants_md5(exc):
-                    self._sends_md5 = True
+                    self._md5.wanted = True
                     return once()
                 raise translate(exc, doing) from exc
             except (BotoCoreError, ResponseParserError) as exc:
@@ -93,12 +93,19 @@ class Requests:
 
         return (retry or self._retry)(doing, once, abandoned)
 
-    def _add_md5(self, request: Any, **_: Any) -> None:  # noqa: ANN401 - a hook of botocore
-        """Add the checksum that a bucket with object lock asks for; it takes time to make.
 
-        https://docs.aws.amazon.com/AmazonS3/latest/userguide/object-lock.html
-        """
-        if self._sends_md5:
+class _ContentMD5:
+    """Adds the checksum that a bucket with object lock asks for; it takes time to make.
+
+    An object of its own: a client that knew who holds it would not be closed with that.
+    https://docs.aws.amazon.com/AmazonS3/latest/userguide/object-lock.html
+    """
+
+    def __init__(self) -> None:
+        self.wanted = False
+
+    def add(self, request: Any, **_: Any) -> None:  # noqa: ANN401 - a hook of botocore
+        if self.wanted:
             data = content = request.data
             if hasattr(data, "read"):
                 start = data.tell()
