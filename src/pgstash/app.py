@@ -42,16 +42,25 @@ def utc_now() -> datetime:
     return datetime.now(UTC)
 
 
-def back_up(
+def server_clock(settings: Settings) -> datetime:
+    """Return what the clock of the source's server says. Raises DatabaseError."""
+    from pgstash.postgres import source  # noqa: PLC0415
+
+    return source.clock(settings.source_url, _SECONDS_TO_ASK)
+
+
+def back_up(  # noqa: PLR0913, PLR0917 - what of the world can be another one
     settings: Settings,
     emit: events.Emit,
     uninterrupted: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext,
     hear: Callable[[], None] = lambda: None,
     now: Callable[[], datetime] = utc_now,
+    servers: Callable[[Settings], datetime] = server_clock,
 ) -> backup.Backup:
     """Run one backup as the settings say, then prune. Raises what :func:`backup.run` raises.
 
-    Pruning that fails is a warning: the backup is complete by then. ``hear`` is called
+    Pruning that fails is a warning: the backup is complete by then. Nothing is pruned where our
+    clock, ``now``, and the ``servers`` disagree. ``hear`` is called
     between the two, and before the hook at the end, to raise Interrupted if a signal was put
     off by ``uninterrupted``.
     """
@@ -81,7 +90,7 @@ def back_up(
     storage = open_storage(settings, emit)
     made = backup.run(plan, storage, world)
     hear()
-    _prune_after_backup(settings, storage, emit, now())
+    _prune_after_backup(settings, storage, emit, now, servers)
     return made
 
 
@@ -130,13 +139,16 @@ def remove_old_backups(
 
 
 def _prune_after_backup(
-    settings: Settings, storage: Storage, emit: events.Emit, now: datetime
+    settings: Settings,
+    storage: Storage,
+    emit: events.Emit,
+    clock: Callable[[], datetime],
+    servers: Callable[[Settings], datetime],
 ) -> None:
     """Prune, unless the clock is one by which all older backups might look outdated."""
-    from pgstash.postgres import source  # noqa: PLC0415
-
     try:
-        apart = source.clock(settings.source_url, _SECONDS_TO_ASK) - now
+        now = clock()
+        apart = servers(settings) - now
         if abs(apart) > _CLOCKS_APART:
             emit(
                 events.Warned(

@@ -49,7 +49,14 @@ def main(start: datetime, control: socket.socket) -> None:
             control.recv(1)
             outcome = "success"
             try:
-                app.back_up(values, emit, interruption.deferred, interruption.hear, now=clock.now)
+                app.back_up(
+                    values,
+                    emit,
+                    interruption.deferred,
+                    interruption.hear,
+                    now=clock.now,
+                    servers=lambda _: clock.now(),
+                )
             except PgstashError as error:
                 outcome = type(error).__name__
                 raise
