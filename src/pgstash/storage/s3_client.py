@@ -80,16 +80,17 @@ class Requests:
         """
 
         def once() -> T:
-            had_md5 = self._md5.wanted  # another thread may be told the same
-            try:
-                return request()
-            except ClientError as exc:
-                if not had_md5 and wants_md5(exc):
+            # A loop: a function that knew itself would keep the client until the next collection.
+            while True:
+                had_md5 = self._md5.wanted  # another thread may be told the same
+                try:
+                    return request()
+                except ClientError as exc:
+                    if had_md5 or not wants_md5(exc):
+                        raise translate(exc, doing) from exc
                     self._md5.wanted = True
-                    return once()
-                raise translate(exc, doing) from exc
-            except (BotoCoreError, ResponseParserError) as exc:
-                raise translate(exc, doing) from exc
+                except (BotoCoreError, ResponseParserError) as exc:
+                    raise translate(exc, doing) from exc
 
         return (retry or self._retry)(doing, once, abandoned)
 
