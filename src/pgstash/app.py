@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from pgstash import events, hooks
 from pgstash.errors import DatabaseUnreachableError, PgstashError
-from pgstash.monitoring import log
+from pgstash.monitoring import listener
 from pgstash.monitoring.scrub import Scrubber
 from pgstash.postgres import options, required
 from pgstash.schedule import Cron, Interval, Schedule
@@ -224,7 +224,7 @@ def listening(settings: Settings) -> Iterator[events.Emit]:
     from pgstash.monitoring import progress  # noqa: PLC0415
 
     with contextlib.ExitStack() as stack:
-        listeners = [log.listen, stack.enter_context(progress.listen())]
+        listeners = [listener.listen, stack.enter_context(progress.listen())]
         listeners += stack.enter_context(_messengers(settings))
 
         def emit(event: events.Event) -> None:
@@ -249,7 +249,7 @@ def _messengers(settings: Settings) -> Iterator[list[events.Emit]]:
     couriers: list[delivery.Courier] = []
 
     def courier(what: str) -> delivery.Courier:
-        couriers.append(delivery.Courier(what, lambda text: log.listen(events.Warned(text))))
+        couriers.append(delivery.Courier(what, lambda text: listener.listen(events.Warned(text))))
         return couriers[-1]
 
     if ping:

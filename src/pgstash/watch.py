@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 from pgstash import app, catalog, events
 from pgstash.check import freshness
 from pgstash.errors import PgstashError, StaleBackupError
-from pgstash.monitoring import log
+from pgstash.monitoring import log, wording
 from pgstash.monitoring.scrub import Scrubber
 from pgstash.postgres import address, source
 from pgstash.schedule import stale_at
@@ -159,10 +159,11 @@ def healthcheck(settings: Settings) -> str:
     if found is None:
         raise StaleBackupError(f"there is no recent backup under {where}")
     late = (now - rule(found.started)).total_seconds()
-    age = log.span((now - found.started).total_seconds())
+    age = wording.span((now - found.started).total_seconds())
     if late >= 0:
         raise StaleBackupError(
-            f"the newest backup under {where}, {found.name}, is {age} old, {log.span(late)} too old"
+            f"the newest backup under {where}, {found.name}, is {age} old, "
+            f"{wording.span(late)} too old"
         )
     return f"the database and the store answer, and the newest backup, {found.name}, is {age} old"
 

@@ -8,7 +8,7 @@ import pytest
 
 from pgstash import events
 from pgstash.events import Event
-from pgstash.monitoring import log
+from pgstash.monitoring import listener
 
 KINDS = [
     kind
@@ -43,7 +43,7 @@ def test_an_event_is_frozen_and_says_what_it_means(kind: type[Event]) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_log_writes_every_event_or_leaves_it_out_for_a_reason(kind: type[Event]) -> None:
-    assert (kind in log._WRITERS) != (kind in UNLOGGED)  # noqa: SLF001 - the table in question
+    assert (kind in listener._WRITERS) != (kind in UNLOGGED)  # noqa: SLF001 - the table in question
 
 
 def test_to_ignore_is_to_do_nothing() -> None:

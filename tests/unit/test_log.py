@@ -18,9 +18,10 @@ from pathlib import Path
 import pytest
 
 from pgstash import events, retention
-from pgstash.monitoring import log
-from pgstash.monitoring.log import LOGGER, seconds, size
+from pgstash.monitoring import listener, log
+from pgstash.monitoring.log import LOGGER
 from pgstash.monitoring.scrub import Scrubber
+from pgstash.monitoring.wording import seconds, size
 
 SECRET = "PlantedSecret1"
 SOURCE = Path(log.__file__).parents[1]
@@ -86,7 +87,7 @@ BACKUP = [
 def test_a_backup_in_the_words_that_people_look_for(capsys: Captured) -> None:
     start()
     for event in BACKUP:
-        log.listen(event)
+        listener.listen(event)
     out, err = capsys.readouterr()
     assert parsed(out) == [
         ("INFO", f"Starting backup: {NAME}"),
@@ -106,7 +107,7 @@ def test_a_backup_in_the_words_that_people_look_for(capsys: Captured) -> None:
 def test_details_when_debugging(capsys: Captured) -> None:
     start(debug=True)
     for event in (*BACKUP[1:3], events.Notice("a detail")):
-        log.listen(event)
+        listener.listen(event)
     assert [line for line in parsed(capsys.readouterr().out) if line[0] == "DEBUG"] == [
         ("DEBUG", "pg_dump 18.1, server 16.2"),
         ("DEBUG", "Parts of 8.4MB to s3://backups"),
@@ -116,19 +117,19 @@ def test_details_when_debugging(capsys: Captured) -> None:
 
 def test_a_directory_is_not_called_s3(capsys: Captured) -> None:
     start()
-    log.listen(events.UploadStarted(NAME, "file:///backups", 1))
+    listener.listen(events.UploadStarted(NAME, "file:///backups", 1))
     assert parsed(capsys.readouterr().out) == [("INFO", "Uploading to file:///backups...")]
 
 
 def test_what_goes_wrong_goes_to_stderr(capsys: Captured) -> None:
     start()
-    log.listen(events.Warned("odd"))
-    log.listen(events.ToolSaid("pg_dump", "pg_dump: warning: circular constraints"))
-    log.listen(events.ToolSaid("pg_dump", "pg_dump: error: connection lost"))
-    log.listen(events.Retrying("put of x", 1, 3, 5.04, "503 Slow Down"))
-    log.listen(events.UploadLeftBehind("a/b", "upload-1", "503"))
-    log.listen(events.BackupFailed(NAME, 3.21, "pg_dump failed", "Look at it."))
-    log.listen(events.BackupFailed(NAME, 3.21, "pg_dump failed", ""))
+    listener.listen(events.Warned("odd"))
+    listener.listen(events.ToolSaid("pg_dump", "pg_dump: warning: circular constraints"))
+    listener.listen(events.ToolSaid("pg_dump", "pg_dump: error: connection lost"))
+    listener.listen(events.Retrying("put of x", 1, 3, 5.04, "503 Slow Down"))
+    listener.listen(events.UploadLeftBehind("a/b", "upload-1", "503"))
+    listener.listen(events.BackupFailed(NAME, 3.21, "pg_dump failed", "Look at it."))
+    listener.listen(events.BackupFailed(NAME, 3.21, "pg_dump failed", ""))
     out, err = capsys.readouterr()
     assert out == ""
     lines = err.splitlines()
@@ -155,8 +156,8 @@ PRUNED: list[events.Event] = [
 def test_after_a_backup_the_log_says_what_was_removed_and_why(capsys: Captured) -> None:
     start()
     for event in PRUNED:
-        log.listen(event)
-    log.listen(events.PruneFinished("s3://b/p", kept=1, removed=0, swept=0, dry_run=False))
+        listener.listen(event)
+    listener.listen(events.PruneFinished("s3://b/p", kept=1, removed=0, swept=0, dry_run=False))
     out, err = capsys.readouterr()
     assert parsed(out) == [
         ("INFO", f"removed {NAME}  older than 7 days"),
@@ -168,8 +169,8 @@ def test_after_a_backup_the_log_says_what_was_removed_and_why(capsys: Captured) 
 
 def test_it_says_what_stays_only_because_it_is_proven(capsys: Captured) -> None:
     start()
-    log.listen(events.BackupKept(NAME, (retention.PROVEN,)))
-    log.listen(events.BackupKept(NAME, ("within 7 days", retention.PROVEN)))
+    listener.listen(events.BackupKept(NAME, (retention.PROVEN,)))
+    listener.listen(events.BackupKept(NAME, ("within 7 days", retention.PROVEN)))
     out, _ = capsys.readouterr()
     assert parsed(out) == [("INFO", f"keep    {NAME}  the newest that is proven to restore")]
 
@@ -177,13 +178,15 @@ def test_it_says_what_stays_only_because_it_is_proven(capsys: Captured) -> None:
 def test_who_asks_for_pruning_is_told_of_every_backup(capsys: Captured) -> None:
     start()
     for event in PRUNED[:2]:
-        log.explain(event)
-    log.explain(events.BackupRemoved(NAME, ("older than 7 days",), dry_run=True))
-    log.explain(events.LeftoverSwept(f"s3://b/p/{NAME}", "no backup belongs to it", dry_run=True))
-    log.explain(events.SweepLeftOut("a backup runs"))
-    log.explain(events.PruneFinished("s3://b/p", kept=2, removed=1, swept=1, dry_run=True))
-    log.explain(events.PruneFinished("s3://b/p", kept=2, removed=0, swept=0, dry_run=False))
-    log.explain(events.PruneFailed("cannot delete", "Check the key."))
+        listener.explain(event)
+    listener.explain(events.BackupRemoved(NAME, ("older than 7 days",), dry_run=True))
+    listener.explain(
+        events.LeftoverSwept(f"s3://b/p/{NAME}", "no backup belongs to it", dry_run=True)
+    )
+    listener.explain(events.SweepLeftOut("a backup runs"))
+    listener.explain(events.PruneFinished("s3://b/p", kept=2, removed=1, swept=1, dry_run=True))
+    listener.explain(events.PruneFinished("s3://b/p", kept=2, removed=0, swept=0, dry_run=False))
+    listener.explain(events.PruneFailed("cannot delete", "Check the key."))
     out, err = capsys.readouterr()
     assert parsed(out) == [
         ("INFO", f"keep    {NAME}  the newest; within 7 days"),
@@ -200,8 +203,8 @@ def test_who_asks_for_pruning_is_told_of_every_backup(capsys: Captured) -> None:
 
 def test_what_a_tool_says_by_the_way(capsys: Captured) -> None:
     start()
-    log.listen(events.ToolSaid("pg_dump", "NOTICE: hello"))
-    log.listen(events.ToolSaid("pg_dump", "pg_dump: last built-in OID is 16383"))
+    listener.listen(events.ToolSaid("pg_dump", "NOTICE: hello"))
+    listener.listen(events.ToolSaid("pg_dump", "pg_dump: last built-in OID is 16383"))
     assert parsed(capsys.readouterr().out) == [
         ("INFO", "pg_dump: NOTICE: hello"),
         ("INFO", "pg_dump: last built-in OID is 16383"),
@@ -238,9 +241,9 @@ def test_json_is_one_object_a_line(capsys: Captured) -> None:
         pytest.param(lambda: warnings.warn(f"x {SECRET}", stacklevel=1), id="warning"),
         pytest.param(lambda: LOGGER.error("x", exc_info=ValueError(SECRET)), id="traceback"),
         pytest.param(lambda: LOGGER.error("x", stack_info=True, exc_info=failed()), id="causes"),
-        pytest.param(lambda: log.listen(events.ToolSaid("pg_dump", SECRET)), id="tool"),
+        pytest.param(lambda: listener.listen(events.ToolSaid("pg_dump", SECRET)), id="tool"),
         pytest.param(
-            lambda: log.listen(events.BackupFailed(NAME, 1, SECRET, SECRET)), id="failure"
+            lambda: listener.listen(events.BackupFailed(NAME, 1, SECRET, SECRET)), id="failure"
         ),
         pytest.param(lambda: in_thread(SECRET), id="thread"),
         pytest.param(lambda: sys.excepthook(ValueError, ValueError(SECRET), None), id="uncaught"),
@@ -277,8 +280,8 @@ def test_the_words_that_people_look_for_survive_a_secret_that_is_one_of_them(
 ) -> None:
     log.start(Scrubber(EVERYDAY_WORDS), layout=layout, debug=False)
     for event in BACKUP:
-        log.listen(event)
-    log.listen(events.ToolSaid("pg_dump", "the password is backup, or Uploading"))
+        listener.listen(event)
+    listener.listen(events.ToolSaid("pg_dump", "the password is backup, or Uploading"))
     lines = capsys.readouterr().out.splitlines()
     assert [
         json.loads(x)["message"] if layout == "json" else x.split(" ", 2)[2] for x in lines
@@ -414,7 +417,7 @@ def test_durations(duration: float, shown: str) -> None:
 
 PROGRAM = """
 import logging, sys, threading
-from pgstash.monitoring import log
+from pgstash.monitoring import listener, log
 from pgstash.monitoring.scrub import Scrubber
 log.start(Scrubber(["PlantedSecret1"]), layout=sys.argv[1], debug=False)
 log.LOGGER.info("info \\u5bc6 \\udce9")

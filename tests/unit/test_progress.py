@@ -65,12 +65,12 @@ def test_without_a_terminal_there_are_lines(capsys: pytest.CaptureFixture[str]) 
 PROGRAM = """
 import sys
 from pgstash import events
-from pgstash.monitoring import log, progress
+from pgstash.monitoring import listener, log, progress
 from pgstash.monitoring.scrub import Scrubber
 log.start(Scrubber(["PlantedSecret1"]), layout="text", debug=False)
 name = "backup_20260131_020000.sql.gz"
 with progress.listen() as show:
-    log.listen(events.BackupStarted(name))
+    listener.listen(events.BackupStarted(name))
     for done in range(4):
         show(events.Progressed(name, done * 1_000_000, done))
         __import__("time").sleep(0.15)

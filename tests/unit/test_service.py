@@ -10,7 +10,7 @@ import pytest
 
 from pgstash import events, service
 from pgstash.errors import ConfigurationError, DatabaseUnreachableError, Interrupted
-from pgstash.monitoring import log
+from pgstash.monitoring import listener, log, wording
 from pgstash.monitoring.scrub import Scrubber
 from pgstash.schedule import Cron, Interval, Schedule
 from support.clock import START, FakeClock
@@ -218,9 +218,9 @@ def test_a_signal_that_was_put_off_is_heard_after_a_failure_too() -> None:
 
 def test_what_the_log_says(capsys: pytest.CaptureFixture[str]) -> None:
     log.start(Scrubber(), layout="text", debug=False)
-    log.listen(events.IterationStarted(7))
-    log.listen(events.NextRunPlanned(after(3600), 3598.4))
-    log.listen(events.NextRunPlanned(after(3600), 0))
+    listener.listen(events.IterationStarted(7))
+    listener.listen(events.NextRunPlanned(after(3600), 3598.4))
+    listener.listen(events.NextRunPlanned(after(3600), 0))
     lines = [line.split(" ", 1)[1] for line in capsys.readouterr().out.splitlines()]
     assert lines == [
         "INFO Iteration 7",
@@ -234,7 +234,7 @@ def test_what_the_log_says(capsys: pytest.CaptureFixture[str]) -> None:
     [(0, "0s"), (0.4, "0s"), (59.6, "1m"), (3600, "1h"), (90_061, "1d 1h"), (7265, "2h 1m")],
 )
 def test_times_to_wait(duration: float, shown: str) -> None:
-    assert log.span(duration) == shown
+    assert wording.span(duration) == shown
 
 
 def test_the_machines_clock() -> None:

@@ -15,7 +15,7 @@ from pgstash.cli import reading
 from pgstash.cli.running import run
 from pgstash.errors import CheckFailedError, PgstashError
 from pgstash.events import Emit
-from pgstash.monitoring import log
+from pgstash.monitoring import listener
 from pgstash.monitoring.scrub import Scrubber
 from pgstash.settings import Settings
 from pgstash.signals import Interruption
@@ -109,7 +109,7 @@ def prune(
     """
 
     def remove(values: Settings, _emit: Emit, _interruption: Interruption) -> None:
-        app.remove_old_backups(values, log.explain, dry_run=dry_run)
+        app.remove_old_backups(values, listener.explain, dry_run=dry_run)
 
     run(remove, needs=["storage"])
 

@@ -17,6 +17,7 @@ from pgstash.cli.running import run
 from pgstash.errors import PgstashError
 from pgstash.events import Emit
 from pgstash.monitoring import log
+from pgstash.monitoring.wording import size, span
 from pgstash.settings import Need, Settings
 from pgstash.signals import Interruption, end_by
 
@@ -261,8 +262,8 @@ def _row(listed: recovery.Listed, now: datetime) -> list[str]:
     return [
         backup.name,
         backup.started.strftime(_TIME),
-        log.span(max(0.0, (now - backup.started).total_seconds())),
-        log.size(backup.size),
+        span(max(0.0, (now - backup.started).total_seconds())),
+        size(backup.size),
         listed.metadata.get("database", _ABSENT),
         listed.metadata.get("server", _ABSENT),
         "yes" if backup.encrypted else "no",
@@ -278,7 +279,7 @@ def _about(manifest: manifests.Manifest) -> list[tuple[str, str]]:
         ("name", manifest.archive),
         ("started", manifest.started),
         ("finished", manifest.finished),
-        ("size", f"{log.size(manifest.stored_bytes)} stored, {log.size(manifest.raw_bytes)} plain"),
+        ("size", f"{size(manifest.stored_bytes)} stored, {size(manifest.raw_bytes)} plain"),
         ("sha256", manifest.sha256),
         ("database", f"{database.name} on {database.host}:{database.port}"),
         ("encoding", f"{database.encoding}, {database.collate}, {database.ctype}{locale}"),

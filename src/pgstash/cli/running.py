@@ -10,7 +10,7 @@ import typer
 from pgstash import app, settings
 from pgstash.errors import EXIT_UNFORESEEN, ConfigurationError, Interrupted, PgstashError
 from pgstash.events import Emit
-from pgstash.monitoring import log
+from pgstash.monitoring import listener, log
 from pgstash.monitoring.scrub import Scrubber
 from pgstash.settings import Need, Settings
 from pgstash.signals import Interruption, end_by
@@ -76,7 +76,7 @@ def _status_of(  # noqa: PLR0913 - what run() was given
             stdout_is_data=stdout_is_data,
         )
         if only_looks:
-            work(values, log.listen, interruption)
+            work(values, listener.listen, interruption)
             return 0
         for warning in values.warnings():
             log.LOGGER.warning("%s", warning)

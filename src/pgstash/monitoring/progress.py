@@ -23,7 +23,8 @@ from pgstash.events import (
     RestoreStarted,
     RestoreSucceeded,
 )
-from pgstash.monitoring.log import LOGGER, size
+from pgstash.monitoring.log import LOGGER
+from pgstash.monitoring.wording import size
 
 _SECONDS_BETWEEN_LINES = 30.0
 

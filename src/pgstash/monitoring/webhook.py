@@ -13,7 +13,7 @@ from typing import Literal
 from urllib.parse import urlsplit, urlunsplit
 
 from pgstash import events
-from pgstash.monitoring import log
+from pgstash.monitoring import wording
 from pgstash.monitoring.delivery import ANSWER_SECONDS, Courier, Request
 from pgstash.monitoring.scrub import Scrubber
 
@@ -50,7 +50,7 @@ class Report:
                 return self._payload(
                     event,
                     "success",
-                    log.success(event),
+                    wording.success(event),
                     {
                         "location": event.location,
                         "raw_bytes": event.raw_bytes,
@@ -65,7 +65,7 @@ class Report:
                 return self._payload(
                     event,
                     "success",
-                    log.drill_success(event),
+                    wording.drill_success(event),
                     {
                         "restore_seconds": round(event.restore_seconds, 3),
                         "location": event.location,
@@ -76,9 +76,9 @@ class Report:
                     },
                 )
             case events.BackupFailed():
-                return self._payload(event, "failure", log.failure(event), _reason(event))
+                return self._payload(event, "failure", wording.failure(event), _reason(event))
             case events.DrillFailed():
-                return self._payload(event, "failure", log.drill_failure(event), _reason(event))
+                return self._payload(event, "failure", wording.drill_failure(event), _reason(event))
             case _:
                 return None
 
@@ -88,12 +88,12 @@ class Report:
                 self._warnings, self._seconds = [], {}
             case events.Warned():
                 self._warnings.append(event.message)
-            case events.ToolSaid() if log.is_warning(event):
+            case events.ToolSaid() if wording.is_warning(event):
                 self._warnings.append(event.line)
             case events.Retrying():
                 self._warnings.append(f"{event.request} was tried again: {event.reason}")
             case events.UploadLeftBehind():
-                self._warnings.append(log.left_behind(event))
+                self._warnings.append(wording.left_behind(event))
             case events.DumpFinished():
                 self._seconds["dump_seconds"] = round(event.seconds, 3)
             case events.UploadFinished():
@@ -196,7 +196,7 @@ class Ping:
             case events.BackupSucceeded():
                 self._courier.send(Request("GET", ping_url(self._url)))
             case events.BackupFailed():
-                text = f"{log.failure(event)}\n{event.hint}".strip()
+                text = f"{wording.failure(event)}\n{event.hint}".strip()
                 self._courier.send(
                     Request(
                         "POST",
