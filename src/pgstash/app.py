@@ -11,7 +11,7 @@ import os
 import traceback
 from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from pgstash import events, hooks
@@ -34,7 +34,6 @@ READ_SECONDS = 60.0
 PROMPT_SECONDS = 5.0
 
 _SECONDS_TO_ASK = 10
-_CLOCKS_APART = timedelta(hours=1)
 
 
 def utc_now() -> datetime:
@@ -55,14 +54,14 @@ def back_up(  # noqa: PLR0913, PLR0917 - what of the world can be another one
     uninterrupted: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext,
     hear: Callable[[], None] = lambda: None,
     now: Callable[[], datetime] = utc_now,
-    servers: Callable[[Settings], datetime] = server_clock,
+    server_now: Callable[[Settings], datetime] = server_clock,
 ) -> backup.Backup:
     """Run one backup as the settings say, then prune. Raises what :func:`backup.run` raises.
 
-    Pruning that fails is a warning: the backup is complete by then. Nothing is pruned where our
-    clock, ``now``, and the ``servers`` disagree. ``hear`` is called
-    between the two, and before the hook at the end, to raise Interrupted if a signal was put
-    off by ``uninterrupted``.
+    Pruning that fails is a warning: the backup is complete by then. Nothing is pruned where
+    ``now``, our clock, and ``server_now``, that of the source's server, are far apart. ``hear`` is
+    called between the two, and before the hook at the end, to raise Interrupted if a signal was
+    put off by ``uninterrupted``.
     """
     from pgstash import backup  # noqa: PLC0415
 
@@ -90,7 +89,7 @@ def back_up(  # noqa: PLR0913, PLR0917 - what of the world can be another one
     storage = open_storage(settings, emit)
     made = backup.run(plan, storage, world)
     hear()
-    _prune_after_backup(settings, storage, emit, now, servers)
+    _prune_after_backup(settings, storage, emit, now, server_now)
     return made
 
 
@@ -142,23 +141,24 @@ def _prune_after_backup(
     settings: Settings,
     storage: Storage,
     emit: events.Emit,
-    clock: Callable[[], datetime],
-    servers: Callable[[Settings], datetime],
+    now: Callable[[], datetime],
+    server_now: Callable[[Settings], datetime],
 ) -> None:
     """Prune, unless the clock is one by which all older backups might look outdated."""
+    from pgstash import catalog  # noqa: PLC0415
+
     try:
-        now = clock()
-        apart = servers(settings) - now
-        if abs(apart) > _CLOCKS_APART:
+        ours, theirs = now(), server_now(settings)
+        if abs(theirs - ours) > catalog.CLOCKS_APART:
             emit(
                 events.Warned(
-                    "Nothing is pruned: by this machine's clock it is "
-                    f"{now:%Y-%m-%d %H:%M} UTC, and by the database server's {now + apart:%H:%M} "
-                    f"UTC of {now + apart:%Y-%m-%d}. Whichever is wrong, set it right"
+                    f"Nothing is pruned: by this machine's clock it is {ours:%Y-%m-%d %H:%M} UTC, "
+                    f"and by the database server's {theirs:%Y-%m-%d %H:%M} UTC; set right which "
+                    "is wrong"
                 )
             )
             return
-        _prune(settings, storage, emit, now, dry_run=False)
+        _prune(settings, storage, emit, ours, dry_run=False)
     except PgstashError as error:
         emit(events.Warned(f"Pruning failed: {error.message}\n{error.hint}".rstrip()))
     except Exception as error:  # noqa: BLE001 - nothing that happens now undoes the backup

@@ -19,9 +19,8 @@ from pgstash.storage.interface import PendingUpload, Storage
 
 _REQUESTS_AT_A_TIME = 16
 
-# Two machines may not agree about the time: what one of them has just made is the latest all the
-# same.
-_CLOCKS_APART = timedelta(hours=1)
+CLOCKS_APART = timedelta(hours=1)
+"""How far two clocks may be apart: what one machine has just made is the latest for another."""
 
 # Of backups that say nothing of their size so many are asked, and no more.
 _MOST_ASKED = 2 * MOST
@@ -77,7 +76,7 @@ class Backup:
 
     def proven_by(self, moment: datetime) -> datetime | None:
         """When one last did by then: a proof of hours later had a clock that is wrong."""
-        by_then = moment + _CLOCKS_APART
+        by_then = moment + CLOCKS_APART
         return max((proven for proven in self._proofs() if proven <= by_then), default=None)
 
     def _proofs(self) -> list[datetime]:
@@ -161,8 +160,8 @@ def find(catalog: Catalog, name: str, now: datetime) -> Backup:
         if name in (backup.name, backup.name.partition(".")[0], "latest")
     ]
     if name == "latest" and found:
-        wrong = ahead(catalog, now)
-        return ([backup for backup in found if backup not in wrong] or found)[-1]
+        wrong = len(ahead(catalog, now))  # the last ones
+        return found[-1 - wrong if wrong < len(found) else -1]
     if len(found) > 1:
         every = " and ".join(backup.name for backup in found)
         raise BackupNotFoundError(f"there are {every}", hint="Give the whole name.")
@@ -174,7 +173,7 @@ def find(catalog: Catalog, name: str, now: datetime) -> Backup:
 
 def ahead(catalog: Catalog, now: datetime) -> Sequence[Backup]:
     """Return the backups that bear a time in the future: some clock was wrong by hours or more."""
-    return [backup for backup in catalog.backups if backup.started > now + _CLOCKS_APART]
+    return [backup for backup in catalog.backups if backup.started > now + CLOCKS_APART]
 
 
 def find_before(catalog: Catalog, moment: datetime) -> Backup:

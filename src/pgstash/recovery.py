@@ -102,12 +102,12 @@ def _stored(
                 error.message, hint=f"Is it the file of that name that lies here? It is ./{name}."
             ) from error
         raise
-    wrong = [each.name for each in catalog.ahead(found, now) if each.started > backup.started]
-    if name == "latest" and wrong:
+    last = found.backups[-1]
+    if name == "latest" and last != backup:
         emit(
             events.Warned(
-                f"{backup.name} is taken for the latest, because of a time in the future that a "
-                f"wrong clock gave to {', '.join(wrong)}"
+                f"{backup.name} is taken for the latest, because a wrong clock gave a time in the "
+                f"future to {last.name}"
             )
         )
     return backup

@@ -55,7 +55,7 @@ def main(start: datetime, control: socket.socket) -> None:
                     interruption.deferred,
                     interruption.hear,
                     now=clock.now,
-                    servers=lambda _: clock.now(),
+                    server_now=lambda _: clock.now(),
                 )
             except PgstashError as error:
                 outcome = type(error).__name__
