@@ -38,8 +38,8 @@ class Selection:
     """Tables of an archive, and the members to read for them.
 
     ``names`` are for people; of the ``members`` the first is the header. With ``rows_only`` all
-    others are rows, of one table after the other. ``after`` are the numbers
-    of the entries that belong to them, in pg_dump's table of contents ``head``.
+    others are rows, of one table after the other. ``after`` are the numbers of the entries that
+    belong to them, in pg_dump's table of contents ``head``.
     """
 
     names: Sequence[str]

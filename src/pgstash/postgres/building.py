@@ -47,8 +47,8 @@ def build(  # noqa: PLR0913 - each is one knob of one process
 ) -> None:
     """Make all that comes after the rows; materialized views one after the other if need be.
 
-    ``options`` are those that the dump was made with. Raises
-    StatementError, TargetLostError, CorruptedError.
+    ``options`` are those that the dump was made with. Raises StatementError, TargetLostError,
+    CorruptedError.
     """
     connection = _neutral(server.connection, lc_monetary)
     with in_memory("schema", head) as (descriptor, path):

@@ -29,7 +29,8 @@ _SECONDS_BETWEEN_TRIES = 0.2
 _MARK_BYTES = 4
 
 _FIRST_ICU_DATABASE = 15
-_FIRST_BUILTIN_LOCALE = 17
+# Whose locales a database may have beside libc's, and since which PostgreSQL.
+_FIRST_WITH = {"i": ("ICU", _FIRST_ICU_DATABASE), "b": ("builtin", 17)}
 
 # Parameters whose value is a list of names, which ALTER DATABASE stores quoted (GUC_LIST_QUOTE in
 # guc_tables.c): written as one literal, the list would become one name.
@@ -174,24 +175,17 @@ def _create(name: str, like: Database | None, major: int) -> sql.Composed:
     if like is None:
         return create
     options = {"ENCODING": like.encoding, "LC_COLLATE": like.collate, "LC_CTYPE": like.ctype}
-    if like.locale_provider == "i":
-        if major < _FIRST_ICU_DATABASE:
+    if like.locale_provider in _FIRST_WITH:
+        kind, first = _FIRST_WITH[like.locale_provider]
+        if major < first:
             raise TargetDatabaseError(
-                f"the database had the ICU locale {like.locale}, and PostgreSQL {major} has none "
-                "for databases",
+                f"the database had the {kind} locale {like.locale}, and PostgreSQL {major} has no "
+                "such locale for databases",
                 hint="Make the database yourself, and restore into it without --create.",
             )
-        options |= {"LOCALE_PROVIDER": "icu", "ICU_LOCALE": like.locale or ""}
+        options |= {"LOCALE_PROVIDER": kind.lower(), f"{kind.upper()}_LOCALE": like.locale or ""}
         if like.icu_rules:  # an older server says that it does not know them
             options["ICU_RULES"] = like.icu_rules
-    elif like.locale_provider == "b":
-        if major < _FIRST_BUILTIN_LOCALE:
-            raise TargetDatabaseError(
-                f"the database had the builtin locale {like.locale}, which PostgreSQL {major} does "
-                "not know",
-                hint="Make the database yourself, and restore into it without --create.",
-            )
-        options |= {"LOCALE_PROVIDER": "builtin", "BUILTIN_LOCALE": like.locale or ""}
     elif major >= _FIRST_ICU_DATABASE:
         options["LOCALE_PROVIDER"] = "libc"
     return create + sql.SQL("").join(
