@@ -35,7 +35,7 @@ from pgstash.errors import (
     StorageError,
 )
 from pgstash.pipeline import encryption
-from pgstash.postgres import address, required, roles, source, tools, writer
+from pgstash.postgres import address, required, rights, roles, source, tools, writer
 from pgstash.postgres.source import Server
 from pgstash.postgres.writer import Writer
 from pgstash.storage.interface import Storage, Upload
@@ -177,6 +177,8 @@ def _back_up(  # noqa: PLR0913 - what was found out so far
 
     expected = required.look_up(server, plan.required)
     needed = roles.needed(server)
+    if closed := rights.closed_mappings(server, plan.options):
+        world.emit(events.Warned("\n".join(rights.told_of_mappings(closed))))
     earlier = _earlier(plan, storage, world, started)
     client = tools.find(server.major, plan.environment.get("PATH", ""), plan.environment)
     cipher = _key(plan, world)

@@ -23,7 +23,7 @@ from pgstash.manifest import Member, Section
 from pgstash.pipeline.opening import Border, Opening
 from pgstash.pipeline.packing import Others, Packed, Rows, pack_all
 from pgstash.pipeline.tally import Part, Tally
-from pgstash.postgres import copying, outline
+from pgstash.postgres import copying, options, outline
 from pgstash.postgres.copying import Chunk, LockRefusedError, Reader, Snapshot, Table
 from pgstash.postgres.dump import dump, without_closing
 from pgstash.postgres.outline import CompositionError, Script
@@ -39,7 +39,6 @@ _SECONDS_FOR_SECOND_LOCK = 2.0
 _SECONDS_TO_END = 2.0
 # A snapshot that another transaction took serves no serializable, deferrable one.
 _NOT_SHARED = "--serializable-deferrable"
-_ROLE = "--role="
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,14 +230,12 @@ class _Pieces:
     def open(self, stack: contextlib.ExitStack, snapshot: Snapshot) -> None:
         """Start all sessions, and return when they have their locks. Raises LockRefusedError."""
         plan = self._plan
-        roles = [each.removeprefix(_ROLE) for each in plan.options if each.startswith(_ROLE)]
-        role = roles[-1] if roles else None  # the one that pg_dump takes
         for _ in range(min(plan.jobs, len(self._chunks))):
             reader = Reader(
                 plan.server,
                 plan.client,
                 snapshot=snapshot.name,
-                role=role,
+                role=options.role(plan.options),
                 idle_seconds=plan.idle_seconds,
                 environment=plan.environment,
                 emit=plan.emit,

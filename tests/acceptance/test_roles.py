@@ -254,6 +254,32 @@ def test_a_restricted_role_backs_up(make_database: MakeDatabase, tmp_path: Path)
         database.run_sql("DROP OWNED BY humble; DROP ROLE humble")
 
 
+def test_what_a_restricted_role_leaves_out_is_warned_of(
+    make_database: MakeDatabase, tmp_path: Path
+) -> None:
+    database = make_database()
+    database.run_sql(
+        "CREATE ROLE humble LOGIN; CREATE FOREIGN DATA WRAPPER w; CREATE SERVER far FOREIGN DATA "
+        "WRAPPER w; CREATE USER MAPPING FOR admin SERVER far OPTIONS (password 'planted-mapping')"
+    )
+    try:
+        folder = tmp_path / "backups"
+        folder.mkdir()
+        told = settings(database, folder) | {
+            "DATABASE_URL": database.uri.replace("admin@", "humble@")
+        }
+        done = run_pgstash(["once"], environment(database.bin_dir, **told))
+        assert done.returncode == 0, done.stderr
+        assert "WARNING pg_dump leaves out the options of 1 user mappings" in done.stderr
+        assert "admin on far" in done.stderr
+        assert b"planted-mapping" not in stored(folder)[0].script()
+        done = run_pgstash(["once"], environment(database.bin_dir, **settings(database, folder)))
+        assert "user mappings" not in done.stderr
+        assert b"planted-mapping" in stored(folder)[1].script()
+    finally:
+        database.run_sql("DROP ROLE humble")
+
+
 def test_show_names_them(source: Database, tmp_path: Path) -> None:
     back_up(source, tmp_path)
     done = run_pgstash(["show"], environment(source.bin_dir, STORAGE_URL=tmp_path.as_uri()))

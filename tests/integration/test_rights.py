@@ -235,6 +235,49 @@ def test_a_subscription_that_is_left_out_is_a_warning(role: Role) -> None:
     role.database.run_sql("DROP SUBSCRIPTION feed")
 
 
+def test_user_mappings_without_their_options_are_a_warning(role: Role) -> None:
+    allow_all(role)
+    role.database.run_sql(
+        "CREATE FOREIGN DATA WRAPPER w; CREATE SERVER s FOREIGN DATA WRAPPER w;"
+        "CREATE USER MAPPING FOR CURRENT_USER SERVER s OPTIONS (password 'theirs');"
+        "CREATE USER MAPPING FOR PUBLIC SERVER s OPTIONS (password 'everybody''s');"
+        f"CREATE USER MAPPING FOR {role.quoted} SERVER s OPTIONS (password 'its own')"
+    )
+    assert passwords(role) == set()
+    found = role.check()["user mappings"]
+    assert found.state == "warning"
+    assert "options of 3 user mappings" in found.found
+    assert f"{role.quoted} on s" in found.found
+    assert "user mappings" not in role.check("--schema=public")
+
+    role.grant("USAGE ON FOREIGN SERVER s")
+    assert passwords(role) == {"its own"}
+    assert "options of 2 user mappings" in role.check()["user mappings"].found
+
+    role.database.run_sql(f"ALTER SERVER s OWNER TO {role.quoted}")
+    assert passwords(role) == {"its own", "everybody''s"}
+    assert "options of 1 user mappings" in role.check()["user mappings"].found
+
+    role.database.run_sql(f"ALTER ROLE {role.quoted} SUPERUSER")
+    assert passwords(role) == {"its own", "everybody''s", "theirs"}
+    assert "user mappings" not in role.check()
+    role.database.run_sql(
+        f"DROP FOREIGN DATA WRAPPER w CASCADE; ALTER ROLE {role.quoted} NOSUPERUSER"
+    )
+
+
+def passwords(role: Role) -> set[str]:
+    return set(re.findall(r"password '(.*)'", role.dump().stdout))
+
+
+def test_the_rights_of_the_role_that_pg_dump_takes_count(role: Role) -> None:
+    assert "tables" in failed(role.check())
+    role.grant(f'"{role.database.cluster.user}"')
+    option = f"--role={role.database.cluster.user}"
+    assert failed(role.check(option)) == []
+    assert role.dump(option).returncode == 0
+
+
 def test_no_login_leaves_the_rest_out(make_database: MakeDatabase) -> None:
     uri = make_database().uri.replace("admin@", "nobody@")
     findings = list(checks.look(checks.Plan(uri, {}, _clock)))

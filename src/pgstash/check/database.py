@@ -9,7 +9,7 @@ from pgstash.check.finding import Finding, clock, skipped
 from pgstash.errors import DatabaseError, PgstashError
 from pgstash.postgres import required, rights, situation, source, tools
 from pgstash.postgres.required import Requirement
-from pgstash.postgres.rights import Rights
+from pgstash.postgres.rights import Rights, some
 from pgstash.postgres.situation import Situation
 from pgstash.postgres.source import Server
 
@@ -83,6 +83,7 @@ def _tools(server: Server, environment: Mapping[str, str]) -> Iterator[Finding]:
 def _rights(server: Server, options: Sequence[str]) -> Iterator[Finding]:
     try:
         found = rights.look(server, options)
+        closed = rights.closed_mappings(server, options)
     except DatabaseError as error:
         yield Finding.of(_OF_RIGHTS[0], error)
         yield from skipped(_OF_RIGHTS[1:], "the rights could not be looked at")
@@ -98,6 +99,8 @@ def _rights(server: Server, options: Sequence[str]) -> Iterator[Finding]:
             f"pg_dump leaves {found.subscriptions} out: only a superuser may read them",
             "Keep their CREATE SUBSCRIPTION statements elsewhere, or back up as a superuser.",
         )
+    if closed:
+        yield Finding("user mappings", "warning", *rights.told_of_mappings(closed))
 
 
 def _required(server: Server, requirements: Sequence[Requirement]) -> Finding:
@@ -114,9 +117,9 @@ def _tables(found: Rights) -> Finding:
         return Finding("tables", "ok", f"{found.role} may read all {found.tables}")
     parts = []
     if found.closed_schemas:
-        parts.append(f"may not use the schemas {_some(found.closed_schemas)}")
+        parts.append(f"may not use the schemas {some(found.closed_schemas)}")
     if lacking:
-        parts.append(f"may not read {len(lacking)} of {found.tables}: {_some(lacking)}")
+        parts.append(f"may not read {len(lacking)} of {found.tables}: {some(lacking)}")
     return Finding(
         "tables",
         "failure",
@@ -132,7 +135,7 @@ def _sequences(found: Rights) -> Finding:
     return Finding(
         "sequences",
         "failure",
-        f"{found.role} may not read {len(lacking)} of {found.sequences}: {_some(lacking)}",
+        f"{found.role} may not read {len(lacking)} of {found.sequences}: {some(lacking)}",
         "\n".join(found.grants("SEQUENCE", lacking)),
     )
 
@@ -145,7 +148,7 @@ def _large_objects(found: Rights) -> Finding:
         "large objects",
         "failure",
         f"{found.role} may not read {found.unreadable_object_count} of {found.large_objects}: "
-        f"{_some(oids, found.unreadable_object_count)}",
+        f"{some(oids, found.unreadable_object_count)}",
         "\n".join([*found.object_grants, _OBJECTS]),
     )
 
@@ -156,7 +159,7 @@ def _row_security(found: Rights) -> Finding:
     return Finding(
         "row security",
         "failure",
-        f"policies bind {found.role}, and pg_dump refuses: {_some(found.guarded_tables)}",
+        f"policies bind {found.role}, and pg_dump refuses: {some(found.guarded_tables)}",
         f"ALTER ROLE {found.role} BYPASSRLS;",
     )
 
@@ -232,10 +235,3 @@ def _tls(server: Server, found: Situation) -> Finding:
             "Put sslmode=verify-full, or at least sslmode=require, into DATABASE_URL.",
         )
     return Finding("database TLS", "ok", f"on, sslmode={mode}")
-
-
-def _some(names: Sequence[str], count: int | None = None) -> str:
-    """Return the first few names, and how many there are beside them."""
-    more = (len(names) if count is None else count) - min(len(names), rights.SHOWN)
-    shown = ", ".join(names[: rights.SHOWN])
-    return f"{shown} and {more} more" if more > 0 else shown

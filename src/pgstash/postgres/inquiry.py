@@ -19,15 +19,18 @@ Session = psycopg.Connection[tuple[Any, ...]]
 
 
 @contextlib.contextmanager
-def opened(server: Server) -> Iterator[Session]:
+def opened(server: Server, role: str | None = None) -> Iterator[Session]:
     """Open a session with the server that was looked at; text arrives in it as bytes.
 
-    Raises DatabaseUnreachableError where it breaks, DatabaseLoginError where a question
-    is refused.
+    It takes this ``role``, if any. Raises DatabaseUnreachableError where it breaks,
+    DatabaseLoginError where a question is refused.
     """
     try:
         with source.connect_again(server, _SECONDS_TO_CONNECT) as session:
             session.execute(f"SET statement_timeout = '{_SECONDS_TO_ANSWER}s'")
+            if role is not None:
+                quoted = role.encode(server.codec).replace(b'"', b'""')
+                session.execute(b'SET ROLE "' + quoted + b'"')
             yield session
     except psycopg.errors.QueryCanceled as error:
         raise DatabaseUnreachableError(

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+
+_ROLE = "--role="
 
 _ITEM = re.compile(r'(?:[^",]|"[^"]*")+')
 
@@ -184,6 +186,12 @@ def allowed(text: str) -> list[str]:
     if reader.problems:
         raise ValueError("cannot be used: " + "; ".join(dict.fromkeys(reader.problems)))
     return options
+
+
+def role(options: Sequence[str]) -> str | None:
+    """Return the role that pg_dump takes with these options: the last that they name."""
+    named = [each.removeprefix(_ROLE) for each in options if each.startswith(_ROLE)]
+    return named[-1] if named else None
 
 
 @dataclass

@@ -39,10 +39,10 @@ def dumped(options: Sequence[str]) -> Fits:
     schemas = _any_schema(options, "schema")
     without = _any(options, ("exclude-table", "exclude-table-and-children"))
     without_schemas = _any_schema(options, "exclude-schema")
-    selects = _selects(options)
+    selected = selects(options)
 
     def fits(schema: str, name: str) -> bool:
-        wanted = not selects or tables(schema, name) or schemas(schema, name)
+        wanted = not selected or tables(schema, name) or schemas(schema, name)
         return wanted and not (without(schema, name) or without_schemas(schema, name))
 
     return fits
@@ -58,11 +58,13 @@ def with_large_objects(options: Sequence[str]) -> bool:
     """Tell whether pg_dump dumps large objects: with all of a database, or if it is told to."""
     if not {"-B", "--no-blobs", "--no-large-objects"}.isdisjoint(options):
         return False
-    return not _selects(options) or not {"-b", "--blobs", "--large-objects"}.isdisjoint(options)
+    return not selects(options) or not {"-b", "--blobs", "--large-objects"}.isdisjoint(options)
 
 
-def _selects(options: Sequence[str]) -> bool:
-    return any(each.startswith(("--table=", "--table-and-", "--schema=")) for each in options)
+def selects(options: Sequence[str]) -> bool:
+    """Tell whether pg_dump dumps what it is told to alone, and nothing that has no schema."""
+    names = ("--table=", "--table-and-", "--schema=", "--extension=")
+    return any(each.startswith(names) for each in options)
 
 
 def _any(options: Sequence[str], names: Sequence[str]) -> Fits:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pgstash.postgres import inquiry, patterns
+from pgstash.postgres import options as dump_options
 from pgstash.postgres.source import Server
 
 SHOWN = 5
@@ -66,6 +67,21 @@ _READABLE_BEFORE_18 = """EXISTS (
         COALESCE(m.lomacl, pg_catalog.acldefault('L', m.lomowner))) a
     WHERE a.privilege_type = 'SELECT'
       AND (a.grantee = 0 OR pg_catalog.pg_has_role(a.grantee, 'USAGE')))
+"""
+# What the view shows the options of, turned round; pg_dump reads them there
+# (https://www.postgresql.org/docs/current/view-pg-user-mappings.html).
+_CLOSED_MAPPINGS = """
+    SELECT pg_catalog.concat(
+        CASE m.umuser WHEN 0 THEN 'PUBLIC' ELSE pg_catalog.quote_ident(m.usename) END,
+        ' on ', pg_catalog.quote_ident(m.srvname))
+    FROM pg_catalog.pg_user_mappings m
+    JOIN pg_catalog.pg_foreign_server s ON s.oid = m.srvid
+    JOIN pg_catalog.pg_roles r ON r.rolname = current_user
+    WHERE NOT (r.rolsuper
+        OR (m.umuser = 0 AND pg_catalog.pg_has_role(s.srvowner, 'USAGE'))
+        OR (m.umuser = r.oid AND (pg_catalog.pg_has_role(s.srvowner, 'USAGE')
+                                  OR pg_catalog.has_server_privilege(s.oid, 'USAGE'))))
+    ORDER BY 1
 """
 _HAS_LARGE_OBJECT_PRIVILEGE = 18
 _HAS_READ_ALL_DATA = 14
@@ -136,7 +152,7 @@ def look(server: Server, options: Sequence[str] = ()) -> Rights:
 
     Raises DatabaseError.
     """
-    with inquiry.opened(server) as asked:
+    with inquiry.opened(server, dump_options.role(options)) as asked:
         role = asked.execute(_ROLE).fetchone()
         if role is None:
             raise AssertionError("current_user is always in pg_roles")
@@ -147,6 +163,25 @@ def look(server: Server, options: Sequence[str] = ()) -> Rights:
         none_to_ask_for = role[1] or role[3] or not patterns.with_large_objects(options)
         objects = [] if none_to_ask_for else asked.execute(query).fetchall()
     return _rights(server, role, relations, objects)
+
+
+def closed_mappings(server: Server, options: Sequence[str]) -> list[str]:
+    """Return the user mappings that pg_dump dumps without their options, as ``user on server``.
+
+    Only some roles may read these, which may hold passwords. Raises DatabaseError.
+    """
+    if patterns.selects(options):
+        return []
+    with inquiry.opened(server, dump_options.role(options)) as asked:
+        found = asked.execute(_CLOSED_MAPPINGS).fetchall()
+    return [inquiry.text(name, server) for (name,) in found]
+
+
+def told_of_mappings(closed: Sequence[str]) -> tuple[str, str]:
+    """Say what :func:`closed_mappings` found, and what to do about it."""
+    found = f"the options of {len(closed)} user mappings, passwords included: {some(closed)}"
+    remedy = "Keep their CREATE USER MAPPING statements elsewhere, or back up as a superuser."
+    return f"pg_dump leaves out {found}", remedy
 
 
 def _dumped(
@@ -198,6 +233,13 @@ def _rights(
         unreadable_object_count=objects[0][1] if objects else 0,
         subscriptions=subscriptions,
     )
+
+
+def some(names: Sequence[str], count: int | None = None) -> str:
+    """Return the first few names, and how many of all, or of ``count``, there are beside them."""
+    more = (len(names) if count is None else count) - min(len(names), SHOWN)
+    shown = ", ".join(names[:SHOWN])
+    return f"{shown} and {more} more" if more > 0 else shown
 
 
 def _few(statements: Sequence[str]) -> list[str]:
