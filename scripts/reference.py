@@ -43,6 +43,7 @@ for an S3 store with a private one. No other `AWS_…` variable and no file in `
 `http://proxy.example.com:3128`. In lower case too. |
 | `NO_PROXY` | Hosts to reach without the proxy, separated by commas. In lower case too. |
 | `PATH` | Where pg_dump and psql are looked for, beside the usual folders of PostgreSQL. |
+| `TMPDIR` | Where a drill's throwaway server lies (`/tmp`). |
 
 Variables of libpq (`PGHOST`, `PGSSLROOTCERT`, `PGPASSFILE`, …) may stand in `.env`; see
 [their list](https://www.postgresql.org/docs/current/libpq-envars.html).

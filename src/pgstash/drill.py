@@ -282,7 +282,7 @@ def _takes_the_plain_way(world: World) -> bool:
 
 def _digests(manifest: Manifest, sessions: int) -> Check:
     """Say what the restore has shown by coming to its end: it commits nothing else."""
-    found = f"SHA-256 of {len(manifest.members)} members, stored and plain"
+    found = f"SHA-256 of {len(manifest.members)} members"
     if sessions == 1:
         found += ", and of the archive, read as one script"
     else:

@@ -164,7 +164,7 @@ def restore(  # noqa: PLR0913 - one argument for each option
 
     It is streamed into psql in one transaction, which is committed when everything was as it had
     been written. Exit status 0 means that everything is in the target; after any other the
-    message says what became of it, which is nothing with nearly all.
+    message says what happened to the target: nearly always nothing.
     """
     if at and name != "latest":
         raise typer.BadParameter("is for when no backup is named", param_hint="--at")
