@@ -87,6 +87,17 @@ def select(
         chosen |= found.keys()
     chosen = tables.with_partitions(chosen)
     stored = tables.stored(chosen)
+    if others := tables.stored_with(stored, chosen):
+        shared = ", ".join(sorted(".".join(tables.names[each]) for each in others))
+        if rows_only:
+            raise TableNotStoredError(
+                f"the rows of {', '.join(names)} are stored together with those of {shared}, "
+                "because they load through the table that these are partitions of",
+                hint="Name that table; or restore into a new database with --create, and copy the "
+                "rows from there.",
+            )
+        emit(events.Warned(f"Stored together, and so restored too: {shared}"))
+        chosen |= others
     after: list[int] = []
     if not rows_only:
         after, left = tables.belonging(chosen)
@@ -174,6 +185,17 @@ class _Tables:
     def stored(self, tables: Collection[int]) -> set[int]:
         """Return the numbers that these tables have in the manifest, where they have rows."""
         return {self._stored[table] for table in tables if table in self._stored}
+
+    def stored_with(self, stored: Collection[int], tables: Collection[int]) -> set[int]:
+        """Return the tables beside these whose rows have the same numbers in the manifest.
+
+        Those are partitions whose rows load through their root.
+        """
+        return {
+            table
+            for table, number in self._stored.items()
+            if number in stored and table not in tables
+        }
 
     def in_order(self, tables: Collection[int]) -> list[int]:
         """Return the same, and a table behind those that its foreign keys refer to.

@@ -364,6 +364,39 @@ def test_rows_through_the_root_keep_the_columns_of_each_partition(
     assert source.run_sql("SELECT count(*) FROM root") == "19\n"
 
 
+PARTS = """
+    CREATE TABLE root (id int PRIMARY KEY, t text) PARTITION BY HASH (id);
+    CREATE TABLE root_0 PARTITION OF root FOR VALUES WITH (MODULUS 2, REMAINDER 0);
+    CREATE TABLE root_1 PARTITION OF root FOR VALUES WITH (MODULUS 2, REMAINDER 1);
+    INSERT INTO root SELECT n, 'row ' || n FROM generate_series(1, 100) n;
+"""
+OF_PARTS = "SELECT tableoid::regclass, count(*) FROM root GROUP BY 1 ORDER BY 1"
+
+
+def test_the_rows_of_one_partition_that_are_stored_with_those_of_others(
+    make_database: MakeDatabase, tmp_path: Path
+) -> None:
+    """As they are without any option where partitions go by the hash of an enum."""
+    source = make_database()
+    source.run_sql(PARTS)
+    backups.back_up(source, tmp_path, PG_DUMP_EXTRA_ARGS="--load-via-partition-root")
+    before = source.run_sql(OF_PARTS)
+    source.run_sql("ALTER TABLE root DROP CONSTRAINT root_pkey; TRUNCATE root_0")
+    left = source.run_sql(OF_PARTS)
+    done = restore(tmp_path, source, "--data-only", "--table", "root_0")
+    assert_failed(done, 58, "stored together with those of public.root_1", "--create")
+    assert source.run_sql(OF_PARTS) == left
+
+    target = make_database()
+    done = restore(tmp_path, target, "--table", "root_0")
+    assert done.returncode == 0
+    assert "so restored too: public.root_1" in done.stderr
+    assert target.run_sql(OF_PARTS) == before
+    assert target.run_sql("SELECT to_regclass('root_0_pkey'), to_regclass('root_1_pkey')") == (
+        "root_0_pkey|root_1_pkey\n"
+    )
+
+
 def test_rows_alone_into_a_table_that_is_missing(shop: Shop, make_database: MakeDatabase) -> None:
     target = make_database()
     done = shop.restore(target, "--data-only", "--table", "customers")
