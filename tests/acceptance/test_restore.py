@@ -414,6 +414,9 @@ def test_nobody_gets_in_whom_a_revoke_kept_out(
         assert done.returncode == 0, done.stderr
         with pytest.raises(psycopg.OperationalError, match="permission denied for database"):
             psycopg.connect(made.uri.replace("admin@", "nobodys@"))
+        made.run_sql(f"GRANT CONNECT ON DATABASE {made.name} TO nobodys")
+        with psycopg.connect(made.uri.replace("admin@", "nobodys@")) as session:
+            session.execute("CREATE TEMP TABLE as_before (n int)")
     finally:
         newest_cluster.drop_database(made.name)
         admin.run_sql("DROP ROLE nobodys")

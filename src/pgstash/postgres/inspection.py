@@ -71,7 +71,8 @@ _SEQUENCES = """
       AND a.atttypid IN ('int2'::pg_catalog.regtype, 'int4'::pg_catalog.regtype,
                          'int8'::pg_catalog.regtype)
       AND EXISTS (SELECT FROM pg_catalog.pg_index i
-                  WHERE i.indrelid = t.oid AND i.indisunique AND i.indnkeyatts = 1
+                  WHERE i.indrelid = t.oid AND i.indisunique AND i.indpred IS NULL
+                        AND i.indnkeyatts = 1
                         AND i.indkey[0] = a.attnum)
 """
 

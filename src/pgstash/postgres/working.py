@@ -97,7 +97,7 @@ def created(  # noqa: PLR0913 - each is one property of the new database
                 session.execute(_create(working, _without_locale(like), server.major))
             # A dump without GRANTs has no REVOKEs either: whoever gets in may call every function.
             session.execute(
-                sql.SQL("REVOKE ALL ON DATABASE {} FROM PUBLIC").format(sql.Identifier(working))
+                sql.SQL("REVOKE CONNECT ON DATABASE {} FROM PUBLIC").format(sql.Identifier(working))
             )
             # The owner is the role that was set, and who logs in need not be it.
             if session.execute("SELECT session_user <> current_user").fetchone() == (True,):
