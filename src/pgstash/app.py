@@ -15,7 +15,12 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from pgstash import events, hooks
-from pgstash.errors import DatabaseUnreachableError, PgstashError
+from pgstash.errors import (
+    DatabaseError,
+    DatabaseUnreachableError,
+    PgstashError,
+    WrongClockError,
+)
 from pgstash.monitoring import listener
 from pgstash.monitoring.scrub import Scrubber
 from pgstash.postgres import options, required
@@ -129,9 +134,17 @@ def _hooks(settings: Settings) -> hooks.Hooks:
 def remove_old_backups(
     settings: Settings, emit: events.Emit, *, dry_run: bool = False
 ) -> prune.Pruned:
-    """Prune as the settings say. Raises what :func:`prune.run` raises, and tells it."""
+    """Prune as the settings say. Raises what :func:`prune.run` raises, and tells it.
+
+    Raises WrongClockError where a database server is configured, answers, and its clock and ours
+    are far apart.
+    """
     try:
-        return _prune(settings, open_storage(settings, emit), emit, utc_now(), dry_run=dry_run)
+        now = utc_now()
+        with contextlib.suppress(DatabaseError):  # pruning needs no database
+            if settings.has_source:
+                _compare_clocks(now, server_clock(settings))
+        return _prune(settings, open_storage(settings, emit), emit, now, dry_run=dry_run)
     except PgstashError as error:
         emit(events.PruneFailed(error.message, error.hint))
         raise
@@ -144,26 +157,27 @@ def _prune_after_backup(
     now: Callable[[], datetime],
     server_now: Callable[[Settings], datetime],
 ) -> None:
-    """Prune, unless the clock is one by which all older backups might look outdated."""
-    from pgstash import catalog  # noqa: PLC0415
-
+    """Prune; nothing that goes wrong in it is a failure of the backup."""
     try:
-        ours, theirs = now(), server_now(settings)
-        if abs(theirs - ours) > catalog.CLOCKS_APART:
-            emit(
-                events.Warned(
-                    f"Nothing is pruned: by this machine's clock it is {ours:%Y-%m-%d %H:%M} UTC, "
-                    f"and by the database server's {theirs:%Y-%m-%d %H:%M} UTC; set right which "
-                    "is wrong"
-                )
-            )
-            return
+        ours = now()
+        _compare_clocks(ours, server_now(settings))
         _prune(settings, storage, emit, ours, dry_run=False)
     except PgstashError as error:
         emit(events.Warned(f"Pruning failed: {error.message}\n{error.hint}".rstrip()))
     except Exception as error:  # noqa: BLE001 - nothing that happens now undoes the backup
         emit(events.Warned(f"Pruning failed: {type(error).__name__}: {error}"))
         emit(events.Notice(traceback.format_exc()))
+
+
+def _compare_clocks(ours: datetime, theirs: datetime) -> None:
+    """Raise WrongClockError for a clock by which all older backups might look outdated."""
+    from pgstash import catalog  # noqa: PLC0415
+
+    if abs(theirs - ours) > catalog.CLOCKS_APART:
+        raise WrongClockError(
+            f"nothing is pruned: by this machine's clock it is {ours:%Y-%m-%d %H:%M} UTC, and by "
+            f"the database server's {theirs:%Y-%m-%d %H:%M} UTC"
+        )
 
 
 def _prune(

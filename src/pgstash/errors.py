@@ -27,7 +27,8 @@
     │   ├── CheckFailedError          40   the preflight found something that does not work
     │   ├── StaleBackupError          41   the newest backup is older than the schedule allows
     │   ├── DrillFailedError          42   a restored backup is not what it should be
-    │   └── ScratchError              43   there is no place to try a restore in
+    │   ├── ScratchError              43   there is no place to try a restore in
+    │   └── WrongClockError           44   a clock is wrong, and what is newest or old depends on it
     ├── HookError                     50   a hook failed or took too long
     ├── RequiredTableError            51   a required table is missing or empty
     └── RestoreError
@@ -258,6 +259,13 @@ class ScratchError(HealthError):
         "Check VERIFY_DATABASE_URL, whose role needs CREATEDB; or leave it out, and install the "
         "server's package here for a throwaway server."
     )
+
+
+class WrongClockError(HealthError):
+    """A clock is wrong by an hour or more, and what is the newest or outdated depends on it."""
+
+    exit_code = 44
+    default_hint = "Set the clock right that is wrong."
 
 
 class HookError(PgstashError):

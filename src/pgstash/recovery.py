@@ -22,6 +22,7 @@ from pgstash.errors import (
     ConfigurationError,
     PgstashError,
     UnverifiedError,
+    WrongClockError,
 )
 from pgstash.settings import Settings, environment
 
@@ -85,32 +86,57 @@ def open_archive(settings: Settings, wanted: Wanted, emit: events.Emit) -> archi
         found = catalog.read(storage, settings.backup_prefix)
         backup = catalog.find_before(found, wanted.at)
     else:
-        backup = _stored(storage, settings, wanted.name, utc_now(), emit)
+        backup = _stored(storage, settings, wanted.name, utc_now(), emit, may_guess=False)
     return archive.open_stored(storage, backup, access)
 
 
-def _stored(
-    storage: Storage, settings: Settings, name: str, now: datetime, emit: events.Emit
+def _stored(  # noqa: PLR0913 - what a name may mean depends on all of it
+    storage: Storage,
+    settings: Settings,
+    name: str,
+    now: datetime,
+    emit: events.Emit,
+    *,
+    may_guess: bool,
 ) -> catalog.Backup:
-    """Return the backup of a name, and say so where a later one is not taken for the latest."""
+    """Return the backup of a name, and say so where a later one is not taken for the latest.
+
+    Unless it ``may_guess``, raise WrongClockError where it may be our clock that is wrong.
+    """
     found = catalog.read(storage, settings.backup_prefix)
     try:
         backup = catalog.find(found, name, now)
     except BackupNotFoundError as error:
-        if Path(name).is_file():
+        if _is_file(name):
             raise BackupNotFoundError(
                 error.message, hint=f"Is it the file of that name that lies here? It is ./{name}."
             ) from error
         raise
     last = found.backups[-1]
     if name == "latest" and last != backup:
+        # The clock that the store's times are of is another than that of whoever made the backup,
+        # but for a folder.
+        if not may_guess and storage.head(last.key).modified > now + catalog.CLOCKS_APART:
+            raise WrongClockError(
+                f"which backup is the latest cannot be told: by this machine's clock it is "
+                f"{now:%Y-%m-%d %H:%M} UTC, and {last.name} was stored after that",
+                hint="Set the clock right that is wrong, or name the backup: `pgstash list` shows "
+                "them all.",
+            )
         emit(
             events.Warned(
-                f"{backup.name} is taken for the latest, because a wrong clock gave a time in the "
-                f"future to {last.name}"
+                f"{backup.name} is taken for the latest, because {last.name} bears a time in the "
+                "future: some clock was wrong, or this machine's is"
             )
         )
     return backup
+
+
+def _is_file(name: str) -> bool:
+    try:
+        return Path(name).is_file()
+    except OSError:  # longer than a name can be, for one
+        return False
 
 
 def _access(settings: Settings, *, unverified: bool) -> archive.Access:
@@ -179,7 +205,7 @@ def drill_backup(
     storage = open_storage(settings, emit)
 
     def find() -> drill.Found:
-        backup = _stored(storage, settings, name, now(), emit)
+        backup = _stored(storage, settings, name, now(), emit, may_guess=True)
         return drill.Found(backup.name, lambda: archive.open_stored(storage, backup, access))
 
     drill.run(plan, storage, name, find, world)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pgstash import recovery, settings
-from pgstash.errors import BackupNotFoundError
+from pgstash.errors import BackupNotFoundError, WrongClockError
 from support import backups
 from support.backups import PREFIX
 from support.cli import environment, run_pgstash
@@ -108,6 +110,32 @@ def test_a_wrong_clock_makes_no_latest(source: Database, tmp_path: Path) -> None
     assert proof.name.startswith(right.partition(".")[0])
 
 
+def test_by_a_slow_clock_there_is_no_latest(source: Database, tmp_path: Path) -> None:
+    """What the store says was stored in the future may be the newest: the clock may be ours."""
+    env = environment(source.bin_dir, **backups.settings(source, tmp_path))
+    assert run_pgstash(["once"], env, command=WRONG_CLOCK).returncode == 0
+    [newest] = backups.stored(tmp_path)
+    assert run_pgstash(["once"], env).returncode == 0
+    later = time.time() + 60 * 24 * 3600
+    os.utime(newest.archive, (later, later))
+    for command in (["cat"], ["show"], ["restore", "--create", "never_made"]):
+        done = run_pgstash(command, reading(source, tmp_path))
+        assert done.returncode == WrongClockError.exit_code
+        assert newest.archive.name in done.stderr
+        assert "name the backup" in done.stderr
+        assert "COPY" not in done.stdout
+    assert run_pgstash(["cat", newest.archive.name], reading(source, tmp_path)).returncode == 0
+    done = run_pgstash(["drill"], reading(source, tmp_path))
+    assert done.returncode == 0
+    assert "some clock was wrong" in done.stderr
+
+
+def test_a_name_that_no_file_could_have(source: Database, tmp_path: Path) -> None:
+    backups.back_up(source, tmp_path)
+    done = run_pgstash(["cat", "x" * 300], reading(source, tmp_path))
+    assert done.returncode == BackupNotFoundError.exit_code
+
+
 def test_a_proof_of_a_wrong_clock_puts_no_drill_off(source: Database, tmp_path: Path) -> None:
     backups.back_up(source, tmp_path)
     env = reading(source, tmp_path) | {"VERIFY_INTERVAL": "3600"}
@@ -131,5 +159,12 @@ def test_by_a_wrong_clock_nothing_is_pruned(source: Database, tmp_path: Path) ->
     before = {each.archive.name for each in backups.stored(tmp_path)}
     done = run_pgstash(["once"], env, command=WRONG_CLOCK)
     assert done.returncode == 0
-    assert "Nothing is pruned: by this machine's clock" in done.stderr
-    assert before < {each.archive.name for each in backups.stored(tmp_path)}
+    assert "nothing is pruned: by this machine's clock" in done.stderr
+    now = {each.archive.name for each in backups.stored(tmp_path)}
+    assert before < now
+    for more in ([], ["--dry-run"]):
+        done = run_pgstash(["prune", *more], env, command=WRONG_CLOCK)
+        assert done.returncode == WrongClockError.exit_code
+        assert "nothing is pruned: by this machine's clock" in done.stderr
+        assert now == {each.archive.name for each in backups.stored(tmp_path)}
+    assert run_pgstash(["prune"], env).returncode == 0
