@@ -252,13 +252,13 @@ class _Pieces:
                 plan.server,
                 plan.client,
                 options=[
-                    *plan.options,
+                    *options.of_rows_alone(plan.options),
                     "--section=data",
                     f"--snapshot={snapshot.name}",
                     *without,
                 ],
                 lock_seconds=plan.lock_seconds,
-                table_lock_seconds=min(_SECONDS_FOR_SECOND_LOCK, plan.lock_seconds),
+                first_lock_seconds=min(_SECONDS_FOR_SECOND_LOCK, plan.lock_seconds),
                 idle_seconds=plan.idle_seconds,
                 environment=plan.environment,
                 emit=plan.emit,
@@ -267,12 +267,9 @@ class _Pieces:
         )
         for reader in self._readers:
             reader.begin(self._big)
-        began = time.monotonic()
         try:
             first = next(rest, b"")
         except LockTimeoutError as error:
-            if time.monotonic() - began >= plan.lock_seconds:
-                raise
             raise LockRefusedError(error.message) from error
         self._rest = itertools.chain([first], rest)
         stack.callback(self._end)

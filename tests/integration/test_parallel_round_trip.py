@@ -217,6 +217,26 @@ def test_an_array_with_null_whatever_is_planted(
     assert restored.run_sql("SHOW array_nulls").strip() == "off"
 
 
+@pytest.mark.parametrize(
+    "options", ["--verbose", "-v", "--disable-triggers --superuser=admin", "--statistics"]
+)
+def test_options_that_mean_more_to_a_dump_of_rows_alone(
+    options: str, cluster: Cluster, make_database: MakeDatabase, new_database: str, tmp_path: Path
+) -> None:
+    """The pg_dump that writes the rows of the rest may take itself for one; here it has none."""
+    if options == "--statistics" and cluster.major < 18:
+        options = "--no-sync"
+    source = make_database(on=cluster)
+    source.run_sql(
+        "CREATE TABLE t AS SELECT generate_series(1, 5000) n; ANALYZE t;"
+        "CREATE MATERIALIZED VIEW m AS SELECT n FROM t; ANALYZE m"
+    )
+    pieces.back_up(source, tmp_path, PG_DUMP_EXTRA_ARGS=options)
+    source.run_sql("CREATE TABLE empty (n int)")
+    pieces.back_up(source, tmp_path, PG_DUMP_EXTRA_ARGS=options)
+    assert_restored(source, tmp_path, new_database, jobs=2)
+
+
 def test_a_role_that_alone_may_look_into_a_schema(
     cluster: Cluster, make_database: MakeDatabase, tmp_path: Path
 ) -> None:

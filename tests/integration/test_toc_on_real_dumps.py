@@ -149,16 +149,19 @@ def test_a_text_that_looks_like_the_cut_is_none(
     """What a user wrote may be just what pg_restore writes above the first index."""
     database = make_database(on=cluster)
     fake = "--\n-- Name: t t_pkey; Type: CONSTRAINT; Schema: public; Owner: -\n--\n\nSELECT 1;\n"
+    lazy = "\nSET default_tablespace = x;\n\n"
     database.run_sql(f"""
         CREATE TABLE t (id int PRIMARY KEY);
         CREATE FUNCTION f() RETURNS text LANGUAGE sql AS $_$SELECT '\n{fake}'$_$;
-        COMMENT ON TABLE t IS '\n{fake}';
-        COMMENT ON CONSTRAINT t_pkey ON t IS '\n{fake}';
+        COMMENT ON TABLE t IS '{lazy}{fake}';
+        COMMENT ON COLUMN t.id IS '{lazy}{lazy}';
+        COMMENT ON CONSTRAINT t_pkey ON t IS '{lazy}{fake}{lazy}';
     """)
     dumped = dumped_of(database, "empty")
     script = outline.script(dumped.contents, dumped.tools, [], {})
     assert comparable(script.before + script.after) == comparable(dumped.rest)
     assert script.before.count(fake.encode()) == 2
+    assert script.before.count(lazy.encode()) == 3
     assert b"CREATE TABLE public.t" in script.before
     assert script.after.startswith(fake.encode()[:40])
     assert b"ADD CONSTRAINT t_pkey" in script.after

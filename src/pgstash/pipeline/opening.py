@@ -22,7 +22,9 @@ _QUOTED = re.compile(rb"""\"[^"]*+"|'[^']*+'""")
 _LONGEST_STATEMENT = 1 << 20
 
 # psql's commands, comments and the settings of the session.
-_HEADER_LINE = re.compile(rb"(?:\\restrict \w+|--(?: (?:PostgreSQL|Dumped|Started) .*)?)\n")
+_HEADER_LINE = re.compile(
+    rb"(?:\\restrict \w+|--(?: (?:PostgreSQL|Dumped|Started|Completed) .*)?)\n"
+)
 _HEADER = re.compile(rb"SET |SELECT pg_catalog\.set_config\(")
 
 # What drops, and nothing that creates: but for a view that another one hangs on, which pg_dump
@@ -37,7 +39,8 @@ _DROP = re.compile(
 # What the rest begins with: an entry of the table of contents, the end, or a setting that
 # pg_dump writes only where an entry needs it.
 _REST = re.compile(
-    rb"--\n-- (?:TOC entry |Name: |Data for Name: |PostgreSQL database dump complete\n)"
+    rb"--\n-- (?:TOC entry |(?:Data for |Statistics for )?Name: "
+    rb"|PostgreSQL database dump complete\n)"
     rb"|SET default_(?:tablespace|table_access_method) = |SELECT pg_catalog\.lo_create\("
 )
 _LOOK_BYTES = 64

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import secrets
 import signal
@@ -134,7 +135,7 @@ def dump(  # noqa: PLR0913 - each is one knob of one process
     idle_seconds: float,
     environment: Mapping[str, str],
     emit: Emit,
-    table_lock_seconds: float | None = None,
+    first_lock_seconds: float | None = None,
     started: Callable[[Child], object] = lambda _child: None,
 ) -> Iterator[Iterator[bytes]]:
     """Run pg_dump on the server and yield its plain SQL as chunks of bytes.
@@ -142,30 +143,35 @@ def dump(  # noqa: PLR0913 - each is one knob of one process
     The iteration ends only after pg_dump exited with 0 and its last bytes are those of a
     complete dump; everything else raises DumpError, with the last lines that pg_dump wrote.
     LockTimeoutError is raised where a table stayed locked for ``lock_seconds``, or anything
-    else that pg_dump wants to lock; ``table_lock_seconds`` is another limit for tables. ``options``
-    are the user's own, each one word. ``started`` is told the child. Leaving the block ends it.
+    else that pg_dump wants to lock; ``first_lock_seconds`` is another limit for tables, and for
+    all that it locks before its first byte. ``options`` are the user's own, each one word.
+    ``started`` is told the child. Leaving the block ends it.
     """
-    limit = lock_seconds if table_lock_seconds is None else table_lock_seconds
-    command = arguments(server, tools, ["--format=plain", *options], limit)
+    first = lock_seconds if first_lock_seconds is None else first_lock_seconds
+    command = arguments(server, tools, ["--format=plain", *options], first)
 
     def say(line: str) -> None:
         emit(ToolSaid("pg_dump", line))
 
-    connection, ask = watched(server, lock_seconds)
+    connection, ask = watched(server)
     with Child(command, connection, environment, say=say) as child:
         started(child)
-        yield _complete(child.read(idle_seconds, silent_seconds=lock_seconds, silent=ask), child)
+        chunks = itertools.chain(
+            itertools.islice(patient(child, idle_seconds, first, ask), 1),
+            patient(child, idle_seconds, lock_seconds, ask),
+        )
+        yield _complete(chunks, child)
 
 
-def watched(server: Server, lock_seconds: float) -> tuple[Connection, Callable[[], None]]:
+def watched(server: Server) -> tuple[Connection, Callable[[float], None]]:
     """Return how a pg_dump is to connect, and what raises LockTimeoutError if that one waits.
 
-    --lock-wait-timeout covers the LOCK TABLE at the beginning alone, and pg_dump takes locks
-    later too: on views, materialized views and sequences.
+    It is told for how many seconds that may be. --lock-wait-timeout covers the LOCK TABLE at the
+    beginning alone, and pg_dump takes locks later too: on views, materialized views and sequences.
     """
     mark = secrets.token_hex(_MARK_BYTES)
 
-    def ask() -> None:
+    def ask(lock_seconds: float) -> None:
         wait = locks.waiting(server, mark, lock_seconds + _SECONDS_FOR_LOCK_TABLE)
         if wait:
             raise LockTimeoutError(
@@ -174,6 +180,13 @@ def watched(server: Server, lock_seconds: float) -> tuple[Connection, Callable[[
             )
 
     return _marked(server.connection, mark), ask
+
+
+def patient(
+    child: Child, idle_seconds: float, lock_seconds: float, ask: Callable[[float], None]
+) -> Iterator[bytes]:
+    """Yield what a watched pg_dump writes; raise LockTimeoutError where it waits for a lock."""
+    return child.read(idle_seconds, silent_seconds=lock_seconds, silent=lambda: ask(lock_seconds))
 
 
 def arguments(

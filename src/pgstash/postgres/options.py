@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 _ROLE = "--role="
+_NOT_OF_ROWS_ALONE = ("--disable-triggers", "--superuser=", "--verbose", "-v")
 
 _ITEM = re.compile(r'(?:[^",]|"[^"]*")+')
 
@@ -192,6 +193,14 @@ def role(options: Sequence[str]) -> str | None:
     """Return the role that pg_dump takes with these options: the last that they name."""
     named = [each.removeprefix(_ROLE) for each in options if each.startswith(_ROLE)]
     return named[-1] if named else None
+
+
+def of_rows_alone(options: Sequence[str]) -> list[str]:
+    """Return the options for a pg_dump that is to write the rows, and no more, of a whole dump.
+
+    It takes that for a dump of rows alone, and would heed what it ignores otherwise.
+    """
+    return [each for each in options if not each.startswith(_NOT_OF_ROWS_ALONE)]
 
 
 @dataclass

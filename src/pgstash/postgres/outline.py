@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pgstash.errors import DumpError
 from pgstash.events import Emit, ToolSaid
 from pgstash.postgres import toc
-from pgstash.postgres.dump import CLOSING, arguments, failure, watched
+from pgstash.postgres.dump import CLOSING, arguments, failure, patient, watched
 from pgstash.postgres.process import Child, child_environment, in_memory
 from pgstash.postgres.source import Server
 from pgstash.postgres.toc import Contents
@@ -35,7 +35,7 @@ _OF_RESTORE = (
     "--statistics",
     "--use-set-session-authorization",
 )
-_NOT_FOR_ARCHIVE = ("--verbose",)
+_NOT_FOR_ARCHIVE = ("--verbose", "-v")
 
 # Written where the first entry needs it, so that it may stand at another place.
 _LAZY = re.compile(rb"^SET default_(?:tablespace|table_access_method) = [^\n]*;\n\n", re.MULTILINE)
@@ -90,11 +90,9 @@ def opened(  # noqa: PLR0913 - each is one knob of one process
         if not done:  # afterwards it says that it was stopped
             emit(ToolSaid("pg_dump", line))
 
-    connection, ask = watched(server, lock_seconds)
+    connection, ask = watched(server)
     with Child(command, connection, environment, say=say) as child:
-        contents = _contents(
-            child, child.read(idle_seconds, silent_seconds=lock_seconds, silent=ask)
-        )
+        contents = _contents(child, patient(child, idle_seconds, lock_seconds, ask))
         done = True
         yield contents
 
@@ -152,13 +150,15 @@ def script(
     if first is None:
         return Script(whole[: end.start()], whole[end.start() :])
     wanted = _LAZY.sub(b"", after[first.start() : ends.start()])
-    begins = after[first.start() : after.index(b"\n--\n", first.end())]
-    split = whole.find(begins)
-    while split >= 0:
-        if _LAZY.sub(b"", whole[split : end.start()]) == wanted:
-            return Script(whole[:split], whole[split:])
-        split = whole.find(begins, split + 1)
-    raise CompositionError("the end of pg_restore's script is not what it writes of it alone")
+    bare = _LAZY.sub(b"", whole[: end.start()])
+    if not bare.endswith(wanted):
+        raise CompositionError("the end of pg_restore's script is not what it writes of it alone")
+    split = len(bare) - len(wanted)
+    for lazy in _LAZY.finditer(whole):
+        if lazy.start() > split:
+            break
+        split += len(lazy[0])
+    return Script(whole[:split], whole[split:])
 
 
 def of_restore(options: Iterable[str]) -> list[str]:
