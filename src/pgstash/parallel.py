@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import queue
+import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -37,6 +38,7 @@ _SECONDS_BETWEEN_TRIES = 1.0
 _SECONDS_FOR_SECOND_LOCK = 2.0
 
 _SECONDS_TO_END = 2.0
+_LONGEST_REASON = 1000  # characters: pg_dump names all tables that it could not lock
 # A snapshot that another transaction took serves no serializable, deferrable one.
 _NOT_SHARED = "--serializable-deferrable"
 
@@ -141,7 +143,8 @@ def opened(plan: Plan) -> Iterator[Parallel]:
             except LockTimeoutError:
                 raise  # one pg_dump would wait as long, and not get it either
             except DatabaseError as error:
-                raise Impossible(" ".join(error.message.split())) from error
+                said = textwrap.shorten(error.message, _LONGEST_REASON, placeholder=" …")
+                raise Impossible(said) from error
             else:
                 yield made
                 return
@@ -163,6 +166,13 @@ def _prepared(plan: Plan, stack: contextlib.ExitStack) -> Parallel:
         script = outline.script(contents, plan.client, plan.options, plan.environment)
         tables = [into[0] for entry in contents.entries if (into := entry.loads_into)]
         big = snapshot.cut(contents.entries)
+        # The second pg_dump locks all tables once more, and each reader the big ones.
+        wanted = len(tables) + plan.jobs * len(big)
+        if wanted > snapshot.room_for_locks() // 2:
+            raise Impossible(
+                f"it would take {wanted} more locks, and the server has to have room for others: "
+                "raise its max_locks_per_transaction"
+            )
         if big and (reason := snapshot.kept_order()):
             plan.emit(events.Notice(f"All rows are left to pg_dump, in its order: {reason}"))
             big = []
@@ -311,6 +321,8 @@ class _Pieces:
                 except queue.Empty:
                     break
                 self._hand_over(self._from_reader(chunk, reader))
+            if reader and not self._stopping.is_set():
+                reader.refuse_renamed(self._big)
             self._done.put(None)
         except Exception as error:  # noqa: BLE001 - carried to the caller's thread whole
             self._done.put(error)
@@ -343,7 +355,7 @@ class _Pieces:
             thread.join(max(0.0, give_up - time.monotonic()))
 
     def _from_reader(self, chunk: Chunk, reader: Reader) -> Iterator[Packed]:
-        rows = Rows(self._plan.level, chunk.table, chunk.load)
+        rows = Rows(self._plan.level, chunk.table.name, chunk.table.load)
         for piece in reader.read(chunk):
             yield from rows.write(piece)
         yield from rows.close()

@@ -30,13 +30,14 @@ from support import backups, pieces
 from support.cli import run_pgstash, started_pgstash
 from support.compare import compare
 from support.pieces import Stop
+from support.postgres import Cluster
 from support.proxy import Behaviour, TcpProxy
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from contextlib import AbstractContextManager
 
-    from support.postgres import Cluster, Database, MakeDatabase
+    from support.postgres import Database, MakeDatabase
 
 pytestmark = pytest.mark.first_two
 
@@ -225,6 +226,46 @@ def test_an_alter_that_comes_between_the_locks(
     assert_complete(real, make_database())
 
 
+def test_a_refresh_that_comes_between_the_locks(
+    real: InPieces, make_database: MakeDatabase, tmp_path: Path
+) -> None:
+    """It waits for the first pg_dump, which looked at what a view reads, and the second for it."""
+    real.database.run_sql(
+        "CREATE MATERIALIZED VIEW inner_one AS SELECT count(*) FROM a_big;"
+        "CREATE VIEW outer_one AS SELECT * FROM inner_one"
+    )
+    refresh = "REFRESH MATERIALIZED VIEW inner_one"
+    stop = real.stop(pieces.CUT, tmp_path / "talk")
+    (tmp_path / "talk" / "go on 1").touch()
+    with real.database.connect() as other, ThreadPoolExecutor(1) as pool, real.started() as process:
+        with stop.reached():
+            refreshing = pool.submit(other.execute, refresh)
+            wait_until(lambda: waits(real.database, refresh), "REFRESH waits")
+        refreshing.result(timeout=30)
+        done = finished(process)
+    assert_by_several(done)
+    assert_complete(real, make_database())
+
+
+def test_schemas_that_take_each_others_names(real: InPieces, tmp_path: Path) -> None:
+    """No lock on a table keeps the name of its schema, and pieces are read by name."""
+    real.database.run_sql(
+        "CREATE SCHEMA staging; CREATE TABLE staging.a_big AS TABLE a_big; CREATE SCHEMA live;"
+        "ALTER TABLE a_big SET SCHEMA live"
+    )
+    stop = real.stop(pieces.LOCKED_BY_ALL, tmp_path / "talk")
+    with real.started() as process:
+        with stop.reached():
+            real.database.run_sql(
+                "ALTER SCHEMA live RENAME TO old; ALTER SCHEMA staging RENAME TO live;"
+                "ALTER SCHEMA old RENAME TO staging"
+            )
+        done = finished(process)
+    assert_failed(done, 13, "a_big was renamed", nothing_left=real)
+    real.more = []
+    assert_succeeds(real)
+
+
 STATEMENTS = {
     "attach": "ALTER TABLE c_partitioned ATTACH PARTITION d_detached"
     " FOR VALUES FROM (100) TO (200)",
@@ -265,6 +306,22 @@ def test_what_changes_a_table_waits_for_the_end(
 
 
 # What cannot be shared.
+
+
+def test_a_server_with_little_room_for_locks(
+    newest_cluster: Cluster, make_database: MakeDatabase, folder: Folder
+) -> None:
+    """A lock table that is full is full for everybody."""
+    few = {"max_locks_per_transaction": "10", "max_connections": "20"}
+    tables = "".join(f"CREATE TABLE t{n} (n int);" for n in range(90))
+    with Cluster(newest_cluster.major, settings=few) as cluster:
+        database = cluster.create_database("many")
+        database.run_sql(tables)
+        scene = InPieces(database, folder, database.bin_dir)
+        assert_by_one(scene.once(), "max_locks_per_transaction")
+        assert_complete(scene, make_database())
+        database.run_sql("".join(f"DROP TABLE t{n};" for n in range(10, 90)))
+        assert_by_several(scene.once())
 
 
 def test_an_option_that_wants_a_snapshot_of_its_own(

@@ -15,7 +15,7 @@ from typing import Self
 
 import psycopg
 
-from pgstash.errors import DatabaseError
+from pgstash.errors import DatabaseError, DumpError
 from pgstash.events import Emit, ToolSaid
 from pgstash.postgres import ordering
 from pgstash.postgres.dump import failure
@@ -43,6 +43,7 @@ _NOT_AVAILABLE = "55P03"
 _SETTINGS = {
     "DateStyle": "ISO",
     "IntervalStyle": "postgres",
+    "constraint_exclusion": "off",
     "enable_seqscan": "off",
     "extra_float_digits": "3",
     "idle_in_transaction_session_timeout": "0",
@@ -57,13 +58,43 @@ _SETTINGS = {
     "transaction_timeout": "0",
 }
 
+# Who is one of these may run programs on the server's machine.
+_MIGHTY = """
+    SELECT FROM pg_catalog.pg_roles r
+    WHERE (r.rolsuper OR r.rolname IN ('pg_execute_server_program', 'pg_read_server_files',
+                                       'pg_write_server_files'))
+          AND pg_catalog.pg_has_role({}, r.oid, 'MEMBER')
+"""
+
 # Tables of extensions may be dumped in part, by a condition that the extension registered.
-_SIZES = """
+#
+# A range of pages is read by a query, and planning one runs what is constant in expressions of
+# indexes and of statistics: functions of whoever owns the table, as us. COPY of a table plans
+# nothing, nor does pg_dump. So a table is cut only where no such expression needs anything that
+# somebody made, and where its owner, who might add one meanwhile, would gain no power over the
+# server by it.
+_SIZES = f"""
     SELECT c.oid,
            pg_catalog.pg_relation_size(c.oid) / pg_catalog.current_setting('block_size')::int,
-           pg_catalog.pg_table_size(c.oid)
+           pg_catalog.pg_table_size(c.oid),
+           NOT EXISTS (
+               SELECT FROM pg_catalog.pg_depend d
+               WHERE d.refobjid >= 16384
+                     AND d.refclassid NOT IN ('pg_catalog.pg_class'::pg_catalog.regclass,
+                                              'pg_catalog.pg_constraint'::pg_catalog.regclass,
+                                              'pg_catalog.pg_namespace'::pg_catalog.regclass)
+                     AND (d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass
+                          AND d.objid IN (
+                              SELECT i.indexrelid FROM pg_catalog.pg_index i
+                              WHERE i.indrelid = c.oid
+                                    AND (i.indexprs IS NOT NULL OR i.indpred IS NOT NULL))
+                          OR d.classid = 'pg_catalog.pg_statistic_ext'::pg_catalog.regclass
+                          AND d.objid IN (SELECT s.oid FROM pg_catalog.pg_statistic_ext s
+                                          WHERE s.stxrelid = c.oid)))
+           AND (NOT EXISTS ({_MIGHTY.format("session_user")})
+                OR EXISTS ({_MIGHTY.format("c.relowner")}))
     FROM pg_catalog.pg_class c JOIN pg_catalog.pg_am a ON a.oid = c.relam
-    WHERE c.oid = ANY ('{%s}') AND c.relkind = 'r' AND a.amname = 'heap'
+    WHERE c.oid = ANY ('{{%s}}') AND c.relkind = 'r' AND a.amname = 'heap'
           AND pg_catalog.pg_table_size(c.oid) >= %d
           AND NOT EXISTS (
               SELECT FROM pg_catalog.pg_depend d
@@ -71,7 +102,7 @@ _SIZES = """
                     AND d.deptype = 'e'
           )
     ORDER BY 3 DESC LIMIT %d
-"""
+"""  # noqa: S608 - of constants
 
 
 # What TRUNCATE or ALTER TABLE has rewritten looks empty under an older snapshot, and so does what
@@ -89,6 +120,23 @@ _REWRITTEN = """
 """
 
 
+# The same, of names alone.
+_RENAMED = """
+    SELECT pg_catalog.format('%%I.%%I', n.nspname, c.relname)
+    FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+    WHERE c.oid = ANY ('{%s}')
+          AND c.oid::pg_catalog.regclass::text <> pg_catalog.format('%%I.%%I', n.nspname, c.relname)
+    LIMIT 1;
+"""
+
+_ROOM = b"""
+    SELECT pg_catalog.current_setting('max_locks_per_transaction')::pg_catalog.int8
+           * (pg_catalog.current_setting('max_connections')::pg_catalog.int8
+              + pg_catalog.current_setting('max_prepared_transactions')::pg_catalog.int8)
+           - (SELECT pg_catalog.count(*) FROM pg_catalog.pg_locks WHERE NOT fastpath)
+"""
+
+
 class SnapshotError(DatabaseError):
     """The server does not let several sessions see one snapshot."""
 
@@ -102,24 +150,50 @@ class LockRefusedError(DatabaseError):
 
 
 @dataclass(frozen=True, slots=True)
-class Chunk:
-    """A range of pages of one table: how it is read, and how its rows are loaded.
+class Table:
+    """A big table. ``name`` is as the dump writes it, ``pattern`` is quoted and fits it alone.
 
-    ``table`` is the name as a dump writes it.
+    ``columns`` are a list as the dump writes it; ``pages`` are read ``step`` at a time.
     """
 
-    table: bytes
-    read: bytes
-    load: bytes
+    oid: int
+    name: bytes
+    pattern: bytes
+    columns: bytes
+    pages: int
+    step: int
+
+    @property
+    def load(self) -> bytes:
+        """The statement by which rows are loaded."""
+        return b"COPY " + self.name + b" (" + self.columns + b") FROM stdin;\n"
+
+    @property
+    def chunks(self) -> Iterator[Chunk]:
+        """All of it, in pieces."""
+        for start in range(0, max(1, self.pages), self.step):
+            yield Chunk(self, start)
 
 
 @dataclass(frozen=True, slots=True)
-class Table:
-    """A big table. ``name`` is as the dump writes it, ``pattern`` is quoted and fits it alone."""
+class Chunk:
+    """A range of pages of one table, from ``start`` on."""
 
-    name: bytes
-    pattern: bytes
-    chunks: Sequence[Chunk]
+    table: Table
+    start: int
+
+    @property
+    def read(self) -> bytes:
+        """The statement that reads its rows."""
+        table, end = self.table, self.start + self.table.step
+        if table.step >= table.pages:
+            return b"COPY " + table.name + b" (" + table.columns + b") TO stdout;\n"
+        select = b"COPY (SELECT " + table.columns + b" FROM ONLY " + table.pattern
+        pages = b" WHERE ctid >= '(%d,0)'::pg_catalog.tid" % self.start
+        # The last one has no end: rows may have come to new pages until the snapshot was taken.
+        if end < table.pages:
+            pages += b" AND ctid < '(%d,0)'::pg_catalog.tid" % end
+        return select + pages + b") TO stdout;\n"
 
 
 class Snapshot:
@@ -143,22 +217,31 @@ class Snapshot:
         # To ask for a size takes a lock, for a moment: behind whoever waits for one.
         self._ask(b"SET LOCAL lock_timeout = '%ds'" % _SECONDS_FOR_LOCK)
         tables = []
-        for row in self._ask((_SIZES % (oids, _SMALLEST, _MOST_TABLES)).encode()):
-            oid, pages, size = (int(cell or b"0") for cell in row)
+        for *numbers, divisible in self._ask((_SIZES % (oids, _SMALLEST, _MOST_TABLES)).encode()):
+            oid, pages, size = (int(cell or b"0") for cell in numbers)
             if into := named[oid].loads_into:
-                chunks = tuple(_chunks(named[oid], *into, pages, size))
-                tables.append(Table(into[0], _qualified(named[oid]), chunks))
+                step = max(1, pages * CHUNK_BYTES // max(1, size)) if divisible == b"t" else pages
+                name = _qualified(named[oid])
+                tables.append(Table(oid, into[0], name, into[1], pages, max(1, step)))
         return tables
 
     def refuse_rewritten(self, entries: Sequence[Entry]) -> None:
         """Raise LockRefusedError where a table is not what it was by the snapshot any more.
 
-        So it stays where whoever reads it has locked it by now.
+        So it stays where whoever reads it has locked it by now, but for the names of schemas.
         """
         loaded = [entry.oid for entry in entries if entry.loads_into]
         if rewritten := self._ask((_REWRITTEN % ",".join(map(str, loaded))).encode()):
             name = b".".join(cell or b"" for cell in rewritten[0]).decode(errors="replace")
             raise LockRefusedError(f"{name} was rewritten or replaced after the snapshot was taken")
+
+    def room_for_locks(self) -> int:
+        """Return how many locks the server has room for, beside those that are held now.
+
+        https://www.postgresql.org/docs/current/runtime-config-locks.html
+        """
+        [[room]] = self._ask(_ROOM)
+        return int(room or b"0")
 
     def kept_order(self) -> str | None:
         """Say why rows may not be written in any order, if they may not. Raises SnapshotError."""
@@ -227,12 +310,13 @@ class Reader:
         names = ", ".join(f"('{name}', '{value}')" for name, value in _SETTINGS.items())
         self._preamble = (
             "\\o /dev/null\n"
+            # Before anything that a user of the database may have defined an operator for.
+            "SET search_path = '';\n"
             f"SET client_encoding = '{server.database.encoding}';\n"
             "SELECT pg_catalog.set_config(s.name, wanted.value, false)"
             f" FROM (VALUES {names}) AS wanted (name, value)"
             " JOIN pg_catalog.pg_settings s ON pg_catalog.lower(s.name)"
             " = pg_catalog.lower(wanted.name);\n"
-            "SET search_path = '';\n"
             "\\o\n"
         ).encode()
         if role is not None:
@@ -275,10 +359,23 @@ class Reader:
         try:
             yield from self._run(chunk.read)
         except DatabaseError as error:
-            table = chunk.table.decode(self._codec, "replace")
+            table = chunk.table.name.decode(self._codec, "replace")
             raise type(error)(
                 f"the rows of {table} cannot be read: {error.message}", hint=error.hint
             ) from error
+
+    def refuse_renamed(self, tables: Sequence[Table]) -> None:
+        """Raise DumpError where a name means another table by now than the one that is locked.
+
+        A lock on a table does not keep its schema's name, and each chunk is read by name.
+        """
+        oids = ",".join(str(table.oid) for table in tables)
+        if renamed := b"".join(self._run((_RENAMED % oids).encode())):
+            name = renamed.decode(self._codec, "replace").strip()
+            raise DumpError(
+                f"{name} was renamed while it was read, it or its schema",
+                hint="Run the backup again, while no schema is renamed.",
+            )
 
     def _run(self, statements: bytes) -> Iterator[bytes]:
         token = secrets.token_hex(_TOKEN_BYTES).encode()
@@ -310,21 +407,6 @@ def _is_own(entry: Entry) -> bool:
             for name in (entry.tag, _identifier(entry.tag))
         }
     )
-
-
-def _chunks(entry: Entry, name: bytes, columns: bytes, pages: int, size: int) -> Iterator[Chunk]:
-    load = b"COPY " + name + b" (" + columns + b") FROM stdin;\n"
-    step = max(1, pages * CHUNK_BYTES // max(1, size))
-    if step >= pages:
-        yield Chunk(name, b"COPY " + name + b" (" + columns + b") TO stdout;\n", load)
-        return
-    select = b"COPY (SELECT " + columns + b" FROM ONLY " + _qualified(entry)
-    for start in range(0, pages, step):
-        pages_in_it = b" WHERE ctid >= '(%d,0)'::pg_catalog.tid" % start
-        # The last one has no end: rows may have come to new pages until the snapshot was taken.
-        if start + step < pages:
-            pages_in_it += b" AND ctid < '(%d,0)'::pg_catalog.tid" % (start + step)
-        yield Chunk(name, select + pages_in_it + b") TO stdout;\n", load)
 
 
 def _qualified(entry: Entry) -> bytes:

@@ -310,12 +310,16 @@ def without_confidential(said: str) -> str:
 
 
 def settings(neutral: Mapping[str, str], lc_monetary: str | None) -> str:
-    """Return the statement that sets what is neutral, and the locale that amounts are read in."""
+    """Return the statements that set what is neutral, and the locale that amounts are read in.
+
+    Nothing that a user of the database defined stands in for a built-in afterwards, nor in them.
+    """
     wanted = {**neutral, **({"lc_monetary": lc_monetary} if lc_monetary else {})}
     names = ", ".join(_literal(name) for name in wanted)
     values = ", ".join(_literal(value) for value in wanted.values())
     return (
-        "SELECT pg_catalog.set_config(s.name, wanted.value, false)"  # noqa: S608 - quoted
+        "SET search_path = '';"  # noqa: S608 - quoted
+        "SELECT pg_catalog.set_config(s.name, wanted.value, false)"
         f" FROM ROWS FROM (pg_catalog.unnest(ARRAY[{names}]),"
         f" pg_catalog.unnest(ARRAY[{values}])) AS wanted (name, value)"
         " JOIN pg_catalog.pg_settings s ON s.name = wanted.name;"

@@ -1,0 +1,181 @@
+"""Nobody's code runs as the role that makes a backup, or one that restores into a database.
+
+pg_dump is careful to call nothing that a user of the database defined, and so is everything here.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pgstash.events import ignore
+from pgstash.postgres import copying, outline, source, tools
+from support import backups, pieces
+from support.cli import environment, run_pgstash
+from support.postgres import Database, clean_environment
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from support.postgres import Cluster, MakeDatabase
+
+ROWS = "SELECT n AS id, md5(n::text) AS noise FROM generate_series(1, 2000) n"
+# Whoever else comes to run it has an error.
+REFUSE = """
+    BEGIN
+        IF current_user <> 'mallory' THEN RAISE 'it was run as %', current_user; END IF;
+        RETURN {};
+    END
+"""
+IMMUTABLE = (
+    "CREATE FUNCTION planted(int) RETURNS int IMMUTABLE LANGUAGE plpgsql AS "
+    f"$${REFUSE.format('$1')}$$;"
+)
+ROUTES = {
+    "index": "CREATE INDEX ON t ((id + planted(1)))",
+    "part of an index": "CREATE INDEX ON t (id) WHERE id > planted(1)",
+    "statistics": "CREATE STATISTICS s ON (id + planted(1)) FROM t",
+    "check": "ALTER TABLE t ADD CHECK (id > planted(0));"
+    "ALTER DATABASE {database} SET constraint_exclusion = on",
+    "operator of an index": "CREATE OPERATOR <+> (FUNCTION = planted, RIGHTARG = int);"
+    "CREATE INDEX ON t ((id + (<+> 1)))",
+}
+
+
+@pytest.fixture
+def mallory(cluster: Cluster, make_database: MakeDatabase) -> Iterator[Database]:
+    """A database that belongs to mallory, who is no superuser; this is how mallory logs in."""
+    database = make_database(on=cluster)
+    database.run_sql(
+        f"CREATE ROLE mallory LOGIN; ALTER DATABASE {database.name} OWNER TO mallory;"
+        "ALTER SCHEMA public OWNER TO mallory"
+    )
+    yield database
+    database.run_sql(
+        "REASSIGN OWNED BY mallory TO CURRENT_USER; DROP OWNED BY mallory; DROP ROLE mallory;"
+    )
+
+
+def run_as_mallory(database: Database, script: str) -> None:
+    database.run_sql(f"SET SESSION AUTHORIZATION mallory; {script}")
+
+
+def chunks_of(database: Database, user: str) -> dict[bytes, int]:
+    """Return into how many pieces each table is cut, if that is left to the server."""
+    server = source.look(database.uri.replace("admin@", f"{user}@"))
+    env = clean_environment(database.bin_dir)
+    client = tools.find(server.major, env["PATH"], env)
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        copying.snapshot(server) as snapshot,
+        outline.opened(
+            server,
+            client,
+            snapshot=snapshot.name,
+            options=[],
+            lock_seconds=60,
+            idle_seconds=60,
+            environment=env,
+            emit=ignore,
+        ) as contents,
+    ):
+        patch.setattr(copying, "_SMALLEST", 0)
+        patch.setattr(copying, "CHUNK_BYTES", 16384)
+        return {table.name: len(list(table.chunks)) for table in snapshot.cut(contents.entries)}
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_no_function_of_the_owner_is_run(route: str, mallory: Database, tmp_path: Path) -> None:
+    """A query over a table is planned, and with it what is constant in its expressions is run."""
+    run_as_mallory(mallory, f"CREATE TABLE t AS {ROWS}; {IMMUTABLE}")
+    run_as_mallory(mallory, ROUTES[route].format(database=mallory.name))
+    # Also where a superuser owns the table, who is trusted else.
+    mallory.run_sql(f"CREATE TABLE u AS {ROWS}; CREATE INDEX ON u ((id + 1))")
+    if route == "index":
+        mallory.run_sql("ALTER TABLE t OWNER TO CURRENT_USER")
+    backup = pieces.back_up(mallory, tmp_path)
+    assert backup.row_counts == {("public", "t"): 2000, ("public", "u"): 2000}
+
+
+def test_which_tables_are_cut(mallory: Database) -> None:
+    run_as_mallory(
+        mallory,
+        f"CREATE TABLE of_mallory AS {ROWS}; CREATE TABLE with_index AS {ROWS}; {IMMUTABLE}"
+        "CREATE INDEX ON with_index ((planted(id)))",
+    )
+    mallory.run_sql(
+        f"CREATE TABLE of_superuser AS {ROWS}; CREATE INDEX ON of_superuser ((id + 1));"
+        "CREATE STATISTICS s ON id, noise FROM of_superuser;"
+        "ALTER TABLE with_index OWNER TO CURRENT_USER;"
+        "CREATE ROLE reader LOGIN IN ROLE pg_read_all_data"
+    )
+    try:
+        by_superuser = chunks_of(mallory, "admin")
+        by_reader = chunks_of(mallory, "reader")
+        mallory.run_sql("GRANT pg_execute_server_program TO reader")
+        by_mighty = chunks_of(mallory, "reader")
+        mallory.run_sql("GRANT pg_execute_server_program TO mallory")
+        by_equals = chunks_of(mallory, "reader")
+    finally:
+        mallory.run_sql("DROP ROLE reader")
+    whole = {b"public.with_index": 1}
+    assert {name for name, pieces in by_superuser.items() if pieces > 1} == {b"public.of_superuser"}
+    assert {**by_superuser, **whole} == by_superuser
+    assert {name for name, pieces in by_reader.items() if pieces == 1} == {b"public.with_index"}
+    assert by_mighty == by_superuser
+    assert by_equals == by_reader
+
+
+OPERATORS = """
+    CREATE SCHEMA evil;
+    CREATE FUNCTION evil.same(text, text) RETURNS bool LANGUAGE plpgsql AS $${text}$$;
+    CREATE OPERATOR evil.= (FUNCTION = evil.same, LEFTARG = text, RIGHTARG = text);
+    CREATE FUNCTION evil.same(int, int) RETURNS bool LANGUAGE plpgsql AS $${number}$$;
+    CREATE OPERATOR evil.= (FUNCTION = evil.same, LEFTARG = int, RIGHTARG = int);
+    ALTER DATABASE {database} SET search_path = evil, pg_catalog;
+""".format(
+    database="{database}",
+    text=REFUSE.format("$1 operator(pg_catalog.=) $2"),
+    number=REFUSE.format("$1 operator(pg_catalog.=) $2"),
+)
+
+
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_no_operator_of_the_owner_is_run(
+    jobs: str, mallory: Database, make_database: MakeDatabase, cluster: Cluster, tmp_path: Path
+) -> None:
+    """What stands before pg_catalog in a search_path takes the place of what is built in."""
+    run_as_mallory(mallory, f"CREATE TABLE t AS {ROWS}")
+    run_as_mallory(mallory, OPERATORS.format(database=mallory.name))
+    backup = pieces.back_up(mallory, tmp_path, DUMP_JOBS=jobs)
+    assert backup.row_counts == {("public", "t"): 2000}
+
+    target = make_database(on=cluster)
+    target.run_sql(f"ALTER DATABASE {target.name} OWNER TO mallory; CREATE TABLE t (id int)")
+    run_as_mallory(target, OPERATORS.format(database=target.name))
+    made = Database(cluster, "made_of_mallorys")
+    for arguments in (["--overwrite", "--to", target.uri], ["--create", made.name]):
+        env = environment(
+            mallory.bin_dir,
+            STORAGE_URL=tmp_path.as_uri(),
+            RESTORE_URL=cluster.maintenance.uri,
+            RESTORE_JOBS=jobs,
+        )
+        done = run_pgstash(["restore", *arguments], env)
+        assert (done.returncode, done.stderr) == (0, ""), done.stdout
+    cluster.drop_database(made.name)
+    target.run_sql("REASSIGN OWNED BY mallory TO CURRENT_USER")
+
+
+def test_a_backup_by_a_superuser_can_be_restored(
+    mallory: Database, make_database: MakeDatabase, cluster: Cluster, tmp_path: Path
+) -> None:
+    """What is read whole, by the session of a reader, comes back as what is read in pieces."""
+    run_as_mallory(mallory, f"CREATE TABLE t AS {ROWS}; CREATE TABLE w AS {ROWS}")
+    backup = pieces.back_up(mallory, tmp_path)
+    assert set(backup.row_counts.values()) == {2000}
+    target = make_database(on=cluster)
+    backups.stored(tmp_path)[-1].restore(target)
+    assert target.run_sql("SELECT count(*), sum(id) FROM t") == "2000|2001000\n"
