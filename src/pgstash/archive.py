@@ -296,8 +296,8 @@ def _fitting(
     """
     if access.only_encrypted and not access.unverified and _is_plain(name):
         raise UnverifiedError(
-            f"{name} is not encrypted, and BACKUP_ENCRYPTION is on: whoever can write to the store "
-            "may have put it there",
+            f"{name} is not encrypted, and BACKUP_ENCRYPTION is on, or backups beside it are "
+            "encrypted: whoever can write to the store may have put it there",
             hint="If it is from before encryption was turned on, read it with --unverified; its "
             "digests are checked all the same.",
         )

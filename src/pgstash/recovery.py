@@ -76,23 +76,24 @@ def open_archive(settings: Settings, wanted: Wanted, emit: events.Emit) -> archi
     """Open a backup to read. Raises what the functions of :mod:`pgstash.archive` raise."""
     from pgstash import archive  # noqa: PLC0415
 
-    access = _access(settings, unverified=wanted.unverified)
-    if wanted.name == "-":
-        return archive.open_stdin(access)
     if wanted.is_file:
+        access = _access(settings, unverified=wanted.unverified)
+        if wanted.name == "-":
+            return archive.open_stdin(access)
         return archive.open_file(Path(wanted.name), access)
     storage = open_storage(settings, emit)
+    found = catalog.read(storage, settings.backup_prefix)
     if wanted.at:
-        found = catalog.read(storage, settings.backup_prefix)
         backup = catalog.find_before(found, wanted.at)
     else:
-        backup = _stored(storage, settings, wanted.name, utc_now(), emit, may_guess=False)
+        backup = _named(found, storage, wanted.name, utc_now(), emit, may_guess=False)
+    access = _access(settings, unverified=wanted.unverified, others=found.backups)
     return archive.open_stored(storage, backup, access)
 
 
-def _stored(  # noqa: PLR0913 - what a name may mean depends on all of it
+def _named(  # noqa: PLR0913 - what a name may mean depends on all of it
+    found: catalog.Catalog,
     storage: Storage,
-    settings: Settings,
     name: str,
     now: datetime,
     emit: events.Emit,
@@ -103,7 +104,6 @@ def _stored(  # noqa: PLR0913 - what a name may mean depends on all of it
 
     Unless it ``may_guess``, raise WrongClockError where it may be our clock that is wrong.
     """
-    found = catalog.read(storage, settings.backup_prefix)
     try:
         backup = catalog.find(found, name, now)
     except BackupNotFoundError as error:
@@ -139,13 +139,18 @@ def _is_file(name: str) -> bool:
         return False
 
 
-def _access(settings: Settings, *, unverified: bool) -> archive.Access:
+def _access(
+    settings: Settings, *, unverified: bool, others: Sequence[catalog.Backup] = ()
+) -> archive.Access:
+    """Say how to read a backup; ``others`` are those that lie beside it."""
     from pgstash import archive  # noqa: PLC0415
 
+    # Whoever can write to the store, and has no key, could put a plain one beside them.
+    some_are = any(backup.encrypted for backup in others)
     return archive.Access(
         passphrase=settings.reading_passphrase,
         unverified=unverified,
-        only_encrypted=settings.backup_encryption,
+        only_encrypted=settings.backup_encryption or (settings.only_reads_with_key and some_are),
     )
 
 
@@ -190,7 +195,6 @@ def drill_backup(
     """Prove that one stored backup restores. Raises what :func:`drill.run` raises."""
     from pgstash import archive, drill  # noqa: PLC0415
 
-    access = _access(settings, unverified=False)
     plan = drill.Plan(
         prefix=settings.backup_prefix,
         scratch_url=settings.scratch_url,
@@ -205,7 +209,9 @@ def drill_backup(
     storage = open_storage(settings, emit)
 
     def find() -> drill.Found:
-        backup = _stored(storage, settings, name, now(), emit, may_guess=True)
+        found = catalog.read(storage, settings.backup_prefix)
+        backup = _named(found, storage, name, now(), emit, may_guess=True)
+        access = _access(settings, unverified=False, others=found.backups)
         return drill.Found(backup.name, lambda: archive.open_stored(storage, backup, access))
 
     drill.run(plan, storage, name, find, world)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pgstash import recovery, settings
-from pgstash.errors import BackupNotFoundError, WrongClockError
+from pgstash.errors import BackupNotFoundError, UnverifiedError, WrongClockError
 from support import backups
 from support.backups import PREFIX
 from support.cli import environment, run_pgstash
@@ -128,6 +128,22 @@ def test_by_a_slow_clock_there_is_no_latest(source: Database, tmp_path: Path) ->
     done = run_pgstash(["drill"], reading(source, tmp_path))
     assert done.returncode == 0
     assert "some clock was wrong" in done.stderr
+
+
+@pytest.mark.parametrize("command", [["cat"], ["drill"], ["restore", "--create", "never_made"]])
+def test_a_plain_one_among_encrypted_ones_is_not_trusted(
+    command: list[str], source: Database, tmp_path: Path
+) -> None:
+    """As where the store's settings and the key are all that there is, to restore elsewhere."""
+    backups.back_up(source, tmp_path, encrypted=True)
+    backups.back_up(source, tmp_path)
+    env = reading(source, tmp_path) | {"BACKUP_ENCRYPTION_KEY": backups.PASSPHRASE}
+    done = run_pgstash(command, env)
+    assert done.returncode == UnverifiedError.exit_code
+    assert "not encrypted" in done.stderr
+    assert run_pgstash(["cat", "--unverified"], env).returncode == 0
+    for more in ({"BACKUP_ENCRYPTION": "false"}, {"DATABASE_URL": source.uri}):
+        assert run_pgstash(["cat"], env | more).returncode == 0
 
 
 def test_a_name_that_no_file_could_have(source: Database, tmp_path: Path) -> None:

@@ -534,6 +534,15 @@ class Settings(BaseModel):
         key = self.backup_encryption_key
         return key.get_secret_value() if key else None
 
+    @property
+    def only_reads_with_key(self) -> bool:
+        """Whether there is a key, and nothing that says how backups are made: as where to restore.
+
+        Then it is not known whether backups have to be encrypted.
+        """
+        told = self._has_source or "backup_encryption" in self.model_fields_set
+        return self.backup_encryption_key is not None and not told
+
     def secrets(self) -> list[str]:
         """Every configured secret, for the scrubber: also those that libpq's variables hold."""
         every = [getattr(self, name) for name in type(self).model_fields]
