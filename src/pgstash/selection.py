@@ -21,12 +21,14 @@ _NOT_SEEKABLE = (
     "pgstash: restore it into a new database with --create, and copy the table from there."
 )
 _PARTITION = b"TABLE ATTACH"
+_INDEX_OF_PARTITION = b"INDEX ATTACH"
 _FOREIGN_KEY = b"FK CONSTRAINT"
 _UNIQUE = (b"CONSTRAINT", b"INDEX")
 _KINDS = (b"TABLE", b"FOREIGN TABLE")
 # Comments are of no section, and stand behind what they are on.
 _AFTER = (toc.Section.NONE, toc.Section.POST_DATA)
 _MOST_NAMED = 5
+_MOST_LEFT_OUT = 10
 
 # How a COPY block ends in a script.
 _END = b"\\.\n"
@@ -101,8 +103,8 @@ def select(
     after: list[int] = []
     if not rows_only:
         after, left = tables.belonging(chosen)
-        for what in left:
-            emit(events.Notice(f"Left out, as it needs more than the tables: {what}"))
+        if left:
+            emit(events.Warned(_left_out(left)))
     members = _members(
         manifest, tables.in_order(chosen) if rows_only else stored, rows_only=rows_only
     )
@@ -158,6 +160,7 @@ class _Tables:
     def __init__(self, manifest: Manifest, contents: toc.Contents) -> None:
         self._entries = contents.entries
         made = [entry for entry in contents.entries if entry.description in _KINDS]
+        self._made = {entry.number: entry for entry in made}
         self.names = {entry.number: (_text(entry.schema), _text(entry.tag)) for entry in made}
         # The manifest counts the tables in the order in which their rows are listed.
         places = dict.fromkeys(into[0] for entry in contents.entries if (into := entry.loads_into))
@@ -263,9 +266,25 @@ class _Tables:
             if needed <= known:
                 known.add(entry.number)
                 after.append(entry.number)
-            elif entry.section == toc.Section.POST_DATA:
+            elif self._is_missed(entry, built):
                 left.append(f"{_text(entry.description)} {_text(entry.tag)}")
         return after, left
+
+    def _is_missed(self, entry: toc.Entry, tables: set[int]) -> bool:
+        """Tell whether these tables are not the same without what needs others too.
+
+        What a table has of its own bears its name: keys, policies, rules, triggers.
+        """
+        if entry.section != toc.Section.POST_DATA or entry.description == _INDEX_OF_PARTITION:
+            return False
+        needed = entry.depends_on & self._made.keys()
+        owners = {
+            table
+            for table in needed
+            if entry.schema == (own := self._made[table]).schema
+            and entry.tag.startswith(own.tag + b" ")
+        }
+        return not needed or not tables.isdisjoint(owners or needed)
 
     def _line(self, table: int) -> Iterator[int]:
         """Yield a table, the one that it is a partition of, and so on."""
@@ -348,6 +367,13 @@ def _rows(block: Iterator[bytes]) -> Iterator[bytes]:
 
 def _text(name: bytes) -> str:
     return name.decode("utf-8", "surrogateescape")
+
+
+def _left_out(what: Sequence[str]) -> str:
+    more = len(what) - _MOST_LEFT_OUT
+    return f"Left out, as it needs more than the tables: {', '.join(what[:_MOST_LEFT_OUT])}" + (
+        f", and {more} more" if more > 0 else ""
+    )
 
 
 def _none_fits(name: str, pattern: str, tables: Iterable[tuple[str, str]]) -> TableNotStoredError:

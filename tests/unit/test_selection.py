@@ -176,6 +176,13 @@ WITHOUT = {
     "publication": "PUBLICATION TABLE p orders",
 }
 
+LEFT_TOO = (
+    ("POLICY", "orders old only"),
+    ("POLICY", "orders seen_by"),
+    ("POLICY", "orders elsewhere"),
+    ("RULE", "seen _RETURN"),
+)
+
 
 def tables_of(entries: Sequence[Entry] = ENTRIES) -> _Tables:
     manifest = make(b"").with_manifest(
@@ -219,7 +226,7 @@ def test_rows_of_partitions_may_load_into_the_whole() -> None:
 def test_indexes_of_a_partition_bring_those_that_they_are_part_of() -> None:
     after, left = tables_of().belonging({13})
     assert after == [40, 42, 43, 51, 52]
-    assert left == ["INDEX ATTACH events_1_at"]
+    assert left == []
 
 
 def test_all_of_a_partitioned_table_belongs_to_it() -> None:
@@ -235,7 +242,21 @@ def test_comments_triggers_and_constraints_belong_to_a_table() -> None:
 def test_a_foreign_key_between_chosen_tables_belongs_to_them() -> None:
     after, left = tables_of().belonging({20, 22})
     assert after == [21, 44, 45, 46, 47, 53, 60, 65]
-    assert left == ["FK CONSTRAINT heirs heirs_heir", WITHOUT["publication"]]
+    assert left == [WITHOUT["publication"]]
+
+
+def test_what_is_left_out_is_of_the_tables_that_are_wanted() -> None:
+    more = (
+        made(26, "orders old"),
+        entry(70, "POLICY", "orders old only", 20, 22, 26),
+        entry(71, "POLICY", "orders seen_by", 20, 22),
+        entry(72, "POLICY", "orders elsewhere", 20, 22, schema="extra"),
+        entry(73, "RULE", "seen _RETURN", 20, 25, 46),
+        entry(74, "FK CONSTRAINT", "people person_order", 20, 22, 44),
+    )
+    left = tables_of([*ENTRIES, *more]).belonging({20})[1]
+    assert left == [*WITHOUT.values(), *(f"{kind} {tag}" for kind, tag in LEFT_TOO)]
+    assert tables_of([*ENTRIES, *more]).belonging({26})[1] == ["POLICY orders old only"]
 
 
 def test_names_that_are_no_utf_8_are_those_of_the_manifest() -> None:
@@ -334,7 +355,7 @@ class Scene:
         return selection.select(self.opened(), patterns, self.emit, rows_only=rows_only)
 
     def emit(self, event: events.Event) -> None:
-        assert isinstance(event, events.Notice)
+        assert isinstance(event, events.Warned)
         self.said.append(event.message)
 
     def script(self, selected: Selection) -> bytes:
@@ -370,10 +391,18 @@ def test_a_table_is_selected_with_what_belongs_to_it(passphrase: str | None) -> 
     members = scene.members()
     assert selected.raw_bytes == sum(len(members[number][0]) for number in wanted)
     assert scene.said == [
-        f"Left out, as it needs more than the tables: {what}" for what in WITHOUT.values()
+        f"Left out, as it needs more than the tables: {', '.join(WITHOUT.values())}"
     ]
     script = b"".join(members[number][0] for number in wanted)
     assert scene.script(selected) == script + b"\n\\unrestrict aB3\n"
+
+
+def test_of_much_that_is_left_out_some_is_named() -> None:
+    keys = [entry(100 + n, "FK CONSTRAINT", f"orders key_{n}", 20, 22, 46) for n in range(9)]
+    scene = Scene(head=head_of([*ENTRIES, *keys]))
+    scene.select("orders")
+    [said] = scene.said
+    assert said.endswith(", FK CONSTRAINT orders key_7, and 1 more")
 
 
 def test_without_pg_restore_nothing_that_belongs_to_a_table_is_made(tmp_path: Path) -> None:
