@@ -7,6 +7,7 @@ written to; it is committed, or gets its name, only after the last byte was as i
 from __future__ import annotations
 
 import contextlib
+import shlex
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -17,7 +18,7 @@ from pgstash.archive import Archive
 from pgstash.errors import EXIT_UNFORESEEN, Interrupted, PgstashError
 from pgstash.manifest import Section
 from pgstash.pipeline.transactions import WithoutTransactions, without_transactions
-from pgstash.postgres import address, source, target, tools, working
+from pgstash.postgres import address, options, source, target, tools, working
 from pgstash.postgres.restore import Psql
 from pgstash.postgres.source import Server
 from pgstash.postgres.target import Outcome
@@ -71,6 +72,7 @@ def run(plan: Plan, wanted: str, find: Callable[[], Archive], emit: events.Emit)
         state.name = archive.name
         to = plan.create or database
         emit(events.RestoreStarted(archive.name, host, to, plan.dry_run, of=_of(archive)))
+        _warn_of_options(archive, emit)
         try:
             sessions = _restore(plan, archive, emit, state)
         except (PgstashError, Interrupted) as error:
@@ -110,6 +112,17 @@ def run(plan: Plan, wanted: str, find: Callable[[], Archive], emit: events.Emit)
 def _of(archive: Archive) -> str:
     database = archive.manifest.database if archive.manifest else None
     return f"{database.name} on {database.host}" if database else ""
+
+
+def _warn_of_options(archive: Archive, emit: events.Emit) -> None:
+    """Warn of what looks whole, and was not meant to be: nothing else says so."""
+    given = options.leaving_out(archive.manifest.options if archive.manifest else ())
+    if given:
+        emit(
+            events.Warned(
+                f"{archive.name} may lack what the source had: it was made with {shlex.join(given)}"
+            )
+        )
 
 
 @dataclass(slots=True)

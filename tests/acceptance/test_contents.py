@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,7 @@ import pytest
 
 from faults.scene import Bucket, Folder, Scene, assert_failed, complete_archives
 from support.backups import PASSPHRASE, PREFIX, StoredBackup, back_up, stored
+from support.cli import environment, run_pgstash
 from support.hooks import Receiver, receiving
 
 if TYPE_CHECKING:
@@ -62,8 +64,18 @@ def test_what_is_left_out_and_what_the_manifest_says_of_it(
         "--no-comments",
         "--exclude-table=no such",
     ]
+    reader = environment(database.bin_dir, STORAGE_URL=tmp_path.as_uri())
+    shown = run_pgstash(["show"], reader).stdout
+    assert re.findall(r"^option +(.+)$", shown, re.MULTILINE) == backup.manifest["options"]
+
     target = make_database()
-    backup.restore(target)
+    done = run_pgstash(["restore"], reader | {"RESTORE_URL": target.uri})
+    assert done.returncode == 0, done.stderr
+    assert (
+        f"WARNING {backup.archive.name} may lack what the source had: it was made with "
+        "--exclude-table=log_1 --exclude-table=nothing_like_this --exclude-table-data=public.log_2 "
+        "'--exclude-schema=temp*' --no-comments '--exclude-table=no such'\n"
+    ) in done.stderr
     tables = target.run_sql("SELECT relname FROM pg_stat_user_tables ORDER BY 1").split()
     assert tables == ["log_2", "plans", "users"]
 

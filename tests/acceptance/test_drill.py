@@ -269,6 +269,15 @@ def test_a_locale_that_the_scratch_lacks_is_told(tmp_path: Path, scratch: Path) 
     assert 'The locale is "C" here' in proof["warnings"][0]
 
 
+def test_a_backup_that_may_be_a_partial_one_is_told(tmp_path: Path, scratch: Path) -> None:
+    made(tmp_path, options=["--verbose", "--exclude-table-data=big"])
+    done = drill(tmp_path, scratch, 18)
+    proof = assert_passed(done, tmp_path)
+    [said] = proof["warnings"]
+    assert said.endswith("may lack what the source had: it was made with --exclude-table-data=big")
+    assert said in done.stderr
+
+
 class TestOnAServer:
     """With VERIFY_DATABASE_URL."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pgstash.postgres.options import allowed, excluding, split_list
+from pgstash.postgres.options import allowed, excluding, leaving_out, split_list
 
 ALLOWED = {
     "": [],
@@ -85,3 +85,11 @@ def test_patterns_never_become_another_option() -> None:
         "--exclude-schema=c d",
     ]
     assert excluding() == []
+
+
+def test_which_options_leave_something_out() -> None:
+    given = allowed("-v -O --role=r -Sx --no-policies -B -t a --load-via-partition-root -N 'b c'")
+    left = ["--no-policies", "-B", "--table=a", "--exclude-schema=b c"]
+    assert leaving_out(given) == left
+    # Those of another version, which is stored with it, nobody knows here.
+    assert leaving_out(["--no-owner", "--no-such", "-q"]) == ["--no-such", "-q"]

@@ -286,6 +286,7 @@ def _about(manifest: manifests.Manifest) -> list[tuple[str, str]]:
         *(("setting", setting) for setting in database.settings),
         ("server", manifest.server),
         ("client", f"pg_dump {manifest.client}"),
+        *(("option", option) for option in manifest.options),
         ("tool", manifest.tool),
         ("encryption", f"{encryption.cipher}, {encryption.kdf}" if encryption else "none"),
         *(("role", log.printable(role)) for role in manifest.roles),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 _ROLE = "--role="
@@ -22,7 +22,8 @@ _PARTIAL = "half of a database is no backup"
 _COPY = "rows are counted in COPY blocks"
 _JOBS = "one stream has no parallel jobs"
 
-_ALLOWED = frozenset(
+# With these a dump still has every object and every row.
+_COMPLETE = frozenset(
     {
         "blobs",
         "clean",
@@ -32,21 +33,13 @@ _ALLOWED = frozenset(
         "large-objects",
         "load-via-partition-root",
         "no-acl",
-        "no-blobs",
-        "no-comments",
-        "no-large-objects",
         "no-owner",
-        "no-policies",
         "no-privileges",
-        "no-publications",
-        "no-security-labels",
         "no-statistics",
-        "no-subscriptions",
         "no-sync",
         "no-table-access-method",
         "no-tablespaces",
         "no-toast-compression",
-        "no-unlogged-table-data",
         "quote-all-identifiers",
         "sequence-data",
         "serializable-deferrable",
@@ -57,22 +50,31 @@ _ALLOWED = frozenset(
     }
 )
 
-_ALLOWED_WITH_VALUE = frozenset(
-    {
-        "exclude-extension",
-        "exclude-schema",
-        "exclude-table",
-        "exclude-table-and-children",
-        "exclude-table-data",
-        "exclude-table-data-and-children",
-        "extension",
-        "role",
-        "schema",
-        "superuser",
-        "table",
-        "table-and-children",
-    }
-)
+_ALLOWED = _COMPLETE | {
+    "no-blobs",
+    "no-comments",
+    "no-large-objects",
+    "no-policies",
+    "no-publications",
+    "no-security-labels",
+    "no-subscriptions",
+    "no-unlogged-table-data",
+}
+
+_COMPLETE_WITH_VALUE = frozenset({"role", "superuser"})
+
+_ALLOWED_WITH_VALUE = _COMPLETE_WITH_VALUE | {
+    "exclude-extension",
+    "exclude-schema",
+    "exclude-table",
+    "exclude-table-and-children",
+    "exclude-table-data",
+    "exclude-table-data-and-children",
+    "extension",
+    "schema",
+    "table",
+    "table-and-children",
+}
 
 _REFUSED = {
     "binary-upgrade": "it is for pg_upgrade alone",
@@ -201,6 +203,17 @@ def of_rows_alone(options: Sequence[str]) -> list[str]:
     It takes that for a dump of rows alone, and would heed what it ignores otherwise.
     """
     return [each for each in options if not each.startswith(_NOT_OF_ROWS_ALONE)]
+
+
+def leaving_out(options: Iterable[str]) -> list[str]:
+    """Return those of these options with which a dump may lack objects or rows."""
+    return [each for each in options if _name(each) not in _COMPLETE | _COMPLETE_WITH_VALUE]
+
+
+def _name(option: str) -> str:
+    if option.startswith("--"):
+        return option[2:].partition("=")[0]
+    return _SHORT.get(option[1:], option)
 
 
 @dataclass
