@@ -192,6 +192,29 @@ def test_a_signal(
     assert working(database) == ""
 
 
+def test_what_a_killed_restore_left_is_told(database: Database, tmp_path: Path) -> None:
+    name = f"killed_{os.getpid()}"
+    make(ENDLESS).store_as_backup(tmp_path)
+    env = restore_environment(tmp_path, database)
+    try:
+        with started_pgstash(["restore", "--create", name], env) as process:
+            wait_until(lambda: started_endless(database), "the statement runs")
+            process.kill()
+            process.communicate(timeout=60)
+        left = working(database).strip()
+        assert left.startswith(f"{name}_pgstash_")
+        (tmp_path / "again").mkdir()
+        make(SCRIPT).store_as_backup(tmp_path / "again")
+        env = restore_environment(tmp_path / "again", database)
+        done = run_pgstash(["restore", "--create", name], env)
+        assert done.returncode == 0, done.stderr
+        assert f"WARNING The database {left} is incomplete: " in done.stderr
+        assert working(database).strip() == left
+    finally:
+        for each in (name, *working(database).split()):
+            database.cluster.drop_database(each)
+
+
 def psqls(target: Database) -> list[int]:
     found = []
     for process in Path("/proc").glob("[0-9]*"):

@@ -80,8 +80,16 @@ class Naming:
 
     def there(self) -> list[str]:
         """Return the databases that are there, by name or working name."""
-        query = f"SELECT datname FROM pg_database WHERE datname LIKE '{self.name}%' ORDER BY 1"
+        query = f"SELECT datname FROM pg_database WHERE datname LIKE '{self.name[:12]}%' ORDER BY 1"
         return self.cluster.maintenance.run_sql(query).split()
+
+    def comments(self) -> list[str]:
+        """Return what is said of these databases, of each that something is said of."""
+        query = (
+            "SELECT description FROM pg_shdescription JOIN pg_database d ON d.oid = objoid"
+            f" WHERE datname LIKE '{self.name[:12]}%'"
+        )
+        return self.cluster.maintenance.run_sql(query).splitlines()
 
 
 @pytest.fixture
@@ -123,12 +131,43 @@ def test_a_whole_database_that_cannot_be_named_is_kept(
     with pytest.raises(TargetDatabaseError, match="being accessed by other users") as caught:
         making.__exit__(None, None, None)
     [made_as] = naming.there()
+    assert naming.comments() == []
     assert (made_as.partition("_pgstash_")[0], naming.outcome) == (naming.name, Outcome.UNNAMED)
     visitor.close()
     maintenance.run_sql(caught.value.hint.rpartition("by ")[2])
     assert naming.there() == [naming.name]
     maintenance.run_sql(f"ALTER DATABASE {naming.name} OWNER TO {naming.cluster.user}")
     maintenance.run_sql("DROP ROLE maker")
+
+
+def test_a_comment_says_that_a_database_is_incomplete_until_it_is_whole(naming: Naming) -> None:
+    with naming.made():
+        assert naming.comments() == ["an incomplete restore by pgstash"]
+    assert (naming.there(), naming.comments()) == ([naming.name], [])
+    assert naming.told == []
+
+
+@pytest.mark.parametrize("length", [12, 60])
+def test_what_earlier_restores_left_is_told_and_stays(naming: Naming, length: int) -> None:
+    naming.name = naming.name.ljust(length, "n")
+    with naming.made():
+        [incomplete] = naming.there()
+        beginning = incomplete[:-8]
+        whole, another = f"{beginning}0badcafe", f"{beginning[:-1]}-0badcafe"
+        for name in (whole, another):
+            naming.cluster.create_database(name)
+        later = Naming(naming.cluster)
+        later.name = naming.name
+        with contextlib.suppress(ZeroDivisionError), later.made():
+            raise ZeroDivisionError
+        assert later.there() == sorted([incomplete, whole, another])
+    said = {str(each) for each in later.told}
+    assert len(said) == 2
+    [of_incomplete] = [each for each in said if incomplete in each]
+    assert "is incomplete: a restore is at it, or was killed" in of_incomplete
+    assert f'drop it by DROP DATABASE "{incomplete}"' in of_incomplete
+    [of_whole] = [each for each in said if whole in each]
+    assert "is not marked as incomplete" in of_whole
 
 
 def test_who_may_end_the_sessions_of_others_need_not_see_what_they_are(naming: Naming) -> None:

@@ -11,9 +11,10 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from typing import Any
 
 import psycopg
-from psycopg import sql
+from psycopg import Connection, sql
 
 from pgstash.errors import Interrupted, TargetDatabaseError, TargetLostError
 from pgstash.events import Emit, Warned
@@ -27,6 +28,16 @@ SECONDS_TO_CONNECT_AFTER_SIGNAL = 2.0
 _SECONDS_FOR_OTHERS_TO_LEAVE = 20.0
 _SECONDS_BETWEEN_TRIES = 0.2
 _MARK_BYTES = 4
+
+_INCOMPLETE = "an incomplete restore by pgstash"
+_COMMENT = "COMMENT ON DATABASE {} IS {}"
+_EARLIER = (
+    "SELECT datname, pg_catalog.shobj_description(oid, 'pg_database') = %(incomplete)s"
+    " FROM pg_catalog.pg_database"
+    " WHERE pg_catalog.left(datname::text, pg_catalog.length(%(begin)s::text)) = %(begin)s"
+    " AND pg_catalog.substr(datname::text, pg_catalog.length(%(begin)s::text) + 1)"
+    " ~ '^[0-9a-f]{8}$' ORDER BY datname"
+)
 
 _FIRST_ICU_DATABASE = 15
 # Whose locales a database may have beside libc's, and since which PostgreSQL.
@@ -74,7 +85,8 @@ def created(  # noqa: PLR0913 - each is one property of the new database
     """Make a database under a working name for the length of the block, then give it its name.
 
     Yields the server as it is seen from the new database, which has encoding, locale and settings
-    of the old one; nobody but its owner and superusers may connect to it. If the block is left by
+    of the old one; nobody but its owner and superusers may connect to it. Until the block has come
+    to its end, a comment says that it is incomplete. If the block is left by
     an exception, the database is dropped; if afterwards its name cannot be had, it is kept, and
     the error says what it is called. ``became`` is told what became of it where that is not
     nothing. With ``any_locale`` one that the server lacks becomes "C", with a warning. Raises
@@ -84,6 +96,7 @@ def created(  # noqa: PLR0913 - each is one property of the new database
     made = _seen_from(server, working)
     try:
         with _refusals(f"the database {name} cannot be made"), connected(server) as session:
+            _warn_of_earlier(session, name, emit)
             try:
                 session.execute(_create(working, like, server.major))
             except (
@@ -95,6 +108,7 @@ def created(  # noqa: PLR0913 - each is one property of the new database
                     raise
                 emit(Warned(f'The locale is "C" here, and not the old one: {said(error)}'))
                 session.execute(_create(working, _without_locale(like), server.major))
+            session.execute(_comment(working, _INCOMPLETE))
             # A dump without GRANTs has no REVOKEs either: whoever gets in may call every function.
             session.execute(
                 sql.SQL("REVOKE CONNECT ON DATABASE {} FROM PUBLIC").format(sql.Identifier(working))
@@ -134,6 +148,8 @@ def _rename(server: Server, working: str, name: str, became: Callable[[Outcome],
         sql.Identifier(working), sql.Identifier(name)
     )
     try:
+        with connected(server) as session:
+            session.execute(_comment(working, None))
         _when_unused(server, working, rename)
     except (psycopg.Error, TargetLostError) as error:
         if not _renamed(server, working, name, SECONDS_TO_CONNECT):
@@ -166,8 +182,30 @@ def _seen_from(server: Server, name: str) -> Server:
 
 
 def _working_name(name: str) -> str:
-    mark = f"_pgstash_{secrets.token_hex(_MARK_BYTES)}"
-    return name.encode()[: LONGEST_NAME - len(mark)].decode(errors="ignore") + mark
+    return _beginning(name) + secrets.token_hex(_MARK_BYTES)
+
+
+def _beginning(name: str) -> str:
+    mark = "_pgstash_"
+    room = LONGEST_NAME - len(mark) - 2 * _MARK_BYTES
+    return name.encode()[:room].decode(errors="ignore") + mark
+
+
+def _warn_of_earlier(session: Connection[tuple[Any, ...]], name: str, emit: Emit) -> None:
+    """Warn of what other restores to this name left, or are at: nobody else speaks of it again."""
+    asked = {"begin": _beginning(name), "incomplete": _INCOMPLETE}
+    for found, incomplete in session.execute(_EARLIER, asked).fetchall():
+        what = (
+            "is incomplete: a restore is at it, or was killed"
+            if incomplete
+            else "is not marked as incomplete: a restore may have kept it, whole"
+        )
+        drop_it = sql.SQL("DROP DATABASE {}").format(sql.Identifier(found)).as_string()
+        emit(Warned(f"The database {found} {what}. When no restore runs, drop it by {drop_it}"))
+
+
+def _comment(name: str, text: str | None) -> sql.Composed:
+    return sql.SQL(_COMMENT).format(sql.Identifier(name), sql.Literal(text))
 
 
 def _create(name: str, like: Database | None, major: int) -> sql.Composed:
