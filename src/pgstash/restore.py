@@ -89,7 +89,7 @@ def run(plan: Plan, wanted: str, find: Callable[[], Archive], emit: events.Emit)
                 seconds=time.monotonic() - began,
                 message=str(error) if foreseen else f"{type(error).__name__}: {error}",
                 hint=getattr(error, "hint", ""),
-                outcome=state.outcome.value,
+                outcome=state.told,
                 error=type(error).__name__,
                 exit_code=getattr(error, "exit_code", EXIT_UNFORESEEN),
             )
@@ -129,16 +129,25 @@ def _warn_of_options(archive: Archive, emit: events.Emit) -> None:
 class _State:
     """The name of the backup, and what became of the target so far.
 
-    Where the target ``is_empty`` there is nothing to drop, and some of the drops would fail.
+    ``left`` is the name of a database that was to be dropped, and could not be. Where the
+    target ``is_empty`` there is nothing to drop, and some of the drops would fail.
     """
 
     name: str
     outcome: Outcome
     raw_bytes: int = 0
     is_empty: bool = False
+    left: str = ""
+
+    @property
+    def told(self) -> str:
+        return f"the database {self.left} is left, incomplete" if self.left else self.outcome.value
 
     def became(self, outcome: Outcome) -> None:
         self.outcome = outcome
+
+    def has_left(self, name: str) -> None:
+        self.left = name
 
     def wants(self, section: Section | None) -> bool:
         return section != "drops" or not self.is_empty
@@ -189,6 +198,7 @@ def _restore(plan: Plan, archive: Archive, emit: events.Emit, state: _State) -> 
                     emit,
                     any_locale=plan.any_locale,
                     became=state.became,
+                    left=state.has_left,
                 )
             )
         lc_monetary = fitting.lc_monetary(archive.manifest, server, emit)

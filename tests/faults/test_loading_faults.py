@@ -317,7 +317,9 @@ def test_a_signal_while_nobody_answers(phase: str, endless: Path, newest_cluster
             out, err = process.communicate(timeout=60)
             took = time.monotonic() - sent
     assert process.returncode == -signal.SIGTERM, out + err
-    assert f"{NAME}_pgstash_" in err, err
+    assert re.search(
+        f"FAILURE .* and the database {NAME}_pgstash_[0-9a-f]+ is left, incomplete: ", err
+    )
     assert took < SECONDS_TO_END, f"{took:.1f} s"
 
 

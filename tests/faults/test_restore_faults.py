@@ -14,6 +14,7 @@ import pytest
 
 from faults.scene import Bucket, wait_until
 from support.cli import environment, run_pgstash, started_pgstash
+from support.postgres import Cluster
 from support.proxy import Cut
 from support.stored import CLOSING, Made, make
 
@@ -252,6 +253,41 @@ def test_the_session_is_ended_by_the_server(database: Database, tmp_path: Path) 
     assert process.returncode == 63, out + err
     assert "and nothing was changed in the target: " in err
     assert held(database) == ""
+
+
+def test_a_server_that_comes_back_is_waited_for(newest_cluster: Cluster, tmp_path: Path) -> None:
+    """As one does of which a process was killed, by the kernel for want of memory."""
+    make(ENDLESS).store_as_backup(tmp_path)
+    with Cluster(newest_cluster.major) as cluster:
+        database = cluster.maintenance
+        env = restore_environment(tmp_path, database)
+        with started_pgstash(["restore", "--create", "never_made"], env) as process:
+            wait_until(lambda: started_endless(database), "the statement runs")
+            cluster.stop()
+            time.sleep(1)  # by then it was tried
+            cluster.start()
+            out, err = process.communicate(timeout=60)
+        assert process.returncode == 63, out + err
+        assert "and nothing was changed in the target: " in err
+        assert "could not be dropped" not in err
+        assert working(database) == ""
+
+
+def test_a_signal_while_a_server_is_waited_for(newest_cluster: Cluster, tmp_path: Path) -> None:
+    make(ENDLESS).store_as_backup(tmp_path)
+    with Cluster(newest_cluster.major) as cluster:
+        env = restore_environment(tmp_path, cluster.maintenance)
+        with started_pgstash(["restore", "--create", "never_made"], env) as process:
+            wait_until(lambda: started_endless(cluster.maintenance), "the statement runs")
+            cluster.stop()
+            time.sleep(1)
+            sent = time.monotonic()
+            process.send_signal(signal.SIGTERM)
+            out, err = process.communicate(timeout=60)
+            took = time.monotonic() - sent
+    assert process.returncode == -signal.SIGTERM, out + err
+    assert took < SECONDS_TO_END, f"{took:.1f} s"
+    assert re.search("FAILURE .* and the database never_made_pgstash_.* is left, incomplete: ", err)
 
 
 def noisy_script() -> bytes:

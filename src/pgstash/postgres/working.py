@@ -81,16 +81,17 @@ def created(  # noqa: PLR0913 - each is one property of the new database
     *,
     any_locale: bool = False,
     became: Callable[[Outcome], None] = lambda _outcome: None,
+    left: Callable[[str], None] = lambda _name: None,
 ) -> Iterator[Server]:
     """Make a database under a working name for the length of the block, then give it its name.
 
     Yields the server as it is seen from the new database, which has encoding, locale and settings
     of the old one; nobody but its owner and superusers may connect to it. Until the block has come
-    to its end, a comment says that it is incomplete. If the block is left by
-    an exception, the database is dropped; if afterwards its name cannot be had, it is kept, and
-    the error says what it is called. ``became`` is told what became of it where that is not
-    nothing. With ``any_locale`` one that the server lacks becomes "C", with a warning. Raises
-    TargetDatabaseError.
+    to its end, a comment says that it is incomplete. If the block is left by an exception, the
+    database is dropped; if afterwards its name cannot be had, it is kept, and the error says what
+    it is called. ``became`` is told what became of it where that is not nothing, ``left`` what it
+    is called where it could not be dropped. With ``any_locale`` one that the server lacks becomes
+    "C", with a warning. Raises TargetDatabaseError.
     """
     working = _working_name(name)
     made = _seen_from(server, working)
@@ -124,10 +125,10 @@ def created(  # noqa: PLR0913 - each is one property of the new database
             _configure(server, working, like, emit)
         yield made
     except Interrupted:
-        drop(server, working, emit, seconds=SECONDS_TO_CONNECT_AFTER_SIGNAL)
+        drop(server, working, emit, seconds=SECONDS_TO_CONNECT_AFTER_SIGNAL, left=left)
         raise
     except BaseException:
-        drop(server, working, emit)
+        drop(server, working, emit, left=left)
         raise
     try:
         became(Outcome.UNKNOWN)
@@ -137,7 +138,7 @@ def created(  # noqa: PLR0913 - each is one property of the new database
         if _renamed(server, working, name, SECONDS_TO_CONNECT_AFTER_SIGNAL):
             became(Outcome.COMMITTED)
             return
-        drop(server, working, emit, seconds=SECONDS_TO_CONNECT_AFTER_SIGNAL)
+        drop(server, working, emit, seconds=SECONDS_TO_CONNECT_AFTER_SIGNAL, left=left)
         became(Outcome.NOTHING)
         raise
 
@@ -252,17 +253,42 @@ def _configure(server: Server, working: str, like: Database, emit: Emit) -> None
                 emit(Warned(f"The setting {setting} is left out: {said(error)}"))
 
 
-def drop(server: Server, name: str, emit: Emit, *, seconds: float = SECONDS_TO_CONNECT) -> None:
-    """Drop a database of ours, and all sessions in it; a warning where that fails.
+def drop(
+    server: Server,
+    name: str,
+    emit: Emit,
+    *,
+    seconds: float = SECONDS_TO_CONNECT,
+    left: Callable[[str], None] = lambda _name: None,
+) -> None:
+    """Drop a database of ours, and all sessions in it; where that fails, warn and tell ``left``.
 
-    ``seconds`` is how long the server may take to answer.
+    ``seconds`` is how long the server may take to answer; where that is not for haste, a server
+    that is gone is waited for: so it is for a moment when one of its processes was killed.
+    Raises Interrupted.
     """
-    statement = sql.SQL("DROP DATABASE IF EXISTS {}").format(sql.Identifier(name))
+    patience = _SECONDS_FOR_OTHERS_TO_LEAVE if seconds >= SECONDS_TO_CONNECT else 0.0
     try:
-        _unsubscribe(server, name, seconds)
-        _when_unused(server, name, statement, seconds)
-    except (psycopg.Error, TargetLostError) as error:
+        _drop(server, name, seconds, time.monotonic() + patience)
+    except (psycopg.Error, TargetLostError, Interrupted) as error:
         emit(Warned(f"The database {name} could not be dropped: drop it yourself. {error}"))
+        left(name)
+        if isinstance(error, Interrupted):
+            raise
+
+
+def _drop(server: Server, name: str, seconds: float, give_up: float) -> None:
+    statement = sql.SQL("DROP DATABASE IF EXISTS {}").format(sql.Identifier(name))
+    while True:
+        try:
+            _unsubscribe(server, name, seconds)
+            _when_unused(server, name, statement, seconds)
+        except (psycopg.OperationalError, TargetLostError):
+            if time.monotonic() > give_up:
+                raise
+            time.sleep(_SECONDS_BETWEEN_TRIES)
+        else:
+            return
 
 
 def _unsubscribe(server: Server, name: str, seconds: float) -> None:
