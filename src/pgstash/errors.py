@@ -31,6 +31,7 @@
     │   └── WrongClockError           44   a clock is wrong, and what is newest or old depends on it
     ├── HookError                     50   a hook failed or took too long
     ├── RequiredTableError            51   a required table is missing or empty
+    ├── OutputError                   52   what was asked for cannot be written to stdout
     └── RestoreError
         ├── TargetNotEmptyError       60   the target holds objects, and nobody said to replace them
         ├── TargetDatabaseError       61   the new database could not be made
@@ -286,6 +287,13 @@ class RequiredTableError(PgstashError):
         "Look whether the database is the right one and still whole; where the table is gone for "
         "good, change REQUIRE_TABLES."
     )
+
+
+class OutputError(PgstashError):
+    """What was asked for could not be written to stdout; do not use what came of it."""
+
+    exit_code = 52
+    default_hint = "Is the disk full that it goes to?"
 
 
 class RestoreError(PgstashError):

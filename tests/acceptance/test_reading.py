@@ -173,3 +173,23 @@ def test_a_reader_that_has_seen_enough_ends_it_quietly(tmp_path: Path) -> None:
         process.stdout.close()
         assert process.stderr.read() == b""
         assert process.wait(60) == -signal.SIGPIPE
+
+
+@pytest.mark.parametrize(
+    "arguments", [["list"], ["show"], ["show", "--json"], ["cat"], ["check", "storage"]]
+)
+def test_a_disk_that_is_full_is_told_in_one_sentence(arguments: list[str], tmp_path: Path) -> None:
+    store(tmp_path, "backup_20260101_000000", b"SELECT 1;\n" * 100_000 + CLOSING)
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            [COMMAND, *arguments],
+            env=reader(tmp_path, DATABASE_URL="postgresql://127.0.0.1:1/x"),
+            cwd="/",
+            stdout=full,
+            stderr=subprocess.PIPE,
+            check=False,
+            text=True,
+        )
+    assert done.returncode == 52
+    assert "FAILURE stdout cannot be written to: No space left on device\n" in done.stderr
+    assert "Traceback" not in done.stderr

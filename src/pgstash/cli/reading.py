@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
@@ -14,7 +15,7 @@ import typer
 from pgstash import manifest as manifests
 from pgstash import recovery
 from pgstash.cli.running import run
-from pgstash.errors import PgstashError
+from pgstash.errors import OutputError, PgstashError
 from pgstash.events import Emit
 from pgstash.monitoring import log
 from pgstash.monitoring.wording import size, span
@@ -89,13 +90,12 @@ def cat(name: _Name = "latest", *, unverified: _Unverified = False) -> None:
 
     def work(values: Settings, emit: Emit, _interruption: Interruption) -> None:
         found = recovery.open_archive(values, recovery.Wanted(name, unverified=unverified), emit)
-        try:
-            with found.script() as chunks:
-                for chunk in chunks:
+        with found.script() as chunks:
+            for chunk in chunks:
+                with _writing():
                     sys.stdout.buffer.write(chunk)
+        with _writing():
             sys.stdout.buffer.flush()
-        except BrokenPipeError:
-            end_by(signal.SIGPIPE)
 
     run(work, needs=_needs(name), only_reads=True, stdout_is_data=True)
 
@@ -309,9 +309,20 @@ def _print_table(rows: Sequence[Sequence[str]]) -> None:
 
 
 def print_line(line: str) -> None:
-    """Print to stdout, and end as a tool does when nobody reads that any more."""
-    try:
+    """Print to stdout, and end as a tool does when nobody reads that any more.
+
+    Raises OutputError.
+    """
+    with _writing():
         sys.stdout.write(line + "\n")
         sys.stdout.flush()
+
+
+@contextlib.contextmanager
+def _writing() -> Iterator[None]:
+    try:
+        yield
     except BrokenPipeError:
         end_by(signal.SIGPIPE)
+    except OSError as error:
+        raise OutputError(f"stdout cannot be written to: {error.strerror}") from error

@@ -8,7 +8,13 @@ from typing import NoReturn
 import typer
 
 from pgstash import app, settings
-from pgstash.errors import EXIT_UNFORESEEN, ConfigurationError, Interrupted, PgstashError
+from pgstash.errors import (
+    EXIT_UNFORESEEN,
+    ConfigurationError,
+    Interrupted,
+    OutputError,
+    PgstashError,
+)
 from pgstash.events import Emit
 from pgstash.monitoring import listener, log
 from pgstash.monitoring.scrub import Scrubber
@@ -93,7 +99,7 @@ def _status_of(  # noqa: PLR0913 - what run() was given
         )
         return error.exit_code
     except PgstashError as error:
-        if stdout_is_data:
+        if stdout_is_data or isinstance(error, OutputError):
             hint = f"\n{error.hint}" if error.hint else ""
             log.LOGGER.log(log.FAILURE, "%s%s", error.message, hint)
         log.LOGGER.debug("What led to it", exc_info=error)
