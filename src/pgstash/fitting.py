@@ -27,6 +27,10 @@ _OVERWRITE = (
     "the backup holds replaces what has the same name there, all else in the target stays, and an "
     "object to be replaced that something else depends on stops the restore."
 )
+_OF_TABLES = (
+    "Restore the tables into an empty database, or into a new one with --create NAME; or only add "
+    "their rows to tables that are there, with --data-only."
+)
 
 
 def reads_archive(manifest: Manifest | None, found: tools.ClientTools, server: Server) -> bool:
@@ -91,6 +95,7 @@ def refuse(  # noqa: PLR0913 - what was asked for, and what is there
     *,
     create: str | None,
     overwrite: bool,
+    of_tables: bool,
     rows_only: bool,
 ) -> bool:
     """Raise where the target is not one to write to; tell whether it is empty."""
@@ -105,7 +110,7 @@ def refuse(  # noqa: PLR0913 - what was asked for, and what is there
         raise TargetNotEmptyError(
             f"the database {server.database.name} on {server.database.host} is not empty: it holds "
             f"{found.count} objects ({some})",
-            hint=_OVERWRITE,
+            hint=_OF_TABLES if of_tables else _OVERWRITE,
         )
     # Fewer than it will be: whatever a table brings along takes a lock too.
     if manifest and len(manifest.tables) > locks.capacity:

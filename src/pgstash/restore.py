@@ -171,6 +171,7 @@ def _restore(plan: Plan, archive: Archive, emit: events.Emit, state: _State) -> 
             locks,
             create=plan.create,
             overwrite=plan.overwrite,
+            of_tables=bool(plan.tables),
             rows_only=plan.rows_only,
         )
         if archive.manifest and not plan.rows_only:

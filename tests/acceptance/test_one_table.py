@@ -265,7 +265,9 @@ def test_into_an_empty_database(shop: Shop, make_database: MakeDatabase) -> None
     both_tables = ("orders", "customers")
     assert belongings(target, *both_tables) == belongings(shop.source, *both_tables)
     before = target.plain_dump("--data-only")
-    assert_failed(shop.restore(target, "--table", "customers"), 60, "is not empty", "--overwrite")
+    done = shop.restore(target, "--table", "customers")
+    assert_failed(done, 60, "is not empty", "--create", "--data-only")
+    assert "--overwrite" not in done.stderr
     assert rows_of(target.plain_dump("--data-only")) == rows_of(before)
 
 
@@ -428,8 +430,9 @@ def test_a_backup_by_one_pg_dump(shop: Shop, make_database: MakeDatabase) -> Non
         ["--data-only"],
         ["--data-only", "--table", "orders", "--create", "new"],
         ["--data-only", "--table", "orders", "--overwrite"],
+        ["--table", "orders", "--overwrite"],
     ],
-    ids=["no table", "create", "overwrite"],
+    ids=["no table", "create", "overwrite", "overwrite by more than rows"],
 )
 def test_a_wrong_command_line(arguments: list[str], tmp_path: Path) -> None:
     env = environment(STORAGE_URL=tmp_path.as_uri(), RESTORE_URL="postgresql://127.0.0.1:1/x")

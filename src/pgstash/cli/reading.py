@@ -131,7 +131,8 @@ def restore(  # noqa: PLR0913 - one argument for each option
         bool,
         typer.Option(
             "--overwrite",
-            help="Restore into a database that is not empty, over what has the same name.",
+            help="Restore into a database that is not empty, over what has the same name; not with "
+            "--table.",
         ),
     ] = False,
     create_roles: Annotated[
@@ -170,9 +171,15 @@ def restore(  # noqa: PLR0913 - one argument for each option
         raise typer.BadParameter("is for when no backup is named", param_hint="--at")
     if create is not None and overwrite:
         raise typer.BadParameter("is not for a new database", param_hint="--overwrite")
+    if table and overwrite:
+        raise typer.BadParameter(
+            "replaces everything; with --table restore into a new or an empty database, or add "
+            "rows by --data-only",
+            param_hint="--overwrite",
+        )
     if data_only and not table:
         raise typer.BadParameter("needs --table, at least one", param_hint="--data-only")
-    if data_only and (create is not None or overwrite):
+    if data_only and create is not None:
         raise typer.BadParameter(
             "adds to tables that are there, and replaces nothing", param_hint="--data-only"
         )
