@@ -19,6 +19,7 @@ from pgstash.errors import EXIT_UNFORESEEN, Interrupted, PgstashError
 from pgstash.manifest import Section
 from pgstash.pipeline.transactions import WithoutTransactions, without_transactions
 from pgstash.postgres import address, options, source, target, tools, working
+from pgstash.postgres.locks import waits_told
 from pgstash.postgres.restore import Psql
 from pgstash.postgres.source import Server
 from pgstash.postgres.target import Outcome
@@ -221,6 +222,8 @@ def _restore(plan: Plan, archive: Archive, emit: events.Emit, state: _State) -> 
                 way.selected, archive, client, plan.environment, progress.read
             )
             script = script if plan.create else without_transactions(script)
+        if not plan.create:  # nobody else is at work in a new one
+            into = stack.enter_context(waits_told(server, lambda: state.raw_bytes, emit))
         psql = Psql(
             into,
             client,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import select
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -12,10 +13,11 @@ import psycopg
 import pytest
 
 from pgstash.manifest import Table
-from support import databases
+from support import databases, pieces
 from support.backups import PASSPHRASE, back_up
-from support.cli import COMMAND, environment, run_pgstash
+from support.cli import COMMAND, environment, run_pgstash, started_pgstash
 from support.compare import compare
+from support.pieces import PATIENCE
 from support.postgres import Cluster, Database
 from support.stored import CLOSING, DATABASE, make
 
@@ -185,6 +187,30 @@ def test_a_target_that_is_not_empty_is_refused(make_database: MakeDatabase, tmp_
     again = restore(tmp_path, target, "--overwrite")
     assert (again.returncode, again.stderr) == (0, "")
     assert_same(source, target)
+
+
+@pytest.mark.newest_first
+def test_a_wait_for_somebody_who_locks_what_is_replaced_is_told(
+    cluster: Cluster, make_database: MakeDatabase, tmp_path: Path
+) -> None:
+    source = make_database(on=cluster)
+    source.run_sql("CREATE TABLE held (id int)")
+    back_up(source, tmp_path)
+    env = environment(source.bin_dir, STORAGE_URL=tmp_path.as_uri(), RESTORE_URL=source.uri)
+    sooner = "from pgstash.postgres import locks; locks._SECONDS_OF_SILENCE = 1.0"
+    with source.connect() as holder:
+        blocker = f"process {holder.info.backend_pid} (the holder, idle in transaction)"
+        holder.execute("BEGIN; SET LOCAL application_name = 'the holder'; SELECT FROM held")
+        command = pieces.program(sooner)
+        with started_pgstash(["restore", "--overwrite"], env, command=command) as process:
+            assert process.stderr
+            assert select.select([process.stderr], [], [], PATIENCE)[0], "nothing is told"
+            said = process.stderr.readline()
+            holder.execute("ROLLBACK")
+            out, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (0, ""), out
+    expected = f"WARNING The restore waits for a lock on public.held, which {blocker} blocks\n"
+    assert said.endswith(expected)
 
 
 def test_what_extensions_made_does_not_count(

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import itertools
 import re
-import secrets
 import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 
 from pgstash.errors import DatabaseError, DumpError, LockTimeoutError
 from pgstash.events import Emit, ToolSaid
@@ -27,8 +25,6 @@ CLOSING_BYTES = 1024
 # pg_dump's own timeout names the whole statement: it goes first.
 _SECONDS_FOR_LOCK_TABLE = 1
 
-_MARK_BYTES = 4
-_LONGEST_APPLICATION_NAME = 63  # bytes: the server cuts off what is longer
 
 _Cause = tuple[re.Pattern[str], type[DatabaseError], str]
 
@@ -169,7 +165,7 @@ def watched(server: Server) -> tuple[Connection, Callable[[float], None]]:
     It is told for how many seconds that may be. --lock-wait-timeout covers the LOCK TABLE at the
     beginning alone, and pg_dump takes locks later too: on views, materialized views and sequences.
     """
-    mark = secrets.token_hex(_MARK_BYTES)
+    mark, connection = locks.marked(server.connection)
 
     def ask(lock_seconds: float) -> None:
         wait = locks.waiting(server, mark, lock_seconds + _SECONDS_FOR_LOCK_TABLE)
@@ -179,7 +175,7 @@ def watched(server: Server) -> tuple[Connection, Callable[[float], None]]:
                 f"which {wait.blocker} blocks"
             )
 
-    return _marked(server.connection, mark), ask
+    return connection, ask
 
 
 def patient(
@@ -221,14 +217,6 @@ def _encoded(option: str, server: Server) -> str:
             f"{server.database.encoding}, lacks a character of it",
             hint="Nothing there can have such a name: take it out of the setting.",
         ) from None
-
-
-def _marked(connection: Connection, mark: str) -> Connection:
-    """Let the application_name end in the mark, by which the session can be told from others."""
-    name = connection.parameters["application_name"].encode("utf-8", "surrogateescape")
-    short = name[: _LONGEST_APPLICATION_NAME - len(mark) - 1].decode(errors="ignore")
-    parameters = {**connection.parameters, "application_name": f"{short} {mark}"}
-    return replace(connection, parameters=parameters)
 
 
 def _complete(chunks: Iterable[bytes], child: Child) -> Iterator[bytes]:

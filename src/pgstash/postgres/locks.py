@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import contextlib
+import secrets
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import psycopg
 
-from pgstash.postgres.source import Server, connect_again
+from pgstash.events import Emit, Warned
+from pgstash.postgres.source import Connection, Server, connect_again
+
+_MARK_BYTES = 4
+_LONGEST_APPLICATION_NAME = 63  # bytes: the server cuts off what is longer
+
+_SECONDS_OF_SILENCE = 30.0
+_SECONDS_UNTIL_TOLD_AGAIN = 600.0
 
 _SECONDS_TO_CONNECT = 5
 _SECONDS_TO_ANSWER = 5
@@ -36,6 +47,48 @@ class Wait:
 
     wanted: str
     blocker: str
+
+
+def marked(connection: Connection) -> tuple[str, Connection]:
+    """Return a mark, and how to connect so that the session can be told from others by it."""
+    mark = secrets.token_hex(_MARK_BYTES)
+    name = connection.parameters["application_name"].encode("utf-8", "surrogateescape")
+    short = name[: _LONGEST_APPLICATION_NAME - len(mark) - 1].decode(errors="ignore")
+    parameters = {**connection.parameters, "application_name": f"{short} {mark}"}
+    return mark, replace(connection, parameters=parameters)
+
+
+@contextlib.contextmanager
+def waits_told(server: Server, progress: Callable[[], int], emit: Emit) -> Iterator[Server]:
+    """Warn of each long wait for a lock in a session of the server that this yields.
+
+    The server is asked when ``progress``, which counts what the session does, stands still.
+    """
+    mark, connection = marked(server.connection)
+    ended = threading.Event()
+    asking = threading.Thread(target=_tell, args=(server, mark, progress, emit, ended), daemon=True)
+    asking.start()
+    try:
+        yield replace(server, connection=connection)
+    finally:
+        ended.set()  # and not waited for: it may wait for the server
+
+
+def _tell(
+    server: Server, mark: str, progress: Callable[[], int], emit: Emit, ended: threading.Event
+) -> None:
+    before, pause = progress(), _SECONDS_OF_SILENCE
+    while not ended.wait(pause):
+        reached, pause = progress(), _SECONDS_OF_SILENCE
+        stands_still, before = reached == before, reached
+        wait = waiting(server, mark, _SECONDS_OF_SILENCE / 2) if stands_still else None
+        if wait and not ended.is_set():
+            emit(
+                Warned(
+                    f"The restore waits for a lock on {wait.wanted}, which {wait.blocker} blocks"
+                )
+            )
+            pause = _SECONDS_UNTIL_TOLD_AGAIN
 
 
 def waiting(server: Server, mark: str, seconds: float) -> Wait | None:
