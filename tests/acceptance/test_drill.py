@@ -21,7 +21,7 @@ import pytest
 
 from faults.scene import wait_until
 from pgstash import manifest as manifests
-from support import databases
+from support import databases, pieces
 from support.backups import PASSPHRASE, PREFIX, back_up, settings, stored
 from support.cli import NO_DOTENV, environment, run_pgstash, started_pgstash
 from support.postgres import REPOSITORY, bin_dir
@@ -125,6 +125,21 @@ def test_on_a_throwaway_server_of_each_major(
     assert all(check["passed"] for check in proof["checks"])
     assert ("hmac" in proof) == encrypted
     assert list(scratch.iterdir()) == []
+
+
+@pytest.mark.newest_first
+def test_what_the_source_wants_of_a_login_is_not_wanted_of_a_throwaway_server(
+    cluster: Cluster, make_database: MakeDatabase, tmp_path: Path, scratch: Path
+) -> None:
+    back_up(make_database("mixed", on=cluster), tmp_path)
+    wanted = {
+        "PGCHANNELBINDING": "require",
+        "PGGSSENCMODE": "require",
+        "PGREQUIREAUTH": "scram-sha-256",
+        "PGREQUIREPEER": "nobody_at_all",
+        "PGSSLMODE": "require",
+    }
+    assert_passed(drill(tmp_path, scratch, cluster.major, **wanted), tmp_path)
 
 
 @pytest.mark.newest_first
@@ -253,6 +268,24 @@ def test_no_programs_of_a_server(tmp_path: Path, scratch: Path) -> None:
     made(tmp_path, server="99.1")
     done = drill(tmp_path, scratch, 18)
     assert_failed(done, tmp_path, 43, "no server of PostgreSQL 99", "postgresql-99")
+
+
+def test_a_server_that_lets_nobody_in_is_told_with_the_reason(
+    tmp_path: Path, scratch: Path
+) -> None:
+    made(tmp_path)
+    sooner = pieces.program(
+        "from pgstash.postgres import cluster", "cluster._SECONDS_TO_START = 9.0"
+    )
+    env = environment(
+        bin_dir(18),
+        STORAGE_URL=tmp_path.as_uri(),
+        BACKUP_ENCRYPTION_KEY=PASSPHRASE,
+        TMPDIR=str(scratch),
+        PGSSLNEGOTIATION="direct",
+    )
+    done = run_pgstash(["drill"], env, command=sooner)
+    assert_failed(done, tmp_path, 43, "does not let us in: ", "sslnegotiation=direct")
 
 
 def test_no_room(tmp_path: Path, scratch: Path) -> None:

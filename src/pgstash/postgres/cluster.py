@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psycopg
-from psycopg import conninfo
+from psycopg import conninfo, pq
 
 from pgstash.child import Group
 from pgstash.errors import ScratchError
@@ -62,6 +62,15 @@ _SETTINGS = {
     "log_min_error_statement": "panic",
     "max_prepared_transactions": "0",
     "max_connections": "100",
+}
+
+
+# What the environment may want of another server's login: this one trusts who gets to its socket.
+_LOGIN = {
+    "channel_binding": "disable",
+    "gssencmode": "disable",
+    "require_auth": "",
+    "requirepeer": "",
 }
 
 
@@ -133,6 +142,7 @@ class _Server:
     @property
     def url(self) -> str:
         # All that the environment might say of another server is said here.
+        known = {option.keyword.decode() for option in pq.Conninfo.get_defaults()}
         return conninfo.make_conninfo(
             host=str(self._folder),
             hostaddr="",
@@ -143,6 +153,7 @@ class _Server:
             options="",
             sslmode="disable",
             target_session_attrs="any",
+            **{name: value for name, value in _LOGIN.items() if name in known},
         )
 
     def initialise(self) -> None:
@@ -169,9 +180,13 @@ class _Server:
         process = self._run(self._programs.folder / "postgres", ["-D", self._data, *options])
         self._process = process
         give_up = time.monotonic() + _SECONDS_TO_START
-        while not self._answers():
-            if process.poll() is not None or time.monotonic() > give_up:
+        while refusal := self._refusal():
+            if process.poll() is not None:
                 raise ScratchError(f"the throwaway server does not start: {self._last_words()}")
+            if time.monotonic() > give_up:
+                raise ScratchError(
+                    f"the throwaway server does not let us in: {refusal}\n{self._last_words()}"
+                )
             time.sleep(_SECONDS_BETWEEN_LOOKS)
 
     def stop(self) -> None:
@@ -184,12 +199,13 @@ class _Server:
         group.exits(_SECONDS_TO_STOP)
         group.end(_SECONDS_TO_STOP)
 
-    def _answers(self) -> bool:
+    def _refusal(self) -> str:
+        """Return why nobody can log in yet; empty where that can be done."""
         try:
             psycopg.connect(self.url, connect_timeout=2).close()
-        except psycopg.OperationalError:
-            return False
-        return True
+        except psycopg.OperationalError as error:
+            return " ".join(str(error).split())
+        return ""
 
     def _run(self, program: Path, arguments: Sequence[str | Path]) -> subprocess.Popen[bytes]:
         user, group = (self._user.pw_uid, self._user.pw_gid) if self._user else (None, None)

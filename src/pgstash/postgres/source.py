@@ -82,9 +82,15 @@ class Connection:
 
     @property
     def conninfo(self) -> str:
-        """The connection string without any secret, fit for an argument list."""
+        """The connection string without any secret, fit for an argument list.
+
+        A child has nothing in its environment that would fill in what is empty, and may be too old
+        to know it.
+        """
         # Not psycopg's make_conninfo(), which refuses values that are not UTF-8.
-        return " ".join(f"{key}={_quoted(value)}" for key, value in self.parameters.items())
+        return " ".join(
+            f"{key}={_quoted(value)}" for key, value in self.parameters.items() if value
+        )
 
     @property
     def only_database(self) -> str:
@@ -329,6 +335,8 @@ def _resolve(session: _Session, settings: Mapping[str, str], given: Collection[s
     secrets: dict[str, str] = {}
     for option in pgconn.info:
         key = option.keyword.decode()
+        if not option.val and key in given and key not in SECRETS:
+            parameters[key] = ""  # or the environment would fill it in when we log in again
         if not option.val or key in _RESOLVED:
             continue
         # What nobody set stays unset: an older pg_dump does not know every parameter.
@@ -338,7 +346,7 @@ def _resolve(session: _Session, settings: Mapping[str, str], given: Collection[s
     # These are of our own session, not of the dump's.
     parameters.pop("client_encoding", None)
     parameters.pop("fallback_application_name", None)
-    parameters.setdefault("application_name", "pgstash")
+    parameters["application_name"] = parameters.get("application_name") or "pgstash"
     # Even where it is libpq's default: a child may be built with another one. And the very bytes
     # that libpq logged in with: psycopg decodes them as what the session speaks.
     parameters |= {
