@@ -10,16 +10,17 @@ from dataclasses import dataclass, field
 from pgstash import events
 from pgstash.archive import Archive
 from pgstash.errors import CorruptedError, TableNotStoredError
-from pgstash.manifest import Manifest, Member
+from pgstash.manifest import Manifest, Member, schema_name
 from pgstash.postgres import outline, toc
 from pgstash.postgres.patterns import compiled
 from pgstash.postgres.tools import ClientTools
 from pgstash.unpacking import Seeker, footer, take_statement
 
-_NOT_SEEKABLE = (
+_BY_ONE_PG_DUMP = (
     "It was made by one pg_dump (DUMP_JOBS=1, or the log of the backup says why), or by an older "
-    "pgstash: restore it into a new database with --create, and copy the table from there."
+    "pgstash: "
 )
+_BY_WAY_OF_ALL = "restore it into a new database with --create, and copy the table from there."
 _PARTITION = b"TABLE ATTACH"
 _INDEX_OF_PARTITION = b"INDEX ATTACH"
 _FOREIGN_KEY = b"FK CONSTRAINT"
@@ -65,9 +66,7 @@ def select(
     """
     manifest = archive.manifest
     if manifest is None or not archive.is_seekable:
-        raise TableNotStoredError(
-            f"{archive.name} cannot be read table by table", hint=_NOT_SEEKABLE
-        )
+        raise _not_seekable(archive)
     head = archive.schema()
     try:
         contents = toc.read(head)
@@ -367,6 +366,21 @@ def _rows(block: Iterator[bytes]) -> Iterator[bytes]:
 
 def _text(name: bytes) -> str:
     return name.decode("utf-8", "surrogateescape")
+
+
+def _not_seekable(archive: Archive) -> TableNotStoredError:
+    message, manifest = f"{archive.name} cannot be read table by table", archive.manifest
+    if manifest is None:
+        message += ": it has no manifest, which says where each is"
+        return TableNotStoredError(message, hint=_BY_WAY_OF_ALL.capitalize())
+    if manifest.schema_sha256 is None:
+        return TableNotStoredError(message, hint=_BY_ONE_PG_DUMP + _BY_WAY_OF_ALL)
+    base = manifest.archive.partition(".")[0]
+    schema = schema_name(base, manifest.id, encrypted=manifest.encryption is not None)
+    return TableNotStoredError(
+        f"{message}: the schema beside it is gone",
+        hint=f"Put {schema} back beside it; or {_BY_WAY_OF_ALL}",
+    )
 
 
 def _left_out(what: Sequence[str]) -> str:

@@ -528,11 +528,27 @@ def test_a_pattern_that_nothing_fits(pattern: str) -> None:
     assert "…" in caught.value.hint
 
 
-def test_an_archive_without_a_schema_cannot_be_read_by_tables() -> None:
-    for found in (Scene().opened(with_schema=False), replace(Scene().opened(), manifest=None)):
-        with pytest.raises(TableNotStoredError, match="cannot be read table by table") as caught:
-            selection.select(found, ["orders"], Scene().emit, rows_only=False)
+@each_kind
+def test_an_archive_that_cannot_be_read_by_tables_is_told_with_the_reason(
+    passphrase: str | None,
+) -> None:
+    scene = Scene(passphrase)
+    whole = scene.opened()
+    assert whole.manifest
+    of_one = replace(whole, manifest=replace(whole.manifest, schema_sha256=None))
+    suffix = ".schema.gz" + (".enc" if passphrase else "")
+    reasons = (
+        (replace(whole, manifest=None), "no manifest", "Restore it into"),
+        (of_one, "table by table$", "DUMP_JOBS=1"),
+        (scene.opened(with_schema=False), "schema beside it is gone", f"{suffix} back"),
+    )
+    for found, reason, remedy in reasons:
+        with pytest.raises(TableNotStoredError, match=reason) as caught:
+            selection.select(found, ["orders"], scene.emit, rows_only=False)
+        assert "cannot be read table by table" in caught.value.message
+        assert remedy in caught.value.hint
         assert "--create" in caught.value.hint
+        assert ("DUMP_JOBS" in caught.value.hint) == (found is of_one)
 
 
 def test_a_schema_that_is_another_or_not_understood() -> None:
