@@ -196,8 +196,10 @@ def test_who_logs_in_as_another_role_is_let_in(naming: Naming) -> None:
     )
     naming.at = source.look(maintenance.uri.replace(naming.cluster.user, "entering", 1))
     with naming.made() as made:
-        psycopg.connect(**made.connection.parameters).close()  # type: ignore[arg-type]
+        # Whose session the role that is set may not end.
+        left = psycopg.connect(**made.connection.parameters)  # type: ignore[arg-type]
     assert (naming.there(), naming.outcome) == ([naming.name], Outcome.COMMITTED)
+    left.close()
     naming.cluster.drop_database(naming.name)
     maintenance.run_sql("DROP ROLE owning, entering")
 

@@ -54,6 +54,8 @@ it is written before it (https://www.postgresql.org/docs/current/wal-async-commi
 
 # psql:<stdin>:123: ERROR:  42P07: relation "a" already exists
 _MESSAGE = re.compile(r"psql:<stdin>:(\d+): ([^:]+):  ([0-9A-Z]{5}): (.*)")
+# What a session is told by: 4711|12345|2026-07-01 12:00:00.123456+00
+_INTRODUCTION = re.compile(r"(\d+)\|(\d+)\|(.+)")
 _HARMLESS_CLASSES = ("00", "01", "02")  # success, warnings, no data
 _STATEMENT = re.compile(r"psql:<stdin>:\d+: STATEMENT:  ")
 _LINES_KEPT = 12
@@ -243,18 +245,23 @@ class Psql:
             "\\o /dev/null\n"
             f"{settings(NEUTRAL if self._one_transaction else UNFINISHED, self._lc_monetary)}\n"
             f"{'BEGIN;' if self._one_transaction else ''}\n"
+            # A role that the login sets (ALTER ROLE … SET role) need not see the login's session.
+            "SET ROLE NONE;\n"
             "\\o\n"
             f"SELECT pid, {transaction}, backend_start FROM pg_catalog.pg_stat_activity"
             " WHERE pid = pg_catalog.pg_backend_pid();\n"
             "\\o /dev/null\n"
+            "RESET ROLE;\n"
         ).encode()
 
     def _introduced(self, line: bytes) -> _Backend:
-        pid, _, rest = line.decode(errors="replace").partition("|")
-        transaction, _, started = rest.partition("|")
-        if not started:
+        if not line:
             raise self._failure(self._child.wait())
-        return _Backend(int(pid), started, transaction)
+        said = line.decode(errors="replace")
+        match = _INTRODUCTION.fullmatch(said)
+        if match is None:  # it waits for more of the script
+            raise TargetLostError(f"psql does not say which session is its own, but {said!r}")
+        return _Backend(int(match[1]), match[3], match[2])
 
     def _failure(self, status: int) -> RestoreError:
         if found := self._errors.first:
@@ -280,6 +287,8 @@ class Psql:
         give_up = time.monotonic() + seconds
         try:
             with connected(self._server, seconds=min(seconds, 10.0)) as session:
+                # As who logged in: a role that is set may neither see the session nor end it.
+                session.execute("SET ROLE NONE")
                 who = [backend.pid, backend.started]
                 find = (
                     " FROM pg_catalog.pg_stat_activity WHERE pid = %s AND backend_start ="

@@ -317,9 +317,7 @@ def _when_unused(
     give_up = time.monotonic() + _SECONDS_FOR_OTHERS_TO_LEAVE
     with connected(server, seconds=seconds) as session:
         while True:
-            for (pid,) in session.execute(_SESSIONS, [name]).fetchall():
-                with contextlib.suppress(psycopg.errors.InsufficientPrivilege):
-                    session.execute("SELECT pg_catalog.pg_terminate_backend(%s)", [pid])
+            _end_sessions(session, name)
             try:
                 session.execute(statement)
             except psycopg.errors.ObjectInUse:
@@ -328,6 +326,15 @@ def _when_unused(
                 time.sleep(_SECONDS_BETWEEN_TRIES)
             else:
                 return
+
+
+def _end_sessions(session: psycopg.Connection[tuple[Any, ...]], database: str) -> None:
+    """End the sessions with a database that the login may end, or the role that it sets."""
+    for role in ("SET ROLE NONE", "RESET ROLE"):
+        session.execute(role)
+        for (pid,) in session.execute(_SESSIONS, [database]).fetchall():
+            with contextlib.suppress(psycopg.errors.InsufficientPrivilege):
+                session.execute("SELECT pg_catalog.pg_terminate_backend(%s)", [pid])
 
 
 @contextlib.contextmanager

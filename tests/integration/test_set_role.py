@@ -1,0 +1,103 @@
+"""A login that works as another role, as those of deployments do: ALTER ROLE … SET role."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pgstash.errors import TargetLostError
+from pgstash.postgres import source
+from pgstash.postgres.restore import Psql
+from pgstash.postgres.target import Outcome
+from pgstash.postgres.tools import ClientTools
+from support.backups import back_up
+from support.cli import environment, run_pgstash
+from support.postgres import Database
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from support.postgres import Cluster, MakeDatabase
+
+OWNER, LOGIN = "owner_of_all", "who_deploys"
+NAME = "restored_as_another"
+OBJECTS = """
+    CREATE TABLE a (n serial PRIMARY KEY); INSERT INTO a SELECT generate_series(1, 10);
+    CREATE TABLE b (n int REFERENCES a); INSERT INTO b VALUES (1);
+"""
+OWNERS = "SELECT DISTINCT tableowner FROM pg_tables WHERE schemaname = 'public'"
+
+
+@pytest.fixture
+def target(cluster: Cluster, make_database: MakeDatabase) -> Iterator[Database]:
+    """An empty database of the role, with the login."""
+    database = make_database(on=cluster)
+    admin = cluster.maintenance
+    admin.run_sql(
+        f"CREATE ROLE {OWNER} CREATEDB; CREATE ROLE {LOGIN} LOGIN NOINHERIT IN ROLE {OWNER};"
+        f"ALTER ROLE {LOGIN} SET role = {OWNER}; ALTER DATABASE {database.name} OWNER TO {OWNER};"
+    )
+    yield database
+    database.drop()
+    cluster.drop_database(NAME)
+    admin.run_sql(f"DROP ROLE {OWNER}, {LOGIN}")
+
+
+def login_of(database: Database) -> str:
+    return database.uri.replace(database.cluster.user, LOGIN, 1)
+
+
+@pytest.mark.parametrize("jobs", ["", "1", "2"])
+def test_a_restore_is_the_roles(
+    jobs: str, target: Database, make_database: MakeDatabase, tmp_path: Path
+) -> None:
+    """Into the database that is there, or into a new one by so many sessions."""
+    of = make_database(on=target.cluster)
+    of.run_sql(OBJECTS)
+    back_up(of, tmp_path, DUMP_JOBS="2")
+    env = environment(
+        target.bin_dir,
+        STORAGE_URL=tmp_path.as_uri(),
+        RESTORE_URL=login_of(target),
+        RESTORE_JOBS=jobs or "1",
+    )
+    done = run_pgstash(["restore", *(["--create", NAME] if jobs else [])], env)
+    assert (done.returncode, done.stderr) == (0, "")
+    restored = Database(target.cluster, NAME) if jobs else target
+    assert restored.run_sql(OWNERS) == f"{OWNER}\n"
+
+
+def opened(target: Database, folder: Path | None = None) -> Psql:
+    server = source.look(login_of(target))
+    return Psql(
+        server,
+        ClientTools(folder or target.bin_dir, server.major, server.version),
+        one_transaction=True,
+        lc_monetary=None,
+        environment=os.environ,
+        emit=lambda _event: None,
+    )
+
+
+def test_the_session_of_the_login_is_ended(target: Database) -> None:
+    psql = opened(target)
+    with contextlib.suppress(ZeroDivisionError), psql:
+        psql.feed(b"SELECT pg_sleep(600);\n")
+        raise ZeroDivisionError
+    assert psql.outcome is Outcome.NOTHING
+    query = f"SELECT count(*) FROM pg_stat_activity WHERE usename = '{LOGIN}'"
+    assert target.run_sql(query) == "0\n"
+
+
+def test_a_psql_that_answers_something_else_is_not_waited_for(
+    target: Database, tmp_path: Path
+) -> None:
+    fake = tmp_path / "psql"
+    fake.write_text("#!/bin/sh\nread -r line\necho '4711|0|'\nexec sleep 600\n")
+    fake.chmod(0o755)
+    with pytest.raises(TargetLostError, match=r"but '4711\|0\|'"), opened(target, tmp_path):
+        pass
