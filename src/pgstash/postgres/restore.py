@@ -252,6 +252,8 @@ class Psql:
             " WHERE pid = pg_catalog.pg_backend_pid();\n"
             "\\o /dev/null\n"
             "RESET ROLE;\n"
+            # pg_dump's script sets its own at once; one of another tool may need what is usual.
+            "RESET search_path;\n"
         ).encode()
 
     def _introduced(self, line: bytes) -> _Backend:
@@ -321,7 +323,8 @@ def without_confidential(said: str) -> str:
 def settings(neutral: Mapping[str, str], lc_monetary: str | None) -> str:
     """Return the statements that set what is neutral, and the locale that amounts are read in.
 
-    Nothing that a user of the database defined stands in for a built-in afterwards, nor in them.
+    They leave an empty search_path: nothing that a user of the database defined stands in for a
+    built-in.
     """
     wanted = {**neutral, **({"lc_monetary": lc_monetary} if lc_monetary else {})}
     names = ", ".join(_literal(name) for name in wanted)
