@@ -29,8 +29,7 @@ def opened(server: Server, role: str | None = None) -> Iterator[Session]:
         with source.connect_again(server, _SECONDS_TO_CONNECT) as session:
             session.execute(f"SET statement_timeout = '{_SECONDS_TO_ANSWER}s'")
             if role is not None:
-                quoted = role.encode(server.codec).replace(b'"', b'""')
-                session.execute(b'SET ROLE "' + quoted + b'"')
+                session.execute(taking(role, server))
             yield session
     except psycopg.errors.QueryCanceled as error:
         raise DatabaseUnreachableError(
@@ -43,6 +42,11 @@ def opened(server: Server, role: str | None = None) -> Iterator[Session]:
             f"the database does not answer as expected: {error}",
             hint="Look into the server's log.",
         ) from error
+
+
+def taking(role: str, server: Server) -> bytes:
+    """Return the statement by which a session takes a role."""
+    return b'SET ROLE "' + role.encode(server.codec).replace(b'"', b'""') + b'"'
 
 
 def text(value: bytes, server: Server) -> str:

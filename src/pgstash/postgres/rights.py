@@ -8,13 +8,20 @@ itself registers for dumping (https://www.postgresql.org/docs/current/extend-ext
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import psycopg
+
+from pgstash.errors import DatabaseUnreachableError
 from pgstash.postgres import inquiry, patterns
 from pgstash.postgres import options as dump_options
+from pgstash.postgres.session import Session
 from pgstash.postgres.source import Server
+
+_SECONDS_TO_ANSWER = 60.0
 
 SHOWN = 5
 """How many names, or statements, are shown; the rest is counted."""
@@ -172,9 +179,19 @@ def closed_mappings(server: Server, options: Sequence[str]) -> list[str]:
     """
     if patterns.selects(options):
         return []
-    with inquiry.opened(server, dump_options.role(options)) as asked:
-        found = asked.execute(_CLOSED_MAPPINGS).fetchall()
-    return [inquiry.text(name, server) for (name,) in found]
+    # Not by psycopg's own connection: the database's name need not be UTF-8.
+    with contextlib.closing(Session(server.connection, client_encoding="SQL_ASCII")) as session:
+        try:
+            session.ask("SET search_path = ''", _SECONDS_TO_ANSWER)
+            if role := dump_options.role(options):
+                session.ask(inquiry.taking(role, server), _SECONDS_TO_ANSWER)
+            found = session.ask(_CLOSED_MAPPINGS, _SECONDS_TO_ANSWER)
+        except psycopg.Error as error:
+            raise DatabaseUnreachableError(
+                "the database does not say which user mappings may be read: "
+                f"{' '.join(str(error).split())}"
+            ) from error
+    return [inquiry.text(name or b"", server) for [name] in found]
 
 
 def told_of_mappings(closed: Sequence[str]) -> tuple[str, str]:

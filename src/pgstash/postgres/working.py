@@ -34,9 +34,10 @@ _COMMENT = "COMMENT ON DATABASE {} IS {}"
 _EARLIER = (
     "SELECT datname, pg_catalog.shobj_description(oid, 'pg_database') = %(incomplete)s"
     " FROM pg_catalog.pg_database"
-    " WHERE pg_catalog.left(datname::text, pg_catalog.length(%(begin)s::text)) = %(begin)s"
-    " AND pg_catalog.substr(datname::text, pg_catalog.length(%(begin)s::text) + 1)"
-    " ~ '^[0-9a-f]{8}$' ORDER BY datname"
+    # Of others the bytes alone are compared: a name need not be of this database's encoding.
+    " WHERE CASE WHEN pg_catalog.starts_with(datname::text, %(begin)s::text)"
+    " THEN pg_catalog.substr(datname::text, pg_catalog.length(%(begin)s::text) + 1)"
+    " ~ '^[0-9a-f]{8}$' END ORDER BY datname"
 )
 
 _FIRST_ICU_DATABASE = 15
