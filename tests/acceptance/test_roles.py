@@ -396,3 +396,40 @@ def test_a_role_that_may_make_none(
     else:
         assert done.returncode == 0, done.stderr
         assert f"{len(ROLES)} roles of the source cannot be made" in done.stderr
+
+
+@pytest.fixture
+def of_another_encoding(newest_cluster: Cluster) -> Iterator[Database]:
+    """A LATIN1 database; roles that were made from there, one of them by a drill."""
+    latin = newest_cluster.create_database("latin", encoding="LATIN1")
+    speak = "SET client_encoding = 'UTF8';"
+    latin.run_sql(
+        f'{speak} CREATE ROLE "andré"; CREATE ROLE "renée" NOLOGIN;'
+        "COMMENT ON ROLE \"renée\" IS 'made by pgstash for a drill'"
+    )
+    yield latin
+    latin.run_sql(f'{speak} DROP ROLE "andré", "renée"')
+    latin.drop()
+
+
+@pytest.mark.usefixtures("of_another_encoding")
+def test_names_of_roles_that_are_not_utf_8(make_database: MakeDatabase, tmp_path: Path) -> None:
+    """Names that all databases share are stored as they came, in any encoding."""
+    database = make_database()
+    back_up(database, tmp_path)
+    done = restore(tmp_path, database)
+    assert done.returncode == 0, done.stderr
+    done = run_pgstash(["drill"], for_drills(database, database.cluster, tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert r"Roles that a drill made could not be dropped: ren\udce9e: " in done.stderr
+
+
+@pytest.mark.parametrize("name", ["магазин", "café"])
+def test_a_name_that_the_database_of_the_login_cannot_give(
+    name: str, of_another_encoding: Database, make_database: MakeDatabase, tmp_path: Path
+) -> None:
+    back_up(make_database(), tmp_path)
+    done = restore(tmp_path, of_another_encoding, "--create", name)
+    assert done.returncode == 61, done.stderr
+    assert f"'{name}' cannot be given as a name from the database latin" in done.stderr
+    assert "whose encoding is LATIN1" in done.stderr

@@ -11,7 +11,7 @@ import psycopg
 import pytest
 
 from pgstash import events
-from pgstash.errors import Interrupted, TargetDatabaseError
+from pgstash.errors import Interrupted, TargetDatabaseError, TargetLostError
 from pgstash.postgres import scratch, source, target, working
 from pgstash.postgres.target import Outcome
 from pgstash.postgres.working import _create
@@ -49,6 +49,15 @@ def test_whatever_a_user_made_counts(
     assert target.contents(server).count == 0
     database.run_sql(made)
     assert target.contents(server).count == 1
+
+
+def test_no_question_that_the_target_refuses_is_unforeseen(newest_cluster: Cluster) -> None:
+    server = source.look(newest_cluster.maintenance.uri)
+    with (
+        pytest.raises(TargetLostError, match="does not do what it is asked: division by zero"),
+        target.connected(server) as session,
+    ):
+        session.execute("SELECT 1 / 0")
 
 
 class Naming:

@@ -11,7 +11,7 @@ import contextlib
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, LiteralString
 
 import psycopg
 from psycopg import sql
@@ -156,31 +156,30 @@ def refuse_lacking(  # noqa: PLR0913 - what of a restore matters here
     so, and are not a drill's any more where a restore needs them. Of a partial backup what is
     lacking is a warning.
     """
+    extensions = _names(server, "SELECT name FROM pg_catalog.pg_available_extensions")
+    there = _names(server, "SELECT rolname FROM pg_catalog.pg_roles")
+    lacking = [each for each in manifest.extensions if each.name not in extensions]
+    missing = [name for name in manifest.roles if name not in there]
+    wanted = list(dict.fromkeys([*missing, *create])) if create is not None else []
+    if lacking or (missing and create is None):
+        error = _lacks(server, [] if create is not None else missing, lacking)
+        if not manifest.options:
+            raise error
+        # What needs them may be what the user left out.
+        emit(Warned(f"{error.message}; of a partial backup, it may do without"))
+    if dry_run:
+        return
     with connected(server) as session:
-        extensions = {
-            name
-            for (name,) in session.execute(
-                "SELECT name FROM pg_catalog.pg_available_extensions"
-            ).fetchall()
-        }
-        there = {
-            name
-            for (name,) in session.execute("SELECT rolname FROM pg_catalog.pg_roles").fetchall()
-        }
-        lacking = [each for each in manifest.extensions if each.name not in extensions]
-        missing = [name for name in manifest.roles if name not in there]
-        wanted = list(dict.fromkeys([*missing, *create])) if create is not None else []
-        if lacking or (missing and create is None):
-            error = _lacks(server, [] if create is not None else missing, lacking)
-            if not manifest.options:
-                raise error
-            # What needs them may be what the user left out.
-            emit(Warned(f"{error.message}; of a partial backup, it may do without"))
-        if dry_run:
-            return
         if not for_drill:
             _adopt(session, there & {*manifest.roles, *wanted})
         _make(session, [name for name in wanted if name not in there], missing, emit, for_drill)
+
+
+def _names(server: Server, question: LiteralString) -> set[str]:
+    """Return the names that a question is answered with, some of which may be of any encoding."""
+    with connected(server, "SQL_ASCII") as session:  # names are bytes
+        rows = session.execute(question).fetchall()
+    return {name.decode(server.codec, "surrogateescape") for (name,) in rows}
 
 
 def _make(
@@ -229,7 +228,8 @@ def _adopt(session: psycopg.Connection[tuple[Any, ...]], names: Collection[str])
         "SELECT rolname FROM pg_catalog.pg_roles WHERE rolname = ANY(%s)"
         " AND pg_catalog.shobj_description(oid, 'pg_authid') = %s"
     )
-    for (name,) in session.execute(query, [list(names), DRILL_COMMENT]).fetchall():
+    asked = [name for name in names if not _FOREIGN.search(name)]
+    for (name,) in session.execute(query, [asked, DRILL_COMMENT]).fetchall():
         with contextlib.suppress(psycopg.errors.InsufficientPrivilege):
             session.execute(sql.SQL("COMMENT ON ROLE {} IS NULL").format(sql.Identifier(name)))
 

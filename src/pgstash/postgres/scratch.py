@@ -133,17 +133,22 @@ def _leave(
 def _drop_roles(server: Server, chosen: str, emit: Emit) -> None:
     """Drop what roles drills made, if none but this one runs: others may need the same role."""
     left = []
+    # One that was made from a database of another encoding is no text here.
+    with target.connected(server, "SQL_ASCII") as session:
+        rows = session.execute(_ROLES, [roles.DRILL_COMMENT]).fetchall()
+    found = [name.decode(server.codec, "surrogateescape") for (name,) in rows]
     with target.connected(server) as session:
         used = {name for (name,) in session.execute(_IN_USE).fetchall() if name != chosen}
         if any(_NAME.fullmatch(name) for name in used if name):
             return
-        for (role,) in session.execute(_ROLES, [roles.DRILL_COMMENT]).fetchall():
+        for role in found:
             try:
                 session.execute(sql.SQL("DROP ROLE {}").format(sql.Identifier(role)))
             except psycopg.errors.UndefinedObject:
                 pass  # another drill, which came to its end, dropped it
-            except psycopg.Error as error:
-                left.append(f"{role}: {' '.join(str(error).split())}")
+            except (psycopg.Error, UnicodeError) as error:
+                shown = role.encode(errors="backslashreplace").decode()
+                left.append(f"{shown}: {' '.join(str(error).split())}")
     if left:
         emit(Warned(f"Roles that a drill made could not be dropped: {'; '.join(left)}"))
 

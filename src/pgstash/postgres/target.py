@@ -137,10 +137,18 @@ def knows_locale(server: Server, lc_monetary: str) -> bool:
 
 def refuse_taken(server: Server, name: str) -> None:
     """Raise TargetDatabaseError if there is a database of this name, or cannot be one."""
-    if not name or "\0" in name or len(name.encode()) > LONGEST_NAME:
+    stored = _encoded(name, "utf-8")
+    if not stored or b"\0" in stored or len(stored) > LONGEST_NAME:
         raise TargetDatabaseError(
             f"{name!r} cannot be the name of a database",
-            hint=f"A name has from 1 to {LONGEST_NAME} bytes.",
+            hint=f"A name has from 1 to {LONGEST_NAME} bytes, of UTF-8.",
+        )
+    # A name is stored in the encoding of the database that it is given from, and no login converts.
+    if _encoded(name, server.codec) != stored:
+        raise TargetDatabaseError(
+            f"{name!r} cannot be given as a name from the database {server.database.name}, whose "
+            f"encoding is {server.database.encoding}",
+            hint="Let RESTORE_URL name a database of UTF8 on that server, or give a name of ASCII.",
         )
     with connected(server) as session:
         query = "SELECT FROM pg_catalog.pg_database WHERE datname = %s"
@@ -157,7 +165,8 @@ def connected(
 ) -> Iterator[psycopg.Connection[tuple[Any, ...]]]:
     """Connect to the very server and database; raise TargetLostError where that fails.
 
-    ``seconds`` is how long the server may take to answer.
+    And where something is asked that it refuses, if the block lets that error out. ``seconds`` is
+    how long the server may take to answer.
     """
     parameters = {
         **server.connection.parameters,
@@ -169,14 +178,25 @@ def connected(
         session = psycopg.connect("", autocommit=True, **parameters)  # type: ignore[arg-type]
     except psycopg.Error as error:
         raise TargetLostError(f"the target cannot be reached any more: {said(error)}") from error
-    with session:
-        session.execute(
-            "SET search_path = ''; SET statement_timeout = 0; SET lock_timeout = 0;"
-            "SET default_transaction_read_only = off;"
-            "SELECT pg_catalog.set_config(name, '0', false) FROM pg_catalog.pg_settings"
-            " WHERE name IN ('idle_session_timeout', 'transaction_timeout')"
-        )
-        yield session
+    try:
+        with session:
+            session.execute(
+                "SET search_path = ''; SET statement_timeout = 0; SET lock_timeout = 0;"
+                "SET default_transaction_read_only = off;"
+                "SELECT pg_catalog.set_config(name, '0', false) FROM pg_catalog.pg_settings"
+                " WHERE name IN ('idle_session_timeout', 'transaction_timeout')"
+            )
+            yield session
+    except psycopg.Error as error:
+        raise TargetLostError(f"the target does not do what it is asked: {said(error)}") from error
+
+
+def _encoded(name: str, codec: str) -> bytes:
+    """Return a name's bytes in an encoding; none where it has others."""
+    try:
+        return name.encode(codec)
+    except UnicodeEncodeError:
+        return b""
 
 
 def said(error: Exception) -> str:

@@ -97,7 +97,7 @@ def created(  # noqa: PLR0913 - each is one property of the new database
     working = _working_name(name)
     made = _seen_from(server, working)
     try:
-        with _refusals(f"the database {name} cannot be made"), connected(server) as session:
+        with connected(server) as session, _refusals(f"the database {name} cannot be made"):
             _warn_of_earlier(session, name, emit)
             try:
                 session.execute(_create(working, like, server.major))
