@@ -194,6 +194,29 @@ def test_checks_of_the_users(tmp_path: Path, scratch: Path) -> None:
     assert found["MIN_TABLE_COUNT"] == "1 tables, and MIN_TABLE_COUNT is 1"
 
 
+@pytest.mark.parametrize("library", ["session_preload_libraries", "local_preload_libraries"])
+def test_settings_of_the_database(library: str, tmp_path: Path, scratch: Path) -> None:
+    """Definitions may ask for them; what decides on how sessions run is not for a drill's."""
+    kept = [
+        *("my.limit=5", "transaction_timeout=1s", "statement_timeout=1s"),
+        *("default_transaction_isolation=serializable", "session_replication_role=replica"),
+    ]
+    limited = SCRIPT.replace(
+        b"n integer", b"n integer CHECK (n < current_setting('my.limit')::int)"
+    )
+    database = replace(DATABASE, settings=[*kept, f"{library}=not_there"])
+    made(tmp_path, limited, database=database)
+    asked = {
+        "VERIFY_SQL": "SELECT count(*) = 2 FROM public.a, pg_sleep(2);"
+        f"SELECT setconfig = ARRAY{kept} FROM pg_db_role_setting"
+    }
+    done = drill(tmp_path, scratch, 18, **asked)
+    proof = assert_passed(done, tmp_path)
+    [warning] = proof["warnings"]
+    assert warning.startswith(f"The setting {library} is left out: the target cannot be reached")
+    assert "not_there" in warning
+
+
 @pytest.mark.parametrize(
     ("asked", "words"),
     [

@@ -90,7 +90,8 @@ def test_rows_that_a_policy_hides_are_counted(database: Database) -> None:
         "CREATE TABLE a (n int); INSERT INTO a VALUES (1);"
         "ALTER TABLE a ENABLE ROW LEVEL SECURITY; ALTER TABLE a FORCE ROW LEVEL SECURITY;"
         "DROP ROLE IF EXISTS inspecting; CREATE ROLE inspecting LOGIN;"
-        "ALTER TABLE a OWNER TO inspecting; GRANT CREATE ON SCHEMA public TO inspecting"
+        "ALTER TABLE a OWNER TO inspecting; GRANT CREATE ON SCHEMA public TO inspecting;"
+        f"ALTER DATABASE {database.name} OWNER TO inspecting"
     )
     url = database.cluster.maintenance.uri.replace("admin@", "inspecting@")
     try:
@@ -100,7 +101,10 @@ def test_rows_that_a_policy_hides_are_counted(database: Database) -> None:
             [answer] = found.answers("SELECT count(*) = 1 FROM a")
             assert answer.passed
     finally:
-        database.run_sql("DROP OWNED BY inspecting CASCADE; DROP ROLE inspecting")
+        database.run_sql(
+            f"ALTER DATABASE {database.name} OWNER TO admin;"
+            "DROP OWNED BY inspecting CASCADE; DROP ROLE inspecting"
+        )
 
 
 def test_who_sees_all_rows_changes_nothing(database: Database) -> None:

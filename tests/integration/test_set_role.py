@@ -23,10 +23,11 @@ if TYPE_CHECKING:
 
     from support.postgres import Cluster, MakeDatabase
 
-OWNER, LOGIN = "owner_of_all", "who_deploys"
+OWNER, LOGIN, WITHOUT = "owner_of_all", "who_deploys", "without_any_right"
 NAME = "restored_as_another"
 OBJECTS = """
-    CREATE TABLE a (n serial PRIMARY KEY); INSERT INTO a SELECT generate_series(1, 10);
+    CREATE TABLE a (n serial PRIMARY KEY);
+    INSERT INTO a SELECT nextval('a_n_seq') FROM generate_series(1, 10);
     CREATE TABLE b (n int REFERENCES a); INSERT INTO b VALUES (1);
 """
 OWNERS = "SELECT DISTINCT tableowner FROM pg_tables WHERE schemaname = 'public'"
@@ -44,7 +45,7 @@ def target(cluster: Cluster, make_database: MakeDatabase) -> Iterator[Database]:
     yield database
     database.drop()
     cluster.drop_database(NAME)
-    admin.run_sql(f"DROP ROLE {OWNER}, {LOGIN}")
+    admin.run_sql(f"DROP ROLE {OWNER}, {LOGIN}; DROP ROLE IF EXISTS {WITHOUT}")
 
 
 def login_of(database: Database) -> str:
@@ -69,6 +70,25 @@ def test_a_restore_is_the_roles(
     assert (done.returncode, done.stderr) == (0, "")
     restored = Database(target.cluster, NAME) if jobs else target
     assert restored.run_sql(OWNERS) == f"{OWNER}\n"
+
+
+@pytest.mark.parametrize("whose", [LOGIN, "admin"])
+def test_a_drill_of_a_database_that_sets_a_role(
+    whose: str, target: Database, make_database: MakeDatabase, tmp_path: Path
+) -> None:
+    """Which the login may not be, and which may do nothing with what was restored."""
+    of = make_database(on=target.cluster)
+    of.run_sql(OBJECTS)
+    admin = target.cluster.maintenance
+    admin.run_sql(f"CREATE ROLE {WITHOUT}; ALTER DATABASE {of.name} SET role = {WITHOUT}")
+    back_up(of, tmp_path, DATABASE_URL=f"{of.uri}?options=-crole%3Dadmin")
+    env = environment(
+        target.bin_dir,
+        STORAGE_URL=tmp_path.as_uri(),
+        VERIFY_DATABASE_URL=target.uri.replace("admin", whose, 1),
+    )
+    done = run_pgstash(["drill"], env)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def opened(target: Database, folder: Path | None = None) -> Psql:

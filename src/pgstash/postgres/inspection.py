@@ -16,6 +16,7 @@ from psycopg import conninfo
 from pgstash.errors import DatabaseError, ScratchError
 from pgstash.manifest import Table
 from pgstash.postgres import source
+from pgstash.postgres.restore import NEUTRAL, settings
 from pgstash.postgres.source import Server
 
 _SECONDS_TO_CONNECT = 10
@@ -74,6 +75,13 @@ _SEQUENCES = """
                   WHERE i.indrelid = t.oid AND i.indisunique AND i.indpred IS NULL
                         AND i.indnkeyatts = 1
                         AND i.indkey[0] = a.attnum)
+"""
+
+
+# All that was restored is the role's that the restore was made by, which a login may set.
+_AS_OWNER = """
+    SELECT pg_catalog.set_config('role', pg_catalog.pg_get_userbyid(datdba)::text, false)
+    FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database()
 """
 
 
@@ -228,12 +236,12 @@ def opened(url: str, database: str) -> Iterator[Inspection]:
     Raises ScratchError where it is lost.
     """
     try:
-        server = source.look(conninfo.make_conninfo(url, dbname=database))
+        server = source.look(_login(url, database))
         with source.connect_again(server, _SECONDS_TO_CONNECT) as session:
+            session.execute(settings(NEUTRAL, None).encode())
+            session.execute(_AS_OWNER)
             # Rows that a policy hides are no reason to count fewer of them in silence.
-            session.execute(
-                "SET statement_timeout = 0; SET lock_timeout = 0; SET row_security = off"
-            )
+            session.execute("SET row_security = off")
             # Nor to count none: the database is thrown away.
             for schema, name in session.execute(_FORCED).fetchall():
                 session.execute(
@@ -245,6 +253,15 @@ def opened(url: str, database: str) -> Iterator[Inspection]:
             f"the restored database cannot be looked at: {' '.join(str(error).split())}",
             hint="Look into the log of that server.",
         ) from error
+
+
+def _login(url: str, database: str) -> str:
+    """Return the address of the database, as the login itself and no role that the database sets.
+
+    That one need not have a right in what was restored.
+    """
+    given = conninfo.conninfo_to_dict(url).get("options") or ""
+    return conninfo.make_conninfo(url, dbname=database, options=f"{given} -c role=none".strip())
 
 
 def _answer(cursor: psycopg.Cursor[tuple[Any, ...]]) -> Answer:

@@ -6,9 +6,10 @@ Whoever looks for a database by name finds it whole, or not at all.
 from __future__ import annotations
 
 import contextlib
+import re
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
@@ -55,6 +56,14 @@ _LISTS = {
     "unix_socket_directories",
 }
 
+# What decides on how a session runs, or whether it can: none of it may touch those that load. All
+# else is set before them, since definitions of the source may ask for it (current_setting()).
+_OF_SESSIONS = re.compile(
+    r"role|.*_preload_libraries|.*_timeout|(default_)?transaction_.*|event_triggers"
+    r"|session_replication_role|exit_on_error|post_auth_delay",
+    re.IGNORECASE,
+)
+
 _SUBSCRIPTIONS = (
     "SELECT subname FROM pg_catalog.pg_subscription"
     " JOIN pg_catalog.pg_database d ON d.oid = subdbid WHERE datname = %s"
@@ -87,12 +96,13 @@ def created(  # noqa: PLR0913 - each is one property of the new database
     """Make a database under a working name for the length of the block, then give it its name.
 
     Yields the server as it is seen from the new database, which has encoding, locale and settings
-    of the old one; nobody but its owner and superusers may connect to it. Until the block has come
-    to its end, a comment says that it is incomplete. If the block is left by an exception, the
-    database is dropped; if afterwards its name cannot be had, it is kept, and the error says what
-    it is called. ``became`` is told what became of it where that is not nothing, ``left`` what it
-    is called where it could not be dropped. With ``any_locale`` one that the server lacks becomes
-    "C", with a warning. Raises TargetDatabaseError.
+    of the old one, but those of how sessions run only after the block; nobody but its owner and
+    superusers may connect to it. Until the block has come to its end, a comment says that it is
+    incomplete. If the block is left by an exception, the database is dropped; if afterwards its
+    name cannot be had, it is kept, and the error says what it is called. ``became`` is told what
+    became of it where that is not nothing, ``left`` what it is called where it could not be
+    dropped. With ``any_locale`` one that the server lacks becomes "C", with a warning. Raises
+    TargetDatabaseError.
     """
     working = _working_name(name)
     made = _seen_from(server, working)
@@ -122,9 +132,10 @@ def created(  # noqa: PLR0913 - each is one property of the new database
                         sql.Identifier(working)
                     )
                 )
-        if like:
-            _configure(server, working, like, emit)
+        early, late = _settings(like)
+        _configure(server, working, early, emit)
         yield made
+        _configure_sessions(server, working, late, emit)
     except Interrupted:
         drop(server, working, emit, seconds=SECONDS_TO_CONNECT_AFTER_SIGNAL, left=left)
         raise
@@ -237,10 +248,42 @@ def _without_locale(like: Database) -> Database:
     return replace(like, collate="C", ctype="C", locale_provider="c", locale=None, icu_rules=None)
 
 
-def _configure(server: Server, working: str, like: Database, emit: Emit) -> None:
-    """Give the database the settings of the old one; a warning for each that the server refuses."""
+def _settings(like: Database | None) -> tuple[list[str], list[str]]:
+    """Return the settings to make before anything is loaded, and those for when all is."""
+    found: tuple[list[str], list[str]] = ([], [])
+    for setting in like.settings if like else []:
+        found[bool(_OF_SESSIONS.fullmatch(setting.partition("=")[0]))].append(setting)
+    return found
+
+
+def _configure_sessions(server: Server, working: str, settings: Sequence[str], emit: Emit) -> None:
+    """Make the settings of how sessions run, but for libraries that let nobody log in."""
+    made = _configure(server, working, settings, emit)
+    libraries = [name for name in made if name.endswith("_preload_libraries")]
+    if not libraries:
+        return
+    try:
+        with connected(_seen_from(server, working)):
+            return
+    except TargetLostError as error:
+        emit(Warned(f"The setting {', '.join(libraries)} is left out: {error.message}"))
     with connected(server) as session:
-        for setting in like.settings:
+        for name in libraries:
+            session.execute(
+                sql.SQL("ALTER DATABASE {} RESET {}").format(
+                    sql.Identifier(working), sql.Identifier(name)
+                )
+            )
+
+
+def _configure(server: Server, working: str, settings: Sequence[str], emit: Emit) -> list[str]:
+    """Give the database settings of the old one, and return the names of those that it has now.
+
+    A warning for each that the server refuses.
+    """
+    made: list[str] = []
+    with connected(server) as session:
+        for setting in settings:
             name, _, value = setting.partition("=")
             identifier = sql.Identifier(*name.split("."))
             alter = sql.SQL("ALTER DATABASE {} SET {} ").format(sql.Identifier(working), identifier)
@@ -252,6 +295,9 @@ def _configure(server: Server, working: str, like: Database, emit: Emit) -> None
                     session.execute(alter + sql.SQL("TO {}").format(sql.Literal(value)))
             except psycopg.Error as error:
                 emit(Warned(f"The setting {setting} is left out: {said(error)}"))
+            else:
+                made.append(name)
+    return made
 
 
 def drop(
