@@ -30,7 +30,7 @@ from support.stored import CLOSING, DATABASE, Made, make
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from support.postgres import Cluster, Database, MakeDatabase
+    from support.postgres import Cluster, Clusters, Database, MakeDatabase
 
 pytestmark = pytest.mark.first_two
 
@@ -215,6 +215,36 @@ def test_settings_of_the_database(library: str, tmp_path: Path, scratch: Path) -
     [warning] = proof["warnings"]
     assert warning.startswith(f"The setting {library} is left out: the target cannot be reached")
     assert "not_there" in warning
+
+
+LOGGING = """
+    CREATE TABLE logins (at timestamptz); CREATE TABLE a (n int);
+    INSERT INTO a VALUES (1); CREATE MATERIALIZED VIEW m AS SELECT * FROM a;
+    CREATE FUNCTION log() RETURNS event_trigger LANGUAGE plpgsql SECURITY DEFINER
+        AS $$ BEGIN INSERT INTO public.logins VALUES (now()); END $$;
+    CREATE EVENT TRIGGER logs ON login EXECUTE FUNCTION log();
+    ALTER EVENT TRIGGER logs ENABLE ALWAYS;
+"""
+# Which makes a pg_restore of its own fill the views.
+IN_ORDER = """
+    CREATE FUNCTION latest() RETURNS int LANGUAGE sql AS 'SELECT max(n) FROM public.m';
+    CREATE MATERIALIZED VIEW n AS SELECT latest();
+"""
+
+
+@pytest.mark.parametrize("more", ["", IN_ORDER], ids=["", "views in order"])
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_logins_that_are_logged(
+    more: str, jobs: str, clusters: Clusters, make_database: MakeDatabase, tmp_path: Path
+) -> None:
+    """A drill's own are no rows of the backup."""
+    on = clusters.get(18)
+    source = make_database(on=on)
+    source.run_sql(LOGGING + more)
+    source.run_sql(f"ALTER DATABASE {source.name} SET session_preload_libraries = auto_explain")
+    back_up(source, tmp_path, DUMP_JOBS="2")
+    with_scratch = {"VERIFY_DATABASE_URL": on.maintenance.uri, "RESTORE_JOBS": jobs}
+    assert_passed(drill(tmp_path, tmp_path, 18, **with_scratch), tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -10,10 +10,9 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 from pgstash.errors import CorruptedError, RestoreError, TargetLostError
-from pgstash.postgres import outline, toc
+from pgstash.postgres import outline, target, toc
 from pgstash.postgres.process import Child, in_memory
 from pgstash.postgres.restore import UNFINISHED, refusal, without_confidential
 from pgstash.postgres.source import Connection, Server
@@ -51,6 +50,9 @@ def build(  # noqa: PLR0913 - each is one knob of one process
     CorruptedError.
     """
     connection = _neutral(server.connection, lc_monetary)
+    # Some are there before its last login.
+    if target.may_fire_no_event_triggers(server):
+        connection = connection.with_options(target.NO_EVENT_TRIGGERS)
     with in_memory("schema", head) as (descriptor, path):
         chosen = outline.of_restore(options)
         many = [f"--jobs={jobs}", *chosen, path]
@@ -121,11 +123,8 @@ def _neutral(connection: Connection, lc_monetary: str | None) -> Connection:
     """Let nothing that somebody planted cut the work short, or refuse it."""
     settings = UNFINISHED | ({"lc_monetary": lc_monetary} if lc_monetary else {})
     settings.pop("transaction_timeout")  # older servers do not know it; pg_restore sets it
-    given = connection.parameters.get("options", "")
-    words = (f"-c {name}={_escaped(value)}" for name, value in settings.items())
-    return replace(
-        connection,
-        parameters={**connection.parameters, "options": " ".join([given, *words]).strip()},
+    return connection.with_options(
+        *(f"-c {name}={_escaped(value)}" for name, value in settings.items())
     )
 
 

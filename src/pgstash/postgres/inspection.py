@@ -13,9 +13,9 @@ from typing import Any
 import psycopg
 from psycopg import conninfo
 
-from pgstash.errors import DatabaseError, ScratchError
+from pgstash.errors import DatabaseError, ScratchError, TargetLostError
 from pgstash.manifest import Table
-from pgstash.postgres import source
+from pgstash.postgres import source, target
 from pgstash.postgres.restore import NEUTRAL, settings
 from pgstash.postgres.source import Server
 
@@ -248,7 +248,7 @@ def opened(url: str, database: str) -> Iterator[Inspection]:
                     b"ALTER TABLE %b NO FORCE ROW LEVEL SECURITY" % _qualified(schema, name)
                 )
             yield Inspection(session, server)
-    except (psycopg.Error, DatabaseError) as error:
+    except (psycopg.Error, DatabaseError, TargetLostError) as error:
         raise ScratchError(
             f"the restored database cannot be looked at: {' '.join(str(error).split())}",
             hint="Look into the log of that server.",
@@ -256,12 +256,12 @@ def opened(url: str, database: str) -> Iterator[Inspection]:
 
 
 def _login(url: str, database: str) -> str:
-    """Return the address of the database, as the login itself and no role that the database sets.
-
-    That one need not have a right in what was restored.
-    """
-    given = conninfo.conninfo_to_dict(url).get("options") or ""
-    return conninfo.make_conninfo(url, dbname=database, options=f"{given} -c role=none".strip())
+    """Return the address of the database, for a login that nothing in it has a say in."""
+    # A role that the database sets need not have a right in what was restored.
+    words = [str(conninfo.conninfo_to_dict(url).get("options") or ""), "-c role=none"]
+    if target.may_fire_no_event_triggers(source.look(url)):
+        words.append(target.NO_EVENT_TRIGGERS)
+    return conninfo.make_conninfo(url, dbname=database, options=" ".join(words).strip())
 
 
 def _answer(cursor: psycopg.Cursor[tuple[Any, ...]]) -> Answer:

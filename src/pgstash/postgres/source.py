@@ -12,7 +12,7 @@ import contextlib
 import re
 import select
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -96,6 +96,12 @@ class Connection:
     def only_database(self) -> str:
         """The connection string that names the database alone, whatever its name looks like."""
         return f"dbname={_quoted(self.parameters['dbname'])}"
+
+    def with_options(self, *words: str) -> Connection:
+        """Return the same with more settings of its sessions, as ``-c name=value``; these win."""
+        given = self.parameters.get("options", "")
+        options = " ".join([given, *words]).strip()
+        return replace(self, parameters={**self.parameters, "options": options})
 
     def conninfo_with_secrets(self, **different: str) -> bytes:
         """Return the connection string with everything, for libpq itself; what differs wins."""

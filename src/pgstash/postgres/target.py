@@ -19,6 +19,10 @@ SECONDS_TO_CONNECT = 10.0
 LONGEST_NAME = 63
 """Bytes of a name: the server cuts off what is longer."""
 
+NO_EVENT_TRIGGERS = "-c event_triggers=off"
+"""The option of a login that fires none, if it may: those of logins might write a row at each."""
+
+_FIRST_WITH_LOGIN_TRIGGERS = 17
 _NAMED = 5
 
 
@@ -133,6 +137,15 @@ def knows_locale(server: Server, lc_monetary: str) -> bool:
         except psycopg.DataError:
             return False
     return True
+
+
+def may_fire_no_event_triggers(server: Server) -> bool:
+    """Tell whether :data:`NO_EVENT_TRIGGERS` is a login's to say. Raises TargetLostError."""
+    if server.major < _FIRST_WITH_LOGIN_TRIGGERS:
+        return False
+    query = "SELECT pg_catalog.has_parameter_privilege(session_user, 'event_triggers', 'SET')"
+    with connected(server) as session:
+        return session.execute(query).fetchone() == (True,)
 
 
 def refuse_taken(server: Server, name: str) -> None:

@@ -21,7 +21,15 @@ from pgstash.errors import Interrupted, TargetDatabaseError, TargetLostError
 from pgstash.events import Emit, Warned
 from pgstash.manifest import Database
 from pgstash.postgres.source import Server
-from pgstash.postgres.target import LONGEST_NAME, SECONDS_TO_CONNECT, Outcome, connected, said
+from pgstash.postgres.target import (
+    LONGEST_NAME,
+    NO_EVENT_TRIGGERS,
+    SECONDS_TO_CONNECT,
+    Outcome,
+    connected,
+    may_fire_no_event_triggers,
+    said,
+)
 
 SECONDS_TO_CONNECT_AFTER_SIGNAL = 2.0
 """How long a server may take to answer by then: whoever sent it waits, and sends SIGKILL."""
@@ -262,8 +270,11 @@ def _configure_sessions(server: Server, working: str, settings: Sequence[str], e
     libraries = [name for name in made if name.endswith("_preload_libraries")]
     if not libraries:
         return
+    made_as = _seen_from(server, working)
+    if may_fire_no_event_triggers(server):
+        made_as = replace(made_as, connection=made_as.connection.with_options(NO_EVENT_TRIGGERS))
     try:
-        with connected(_seen_from(server, working)):
+        with connected(made_as):
             return
     except TargetLostError as error:
         emit(Warned(f"The setting {', '.join(libraries)} is left out: {error.message}"))
