@@ -25,10 +25,11 @@ from pgstash.pipeline.opening import Border, Opening
 from pgstash.pipeline.packing import Others, Packed, Rows, pack_all
 from pgstash.pipeline.tally import Part, Tally
 from pgstash.postgres import copying, options, outline
-from pgstash.postgres.copying import Chunk, LockRefusedError, Reader, Snapshot, Table
+from pgstash.postgres.copying import Chunk, LockRefusedError, Snapshot, Table
 from pgstash.postgres.dump import dump, without_closing
 from pgstash.postgres.outline import CompositionError, Script
 from pgstash.postgres.process import Child
+from pgstash.postgres.reader import Reader
 from pgstash.postgres.source import Server
 from pgstash.postgres.tools import ClientTools
 

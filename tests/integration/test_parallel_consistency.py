@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from pgstash.events import ignore
 from pgstash.postgres import copying, outline, source, tools
+from pgstash.postgres.reader import Reader
 from support import backups, pieces
 from support.cli import environment, run_pgstash
 from support.postgres import clean_environment, temporary_database
@@ -286,8 +287,8 @@ class Stage:
     entries: Sequence[Entry]
 
     @contextlib.contextmanager
-    def reader(self, snapshot: copying.Snapshot) -> Iterator[copying.Reader]:
-        with copying.Reader(
+    def reader(self, snapshot: copying.Snapshot) -> Iterator[Reader]:
+        with Reader(
             self.server,
             self.client,
             snapshot=snapshot.name,

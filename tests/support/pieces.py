@@ -25,7 +25,7 @@ import pathlib
 import time
 from pgstash import parallel
 from pgstash.pipeline import packing
-from pgstash.postgres import copying, outline
+from pgstash.postgres import copying, outline, reader
 
 copying._SMALLEST = 0
 copying.CHUNK_BYTES = 65536
@@ -83,7 +83,7 @@ def back_up(
 
 def slow(seconds: float) -> str:
     """Return a statement by which each piece begins so much later."""
-    return f"before(copying.Reader, 'read', lambda: time.sleep({seconds}))"
+    return f"before(reader.Reader, 'read', lambda: time.sleep({seconds}))"
 
 
 @dataclass(frozen=True)

@@ -8,22 +8,16 @@ cheaper than Python is.
 from __future__ import annotations
 
 import contextlib
-import secrets
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Self
 
 import psycopg
 
-from pgstash.errors import DatabaseError, DumpError
-from pgstash.events import Emit, ToolSaid
+from pgstash.errors import DatabaseError
 from pgstash.postgres import ordering
-from pgstash.postgres.dump import failure
-from pgstash.postgres.process import Child
 from pgstash.postgres.session import Session
 from pgstash.postgres.source import Server
 from pgstash.postgres.toc import Entry
-from pgstash.postgres.tools import ClientTools
 
 FIRST_MAJOR = 14
 """The first PostgreSQL that reads a range of pages without the rest of the table."""
@@ -35,28 +29,7 @@ _SMALLEST = 1024 * 1024  # bytes; what is smaller is left to pg_dump
 _MOST_TABLES = 2000  # each is an option of pg_dump
 _SECONDS_TO_ANSWER = 60.0
 _SECONDS_FOR_LOCK = 2
-_TOKEN_BYTES = 16
 _NOT_AVAILABLE = "55P03"
-
-# What pg_dump sets for itself (setup_connection() in pg_dump.c), and what makes a range of pages
-# a scan of that range whatever the planner knows of the table.
-_SETTINGS = {
-    "DateStyle": "ISO",
-    "IntervalStyle": "postgres",
-    "constraint_exclusion": "off",
-    "enable_seqscan": "off",
-    "extra_float_digits": "3",
-    "idle_in_transaction_session_timeout": "0",
-    "idle_session_timeout": "0",
-    "jit": "off",
-    "lock_timeout": "0",
-    "max_parallel_workers_per_gather": "0",
-    "restrict_nonsystem_relation_kind": "view, foreign-table",
-    "row_security": "off",
-    "statement_timeout": "0",
-    "synchronize_seqscans": "off",
-    "transaction_timeout": "0",
-}
 
 # Who is one of these may run programs on the server's machine.
 _MIGHTY = """
@@ -119,15 +92,6 @@ _REWRITTEN = """
     LIMIT 1
 """
 
-
-# The same, of names alone.
-_RENAMED = """
-    SELECT pg_catalog.format('%%I.%%I', n.nspname, c.relname)
-    FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-    WHERE c.oid = ANY ('{%s}')
-          AND c.oid::pg_catalog.regclass::text <> pg_catalog.format('%%I.%%I', n.nspname, c.relname)
-    LIMIT 1;
-"""
 
 _ROOM = b"""
     SELECT pg_catalog.current_setting('max_locks_per_transaction')::pg_catalog.int8
@@ -252,7 +216,7 @@ class Snapshot:
         try:
             return self._session.ask(statement, _SECONDS_TO_ANSWER)
         except psycopg.Error as error:
-            raise _refused(str(error), error.sqlstate) from error
+            raise refused(str(error), error.sqlstate) from error
 
 
 @contextlib.contextmanager
@@ -276,119 +240,8 @@ def snapshot(server: Server) -> Iterator[Snapshot]:
         yield Snapshot(session, (row[0] or b"").decode())
 
 
-class Reader:
-    """A psql that sees the snapshot and reads one chunk after the other; a context manager."""
-
-    def __init__(  # noqa: PLR0913 - each is one knob of one process
-        self,
-        server: Server,
-        tools: ClientTools,
-        *,
-        snapshot: str,
-        role: str | None,
-        idle_seconds: float,
-        environment: Mapping[str, str],
-        emit: Emit,
-    ) -> None:
-        """Start psql; nothing is asked yet. Raises DumpError."""
-        self._idle_seconds = idle_seconds
-        self._emit = emit
-        self._begun = False
-        self._codec = server.codec
-        command = [
-            str(tools.psql),
-            *("--no-psqlrc", "--quiet", "--no-align", "--tuples-only", "--no-password"),
-            *("--set=ON_ERROR_STOP=1", "--set=VERBOSITY=verbose", "--file=-"),
-        ]
-        self.child = Child(
-            command,
-            server.connection,
-            environment,
-            say=self._say,
-            fed=True,
-        )
-        names = ", ".join(f"('{name}', '{value}')" for name, value in _SETTINGS.items())
-        self._preamble = (
-            "\\o /dev/null\n"
-            # Before anything that a user of the database may have defined an operator for.
-            "SET search_path = '';\n"
-            f"SET client_encoding = '{server.database.encoding}';\n"
-            "SELECT pg_catalog.set_config(s.name, wanted.value, false)"
-            f" FROM (VALUES {names}) AS wanted (name, value)"
-            " JOIN pg_catalog.pg_settings s ON pg_catalog.lower(s.name)"
-            " = pg_catalog.lower(wanted.name);\n"
-            "\\o\n"
-        ).encode()
-        if role is not None:
-            self._preamble += b"SET ROLE " + _identifier(role.encode(server.codec)) + b";\n"
-        self._preamble += (
-            "BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY;\n"
-            f"SET TRANSACTION SNAPSHOT '{snapshot}';\n"
-        ).encode()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.child.__exit__()
-
-    def begin(self, tables: Sequence[Table]) -> None:
-        """See the snapshot, and lock these tables at once.
-
-        Raises LockRefusedError where one is locked, DumpError.
-        """
-        names = b", ".join(b"ONLY " + table.pattern for table in tables)
-        lock = b"LOCK TABLE " + names + b" IN ACCESS SHARE MODE NOWAIT;\n"
-        try:
-            for _ in self._run(self._preamble + lock):
-                pass
-        except DatabaseError as error:
-            raise _refused(error.message) from error
-        self._begun = True
-
-    def _say(self, line: str) -> None:
-        # Before, what is said is a reason to try again, and then nobody needs to know.
-        if self._begun:
-            self._emit(ToolSaid("psql", line))
-
-    def read(self, chunk: Chunk) -> Iterator[bytes]:
-        """Yield the rows of a chunk, as COPY writes them, in pieces of any size.
-
-        Raises DumpError, which names the table.
-        """
-        try:
-            yield from self._run(chunk.read)
-        except DatabaseError as error:
-            table = chunk.table.name.decode(self._codec, "replace")
-            raise type(error)(
-                f"the rows of {table} cannot be read: {error.message}", hint=error.hint
-            ) from error
-
-    def refuse_renamed(self, tables: Sequence[Table]) -> None:
-        """Raise DumpError where a name means another table by now than the one that is locked.
-
-        A lock on a table does not keep its schema's name, and each chunk is read by name.
-        """
-        oids = ",".join(str(table.oid) for table in tables)
-        if renamed := b"".join(self._run((_RENAMED % oids).encode())):
-            name = renamed.decode(self._codec, "replace").strip()
-            raise DumpError(
-                f"{name} was renamed while it was read, it or its schema",
-                hint="Run the backup again, while no schema is renamed.",
-            )
-
-    def _run(self, statements: bytes) -> Iterator[bytes]:
-        token = secrets.token_hex(_TOKEN_BYTES).encode()
-        try:
-            if self.child.feed(statements + b"SELECT '" + token + b"';\n"):
-                yield from self.child.read_until(token + b"\n", self._idle_seconds)
-                return
-        except EOFError:
-            pass
-        raise failure("psql", self.child.wait(), self.child.last_lines)
-
-
-def _refused(said: str, state: str | None = None) -> DatabaseError:
+def refused(said: str, state: str | None = None) -> DatabaseError:
+    """Return the error for what a server refused: LockRefusedError or SnapshotError."""
     if state == _NOT_AVAILABLE or "could not obtain lock" in said or _NOT_AVAILABLE in said:
         return LockRefusedError(f"a table is locked: {' '.join(said.split())}")
     return SnapshotError(f"no snapshot can be shared: {' '.join(said.split())}")
@@ -403,15 +256,16 @@ def _is_own(entry: Entry) -> bool:
         and into[0]
         in {
             schema + b"." + name
-            for schema in (entry.schema, _identifier(entry.schema))
-            for name in (entry.tag, _identifier(entry.tag))
+            for schema in (entry.schema, identifier(entry.schema))
+            for name in (entry.tag, identifier(entry.tag))
         }
     )
 
 
 def _qualified(entry: Entry) -> bytes:
-    return _identifier(entry.schema) + b"." + _identifier(entry.tag)
+    return identifier(entry.schema) + b"." + identifier(entry.tag)
 
 
-def _identifier(name: bytes) -> bytes:
+def identifier(name: bytes) -> bytes:
+    """Return a name in double quotes."""
     return b'"' + name.replace(b'"', b'""') + b'"'

@@ -6,10 +6,9 @@ Whoever looks for a database by name finds it whole, or not at all.
 from __future__ import annotations
 
 import contextlib
-import re
 import secrets
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
@@ -20,16 +19,9 @@ from psycopg import Connection, sql
 from pgstash.errors import Interrupted, TargetDatabaseError, TargetLostError
 from pgstash.events import Emit, Warned
 from pgstash.manifest import Database
+from pgstash.postgres import configuring
 from pgstash.postgres.source import Server
-from pgstash.postgres.target import (
-    LONGEST_NAME,
-    NO_EVENT_TRIGGERS,
-    SECONDS_TO_CONNECT,
-    Outcome,
-    connected,
-    may_fire_no_event_triggers,
-    said,
-)
+from pgstash.postgres.target import LONGEST_NAME, SECONDS_TO_CONNECT, Outcome, connected, said
 
 SECONDS_TO_CONNECT_AFTER_SIGNAL = 2.0
 """How long a server may take to answer by then: whoever sent it waits, and sends SIGKILL."""
@@ -52,25 +44,6 @@ _EARLIER = (
 _FIRST_ICU_DATABASE = 15
 # Whose locales a database may have beside libc's, and since which PostgreSQL.
 _FIRST_WITH = {"i": ("ICU", _FIRST_ICU_DATABASE), "b": ("builtin", 17)}
-
-# Parameters whose value is a list of names, which ALTER DATABASE stores quoted (GUC_LIST_QUOTE in
-# guc_tables.c): written as one literal, the list would become one name.
-_LISTS = {
-    "local_preload_libraries",
-    "search_path",
-    "session_preload_libraries",
-    "shared_preload_libraries",
-    "temp_tablespaces",
-    "unix_socket_directories",
-}
-
-# What decides on how a session runs, or whether it can: none of it may touch those that load. All
-# else is set before them, since definitions of the source may ask for it (current_setting()).
-_OF_SESSIONS = re.compile(
-    r"role|.*_preload_libraries|.*_timeout|(default_)?transaction_.*|event_triggers"
-    r"|session_replication_role|exit_on_error|post_auth_delay",
-    re.IGNORECASE,
-)
 
 _SUBSCRIPTIONS = (
     "SELECT subname FROM pg_catalog.pg_subscription"
@@ -140,10 +113,9 @@ def created(  # noqa: PLR0913 - each is one property of the new database
                         sql.Identifier(working)
                     )
                 )
-        early, late = _settings(like)
-        _configure(server, working, early, emit)
+        configuring.before_load(server, made, like, emit)
         yield made
-        _configure_sessions(server, working, late, emit)
+        configuring.after_load(server, made, like, emit)
     except Interrupted:
         drop(server, working, emit, seconds=SECONDS_TO_CONNECT_AFTER_SIGNAL, left=left)
         raise
@@ -254,61 +226,6 @@ def _create(name: str, like: Database | None, major: int) -> sql.Composed:
 
 def _without_locale(like: Database) -> Database:
     return replace(like, collate="C", ctype="C", locale_provider="c", locale=None, icu_rules=None)
-
-
-def _settings(like: Database | None) -> tuple[list[str], list[str]]:
-    """Return the settings to make before anything is loaded, and those for when all is."""
-    found: tuple[list[str], list[str]] = ([], [])
-    for setting in like.settings if like else []:
-        found[bool(_OF_SESSIONS.fullmatch(setting.partition("=")[0]))].append(setting)
-    return found
-
-
-def _configure_sessions(server: Server, working: str, settings: Sequence[str], emit: Emit) -> None:
-    """Make the settings of how sessions run, but for libraries that let nobody log in."""
-    made = _configure(server, working, settings, emit)
-    libraries = [name for name in made if name.endswith("_preload_libraries")]
-    if not libraries:
-        return
-    made_as = _seen_from(server, working)
-    if may_fire_no_event_triggers(server):
-        made_as = replace(made_as, connection=made_as.connection.with_options(NO_EVENT_TRIGGERS))
-    try:
-        with connected(made_as):
-            return
-    except TargetLostError as error:
-        emit(Warned(f"The setting {', '.join(libraries)} is left out: {error.message}"))
-    with connected(server) as session:
-        for name in libraries:
-            session.execute(
-                sql.SQL("ALTER DATABASE {} RESET {}").format(
-                    sql.Identifier(working), sql.Identifier(name)
-                )
-            )
-
-
-def _configure(server: Server, working: str, settings: Sequence[str], emit: Emit) -> list[str]:
-    """Give the database settings of the old one, and return the names of those that it has now.
-
-    A warning for each that the server refuses.
-    """
-    made: list[str] = []
-    with connected(server) as session:
-        for setting in settings:
-            name, _, value = setting.partition("=")
-            identifier = sql.Identifier(*name.split("."))
-            alter = sql.SQL("ALTER DATABASE {} SET {} ").format(sql.Identifier(working), identifier)
-            try:
-                if name.lower() in _LISTS:
-                    session.execute("SELECT pg_catalog.set_config(%s, %s, false)", [name, value])
-                    session.execute(alter + sql.SQL("FROM CURRENT"))
-                else:
-                    session.execute(alter + sql.SQL("TO {}").format(sql.Literal(value)))
-            except psycopg.Error as error:
-                emit(Warned(f"The setting {setting} is left out: {said(error)}"))
-            else:
-                made.append(name)
-    return made
 
 
 def drop(

@@ -1,0 +1,158 @@
+"""A psql that reads rows of big tables, chunk by chunk, under the snapshot of another session."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Self
+
+from pgstash.errors import DatabaseError, DumpError
+from pgstash.events import Emit, ToolSaid
+from pgstash.postgres.copying import Chunk, Table, identifier, refused
+from pgstash.postgres.dump import failure
+from pgstash.postgres.process import Child
+from pgstash.postgres.source import Server
+from pgstash.postgres.tools import ClientTools
+
+_TOKEN_BYTES = 16
+
+# What pg_dump sets for itself (setup_connection() in pg_dump.c), and what makes a range of pages
+# a scan of that range whatever the planner knows of the table.
+_SETTINGS = {
+    "DateStyle": "ISO",
+    "IntervalStyle": "postgres",
+    "constraint_exclusion": "off",
+    "enable_seqscan": "off",
+    "extra_float_digits": "3",
+    "idle_in_transaction_session_timeout": "0",
+    "idle_session_timeout": "0",
+    "jit": "off",
+    "lock_timeout": "0",
+    "max_parallel_workers_per_gather": "0",
+    "restrict_nonsystem_relation_kind": "view, foreign-table",
+    "row_security": "off",
+    "statement_timeout": "0",
+    "synchronize_seqscans": "off",
+    "transaction_timeout": "0",
+}
+
+# As Snapshot.refuse_rewritten() asks, of names alone.
+_RENAMED = """
+    SELECT pg_catalog.format('%%I.%%I', n.nspname, c.relname)
+    FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+    WHERE c.oid = ANY ('{%s}')
+          AND c.oid::pg_catalog.regclass::text <> pg_catalog.format('%%I.%%I', n.nspname, c.relname)
+    LIMIT 1;
+"""
+
+
+class Reader:
+    """A psql that sees the snapshot and reads one chunk after the other; a context manager."""
+
+    def __init__(  # noqa: PLR0913 - each is one knob of one process
+        self,
+        server: Server,
+        tools: ClientTools,
+        *,
+        snapshot: str,
+        role: str | None,
+        idle_seconds: float,
+        environment: Mapping[str, str],
+        emit: Emit,
+    ) -> None:
+        """Start psql; nothing is asked yet. Raises DumpError."""
+        self._idle_seconds = idle_seconds
+        self._emit = emit
+        self._begun = False
+        self._codec = server.codec
+        command = [
+            str(tools.psql),
+            *("--no-psqlrc", "--quiet", "--no-align", "--tuples-only", "--no-password"),
+            *("--set=ON_ERROR_STOP=1", "--set=VERBOSITY=verbose", "--file=-"),
+        ]
+        self.child = Child(
+            command,
+            server.connection,
+            environment,
+            say=self._say,
+            fed=True,
+        )
+        names = ", ".join(f"('{name}', '{value}')" for name, value in _SETTINGS.items())
+        self._preamble = (
+            "\\o /dev/null\n"
+            # Before anything that a user of the database may have defined an operator for.
+            "SET search_path = '';\n"
+            f"SET client_encoding = '{server.database.encoding}';\n"
+            "SELECT pg_catalog.set_config(s.name, wanted.value, false)"
+            f" FROM (VALUES {names}) AS wanted (name, value)"
+            " JOIN pg_catalog.pg_settings s ON pg_catalog.lower(s.name)"
+            " = pg_catalog.lower(wanted.name);\n"
+            "\\o\n"
+        ).encode()
+        if role is not None:
+            self._preamble += b"SET ROLE " + identifier(role.encode(server.codec)) + b";\n"
+        self._preamble += (
+            "BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY;\n"
+            f"SET TRANSACTION SNAPSHOT '{snapshot}';\n"
+        ).encode()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.child.__exit__()
+
+    def begin(self, tables: Sequence[Table]) -> None:
+        """See the snapshot, and lock these tables at once.
+
+        Raises LockRefusedError where one is locked, DumpError.
+        """
+        names = b", ".join(b"ONLY " + table.pattern for table in tables)
+        lock = b"LOCK TABLE " + names + b" IN ACCESS SHARE MODE NOWAIT;\n"
+        try:
+            for _ in self._run(self._preamble + lock):
+                pass
+        except DatabaseError as error:
+            raise refused(error.message) from error
+        self._begun = True
+
+    def _say(self, line: str) -> None:
+        # Before, what is said is a reason to try again, and then nobody needs to know.
+        if self._begun:
+            self._emit(ToolSaid("psql", line))
+
+    def read(self, chunk: Chunk) -> Iterator[bytes]:
+        """Yield the rows of a chunk, as COPY writes them, in pieces of any size.
+
+        Raises DumpError, which names the table.
+        """
+        try:
+            yield from self._run(chunk.read)
+        except DatabaseError as error:
+            table = chunk.table.name.decode(self._codec, "replace")
+            raise type(error)(
+                f"the rows of {table} cannot be read: {error.message}", hint=error.hint
+            ) from error
+
+    def refuse_renamed(self, tables: Sequence[Table]) -> None:
+        """Raise DumpError where a name means another table by now than the one that is locked.
+
+        A lock on a table does not keep its schema's name, and each chunk is read by name.
+        """
+        oids = ",".join(str(table.oid) for table in tables)
+        if renamed := b"".join(self._run((_RENAMED % oids).encode())):
+            name = renamed.decode(self._codec, "replace").strip()
+            raise DumpError(
+                f"{name} was renamed while it was read, it or its schema",
+                hint="Run the backup again, while no schema is renamed.",
+            )
+
+    def _run(self, statements: bytes) -> Iterator[bytes]:
+        token = secrets.token_hex(_TOKEN_BYTES).encode()
+        try:
+            if self.child.feed(statements + b"SELECT '" + token + b"';\n"):
+                yield from self.child.read_until(token + b"\n", self._idle_seconds)
+                return
+        except EOFError:
+            pass
+        raise failure("psql", self.child.wait(), self.child.last_lines)
