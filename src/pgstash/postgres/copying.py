@@ -39,6 +39,14 @@ _MIGHTY = """
           AND pg_catalog.pg_has_role({}, r.oid, 'MEMBER')
 """
 
+# What an expression needs beside its table, and initdb did not make.
+_MADE_BY_SOMEBODY = """
+    d.refobjid >= 16384
+    AND d.refclassid NOT IN ('pg_catalog.pg_class'::pg_catalog.regclass,
+                             'pg_catalog.pg_constraint'::pg_catalog.regclass,
+                             'pg_catalog.pg_namespace'::pg_catalog.regclass)
+"""
+
 # Tables of extensions may be dumped in part, by a condition that the extension registered.
 #
 # A range of pages is read by a query, and planning one runs what is constant in expressions of
@@ -51,19 +59,18 @@ _SIZES = f"""
            pg_catalog.pg_relation_size(c.oid) / pg_catalog.current_setting('block_size')::int,
            pg_catalog.pg_table_size(c.oid),
            NOT EXISTS (
-               SELECT FROM pg_catalog.pg_depend d
-               WHERE d.refobjid >= 16384
-                     AND d.refclassid NOT IN ('pg_catalog.pg_class'::pg_catalog.regclass,
-                                              'pg_catalog.pg_constraint'::pg_catalog.regclass,
-                                              'pg_catalog.pg_namespace'::pg_catalog.regclass)
-                     AND (d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass
-                          AND d.objid IN (
-                              SELECT i.indexrelid FROM pg_catalog.pg_index i
-                              WHERE i.indrelid = c.oid
-                                    AND (i.indexprs IS NOT NULL OR i.indpred IS NOT NULL))
-                          OR d.classid = 'pg_catalog.pg_statistic_ext'::pg_catalog.regclass
-                          AND d.objid IN (SELECT s.oid FROM pg_catalog.pg_statistic_ext s
-                                          WHERE s.stxrelid = c.oid)))
+               SELECT FROM pg_catalog.pg_index i
+               JOIN pg_catalog.pg_depend d
+                    ON d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass
+                       AND d.objid = i.indexrelid
+               WHERE i.indrelid = c.oid AND (i.indexprs IS NOT NULL OR i.indpred IS NOT NULL)
+                     AND {_MADE_BY_SOMEBODY})
+           AND NOT EXISTS (
+               SELECT FROM pg_catalog.pg_statistic_ext s
+               JOIN pg_catalog.pg_depend d
+                    ON d.classid = 'pg_catalog.pg_statistic_ext'::pg_catalog.regclass
+                       AND d.objid = s.oid
+               WHERE s.stxrelid = c.oid AND {_MADE_BY_SOMEBODY})
            AND (NOT EXISTS ({_MIGHTY.format("session_user")})
                 OR EXISTS ({_MIGHTY.format("c.relowner")}))
     FROM pg_catalog.pg_class c JOIN pg_catalog.pg_am a ON a.oid = c.relam
