@@ -169,7 +169,7 @@ def _prepared(plan: Plan, stack: contextlib.ExitStack) -> Parallel:
         big = snapshot.cut(contents.entries)
         # The second pg_dump locks all tables once more, and each reader the big ones.
         wanted = len(tables) + plan.jobs * len(big)
-        if wanted > snapshot.room_for_locks() // 2:
+        if wanted > snapshot.room_for_locks() * 3 // 4:
             raise Impossible(
                 f"it would take {wanted} more locks, and the server has to have room for others: "
                 "raise its max_locks_per_transaction"
