@@ -53,7 +53,7 @@ def before_load(server: Server, made: Server, like: Database | None, emit: Emit)
 def after_load(server: Server, made: Server, like: Database | None, emit: Emit) -> None:
     """Give it those of how sessions run, but for libraries that let nobody log in.
 
-    Raises TargetLostError, psycopg.Error.
+    Raises TargetLostError.
     """
     found = _configure(server, made, _chosen(like, of_sessions=True), emit)
     libraries = [name for name in found if name.endswith("_preload_libraries")]

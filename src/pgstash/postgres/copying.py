@@ -263,16 +263,15 @@ def _is_own(entry: Entry) -> bool:
         and into[0]
         in {
             schema + b"." + name
-            for schema in (entry.schema, identifier(entry.schema))
-            for name in (entry.tag, identifier(entry.tag))
+            for schema in (entry.schema, _identifier(entry.schema))
+            for name in (entry.tag, _identifier(entry.tag))
         }
     )
 
 
 def _qualified(entry: Entry) -> bytes:
-    return identifier(entry.schema) + b"." + identifier(entry.tag)
+    return _identifier(entry.schema) + b"." + _identifier(entry.tag)
 
 
-def identifier(name: bytes) -> bytes:
-    """Return a name in double quotes."""
+def _identifier(name: bytes) -> bytes:
     return b'"' + name.replace(b'"', b'""') + b'"'

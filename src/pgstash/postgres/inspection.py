@@ -236,7 +236,7 @@ def opened(url: str, database: str) -> Iterator[Inspection]:
     Raises ScratchError where it is lost.
     """
     try:
-        server = source.look(_login(url, database))
+        server = source.look(_address(url, database))
         with source.connect_again(server, _SECONDS_TO_CONNECT) as session:
             session.execute(settings(NEUTRAL, None).encode())
             session.execute(_AS_OWNER)
@@ -255,7 +255,7 @@ def opened(url: str, database: str) -> Iterator[Inspection]:
         ) from error
 
 
-def _login(url: str, database: str) -> str:
+def _address(url: str, database: str) -> str:
     """Return the address of the database, for a login that nothing in it has a say in."""
     # A role that the database sets need not have a right in what was restored.
     words = [str(conninfo.conninfo_to_dict(url).get("options") or ""), "-c role=none"]

@@ -8,7 +8,8 @@ from typing import Self
 
 from pgstash.errors import DatabaseError, DumpError
 from pgstash.events import Emit, ToolSaid
-from pgstash.postgres.copying import Chunk, Table, identifier, refused
+from pgstash.postgres import inquiry
+from pgstash.postgres.copying import Chunk, Table, refused
 from pgstash.postgres.dump import failure
 from pgstash.postgres.process import Child
 from pgstash.postgres.source import Server
@@ -90,7 +91,7 @@ class Reader:
             "\\o\n"
         ).encode()
         if role is not None:
-            self._preamble += b"SET ROLE " + identifier(role.encode(server.codec)) + b";\n"
+            self._preamble += inquiry.taking(role, server) + b";\n"
         self._preamble += (
             "BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY;\n"
             f"SET TRANSACTION SNAPSHOT '{snapshot}';\n"
