@@ -20,7 +20,7 @@ from pgstash import (
     events,
     hooks,
     neighbours,
-    parallel,
+    pieces,
     record,
     streams,
 )
@@ -192,7 +192,7 @@ def _back_up(  # noqa: PLR0913 - what was found out so far
     try:
         with (
             streams.opened(
-                parallel.Plan(
+                pieces.Plan(
                     server=server,
                     client=client,
                     jobs=plan.jobs,

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Protocol
 
-from pgstash import events, hooks, parallel
+from pgstash import events, hooks, parallel, pieces
 from pgstash.manifest import Member
 from pgstash.pipeline import compression
 from pgstash.pipeline.opening import Opening
@@ -45,7 +45,7 @@ class Stream(Protocol):
 
 @contextlib.contextmanager
 def opened(
-    plan: parallel.Plan, verify: hooks.Hook | None, facts: Mapping[str, str], name: str
+    plan: pieces.Plan, verify: hooks.Hook | None, facts: Mapping[str, str], name: str
 ) -> Iterator[Stream]:
     """Start a dump. Leaving the block ends it.
 
@@ -88,7 +88,7 @@ class _Single:
 
     def __init__(
         self,
-        plan: parallel.Plan,
+        plan: pieces.Plan,
         name: str,
         chunks: Iterator[bytes],
         watch: Callable[[Iterable[bytes]], Iterator[bytes]],

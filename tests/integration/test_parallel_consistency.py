@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pgstash.events import ignore
-from pgstash.postgres import copying, outline, source, tools
+from pgstash.postgres import copying, source, tools
 from pgstash.postgres.reader import Reader
 from support import backups, pieces
 from support.cli import environment, run_pgstash
@@ -324,16 +324,7 @@ def stage(clusters: Clusters, major: int) -> Iterator[Stage]:
         client = tools.find(server.major, env["PATH"], env)
         with (
             copying.snapshot(server) as snapshot,
-            outline.opened(
-                server,
-                client,
-                snapshot=snapshot.name,
-                options=[],
-                lock_seconds=60,
-                idle_seconds=60,
-                environment=env,
-                emit=ignore,
-            ) as contents,
+            pieces.contents(server, client, snapshot, env) as contents,
         ):
             entries = contents.entries
         yield Stage(database, server, client, entries)

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pgstash.events import ignore
-from pgstash.postgres import copying, outline, source, tools
+from pgstash.postgres import copying, source, tools
 from support import backups, pieces
 from support.cli import environment, run_pgstash
 from support.postgres import Database, clean_environment
@@ -70,16 +69,7 @@ def cut_for(database: Database, user: str) -> set[bytes]:
     with (
         pytest.MonkeyPatch.context() as patch,
         copying.snapshot(server) as snapshot,
-        outline.opened(
-            server,
-            client,
-            snapshot=snapshot.name,
-            options=[],
-            lock_seconds=60,
-            idle_seconds=60,
-            environment=env,
-            emit=ignore,
-        ) as contents,
+        pieces.contents(server, client, snapshot, env) as contents,
     ):
         patch.setattr(copying, "_SMALLEST", 0)
         patch.setattr(copying, "CHUNK_BYTES", 16384)

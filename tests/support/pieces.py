@@ -9,12 +9,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pgstash.events import ignore
+from pgstash.postgres import outline
 from support import backups
 from support.cli import environment, run_pgstash
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
+    from pgstash.postgres.copying import Snapshot
+    from pgstash.postgres.source import Server
+    from pgstash.postgres.toc import Contents
+    from pgstash.postgres.tools import ClientTools
     from support.backups import StoredBackup
     from support.postgres import Database
 
@@ -23,7 +29,7 @@ PATIENCE = 30.0  # seconds
 _PROGRAM = """
 import pathlib
 import time
-from pgstash import parallel
+from pgstash import pieces
 from pgstash.pipeline import packing
 from pgstash.postgres import copying, outline, reader
 
@@ -55,8 +61,8 @@ main()
 # Moments of a dump, by the function that is called next.
 SNAPSHOT_TAKEN = "outline, 'opened'"
 LOCKED_BY_FIRST = "copying.Snapshot, 'cut'"
-CUT = "parallel._Pieces, 'open'"
-LOCKED_BY_ALL = "parallel._Pieces, 'run'"
+CUT = "pieces.Pieces, 'open'"
+LOCKED_BY_ALL = "pieces.Pieces, 'run'"
 
 
 def program(*more: str) -> Sequence[str]:
@@ -79,6 +85,24 @@ def back_up(
     done = run_pgstash(["once"], env, command=program(*small))
     assert (done.returncode, done.stderr) == (0, ""), done.stdout
     return backups.stored(folder)[-1]
+
+
+@contextlib.contextmanager
+def contents(
+    server: Server, client: ClientTools, snapshot: Snapshot, env: Mapping[str, str]
+) -> Iterator[Contents]:
+    """Let pg_dump look at a database under a snapshot, and hold its locks for the block."""
+    with outline.opened(
+        server,
+        client,
+        snapshot=snapshot.name,
+        options=[],
+        lock_seconds=PATIENCE,
+        idle_seconds=PATIENCE,
+        environment=env,
+        emit=ignore,
+    ) as found:
+        yield found
 
 
 def slow(seconds: float) -> str:

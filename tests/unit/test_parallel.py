@@ -13,7 +13,8 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from pgstash.parallel import _before, _cut
+from pgstash.parallel import _before
+from pgstash.pieces import _cut
 from pgstash.pipeline import packing
 from pgstash.pipeline.decompression import _edited
 from pgstash.pipeline.packing import Others, Packed, Rows
