@@ -12,6 +12,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from support.postgres import Clusters, temporary_database, test_majors
 
@@ -52,6 +53,17 @@ SETTINGS = (
 )
 KEPT = ("PGSTASH_TEST_",)
 FIRST_TIER_VARIANTS = 2
+
+# Machines are shared and slow at times, so no example has a deadline. CI repeats the same examples
+# at each run, which makes its result that of the change; a developer's run tries new ones.
+settings.register_profile(
+    "pgstash",
+    deadline=None,
+    derandomize="CI" in os.environ,
+    print_blob=True,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("pgstash")
 
 
 def pytest_configure() -> None:

@@ -10,7 +10,7 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from pgstash import archive, catalog, drill, events, restore
@@ -124,9 +124,7 @@ def target(newest_cluster: Cluster) -> Database:
 
 
 @given(damage())
-@settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=60)
 def test_any_damage(
     newest_cluster: Cluster,
     target: Database,
@@ -229,9 +227,7 @@ def damage_of_seekable(draw: st.DrawFn) -> tuple[bool, str, str, Callable[[bytes
 
 
 @given(damage_of_seekable())
-@settings(
-    max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=20)
 def test_any_damage_is_found_by_several_sessions_too(
     newest_cluster: Cluster,
     seekable: Mapping[bool, Objects],

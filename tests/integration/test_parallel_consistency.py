@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import psycopg
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pgstash.events import ignore
@@ -366,7 +366,7 @@ def insert(session: Session, first: int, rows: int, short: int, value: int) -> N
     chunk_bytes=st.sampled_from([1, 8192, 30_000, 100_000, 10_000_000]),
     sized_before=st.booleans(),
 )
-@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=25)
 def test_all_chunks_together_are_the_table(  # noqa: PLR0917
     stage: Stage,
     fillfactor: int,

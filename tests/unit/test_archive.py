@@ -88,7 +88,6 @@ def test_what_was_written_is_read(script: bytes, passphrase: str | None) -> None
 
 
 @encrypted_or_not
-@settings(deadline=None)  # a passphrase is made to take its time
 @given(data=st.data())
 def test_any_damage_is_noticed_before_it_is_handed_out(
     data: st.DataObject, passphrase: str | None
@@ -377,7 +376,7 @@ def pieces_of(made: Made, script: bytes) -> list[bytes]:
 
 
 @encrypted_or_not
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(data=st.data())
 def test_members_are_read_in_any_order(data: st.DataObject, passphrase: str | None) -> None:
     made = MADE[passphrase]
@@ -420,7 +419,7 @@ def test_the_watch_hears_of_what_is_read_of_the_store(passphrase: str | None) ->
 
 
 @encrypted_or_not
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(data=st.data())
 def test_no_member_that_was_damaged_is_handed_out(
     data: st.DataObject, passphrase: str | None

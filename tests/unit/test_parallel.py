@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pgstash.parallel import _before
@@ -241,7 +241,6 @@ STATEMENTS = st.lists(
 )
 
 
-@settings(suppress_health_check=[HealthCheck.too_slow])
 @given(STATEMENTS, STEPS)
 @example([b"SELECT '%s';" % (b"x" * 86), LARGE_OBJECT % b"5c"], [1])  # full within BEGIN
 def test_rows_of_others_never_come_into_the_middle_of_a_statement(
@@ -296,7 +295,6 @@ CLOSINGS = [
 ]
 
 
-@settings(suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.one_of(
         st.binary(max_size=200),
