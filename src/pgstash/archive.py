@@ -153,12 +153,15 @@ class Archive:
 def open_stored(storage: Storage, backup: Backup, access: Access) -> Archive:
     """Open a backup of the catalog.
 
-    Raises UnverifiedError where nothing vouches for it and the reader did not say that it shall
-    be read all the same, CorruptedError where its manifest does not fit, EncryptionError where
-    there is no key for it, StorageError.
+    Raises NewerFormatError where a newer pgstash is needed, UnverifiedError where nothing vouches
+    for it and the reader did not say that it shall be read all the same, CorruptedError where its
+    manifest does not fit, EncryptionError where there is no key for it, StorageError.
     """
     found = []
-    own = catalog.own_companions(storage, backup)
+    metadata = storage.head(backup.key).metadata
+    # Before anything else of a later format, which may look in any way, is read.
+    manifests.refuse_newer(backup.name, metadata)
+    own = catalog.companions_of(backup, metadata)
     for companion in own:
         if companion.kind == "manifest":
             manifest = _stored_manifest(storage, companion.key, access)
@@ -183,7 +186,9 @@ def open_file(path: Path, access: Access) -> Archive:
     Raises what :func:`open_stored` raises.
     """
     folder = DirectoryStorage(path.absolute().parent)
-    size = folder.head(path.name).size
+    stored = folder.head(path.name)
+    size = stored.size
+    manifests.refuse_newer(path.name, stored.metadata)
     beside: dict[str, manifests.CompanionName] = {}
     if match := manifests.ARCHIVE_NAME.fullmatch(path.name):
         names = [other.name for other in path.absolute().parent.glob(f"{match[1]}.*")]
@@ -342,7 +347,10 @@ def _is_plain(name: str) -> bool:
 def _refuse_impossible(manifest: Manifest) -> None:
     """Refuse members that leave a gap, or that would not fit into memory."""
     position = 0
+    tables = range(len(manifest.tables))
     for member in manifest.members:
+        if member.table is not None and member.table not in tables:
+            raise CorruptedError("the manifest has a member of a table that is not in it")
         largest = max(member.stored, member.raw)
         if member.offset != position or not 0 <= min(member.stored, member.raw) <= largest:
             raise CorruptedError("the manifest's members do not follow each other")

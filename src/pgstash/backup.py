@@ -229,6 +229,7 @@ def _back_up(  # noqa: PLR0913 - what was found out so far
             schema_sha256 = beside.store_schema(stream.schema) if stream.schema else None
             manifest = manifests.Manifest(
                 format=manifests.FORMAT,
+                reader=manifests.READER,
                 tool=f"pgstash {__version__}",
                 id=backup_id,
                 archive=name,

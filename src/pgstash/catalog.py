@@ -225,6 +225,11 @@ def own_companions(storage: Storage, backup: Backup) -> list[Companion]:
         metadata = storage.head(backup.key).metadata
     except ObjectNotFoundError:
         return []
+    return companions_of(backup, metadata)
+
+
+def companions_of(backup: Backup, metadata: Mapping[str, str]) -> list[Companion]:
+    """Return those of :func:`own_companions`, by the metadata of the archive."""
     return [
         companion
         for companion in backup.companions

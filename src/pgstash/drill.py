@@ -232,6 +232,7 @@ def _drill(plan: Plan, archive: Archive, manifest: Manifest, world: World, began
     _refuse(checks)
     return Proof(
         format=proof.FORMAT,
+        reader=proof.READER,
         tool=f"pgstash {__version__}",
         archive=archive.name,
         id=manifest.id,

@@ -22,7 +22,8 @@
     ├── PipelineError
     │   ├── EncryptionError           30   encryption could not be set up
     │   ├── CorruptedError            31   stored bytes are damaged, or the key is wrong
-    │   └── UnverifiedError           32   nothing vouches for the backup
+    │   ├── UnverifiedError           32   nothing vouches for the backup
+    │   └── NewerFormatError          33   a newer pgstash is needed to read the backup
     ├── HealthError
     │   ├── CheckFailedError          40   the preflight found something that does not work
     │   ├── StaleBackupError          41   the newest backup is older than the schedule allows
@@ -221,6 +222,12 @@ class UnverifiedError(PipelineError):
     """There is nothing to check a backup with, and nobody said to do without."""
 
     exit_code = 32
+
+
+class NewerFormatError(PipelineError):
+    """The backup has a format that this version does not know: a newer one wrote it."""
+
+    exit_code = 33
 
 
 class HealthError(PgstashError):

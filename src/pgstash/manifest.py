@@ -18,9 +18,14 @@ from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from pgstash.errors import CorruptedError
+from pgstash import typed
+from pgstash.errors import CorruptedError, NewerFormatError
 
 FORMAT = 1
+"""Raised by what an older reader must not ignore. It ignores keys that it does not know."""
+
+READER = "0.1.0"
+"""The oldest pgstash that reads this format: raised together with it, and stored beside it."""
 
 LARGEST = 128 * 1024 * 1024
 """Bytes of what is read, and so may be stored, beside an archive: a million members fit."""
@@ -35,6 +40,8 @@ _COMPANION_NAME = re.compile(
 
 _TIME_FORMAT = "%Y%m%d_%H%M%S"
 _BASE_FORMAT = f"backup_{_TIME_FORMAT}"
+
+_VERSION = re.compile(r"\d{1,9}(\.\w{1,20}){0,5}", re.ASCII)
 
 _HMAC = re.compile(rb',\n"hmac": "([0-9a-f]{64})"\n}\n\Z')
 
@@ -204,6 +211,7 @@ class Compression:
 class Manifest:
     """Everything about one archive. Sizes are in bytes, times UTC in ISO 8601.
 
+    ``reader`` is the oldest pgstash that reads this format; empty in manifests from before it.
     ``sha256`` is the digest of the archive object as it is stored: what ``sha256sum`` says.
     ``options`` are those that the user added to pg_dump: with some the backup is a partial one.
     ``roles`` and ``extensions`` are what a target must have, ``globals_sha256`` is the digest of
@@ -212,6 +220,7 @@ class Manifest:
     """
 
     format: int
+    reader: str = field(default="", kw_only=True)
     tool: str
     id: str
     archive: str
@@ -262,9 +271,12 @@ def dump(manifest: Manifest, authenticate: Callable[[bytes], str] | None) -> byt
 
 
 def load(text: bytes, authenticate: Callable[[bytes], str] | None) -> Manifest:
-    """Read what :func:`dump` wrote. Raises CorruptedError where it, or its HMAC, is wrong.
+    """Read what :func:`dump` wrote, or what a later pgstash wrote in the same format.
 
     With a key the HMAC must be there; without one it must not, since nobody could check it.
+    Keys that are not known are ignored. That is as safe without a key: damage shows in gzip's
+    CRC-32, and whoever can write to the store can write a manifest without such keys as well.
+    Raises CorruptedError where it, or its HMAC, is wrong, NewerFormatError.
     """
     match = _HMAC.search(text)
     if authenticate is None:
@@ -276,22 +288,31 @@ def load(text: bytes, authenticate: Callable[[bytes], str] | None) -> Manifest:
         raise CorruptedError("the manifest's HMAC does not match: it was changed")
     try:
         value = json.loads(text)
+        refuse_newer("the manifest", value)
         if value["format"] != FORMAT:
-            raise CorruptedError(
-                f"the manifest has format {value['format']}; this pgstash reads {FORMAT}",
-                hint="Use the pgstash that wrote it, or a newer one.",
-            )
-        value.pop("hmac", None)
-        for name, row in _TABULAR.items():
-            columns = value[name]["columns"]
-            value[name] = [
-                row(**dict(zip(columns, cells, strict=True))) for cells in value[name]["rows"]
-            ]
-        value["database"] = Database(**value["database"])
-        value["compression"] = Compression(**value["compression"])
-        if value["encryption"]:
-            value["encryption"] = Encryption(**value["encryption"])
-        value["extensions"] = [Extension(**each) for each in value.get("extensions", [])]
-        return Manifest(**value)
+            raise CorruptedError(f"the manifest has format {value['format']}, which never was")
+        ready = {name: typed.read_rows(row, value[name]) for name, row in _TABULAR.items()}
+        return typed.read(Manifest, value, **ready)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CorruptedError(f"the manifest is not one of pgstash's: {error}") from error
+
+
+def refuse_newer(what: str, value: Mapping[str, object]) -> None:
+    """Raise NewerFormatError if a manifest, or the metadata of an archive, has a later format.
+
+    Nothing but ``format``, ``reader`` and ``tool`` is read: the rest may mean anything.
+    """
+    found = value.get("format")
+    if isinstance(found, str) and found.isascii() and found.isdecimal():
+        found = int(found[:9])  # metadata are strings
+    if type(found) is not int or found <= FORMAT:
+        return
+    reader, tool = value.get("reader"), value.get("tool")
+    message = f"{what} has format {found}; this pgstash reads {FORMAT}"
+    if isinstance(reader, str) and _VERSION.fullmatch(reader):
+        raise NewerFormatError(
+            f"{message}, and pgstash {reader} or newer is needed",
+            hint=f"Install pgstash {reader} or newer, and read the backup with that.",
+        )
+    wrote = f" ({tool:.40})" if isinstance(tool, str) else ""
+    raise NewerFormatError(message, hint=f"Use the pgstash that wrote it{wrote}, or a newer one.")

@@ -7,6 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
 FORMAT = 1
+"""Raised by what an older reader must not ignore. It ignores keys that it does not know."""
+
+READER = "0.1.0"
+"""The oldest pgstash that reads this format: raised together with it, and stored beside it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,12 +26,13 @@ class Check:
 class Proof:
     """A backup was restored and looked at. Times are UTC in ISO 8601, durations in seconds.
 
-    ``sha256`` is that of the archive as it was read, ``restore_seconds`` the measured recovery
-    time, ``scratch`` where it was tried, ``server`` the version that it was restored into and
-    ``client`` that of pg_dump.
+    ``reader`` is the oldest pgstash that reads this format, ``sha256`` the digest of the archive
+    as it was read, ``restore_seconds`` the measured recovery time, ``scratch`` where it was tried,
+    ``server`` the version that it was restored into and ``client`` that of pg_dump.
     """
 
     format: int
+    reader: str
     tool: str
     archive: str
     id: str

@@ -50,6 +50,7 @@ def metadata(
         "host": server.database.host,
         "id": backup_id,
         "format": str(manifests.FORMAT),
+        "reader": manifests.READER,
         "tool": f"pgstash {__version__}",
         "server": server.version,
         "client": client.version,

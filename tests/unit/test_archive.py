@@ -26,9 +26,16 @@ from faults.scene import wait_until
 from pgstash import archive, catalog, unpacking
 from pgstash import manifest as manifests
 from pgstash.archive import Access, Archive
-from pgstash.errors import CorruptedError, EncryptionError, PgstashError, UnverifiedError
+from pgstash.errors import (
+    CorruptedError,
+    EncryptionError,
+    NewerFormatError,
+    PgstashError,
+    UnverifiedError,
+)
 from pgstash.manifest import Member
 from pgstash.pipeline import decompression, encryption
+from pgstash.storage.directory import DirectoryStorage
 from pgstash.storage.memory import MemoryStorage
 from support.stored import CLOSING, Made, key_of, make
 
@@ -238,6 +245,47 @@ def test_members_that_cannot_be_are_refused() -> None:
     for members in (others, [replace(first, raw=1 << 40), *others], [replace(first, raw=-1)]):
         with pytest.raises(CorruptedError, match="member"):
             opened(stored(made.with_manifest(members=members)))
+
+
+def test_rows_of_a_table_that_the_manifest_does_not_have_are_refused() -> None:
+    made = make(SCRIPT)
+    first, *others = made.manifest.members
+    for table in (-1, 0, 1):
+        members = [replace(first, section="data", table=table, rows=1), *others]
+        with pytest.raises(CorruptedError, match="of a table that is not in it"):
+            opened(stored(made.with_manifest(members=members)))
+
+
+LATER = {"format": "7", "reader": "2.13.0", "tool": "pgstash 3.0.0", "later": "x"}
+
+
+@encrypted_or_not
+@pytest.mark.parametrize("access", [VERIFIED, UNVERIFIED, replace(VERIFIED, passphrase=None)])
+def test_a_later_format_is_known_by_the_metadata_before_anything_else_is_read(
+    access: Access, passphrase: str | None, tmp_path: Path
+) -> None:
+    """Whatever its manifest is like, encrypted in another way or under another name."""
+    made = make(SCRIPT, passphrase=passphrase)
+    needed = r"sql\.gz.* has format 7; this pgstash reads 1, and pgstash 2\.13\.0 or newer"
+    for manifest in (made.packed_manifest(), b"CBOR", None):
+        storage = MemoryStorage()
+        storage.put(made.key, made.archive, {"id": made.manifest.id} | LATER)
+        if manifest:
+            storage.put(made.manifest_key, manifest, {"id": made.manifest.id})
+        with pytest.raises(NewerFormatError, match=needed):
+            opened(storage, access)
+    folder = DirectoryStorage(tmp_path)
+    folder.put("p/" + made.key, made.archive, {"id": made.manifest.id} | LATER)
+    with pytest.raises(NewerFormatError, match=needed):
+        archive.open_file(tmp_path / "p" / made.key, access)
+
+
+def test_metadata_of_a_later_version_are_ignored_if_the_format_is_known() -> None:
+    made = make(SCRIPT)
+    storage = stored(made)
+    known = {"id": made.manifest.id, "format": "1", "reader": "0.1.0", "tool": "x", "later": "y"}
+    storage.put(made.key, made.archive, known)
+    assert read(opened(storage)) == SCRIPT
 
 
 @pytest.mark.parametrize("packed", ["plain", "gzip", "encrypted"])

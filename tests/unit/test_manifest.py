@@ -5,15 +5,27 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pgstash import manifest
-from pgstash.errors import CorruptedError
-from pgstash.manifest import Compression, Database, Encryption, Manifest, Member, Table
+from pgstash import manifest, proof
+from pgstash.errors import CorruptedError, NewerFormatError
+from pgstash.manifest import (
+    Compression,
+    Database,
+    Encryption,
+    Extension,
+    Manifest,
+    Member,
+    Table,
+)
 from pgstash.pipeline.encryption import Key
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 KEY = Key.derive("passphrase", b"saltsalt")
 DIGEST = "0123456789abcdef" * 4
@@ -150,11 +162,143 @@ def test_an_hmac_without_a_key_is_refused() -> None:
         manifest.load(manifest.dump(SMALL, KEY.authenticate), None)
 
 
+def changed(change: Callable[[dict[str, Any]], None], key: Key | None) -> bytes:
+    """Return the manifest as another version would write it, authentic if there is a key."""
+    value = json.loads(manifest.dump(SMALL, None))
+    change(value)
+    body = json.dumps(value, indent=0).removesuffix("\n}").encode()
+    if key is None:
+        return body + b"\n}\n"
+    return body + f',\n"hmac": "{key.authenticate(body)}"\n}}\n'.encode()
+
+
+def add_keys_everywhere(value: dict[str, Any]) -> None:
+    value["later"] = {"format": 7, "anything": [None]}
+    value["extensions"] = [{"name": "hstore", "version": "1.8", "later": True}]
+    for key in ("database", "compression", "encryption"):
+        value[key]["later"] = ["x"]
+    for key in ("tables", "members"):
+        value[key]["columns"].insert(1, "later")
+        for row in value[key]["rows"]:
+            row.insert(1, {"x": 1})
+
+
+with_key_and_without = pytest.mark.parametrize("key", [KEY, None], ids=["encrypted", "plain"])
+
+
+@with_key_and_without
+def test_keys_of_a_later_version_are_ignored(key: Key | None) -> None:
+    authenticate = key.authenticate if key else None
+    found = manifest.load(changed(add_keys_everywhere, key), authenticate)
+    assert found == replace(SMALL, extensions=[Extension("hstore", "1.8")])
+
+
+@with_key_and_without
+def test_keys_that_an_earlier_version_did_not_write_have_defaults(key: Key | None) -> None:
+    def remove(value: dict[str, Any]) -> None:
+        for name in ("reader", "options", "roles", "extensions", "globals_sha256", "schema_sha256"):
+            del value[name]
+        del value["database"]["icu_rules"]
+        value["members"] = {
+            "columns": value["members"]["columns"][:4],
+            "rows": [row[:4] for row in value["members"]["rows"]],
+        }
+
+    assert manifest.load(changed(remove, key), key.authenticate if key else None) == SMALL
+
+
+@with_key_and_without
+@pytest.mark.parametrize(
+    "name",
+    ["id", "archive", "raw_bytes", "sha256", "database", "encryption", "tables", "members"],
+)
+def test_a_missing_key_is_not_ignored(name: str, key: Key | None) -> None:
+    text = changed(lambda value: value.pop(name), key)
+    with pytest.raises(CorruptedError, match=name):
+        manifest.load(text, key.authenticate if key else None)
+
+
+@pytest.mark.parametrize(
+    ("path", "wrong"),
+    [
+        ("id", 7),
+        ("raw_bytes", "100"),
+        ("raw_bytes", True),
+        ("raw_bytes", 100.0),
+        ("reader", None),
+        ("roles", "admin"),
+        ("roles", ["admin", 7]),
+        ("globals_sha256", 7),
+        ("encryption", []),
+        ("database", None),
+        ("database.port", "5432"),
+        ("database.settings", [["TimeZone=UTC"]]),
+        ("database.locale", 7),
+        ("extensions", {"name": "hstore"}),
+        ("extensions", [["hstore", "1.8"]]),
+        ("tables", []),
+        ("tables.columns", "schema"),
+        ("tables.rows", {"0": ["public", "orders", 3]}),
+        ("tables.rows", [["public", "orders", 3], ["public", "orders", "3"]]),
+        ("tables.rows", [["public", "orders", 3], ["public", "orders", 3, 4]]),
+        ("members.columns", ["offset", "stored", "raw", "digest", "section", "table", "rows"]),
+        ("members.rows", [[0, 50, 100, DIGEST, "another", None, None]]),
+        ("members.rows", [[0, 50, 100, DIGEST, ["data"], None, None]]),
+        ("members.rows", [[0, 50, None, DIGEST, None, None, None]]),
+        ("members.rows", [[0, 50, 100, DIGEST, "data", "0", 3]]),
+    ],
+)
+def test_a_value_of_another_type_is_refused(path: str, wrong: object) -> None:
+    def change(value: dict[str, Any]) -> None:
+        *outer, last = path.split(".")
+        for each in outer:
+            value = value[each]
+        value[last] = wrong
+
+    with pytest.raises(CorruptedError, match="is not one of pgstash's"):
+        manifest.load(changed(change, None), None)
+
+
 def test_another_format_says_what_to_do() -> None:
     text = manifest.dump(replace(SMALL, format=manifest.FORMAT + 1), KEY.authenticate)
-    with pytest.raises(CorruptedError, match="has format 2; this pgstash reads 1") as caught:
+    with pytest.raises(NewerFormatError, match="has format 2; this pgstash reads 1") as caught:
         manifest.load(text, KEY.authenticate)
     assert "newer" in caught.value.hint
+
+
+@with_key_and_without
+def test_a_format_never_seen_names_the_version_that_reads_it(key: Key | None) -> None:
+    def change(value: dict[str, Any]) -> None:
+        value.update(format=7, reader="2.13.0rc1", tool="pgstash 3.0", members="elsewhere")
+        del value["tables"]
+
+    authenticate = key.authenticate if key else None
+    with pytest.raises(NewerFormatError, match=r"format 7; .* 1, and pgstash 2.13.0rc1 or newer"):
+        manifest.load(changed(change, key), authenticate)
+
+
+def test_a_format_is_not_asked_for_before_its_hmac_is_right() -> None:
+    text = manifest.dump(replace(SMALL, format=7), Key.derive("another", KEY.salt).authenticate)
+    with pytest.raises(CorruptedError, match="HMAC does not match"):
+        manifest.load(text, KEY.authenticate)
+
+
+@pytest.mark.parametrize("reader", ["", "\x1b[2J1.0", "1.0; rm", "9" * 99, 7, None, ["1.0"]])
+def test_what_is_no_version_is_not_named(reader: object) -> None:
+    with pytest.raises(NewerFormatError) as caught:
+        manifest.refuse_newer("the backup", {"format": 2, "reader": reader})
+    assert caught.value.message == "the backup has format 2; this pgstash reads 1"
+
+
+@pytest.mark.parametrize("number", [0, -1, True, "1", 1.0, None, [2]])
+def test_what_is_no_format_is_refused(number: object) -> None:
+    with pytest.raises(CorruptedError):
+        manifest.load(changed(lambda value: value.update(format=number), None), None)
+
+
+def test_a_format_and_the_version_that_reads_it_are_raised_together() -> None:
+    assert (manifest.FORMAT, manifest.READER) == (1, "0.1.0")
+    assert (proof.FORMAT, proof.READER) == (1, "0.1.0")
 
 
 @pytest.mark.parametrize(
