@@ -42,7 +42,7 @@ class StoredBackup:
     def manifest(self) -> dict[str, Any]:
         packed = self.manifest_file.read_bytes()
         if self.encrypted:
-            packed = _openssl(packed)
+            packed = decrypted(packed)
         manifest: dict[str, Any] = json.loads(gzip.decompress(packed))
         return manifest
 
@@ -54,7 +54,7 @@ class StoredBackup:
         """Return the plain SQL, by openssl and gunzip."""
         packed = self.archive.read_bytes()
         if self.encrypted:
-            packed = _openssl(packed)
+            packed = decrypted(packed)
         return subprocess.run(
             ["gunzip", "-c"], input=packed, stdout=subprocess.PIPE, check=True
         ).stdout
@@ -75,7 +75,8 @@ class StoredBackup:
         assert done.returncode == 0, done.stderr
 
 
-def _openssl(data: bytes) -> bytes:
+def decrypted(data: bytes) -> bytes:
+    """Decrypt an object by openssl."""
     return subprocess.run(
         _OPENSSL,
         input=data,

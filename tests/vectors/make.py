@@ -1,0 +1,129 @@
+"""Makes a set of backups whose bytes are kept for ever: see the README of this folder.
+
+    .venv/bin/python tests/vectors/make.py NAME
+
+The set must be new. One that was committed is never made again: a later pgstash has to read what an
+earlier one wrote, and not what it would write itself.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+VECTORS = Path(__file__).parent
+sys.path.insert(0, str(VECTORS.parent))
+
+from support.backups import PASSPHRASE  # noqa: E402 - the tests' folder was not known before
+from support.cli import environment, run_pgstash  # noqa: E402 - as above
+from support.postgres import Cluster, clean_environment  # noqa: E402 - as above
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from support.postgres import Database
+
+MAJOR = 14  # an archive restores to servers from that of its pg_dump on
+
+KEY = {"BACKUP_ENCRYPTION_KEY": PASSPHRASE}
+PREFIXES: Mapping[str, Mapping[str, str]] = {
+    "plain": {},
+    "encrypted": {"BACKUP_ENCRYPTION": "true", **KEY},
+}
+SUMS = "SHA256SUMS"
+SHELL = "shell"
+SHELL_SCRIPT = r"""
+pg_dump --no-owner --no-acl --clean --if-exists -d "$DATABASE" |
+    gzip > backup_20200102_030405.sql.gz
+openssl enc -aes-256-cbc -salt -pbkdf2 -pass env:KEY -in backup_20200102_030405.sql.gz \
+    -out backup_20210102_030405.sql.gz.enc
+"""
+
+
+def main() -> None:
+    """Make it."""
+    [name] = sys.argv[1:]
+    folder = VECTORS / name
+    folder.mkdir()
+    with Cluster(MAJOR) as cluster:
+        source = cluster.create_database("vectors")
+        cluster.maintenance.run_sql("CREATE ROLE vectors_reader; CREATE ROLE vectors_other")
+        cluster.maintenance.run_sql("ALTER DATABASE vectors SET DateStyle = 'ISO, DMY'")
+        source.run_sql(VECTORS / "source.sql")
+        for prefix, settings in PREFIXES.items():
+            for jobs in (1, 2):
+                back_up(source, folder, BACKUP_PREFIX=prefix, DUMP_JOBS=str(jobs), **settings)
+        back_up_by_the_shell(source, folder / SHELL)
+        for script in ("source.sql", "contents.sql"):
+            (folder / script).write_bytes((VECTORS / script).read_bytes())
+        (folder / "contents.txt").write_text(source.run_sql(folder / "contents.sql"))
+    expected = {prefix: described(folder, prefix) for prefix in PREFIXES}
+    text = json.dumps(expected, indent=1, ensure_ascii=False)
+    (folder / "expected.json").write_text(text + "\n")
+    (folder / ".pgstash.lock").unlink()
+    sums = "".join(f"{digest}  {path}\n" for path, digest in digests(folder).items())
+    (folder / SUMS).write_text(sums)
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """Return the SHA-256 of each file of a set, but for the list of them, by its path."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    found = {str(each.relative_to(folder)): each.read_bytes() for each in files}
+    found.pop(SUMS, None)
+    return {path: hashlib.sha256(data).hexdigest() for path, data in found.items()}
+
+
+def run(arguments: list[str], folder: Path, *tools: Path, **settings: str) -> str:
+    """Run pgstash on the set, and return what it printed."""
+    env = environment(*tools, STORAGE_URL=folder.absolute().as_uri(), **settings)
+    done = run_pgstash(arguments, env)
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    return done.stdout
+
+
+def back_up(source: Database, folder: Path, **settings: str) -> None:
+    """Make one backup, and prove it."""
+    run(["once"], folder, source.bin_dir, DATABASE_URL=source.uri, **settings)
+    url = source.cluster.maintenance.uri
+    run(["drill"], folder, source.bin_dir, VERIFY_DATABASE_URL=url, **settings)
+
+
+def back_up_by_the_shell(source: Database, folder: Path) -> None:
+    """Make backups as the earlier shell service did: without a manifest, with metadata or none."""
+    folder.mkdir()
+    env = clean_environment(source.bin_dir) | {"DATABASE": source.conninfo, "KEY": PASSPHRASE}
+    command = ["bash", "-euo", "pipefail", "-c", SHELL_SCRIPT]
+    subprocess.run(command, cwd=folder, env=env, check=True)
+    metadata = {"timestamp": "2020-01-02T03:04:05Z", "database": source.name}
+    sidecar = folder / ".backup_20200102_030405.sql.gz.metadata.json"
+    sidecar.write_text(json.dumps(metadata))
+
+
+def described(folder: Path, prefix: str) -> dict[str, object]:
+    """Return what the commands say of the backups under a prefix."""
+    settings = {"BACKUP_PREFIX": prefix, **PREFIXES[prefix]}
+    listed = json.loads(run(["list", "--json"], folder, **settings))
+    shown = {}
+    scripts = {}
+    for each in listed:
+        name = each["name"]
+        shown[name] = json.loads(run(["show", name, "--json"], folder, **settings))
+        data = (folder / prefix / name).read_bytes()
+        if name.endswith(".enc"):
+            command = ["openssl", "enc", "-d", "-aes-256-cbc", "-pbkdf2", "-pass", "env:KEY"]
+            env = clean_environment() | {"KEY": PASSPHRASE}
+            data = subprocess.run(
+                command, env=env, input=data, stdout=subprocess.PIPE, check=True
+            ).stdout
+        scripts[name] = hashlib.sha256(gzip.decompress(data)).hexdigest()
+    return {"list": listed, "show": shown, "script_sha256": scripts}
+
+
+if __name__ == "__main__":
+    main()
