@@ -11,7 +11,9 @@
     │   ├── DumpError                 13   pg_dump failed, stalled or ended early
     │   ├── LockTimeoutError          14   a table stayed locked for too long
     │   ├── WriterBusyError           15   another backup of this source to this place runs
-    │   └── WriterLostError           16   nobody can tell that no other one began meanwhile
+    │   ├── WriterLostError           16   nobody can tell that no other one began meanwhile
+    │   ├── PoolerError               17   a pooler in between swaps sessions, or loses settings
+    │   └── PoolTooSmallError         18   a pooler in between has no session for us
     ├── StorageError
     │   ├── StorageUnreachableError   20   the store does not answer, or answers 5xx
     │   ├── StorageRefusedError       21   the store answers, and refuses
@@ -149,6 +151,27 @@ class WriterLostError(DatabaseError):
     default_hint = (
         "Its session must live as long as the backup: was the server restarted, the session "
         "ended, or does a pooler or firewall in between cut idle connections?"
+    )
+
+
+class PoolerError(DatabaseError):
+    """A connection pooler in between swaps the server's sessions, or loses their settings."""
+
+    exit_code = 17
+    default_hint = (
+        "Connect to the server itself, or to the pooler's session mode. For example: Supabase has "
+        "port 5432 for it, Neon the host without -pooler, PgBouncer pool_mode = session."
+    )
+
+
+class PoolTooSmallError(DatabaseError):
+    """A connection pooler in between has no session of the server left for pgstash."""
+
+    exit_code = 18
+    retryable = True
+    default_hint = (
+        "A backup needs up to DUMP_JOBS + 4 sessions at a time, a restore RESTORE_JOBS + 3: raise "
+        "the size of the pool (PgBouncer: default_pool_size), or connect to the server itself."
     )
 
 

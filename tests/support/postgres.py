@@ -69,20 +69,20 @@ def clean_environment(*bin_dirs: Path) -> dict[str, str]:
     }
 
 
-def _server_user() -> pwd.struct_passwd | None:
+def server_user() -> pwd.struct_passwd | None:
     """Return who runs the server if we may not: PostgreSQL refuses to run as root."""
     return pwd.getpwnam("nobody") if os.geteuid() == 0 else None
 
 
-def _as_server(*command: str | Path) -> list[str]:
+def as_server(*command: str | Path) -> list[str]:
     """Return the command as the server's user, killed when the thread that started it ends."""
     prefix = ["setpriv", "--pdeathsig", "QUIT"]
-    if user := _server_user():
+    if user := server_user():
         prefix += [f"--reuid={user.pw_uid}", f"--regid={user.pw_gid}", "--clear-groups"]
     return [*prefix, *map(str, command)]
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -205,7 +205,7 @@ class Cluster:
             tempfile.mkdtemp(prefix=f"pgstash-postgresql-{self.major}-", dir="/tmp")
         )
         try:
-            if user := _server_user():
+            if user := server_user():
                 os.chown(self.folder, user.pw_uid, user.pw_gid)
             self._initialise()
             self.start()
@@ -226,7 +226,7 @@ class Cluster:
         password_file = self.folder / "password"
         password_file.write_text(PASSWORD + "\n")
         password_file.chmod(0o644)
-        command = _as_server(
+        command = as_server(
             bin_dir(self.major) / "initdb",
             *("--pgdata", self.folder / "data"),
             *("--username", self.user),
@@ -249,7 +249,7 @@ class Cluster:
 
     def start(self) -> None:
         """Start the server, on the port that it had before if there was one."""
-        self.port = self.port or _free_port()
+        self.port = self.port or free_port()
         settings = {
             "listen_addresses": self.host,
             "port": str(self.port),
@@ -268,7 +268,7 @@ class Cluster:
         options = [f"--{name}={value}" for name, value in settings.items()]
         with (self.folder / "log").open("ab") as log:
             self._process = subprocess.Popen(
-                _as_server(bin_dir(self.major) / "postgres", "-D", self.folder / "data", *options),
+                as_server(bin_dir(self.major) / "postgres", "-D", self.folder / "data", *options),
                 cwd=self.folder,
                 env=self._environment(),
                 stdin=subprocess.DEVNULL,

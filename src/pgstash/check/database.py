@@ -6,7 +6,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from pgstash.check.finding import Finding, clock, skipped
-from pgstash.errors import DatabaseError, PgstashError
+from pgstash.errors import DatabaseError, PgstashError, PoolerError, PoolTooSmallError
 from pgstash.postgres import required, rights, situation, source, tools
 from pgstash.postgres.required import Requirement
 from pgstash.postgres.rights import Rights, some
@@ -15,6 +15,7 @@ from pgstash.postgres.source import Server
 
 _OF_RIGHTS = ("tables", "sequences", "large objects", "row security")
 _OF_SITUATION = ("pooler", "standby", "database TLS", "database clock")
+_BEFORE_SITUATION = ("login", "client tools", *_OF_RIGHTS)
 _OBJECTS = (
     "New ones need it too: best let the backup run as a member of the role that owns them. "
     "BYPASSRLS does not cover large objects, nor does pg_read_all_data before PostgreSQL 19."
@@ -40,11 +41,15 @@ def look(plan: Plan) -> Generator[Finding, None, Server | None]:
     """Yield what is found; return the server, if one let us in."""
     try:
         server = source.look(plan.source_url)
+    except (PoolerError, PoolTooSmallError) as error:
+        yield Finding.of("pooler", error)
+        others = (*_BEFORE_SITUATION, *_OF_SITUATION[1:])
+        yield from skipped(others, "the pooler in between is not fit for a backup")
+        return None
     except DatabaseError as error:
         yield Finding.of("login", error)
-        yield from skipped(
-            ("client tools", *_OF_RIGHTS, *_OF_SITUATION), "there was no login to look with"
-        )
+        others = (*_BEFORE_SITUATION[1:], *_OF_SITUATION)
+        yield from skipped(others, "there was no login to look with")
         return None
     database, connection = server.database, server.connection
     user = connection.parameters.get("user", "")
@@ -171,21 +176,22 @@ def _situation(server: Server, now: Callable[[], float]) -> Iterator[Finding]:
         yield Finding.of(_OF_SITUATION[0], error)
         yield from skipped(_OF_SITUATION[1:], "the server could not be asked")
         return
-    yield _pooler(found)
+    yield _pooler(server)
     yield from _standby(found)
     yield _tls(server, found)
     yield clock("database clock", found.clock_ahead, "the database's clock")
 
 
-def _pooler(found: Situation) -> Finding:
-    if not found.pooled:
+def _pooler(server: Server) -> Finding:
+    if not server.pooled:
         return Finding("pooler", "ok", "none: the server itself answers")
     return Finding(
         "pooler",
         "warning",
-        "a connection pooler answers in the server's place",
-        "Let DATABASE_URL lead to the server itself. A pooler that shares server connections "
-        "between transactions loses the settings of pg_dump's session, and many cut long ones.",
+        "a connection pooler answers in the server's place; it keeps one session for each login",
+        "Backups work, as long as it pools by session. Let DATABASE_URL lead to the server itself "
+        "if you can: many poolers cut long sessions, and a backup takes up to DUMP_JOBS + 4 of "
+        "the pool's.",
     )
 
 

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import select
 import time
+from typing import TYPE_CHECKING
 
 import psycopg
 from psycopg import pq
 
 from pgstash.errors import DatabaseLoginError, DatabaseUnreachableError
-from pgstash.postgres.source import Connection
+
+if TYPE_CHECKING:
+    from pgstash.postgres.source import Connection
 
 _SECONDS_TO_CONNECT = 60.0
 
@@ -22,6 +25,10 @@ _WRITABLE = select.POLLOUT
 _DONE = (pq.ExecStatus.TUPLES_OK, pq.ExecStatus.COMMAND_OK)
 
 Row = list[bytes | None]
+
+
+class NotAnsweredError(psycopg.OperationalError):
+    """No answer came in time."""
 
 
 class Session:
@@ -34,7 +41,7 @@ class Session:
         where one refuses.
         """
         conninfo = connection.conninfo_with_secrets(**different)
-        self._pgconn = pq.PGconn.connect_start(conninfo)
+        self.pgconn: pq.abc.PGconn = pq.PGconn.connect_start(conninfo)
         try:
             self._connect()
         except psycopg.OperationalError as error:
@@ -60,55 +67,72 @@ class Session:
         """
         try:
             text = statements.encode() if isinstance(statements, str) else statements
-            return self._ask(text, time.monotonic() + seconds)
+            return ask(self.pgconn, text, seconds)
         except BaseException:
             self.close()
             raise
 
     def close(self) -> None:
         """Close the connection at once; again is no error."""
-        self._pgconn.finish()
+        self.pgconn.finish()
 
     def _connect(self) -> None:
         give_up = time.monotonic() + _SECONDS_TO_CONNECT
         # A look at the connection's state before the first poll is wanted: it may have failed.
-        while self._pgconn.status != pq.ConnStatus.BAD:
-            state = self._pgconn.connect_poll()
+        while self.pgconn.status != pq.ConnStatus.BAD:
+            state = self.pgconn.connect_poll()
             if state == pq.PollingStatus.OK:
                 return
             if state == pq.PollingStatus.FAILED:
                 break
             reading = state == pq.PollingStatus.READING
-            self._wait(_READABLE if reading else _WRITABLE, give_up)
-        raise psycopg.OperationalError(_text(self._pgconn.error_message))
+            _wait(self.pgconn, _READABLE if reading else _WRITABLE, give_up)
+        raise psycopg.OperationalError(_text(self.pgconn.error_message))
 
-    def _ask(self, statements: bytes, give_up: float) -> list[Row]:
-        # Few bytes find room in the socket's buffer at once; with many it waits for the server,
-        # which has nothing to do but to read them.
-        self._pgconn.send_query(statements)
-        rows: list[Row] = []
-        while (result := self._result(give_up)) is not None:
-            if result.status not in _DONE:
-                error = psycopg.OperationalError(_text(result.error_message))
-                # The text is in the server's language.
-                state = result.error_field(pq.DiagnosticField.SQLSTATE)
-                error.sqlstate = state.decode() if state else None
-                raise error
-            columns = range(result.nfields)
-            rows = [[result.get_value(n, c) for c in columns] for n in range(result.ntuples)]
-        return rows
 
-    def _result(self, give_up: float) -> pq.abc.PGresult | None:
-        while self._pgconn.is_busy():
-            self._wait(_READABLE, give_up)
-            self._pgconn.consume_input()
-        return self._pgconn.get_result()
+def ask(pgconn: pq.abc.PGconn, statements: bytes, seconds: float) -> list[Row]:
+    """Run statements as one message, and return the rows of the last one.
 
-    def _wait(self, event: int, give_up: float) -> None:
-        poll = select.poll()
-        poll.register(self._pgconn.socket, event)
-        if not poll.poll(max(0.0, give_up - time.monotonic()) * 1000):
-            raise psycopg.OperationalError("the server does not answer")
+    Raises as :func:`answer` does.
+    """
+    # Few bytes find room in the socket's buffer at once; with many it waits for the server,
+    # which has nothing to do but to read them.
+    pgconn.send_query(statements)
+    return answer(pgconn, seconds)
+
+
+def answer(pgconn: pq.abc.PGconn, seconds: float) -> list[Row]:
+    """Return the rows of the last one of the statements that were sent.
+
+    Raises psycopg.Error where one failed and where the session is lost, NotAnsweredError where the
+    answer takes more than ``seconds``: it may be waited for again.
+    """
+    give_up = time.monotonic() + seconds
+    rows: list[Row] = []
+    while (result := _result(pgconn, give_up)) is not None:
+        if result.status not in _DONE:
+            error = psycopg.OperationalError(_text(result.error_message))
+            # The text is in the server's language.
+            state = result.error_field(pq.DiagnosticField.SQLSTATE)
+            error.sqlstate = state.decode() if state else None
+            raise error
+        columns = range(result.nfields)
+        rows = [[result.get_value(n, c) for c in columns] for n in range(result.ntuples)]
+    return rows
+
+
+def _result(pgconn: pq.abc.PGconn, give_up: float) -> pq.abc.PGresult | None:
+    while pgconn.is_busy():
+        _wait(pgconn, _READABLE, give_up)
+        pgconn.consume_input()
+    return pgconn.get_result()
+
+
+def _wait(pgconn: pq.abc.PGconn, event: int, give_up: float) -> None:
+    poll = select.poll()
+    poll.register(pgconn.socket, event)
+    if not poll.poll(max(0.0, give_up - time.monotonic()) * 1000):
+        raise NotAnsweredError("the server does not answer")
 
 
 def _text(message: bytes) -> str:

@@ -1,4 +1,4 @@
-"""Where the server stands and what is in between: standby, pooler, TLS, its clock."""
+"""Where the server stands and what is in between: standby, TLS, its clock."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from pgstash.postgres import inquiry
 from pgstash.postgres.source import Connection, Server
 
 _QUERY = """
-    SELECT pg_catalog.pg_backend_pid(),
-           pg_catalog.date_part('epoch', pg_catalog.clock_timestamp()),
+    SELECT pg_catalog.date_part('epoch', pg_catalog.clock_timestamp()),
            pg_catalog.pg_is_in_recovery(),
            pg_catalog.current_setting('max_standby_streaming_delay'),
            pg_catalog.current_setting('hot_standby_feedback')::pg_catalog.bool,
@@ -25,11 +24,9 @@ _QUERY = """
 class Situation:
     """``clock_ahead`` is in seconds, ``unlogged_tables`` a number.
 
-    ``pooled`` tells that something else than the server answered the login. ``encrypted`` is of
-    our own connection: what a pooler does behind it nobody sees.
+    ``encrypted`` is of our own connection: what a pooler does behind it nobody sees.
     """
 
-    pooled: bool
     clock_ahead: float
     standby: bool
     standby_delay: str
@@ -39,30 +36,21 @@ class Situation:
 
 
 def look(server: Server, clock: Callable[[], float] = time.time) -> Situation:
-    """Ask the server where it stands; ``clock`` is compared with its own. Raises DatabaseError.
-
-    A pooler is told by the process id. At the login a server names the process that serves the
-    session (BackendKeyData in
-    https://www.postgresql.org/docs/current/protocol-message-formats.html), and a pooler names
-    something of its own, since it decides about cancel requests itself. What only forwards bytes
-    changes nothing, and is no pooler.
-    """
+    """Ask the server where it stands; ``clock`` is compared with its own. Raises DatabaseError."""
     with inquiry.opened(server) as asked:
         began = clock()
         row = asked.execute(_QUERY).fetchone()
         ended = clock()
-        pgconn = asked.pgconn
         if row is None:
             raise AssertionError("a query without FROM has a row")
-        pid, epoch, standby, delay, feedback, unlogged = row
+        epoch, standby, delay, feedback, unlogged = row
         return Situation(
-            pooled=pid != pgconn.backend_pid,
             clock_ahead=epoch - (began + ended) / 2,
             standby=standby,
             standby_delay=inquiry.text(delay, server),
             standby_feedback=feedback,
             unlogged_tables=unlogged,
-            encrypted=bool(pgconn.ssl_in_use),
+            encrypted=bool(asked.pgconn.ssl_in_use),
         )
 
 

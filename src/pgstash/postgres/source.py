@@ -21,6 +21,7 @@ from psycopg import conninfo, pq
 
 from pgstash.errors import DatabaseError, DatabaseLoginError, DatabaseUnreachableError
 from pgstash.manifest import Database
+from pgstash.postgres import pooler
 from pgstash.postgres.address import SECRETS
 
 _CONNECT_SECONDS = 10
@@ -119,7 +120,8 @@ class Server:
     """The server and database that answered. ``major`` is 16, ``version`` is 16.15.
 
     ``codec`` is the name of Python's codec for names in the database's encoding, to be used
-    with ``surrogateescape``: it is UTF-8 where Python has none.
+    with ``surrogateescape``: it is UTF-8 where Python has none. ``pooled`` is true if a pooler
+    answers in the server's place, which keeps one session for each login.
     """
 
     major: int
@@ -127,18 +129,26 @@ class Server:
     database: Database
     codec: str
     connection: Connection
+    pooled: bool = False
 
 
 def look(url: str) -> Server:
     """Log in to the source and look at it.
 
     ``url`` is a URI or any other connection string of libpq's; what it leaves out comes
-    from libpq's environment variables, service and password files. Raises
-    DatabaseUnreachableError where no server answers, DatabaseLoginError where one refuses.
+    from libpq's environment variables, service and password files. Nothing is set in a session
+    before it is known that a pooler, if there is one, keeps it for this login. Raises
+    DatabaseUnreachableError where no server answers, DatabaseLoginError where one refuses,
+    PoolerError and PoolTooSmallError.
     """
-    with _login(url) as session:
+    # closing() and not the session's own block, which would send a ROLLBACK where it was lost.
+    with contextlib.closing(_login(url)) as session:
         try:
-            return _look(session, conninfo.conninfo_to_dict(url).keys())
+            given = conninfo.conninfo_to_dict(url).keys()
+            pooled = pooler.between(session.pgconn)
+            if pooled:
+                pooler.refuse_swapping(session.pgconn, _resolve(session, {}, given))
+            return _look(session, given, pooled=pooled)
         except psycopg.Error as error:
             if session.broken:
                 raise DatabaseUnreachableError(f"the connection was lost: {error}") from error
@@ -239,8 +249,23 @@ def _refused(url: str, error: psycopg.OperationalError) -> DatabaseError:
         if pq.PGconn.ping(probe.encode()) == pq.Ping.OK:
             if error.pgconn and error.pgconn.needs_password:
                 hint = _NONE_GIVEN_HINT
+            elif _refuses_options(url):
+                return pooler.refused_options(reason)
             return DatabaseLoginError(f"the database refused the login: {reason}", hint=hint)
     return DatabaseUnreachableError(f"the database cannot be reached: {reason}", hint=hint)
+
+
+def _refuses_options(url: str) -> bool:
+    """Tell whether a pooler lets in who gives no ``options``, after it refused who does."""
+    defaults = {option.keyword: option.val for option in pq.Conninfo.get_defaults()}
+    if not conninfo.conninfo_to_dict(url).get("options", defaults.get(b"options")):
+        return False
+    without = conninfo.make_conninfo(url, options="", connect_timeout=_CONNECT_SECONDS)
+    try:
+        with contextlib.closing(psycopg.connect(without, autocommit=True)) as session:
+            return pooler.between(session.pgconn)
+    except (psycopg.Error, DatabaseError):
+        return False
 
 
 def _said(error: psycopg.Error) -> str:
@@ -250,7 +275,7 @@ def _said(error: psycopg.Error) -> str:
     return str(error)
 
 
-def _look(session: _Session, given: Collection[str]) -> Server:
+def _look(session: _Session, given: Collection[str], *, pooled: bool) -> Server:
     # A timeout that somebody planted for the role must not end this session, nor may anything
     # that a user of the database defined stand in for a built-in.
     session.execute("SET statement_timeout = 0; SET lock_timeout = 0; SET search_path = ''")
@@ -273,7 +298,10 @@ def _look(session: _Session, given: Collection[str]) -> Server:
         raise DatabaseLoginError("the database is not in pg_database: it was dropped just now")
     name, collate, ctype, kind, locale, icu_rules, monetary, size, encoding, *rest = row
     version, settings = rest
-    connection = _resolve(session, _planted(session), given)
+    planted = _planted(session)
+    connection = _resolve(session, planted, given)
+    if pooled and planted:
+        pooler.refuse_lost_options(connection, planted)
     codec = _codec(session, encoding.decode())  # the last question to the session
     database = Database(
         name=_text(name, codec),
@@ -295,6 +323,7 @@ def _look(session: _Session, given: Collection[str]) -> Server:
         database=database,
         codec=codec,
         connection=connection,
+        pooled=pooled,
     )
 
 

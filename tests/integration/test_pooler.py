@@ -1,0 +1,247 @@
+"""A pooler that swaps sessions is refused before anything is set; one that keeps them is not."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from pgstash.check import database as checks
+from pgstash.check.finding import Finding
+from pgstash.errors import DatabaseError, PoolerError, PoolTooSmallError
+from pgstash.postgres import pooler, source
+from pgstash.postgres.session import Session
+from support.backups import settings
+from support.cli import environment, run_pgstash
+from support.pgbouncer import Application, PgBouncer, at_work
+from support.postgres import Cluster, Database, MakeDatabase, free_port
+
+# How long somebody waits who asks for a session in vain.
+SECONDS = 1.0
+
+
+@pytest.fixture
+def shop(make_database: MakeDatabase) -> Database:
+    return make_database()
+
+
+def findings(uri: str) -> dict[str, Finding]:
+    plan = checks.Plan(uri, {}, time.time)
+    return {finding.topic: finding for finding in checks.look(plan)}
+
+
+@contextlib.contextmanager
+def logged_in(server: source.Server, count: int) -> Iterator[list[Session]]:
+    with contextlib.ExitStack() as stack:
+        yield [
+            stack.enter_context(contextlib.closing(Session(server.connection)))
+            for _ in range(count)
+        ]
+
+
+@pytest.mark.parametrize("round_robin", ["0", "1"], ids=["last-used", "round-robin"])
+@pytest.mark.parametrize("clients", [0, 12], ids=["idle", "busy"])
+@pytest.mark.parametrize("size", [1, 2, 4, 20])
+def test_swapped_sessions_are_refused(
+    size: int, clients: int, round_robin: str, shop: Database
+) -> None:
+    with PgBouncer(shop.cluster, size=size, settings={"server_round_robin": round_robin}) as shared:
+        with at_work(shared, shop, clients) as application:
+            for _ in range(3):
+                with pytest.raises(PoolerError, match="swaps sessions"):
+                    source.look(shared.uri(shop))
+            application.wait_for(clients)
+        assert application.errors == []
+        assert shared.settings_left(shop) == set()
+
+
+def test_sessions_of_a_pool_that_was_idle_for_long(shop: Database) -> None:
+    """All of them rest in the pool, and the one that rested longest is handed out."""
+    with PgBouncer(shop.cluster, size=4, settings={"server_round_robin": "1"}) as shared:
+        with contextlib.ExitStack() as stack:
+            for _ in range(4):
+                client = stack.enter_context(psycopg.connect(shared.uri(shop)))
+                client.execute("SELECT 1")
+        with pytest.raises(PoolerError):
+            source.look(shared.uri(shop))
+
+
+def test_a_login_that_waits_for_the_transaction_of_another(shop: Database) -> None:
+    with PgBouncer(shop.cluster, "session", size=3) as kept:
+        server = source.look(kept.uri(shop))
+        kept.reconfigure(pool_mode="transaction", default_pool_size="1")
+        kept.command("RECONNECT")
+        with logged_in(server, 2) as sessions:
+            one, other = (pooler._Login(session.pgconn) for session in sessions)  # noqa: SLF001
+            with pytest.raises(PoolerError, match="only after the transaction"):
+                pooler._begin_both(one, other, SECONDS)  # noqa: SLF001
+            one.begin(SECONDS)  # nothing was left open
+
+
+def test_statement_pooling_is_refused(shop: Database) -> None:
+    with (
+        PgBouncer(shop.cluster, "statement") as shared,
+        pytest.raises(PoolerError, match="no transaction of several statements"),
+    ):
+        source.look(shared.uri(shop))
+
+
+def test_session_pooling_goes_on_working(shop: Database) -> None:
+    with PgBouncer(shop.cluster, "session") as kept, at_work(kept, shop, 5) as application:
+        server = source.look(kept.uri(shop))
+        assert server.pooled
+        pooler.refuse_swapping_again(server, lambda event: pytest.fail(str(event)))
+        found = findings(kept.uri(shop))
+        application.wait_for(5)
+    assert found["pooler"].state == "warning"
+    assert "keeps one session for each login" in found["pooler"].found
+    assert application.errors == []
+    assert not source.look(shop.uri).pooled
+
+
+def test_a_pool_for_sessions_that_is_too_small(shop: Database) -> None:
+    with PgBouncer(shop.cluster, "session", size=2) as kept:
+        server = source.look(kept.uri(shop))
+        with psycopg.connect(kept.uri(shop)) as application, logged_in(server, 1) as [ours]:
+            application.execute("SELECT 1")
+            with pytest.raises(PoolTooSmallError, match="a second login") as caught:
+                pooler.refuse_swapping(ours.pgconn, server.connection, SECONDS)
+        assert "DUMP_JOBS + 4" in caught.value.hint
+        with (
+            contextlib.ExitStack() as stack,
+            logged_in(server, 1) as [ours],
+        ):
+            for _ in range(2):
+                stack.enter_context(psycopg.connect(kept.uri(shop))).execute("SELECT 1")
+            with pytest.raises(PoolTooSmallError, match="the first login"):
+                pooler.refuse_swapping(ours.pgconn, server.connection, SECONDS)
+
+
+def test_a_pool_that_swaps_by_the_end_of_an_operation(shop: Database) -> None:
+    warnings: list[object] = []
+    with PgBouncer(shop.cluster, "session", size=4) as kept:
+        server = source.look(kept.uri(shop))
+        with contextlib.ExitStack() as stack:
+            # Nobody can tell, and each session of ours was the same to its end.
+            kept.reconfigure(default_pool_size="1", max_client_conn="3")
+            for _ in range(3):
+                stack.enter_context(psycopg.connect(kept.uri(shop)))
+            pooler.refuse_swapping_again(server, warnings.append)
+        assert ["still pools by session" in str(warning) for warning in warnings] == [True]
+        kept.reconfigure(pool_mode="transaction", max_client_conn="100")
+        with pytest.raises(PoolerError, match="swaps sessions"):
+            pooler.refuse_swapping_again(server, warnings.append)
+
+
+@pytest.mark.parametrize("mode", ["session", "transaction"])
+@pytest.mark.parametrize("which", ["socket", "ipv6", "several"])
+def test_the_host_that_answered_is_asked_again(which: str, mode: str, shop: Database) -> None:
+    with PgBouncer(shop.cluster, mode) as pool:
+        uri = {
+            "socket": pool.uri(shop, host=str(pool.folder)),
+            "ipv6": pool.uri(shop, host="[::1]"),
+            "several": pool.uri(shop).replace("127.0.0.1", f"127.0.0.1:{free_port()},127.0.0.1"),
+        }[which]
+        if mode == "transaction":
+            with pytest.raises(PoolerError, match="swaps sessions"):
+                source.look(uri)
+            return
+        server = source.look(uri)
+        assert server.pooled
+        assert server.connection.parameters["port"] == str(pool.port)
+        expected = {"socket": str(pool.folder), "ipv6": "::1", "several": "127.0.0.1"}[which]
+        assert server.connection.parameters["host"] == expected
+
+
+def test_several_hosts_without_a_pooler(shop: Database) -> None:
+    server = source.look(shop.uri.replace("127.0.0.1", f"127.0.0.1:{free_port()},127.0.0.1"))
+    assert not server.pooled
+    assert server.connection.parameters["port"] == str(shop.cluster.port)
+
+
+def test_a_host_of_ipv6_alone(newest_cluster: Cluster) -> None:
+    with Cluster(newest_cluster.major, host="::1") as cluster:
+        server = source.look(f"postgresql://{cluster.user}@[::1]:{cluster.port}/postgres")
+    assert not server.pooled
+    assert server.connection.parameters["host"] == "::1"
+
+
+OPTIONS = {"ignore_startup_parameters": "options"}
+
+
+def refused(uri: str) -> DatabaseError:
+    with pytest.raises(PoolerError) as caught:
+        source.look(uri)
+    assert "Connect to the server itself" in caught.value.hint
+    return caught.value
+
+
+def test_options_of_the_address_that_a_pooler_refuses(shop: Database) -> None:
+    with PgBouncer(shop.cluster, "session") as kept:
+        error = refused(f"{kept.uri(shop)}?options=-c%20work_mem%3D8MB")
+    assert "refuses the startup parameter options" in error.message
+
+
+@pytest.mark.parametrize("ignoring", [False, True], ids=["refuses", "ignores"])
+def test_planted_settings_that_cannot_be_put_back(shop: Database, *, ignoring: bool) -> None:
+    shop.run_sql(f'ALTER DATABASE "{shop.name}" SET bytea_output = escape')
+    shop.run_sql(f"ALTER DATABASE \"{shop.name}\" SET TimeZone = 'Europe/Berlin'")
+    with PgBouncer(shop.cluster, "session", settings=OPTIONS if ignoring else {}) as kept:
+        error = refused(kept.uri(shop))
+        assert ("ignores" if ignoring else "refuses") in error.message
+        assert "SET bytea_output = 'hex'" in error.hint
+        for name, value in (("bytea_output", "hex"), ("TimeZone", "UTC")):
+            shop.run_sql(
+                f'ALTER ROLE {shop.cluster.user} IN DATABASE "{shop.name}" SET {name} = {value}'
+            )
+        kept.command("RECONNECT")
+        assert source.look(kept.uri(shop)).pooled  # by what the hint says
+
+
+def test_whether_options_reach_the_server(shop: Database) -> None:
+    assert pooler.passes_options_on(source.look(shop.uri))
+    for different in ({}, OPTIONS):
+        with PgBouncer(shop.cluster, "session", settings=different) as kept:
+            assert not pooler.passes_options_on(source.look(kept.uri(shop)))
+
+
+def test_every_operation_refuses(shop: Database, tmp_path: Path) -> None:
+    env = environment(shop.bin_dir, **settings(shop, tmp_path))
+    with at_work_through(shop) as (shared, application):
+        assert run_pgstash(["once"], env).returncode == 0
+        through = env | {"DATABASE_URL": shared.uri(shop)}
+        to = {"RESTORE_URL": shared.uri(shop), "VERIFY_DATABASE_URL": shared.uri(shop)}
+        for arguments, different, status in (
+            (["once"], {"DUMP_JOBS": "1"}, 17),
+            (["once"], {"DUMP_JOBS": "2"}, 17),
+            (["restore", "--overwrite"], to, 17),
+            (["restore", "--create", "another"], to, 17),
+            (["drill"], to, 43),
+        ):
+            before = application.statements
+            done = run_pgstash(arguments, through | different)
+            assert done.returncode == status, done.stdout + done.stderr
+            assert "a pooler in between swaps sessions" in done.stderr
+            assert "session mode" in done.stderr
+            assert "Traceback" not in done.stderr
+            application.wait_for(12)
+            assert application.statements > before
+        check = run_pgstash(["check", "database"], through)
+        assert check.returncode == 40
+        assert "FAILED   pooler" in check.stdout
+        assert application.errors == []
+        assert shared.settings_left(shop) == set()
+    assert len(list((tmp_path / "postgres-backups").glob("backup_*.sql.gz"))) == 1
+
+
+@contextlib.contextmanager
+def at_work_through(database: Database) -> Iterator[tuple[PgBouncer, Application]]:
+    with (
+        PgBouncer(database.cluster, size=4) as shared,
+        at_work(shared, database) as application,
+    ):
+        yield shared, application
