@@ -300,6 +300,8 @@ def open_storage(settings: Settings, emit: events.Emit, *, prompt: bool = False)
 
         return DirectoryStorage(settings.storage_folder)
     # Imported here: botocore takes its time, and a directory has no use for it.
+    from pgstash import catalog  # noqa: PLC0415
+    from pgstash.storage import parts  # noqa: PLC0415
     from pgstash.storage.s3 import S3Storage  # noqa: PLC0415
 
     endpoint, bucket = settings.s3_endpoint, settings.s3_bucket
@@ -316,6 +318,9 @@ def open_storage(settings: Settings, emit: events.Emit, *, prompt: bool = False)
         retry_delay=settings.retry_delay,
         max_parts=settings.s3_max_parts,
         part_size=settings.part_size,
+        # The most that run at once: a restore, a listing with metadata or an upload, and one more
+        # for the thread that waits for them.
+        connections=1 + max(settings.restore_jobs, catalog.REQUESTS_AT_A_TIME, parts.SENDERS),
         connect_timeout=PROMPT_SECONDS if prompt else CONNECT_SECONDS,
         read_timeout=PROMPT_SECONDS if prompt else READ_SECONDS,
         emit=emit,

@@ -17,7 +17,8 @@ from pgstash.anomaly import MOST, Figures
 from pgstash.errors import BackupNotFoundError, ObjectNotFoundError
 from pgstash.storage.interface import PendingUpload, Storage
 
-_REQUESTS_AT_A_TIME = 16
+REQUESTS_AT_A_TIME = 16
+"""How many objects are asked for their metadata at once."""
 
 CLOCKS_APART = timedelta(hours=1)
 """How far two clocks may be apart: what one machine has just made is the latest for another."""
@@ -191,7 +192,7 @@ def metadata(storage: Storage, backups: Sequence[Backup]) -> list[Mapping[str, s
     known. Asked for in parallel, without any key. One that is gone by now has none. Raises
     StorageError.
     """
-    pool = ThreadPoolExecutor(_REQUESTS_AT_A_TIME)
+    pool = ThreadPoolExecutor(REQUESTS_AT_A_TIME)
     try:
         return list(pool.map(lambda backup: _metadata(storage, backup), backups))
     finally:

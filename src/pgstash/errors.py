@@ -20,7 +20,8 @@
     │   ├── UploadError               22   the archive could not be stored
     │   ├── ObjectExistsError         23   the name is taken; nothing is overwritten
     │   ├── ObjectNotFoundError       24   no such object
-    │   └── BackupNotFoundError       25   no such backup
+    │   ├── BackupNotFoundError       25   no such backup
+    │   └── ObjectDamagedError        26   an object is shorter than it should be, or unreadable
     ├── PipelineError
     │   ├── EncryptionError           30   encryption could not be set up
     │   ├── CorruptedError            31   stored bytes are damaged, or the key is wrong
@@ -222,6 +223,16 @@ class BackupNotFoundError(StorageError):
 
     exit_code = 25
     default_hint = "`pgstash list --all` shows the backups under BACKUP_PREFIX."
+
+
+class ObjectDamagedError(StorageError):
+    """A stored object is shorter than it should be, or what is stored about it is unreadable."""
+
+    exit_code = 26
+    default_hint = (
+        "Was it cut short, replaced or edited in the store? Restore another backup, and take a new "
+        "one."
+    )
 
 
 class PipelineError(PgstashError):

@@ -15,6 +15,7 @@ import pytest
 
 from pgstash.errors import (
     Interrupted,
+    ObjectDamagedError,
     ObjectExistsError,
     StorageError,
     StorageRefusedError,
@@ -154,6 +155,16 @@ def test_damaged_metadata_are_an_error(tmp_path: Path) -> None:
     (tmp_path / ".key.metadata.json").write_text("{")
     with pytest.raises(StorageError, match="damaged"):
         storage.head("key")
+
+
+def test_a_file_that_is_cut_short_while_it_is_read_is_an_error(tmp_path: Path) -> None:
+    storage = DirectoryStorage(tmp_path)
+    storage.put("key", bytes(1_000_000), {})
+    with storage.read("key") as chunks:
+        next(chunks)
+        os.truncate(tmp_path / "key", 300_000)
+        with pytest.raises(ObjectDamagedError, match="shorter"):
+            b"".join(chunks)
 
 
 def test_a_disk_that_stumbles_after_the_name_was_given(

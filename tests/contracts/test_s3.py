@@ -6,11 +6,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -22,6 +24,7 @@ from pgstash.errors import (
     ConfigurationError,
     Interrupted,
     ObjectExistsError,
+    StorageError,
     StorageRefusedError,
     StorageUnreachableError,
     UploadError,
@@ -38,6 +41,8 @@ from support.proxy import (
     Drop,
     Hang,
     HttpProxy,
+    Reply,
+    Rewrite,
     TcpProxy,
 )
 
@@ -244,8 +249,12 @@ def test_a_commit_of_which_nothing_is_known_is_a_failure_and_left_alone(
 def test_a_commit_that_is_cut_off_never_leaves_a_damaged_object(
     s3: Callable[..., S3Storage], alarm: Callable[[float], None]
 ) -> None:
-    """The real store goes on completing while we leave; what is visible must be whole."""
+    """The real store goes on completing while we leave; what is visible must be whole.
+
+    The alarm finds the moment itself: later after each commit that it prevented, else earlier.
+    """
     outcomes = set()
+    seconds = 0.01
     for attempt in range(30):
         key = f"key-{attempt}"
         storage = s3()
@@ -254,11 +263,12 @@ def test_a_commit_that_is_cut_off_never_leaves_a_damaged_object(
             with begun:
                 begun.write(DATA)
                 begun.flush()
-                alarm(0.005 + 0.004 * attempt)
+                alarm(seconds)
                 begun.commit()
                 alarm(0)
             alarm(0)
         outcomes.add(begun.committed)
+        seconds *= 0.7 if begun.committed else 1.5
         visible = bool(list(s3().list(key)))
         assert visible or begun.committed is not True
         if visible:
@@ -527,6 +537,91 @@ def test_a_body_that_stays_away_is_an_error(s3: Callable[..., S3Storage], http: 
             received += len(chunk)
     assert received <= MIB
     assert http.count("GetObject") == 4
+
+
+def shortened(by: int) -> Callable[[Reply], Reply]:
+    """Answer with a range that ends earlier than the one that was asked for, and says so."""
+
+    def shorten(reply: Reply) -> Reply:
+        kept = reply.body[: len(reply.body) - by]
+        headers = [
+            (name, re.sub(r"-(\d+)/", lambda found: f"-{int(found[1]) - by}/", value))
+            if name.lower() == "content-range"
+            else (name, value)
+            for name, value in reply.headers
+        ]
+        return Reply(reply.status, headers, kept)
+
+    return shorten
+
+
+def test_a_range_that_is_answered_with_fewer_bytes_is_read_on(
+    s3: Callable[..., S3Storage], http: HttpProxy
+) -> None:
+    s3().put("key", DATA, {})
+    http.rule("GetObject", Rewrite(shortened(MIB)), times=2)
+    with s3(endpoint=http.endpoint).read("key", start=7, length=3 * MIB) as chunks:
+        assert b"".join(chunks) == DATA[7 : 7 + 3 * MIB]
+    assert http.count("GetObject") == 3
+
+
+def test_a_download_that_is_resumed_with_nothing_ends(
+    s3: Callable[..., S3Storage], http: HttpProxy
+) -> None:
+    """Each answer to the rest is complete by its own length, and has no byte."""
+    s3().put("key", DATA, {})
+    http.rule("GetObject", Cut(after=MIB), times=1)
+    http.rule("GetObject", Rewrite(lambda reply: replace(reply, body=b"")))
+    received = 0
+    with (
+        pytest.raises(StorageUnreachableError, match="bytes early"),
+        s3(endpoint=http.endpoint).read("key") as chunks,
+    ):
+        for chunk in chunks:
+            received += len(chunk)
+    assert received <= MIB
+    assert http.count("GetObject") == 4
+
+
+def test_a_resumed_download_never_gets_more_than_it_lacks(
+    s3: Callable[..., S3Storage], http: HttpProxy
+) -> None:
+    s3().put("key", DATA, {})
+    http.rule("GetObject", Cut(after=MIB), times=1)
+    http.rule("GetObject", Rewrite(lambda reply: replace(reply, body=reply.body + bytes(MIB))))
+    with s3(endpoint=http.endpoint).read("key", length=3 * MIB) as chunks:
+        assert b"".join(chunks) == DATA[: 3 * MIB]
+
+
+def test_a_resumed_download_of_what_was_cut_short_meanwhile_is_an_error(
+    s3: Callable[..., S3Storage], http: HttpProxy
+) -> None:
+    """Also where the store does not know the condition, and gives both the same ETag."""
+    s3().put("key", DATA, {})
+    http.rule("GetObject", Cut(after=2 * MIB), times=1)
+    http.rule("GetObject", Answer(416, "InvalidRange"))
+    with (
+        pytest.raises(StorageError, match="InvalidRange"),
+        s3(endpoint=http.endpoint).read("key") as chunks,
+    ):
+        b"".join(chunks)
+
+
+def test_another_range_than_the_one_that_was_asked_for_is_an_error(
+    s3: Callable[..., S3Storage], http: HttpProxy
+) -> None:
+    s3().put("key", DATA, {})
+
+    def shifted(reply: Reply) -> Reply:
+        headers = [(name, value.replace("bytes 7-", "bytes 8-")) for name, value in reply.headers]
+        return replace(reply, headers=headers)
+
+    http.rule("GetObject", Rewrite(shifted))
+    with (
+        pytest.raises(StorageRefusedError, match="bytes 8-"),
+        s3(endpoint=http.endpoint).read("key", start=7, length=5),
+    ):
+        pass
 
 
 def test_the_rest_of_another_object_is_not_read(

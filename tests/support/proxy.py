@@ -14,7 +14,7 @@ import struct
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Self
 from urllib.parse import parse_qs, urlsplit
@@ -234,9 +234,12 @@ class Request:
             return "DeleteObjects"
         if "list-type" in self.query:
             return "ListObjectsV2"
-        return {"GET": "GetObject", "HEAD": "HeadObject", "PUT": "PutObject"}.get(
-            self.method, self.method
-        )
+        return {
+            "DELETE": "DeleteObject",
+            "GET": "GetObject",
+            "HEAD": "HeadObject",
+            "PUT": "PutObject",
+        }.get(self.method, self.method)
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,13 +274,31 @@ class Change:
 
 
 @dataclass(frozen=True, slots=True)
+class Reply:
+    """What a server answered; the proxy gives its body a length."""
+
+    status: int
+    headers: list[tuple[str, str]]
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Rewrite:
+    """Change the server's whole answer."""
+
+    reply: Callable[[Reply], Reply]
+
+
+@dataclass(frozen=True, slots=True)
 class Cut:
     """Announce the whole answer, and break off after so many bytes of its body."""
 
     after: int
 
 
-Action = Answer | Drop | Hang | Change | Cut
+Action = Answer | Drop | Hang | Change | Rewrite | Cut
+
+ANY = "any operation"
 
 
 @dataclass(slots=True)
@@ -299,6 +320,7 @@ class HttpProxy:
     target_port: int
     rules: list[Rule] = field(default_factory=list)
     requests: list[Request] = field(default_factory=list)
+    connections: int = 0
 
     def __enter__(self) -> Self:
         self._lock = threading.Lock()
@@ -339,12 +361,17 @@ class HttpProxy:
         with self._lock:
             return sum(request.operation == operation for request in self.requests)
 
+    def connected(self) -> None:
+        """Count a connection."""
+        with self._lock:
+            self.connections += 1
+
     def action(self, request: Request) -> Action | None:
         """Record a request, and return what a rule wants to be done to it."""
         with self._lock:
             self.requests.append(request)
             for rule in self.rules:
-                if rule.operation != request.operation or not rule.matches(request):
+                if rule.operation not in (ANY, request.operation) or not rule.matches(request):
                     continue
                 if rule.skip:
                     rule.skip -= 1
@@ -372,6 +399,10 @@ class _Handler(BaseHTTPRequestHandler):
     timeout = 60
     proxy: HttpProxy
 
+    def setup(self) -> None:
+        super().setup()
+        self.proxy.connected()
+
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - as in the base
         pass
 
@@ -389,30 +420,34 @@ class _Handler(BaseHTTPRequestHandler):
         if isinstance(action, Hang) or (isinstance(action, Drop) and not action.forward):
             self._drop()
             return
-        status, headers, answer = self._forward(body)
+        reply = self._forward(body)
         if isinstance(action, Drop):
             self._drop()
             return
         if isinstance(action, Change):
-            answer = action.body(answer)
-        self.send_response_only(status)
-        for name, value in headers:
+            reply = replace(reply, body=action.body(reply.body))
+        if isinstance(action, Rewrite):
+            reply = action.reply(reply)
+        self._send(reply, cut=action.after if isinstance(action, Cut) else None)
+
+    def _send(self, reply: Reply, *, cut: int | None) -> None:
+        self.send_response_only(reply.status)
+        announced = str(len(reply.body))
+        for name, value in reply.headers:
+            if name.lower() == "content-length" and self.command == "HEAD":
+                announced = value
             if name.lower() not in {"content-length", "transfer-encoding", "connection"}:
                 self.send_header(name, value)
-        announced = len(answer)
-        if self.command == "HEAD":
-            announced = int(dict(headers).get("Content-Length", 0))
-        self.send_header("Content-Length", str(announced))
+        self.send_header("Content-Length", announced)
         self.end_headers()
-        if isinstance(action, Cut):
-            self.wfile.write(answer[: action.after])
+        if self.command != "HEAD":
+            self.wfile.write(reply.body[:cut])
+        if cut is not None:
             self._drop()
-            return
-        self.wfile.write(answer)
 
     do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = _serve  # noqa: N815 - names of the base
 
-    def _forward(self, body: bytes) -> tuple[int, list[tuple[str, str]], bytes]:
+    def _forward(self, body: bytes) -> Reply:
         upstream = http.client.HTTPConnection(HOST, self.proxy.target_port, timeout=60)
         with contextlib.closing(upstream):
             upstream.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
@@ -420,7 +455,7 @@ class _Handler(BaseHTTPRequestHandler):
                 upstream.putheader(name, value)
             upstream.endheaders(body or None)
             with upstream.getresponse() as response:
-                return response.status, response.getheaders(), response.read()
+                return Reply(response.status, response.getheaders(), response.read())
 
     def _answer(self, action: Answer) -> None:
         body = b""

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import BinaryIO, Self
 
 from pgstash.errors import (
+    ObjectDamagedError,
     ObjectExistsError,
     ObjectNotFoundError,
     StorageError,
@@ -29,7 +30,7 @@ from pgstash.errors import (
     StorageUnreachableError,
     UploadError,
 )
-from pgstash.storage.interface import PendingUpload, StoredObject
+from pgstash.storage.interface import PendingUpload, StoredObject, end_of_range
 
 CHUNK = 256 * 1024
 LOCK_NAME = ".pgstash.lock"
@@ -103,7 +104,7 @@ class DirectoryStorage:
             file = self._path(key).open("rb", buffering=0)
         with file:
             size = os.fstat(file.fileno()).st_size
-            end = size if length is None else min(start + length, size)
+            end = end_of_range(self.url(key), size, start, length)
             yield self._chunks(key, file, start, end)
 
     def _chunks(self, key: str, file: BinaryIO, start: int, end: int) -> Iterator[bytes]:
@@ -112,7 +113,7 @@ class DirectoryStorage:
             with _translated(f"read {self.url(key)}"):
                 chunk = file.read(min(CHUNK, end - start))
             if not chunk:
-                raise StorageError(f"{self.url(key)} became shorter while it was read")
+                raise ObjectDamagedError(f"{self.url(key)} became shorter while it was read")
             start += len(chunk)
             yield chunk
 

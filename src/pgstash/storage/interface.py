@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Protocol
 
+from pgstash.errors import ObjectDamagedError
+
 
 @dataclass(frozen=True, slots=True)
 class StoredObject:
@@ -92,9 +94,8 @@ class Storage(Protocol):
     ) -> AbstractContextManager[Iterator[bytes]]:
         """Open ``length`` bytes of an object from ``start`` (to its end if None).
 
-        A range that reaches beyond the end of the object ends with the object.
-        The stream raises where the store delivers fewer bytes than it announced.
-        Raises ObjectNotFoundError.
+        The stream has exactly those bytes, or raises. Raises ObjectNotFoundError, and
+        ObjectDamagedError if the range reaches beyond the end of the object.
         """
 
     def put(self, key: str, data: bytes, metadata: Mapping[str, str]) -> None:
@@ -118,3 +119,20 @@ class Storage(Protocol):
 
     def abort(self, upload: PendingUpload) -> None:
         """Remove a pending upload and its parts; one that is gone is no error."""
+
+
+def beyond_the_end(
+    url: str, size: int | None, start: int, length: int | None
+) -> ObjectDamagedError:
+    """Return the error for a range that an object of ``size`` bytes, if known, does not have."""
+    wanted = f"bytes from {start} on" if length is None else f"{length} bytes from {start} on"
+    has = "it ends before that" if size is None else f"it has {size}"
+    return ObjectDamagedError(f"cannot read {wanted} of {url}: {has}")
+
+
+def end_of_range(url: str, size: int, start: int, length: int | None) -> int:
+    """Return where a range ends in an object of ``size`` bytes. Raises ObjectDamagedError."""
+    end = size if length is None else start + length
+    if length != 0 and (end > size or (start and start >= size)):
+        raise beyond_the_end(url, size, start, length)
+    return end

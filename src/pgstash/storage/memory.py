@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from typing import Self
 
 from pgstash.errors import ObjectExistsError, ObjectNotFoundError, UploadError
-from pgstash.storage.interface import PendingUpload, StoredObject
+from pgstash.storage.interface import PendingUpload, StoredObject, end_of_range
 
 CHUNK = 256 * 1024
 
@@ -57,9 +57,9 @@ class MemoryStorage:
     def read(
         self, key: str, *, start: int = 0, length: int | None = None
     ) -> Iterator[Iterator[bytes]]:
-        """Open a range of an object; raise ObjectNotFoundError."""
+        """Open a range of an object; see :meth:`pgstash.storage.interface.Storage.read`."""
         data = self._entry(key).data
-        end = len(data) if length is None else min(start + length, len(data))
+        end = end_of_range(self.url(key), len(data), start, length)
         yield (data[at : min(at + CHUNK, end)] for at in range(start, end, CHUNK))
 
     def put(self, key: str, data: bytes, metadata: Mapping[str, str]) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from datetime import UTC
 from itertools import islice
@@ -12,12 +13,25 @@ from botocore.exceptions import ClientError, ResponseStreamingError
 from urllib3.exceptions import HTTPError
 
 from pgstash import events
-from pgstash.errors import ConfigurationError, StorageRefusedError, UploadError
+from pgstash.errors import (
+    ConfigurationError,
+    StorageError,
+    StorageRefusedError,
+    StorageUnreachableError,
+)
 from pgstash.storage import parts
-from pgstash.storage.interface import PendingUpload, StoredObject
+from pgstash.storage.interface import PendingUpload, StoredObject, beyond_the_end
 from pgstash.storage.retry import Retry
 from pgstash.storage.s3_client import PartReader, Requests, lowered
-from pgstash.storage.s3_errors import TAKEN, error_code, translate
+from pgstash.storage.s3_errors import (
+    is_beyond_the_end,
+    is_missing,
+    is_taken,
+    is_unknown_request,
+    translate,
+    unreadable,
+    upload_is_gone,
+)
 from pgstash.storage.s3_upload import S3Upload
 
 if TYPE_CHECKING:
@@ -27,13 +41,19 @@ if TYPE_CHECKING:
 CHUNK = 256 * 1024
 DELETE_BATCH = 1000
 
+# Every store sends some of these with a listing, also with an empty one; a web page has none.
+LISTING = {"Contents", "IsTruncated", "KeyCount", "MaxKeys", "Name"}
+# https://www.rfc-editor.org/rfc/rfc9110#name-content-range
+CONTENT_RANGE = re.compile(r"bytes (?P<start>\d+)-\d+/(?P<size>\d+|\*)", re.ASCII)
+
 
 class S3Storage:
     """One bucket, reached with one access key.
 
     ``retry_attempts`` come after the first try, ``retry_delay`` and the time limits are in
-    seconds, ``part_size`` is in bytes (None: chosen for each upload). ``emit`` is called
-    from several threads.
+    seconds, ``part_size`` is in bytes (None: chosen for each upload). ``connections`` are kept
+    for the next request; when more requests are under way at once, each of the others makes a
+    connection of its own. ``emit`` is called from several threads.
     """
 
     def __init__(  # noqa: PLR0913 - one argument for each setting
@@ -48,6 +68,7 @@ class S3Storage:
         retry_delay: float = 5.0,
         max_parts: int = 10_000,
         part_size: int | None = None,
+        connections: int = 16,
         connect_timeout: float = 10.0,
         read_timeout: float = 60.0,
         emit: events.Emit = events.ignore,
@@ -70,6 +91,7 @@ class S3Storage:
             access_key_id=access_key_id,
             secret_access_key=secret_access_key,
             retry=Retry(retry_attempts, retry_delay, emit),
+            connections=connections,
             connect_timeout=connect_timeout,
             read_timeout=read_timeout,
         )
@@ -84,10 +106,7 @@ class S3Storage:
 
     def check(self) -> None:
         """Raise unless the store answers, the bucket exists and may be listed."""
-        self._requests.call(
-            f"list the bucket {self.url()}",
-            lambda: self._client.list_objects_v2(Bucket=self._bucket, MaxKeys=1),
-        )
+        self._page(f"list the bucket {self.url()}", MaxKeys=1)
 
     def list(self, prefix: str, *, start_after: str = "") -> Iterator[StoredObject]:
         """Yield every object whose key starts with ``prefix``, in the order of keys.
@@ -96,61 +115,51 @@ class S3Storage:
         """
         position: dict[str, Any] = {"StartAfter": start_after} if start_after else {}
         while True:
-            page = self._requests.call(
-                f"list {self.url(prefix)}",
-                lambda position=position: self._client.list_objects_v2(  # type: ignore[misc]
-                    Bucket=self._bucket, Prefix=prefix, **position
-                ),
-            )
-            for found in page.get("Contents", []):
-                modified = found["LastModified"].astimezone(UTC)
-                yield StoredObject(found["Key"], found["Size"], modified)
-            if not page.get("IsTruncated"):
+            found, more = self._page(f"list {self.url(prefix)}", Prefix=prefix, **position)
+            yield from found
+            if more is None:
                 return
-            position = {"ContinuationToken": page["NextContinuationToken"]}
+            position = {"ContinuationToken": more}
+
+    def _page(self, doing: str, **which: Any) -> tuple[Sequence[StoredObject], str | None]:  # noqa: ANN401 - parameters of botocore
+        """Return the objects of one page of a listing, and where the next page begins."""
+
+        def ask() -> tuple[Sequence[StoredObject], str | None]:
+            page = self._client.list_objects_v2(Bucket=self._bucket, **which)
+            if not LISTING & page.keys():
+                raise unreadable(doing)
+            found = [
+                StoredObject(each["Key"], each["Size"], each["LastModified"].astimezone(UTC))
+                for each in page.get("Contents", [])
+            ]
+            return found, page["NextContinuationToken"] if page.get("IsTruncated") else None
+
+        return self._requests.call(doing, ask)
 
     def head(self, key: str) -> StoredObject:
         """Return one object with its metadata; raise ObjectNotFoundError."""
-        found = self._requests.call(
-            f"look at {self.url(key)}",
-            lambda: self._client.head_object(Bucket=self._bucket, Key=key),
-        )
-        return StoredObject(
-            key,
-            found["ContentLength"],
-            found["LastModified"].astimezone(UTC),
-            lowered(found["Metadata"]),
-        )
+
+        def ask() -> StoredObject:
+            found = self._client.head_object(Bucket=self._bucket, Key=key)
+            modified = found["LastModified"].astimezone(UTC)
+            return StoredObject(key, found["ContentLength"], modified, lowered(found["Metadata"]))
+
+        return self._requests.call(f"look at {self.url(key)}", ask)
 
     @contextmanager
     def read(
         self, key: str, *, start: int = 0, length: int | None = None
     ) -> Iterator[Iterator[bytes]]:
-        """Open a range of an object; raise ObjectNotFoundError.
+        """Open a range of an object; see :meth:`pgstash.storage.interface.Storage.read`.
 
         https://docs.aws.amazon.com/AmazonS3/latest/API/API_GetObject.html
         """
-        doing = f"read {self.url(key)}"
         if length == 0:
             self.head(key)
             yield iter(())
             return
-        whole = not start and length is None
-        last = "" if length is None else start + length - 1
-        extra: dict[str, Any] = {} if whole else {"Range": f"bytes={start}-{last}"}
-        try:
-            found = self._requests.call(
-                doing, lambda: self._client.get_object(Bucket=self._bucket, Key=key, **extra)
-            )
-        except StorageRefusedError as exc:
-            if error_code(exc) != "InvalidRange":
-                raise
-            yield iter(())  # the object ends before the range begins
-            return
-        with closing(_Download(self._requests, key, doing, found)) as download:
-            if not whole:
-                download.demand_range(found)
-            yield download.chunks(start, last)
+        with closing(_Download(self._requests, key, start, length)) as download:
+            yield download.chunks()
 
     def put(self, key: str, data: bytes, metadata: Mapping[str, str]) -> None:
         """Store a small object at once, replacing one of the same key."""
@@ -183,41 +192,64 @@ class S3Storage:
         """Delete objects, a thousand with each request; a missing one is no error."""
         remaining = iter(keys)
         while batch := [*islice(remaining, DELETE_BATCH)]:
-            answer = self._requests.call(
-                f"delete objects of {self.url()}",
-                lambda batch=batch: self._client.delete_objects(  # type: ignore[misc]
-                    Bucket=self._bucket,
-                    Delete={"Objects": [{"Key": key} for key in batch], "Quiet": True},
-                ),
-            )
-            for error in answer.get("Errors", []):
-                if error.get("Code") not in {"NoSuchKey", "NotFound"}:
-                    doing = f"remove {self.url(error.get('Key', ''))}"
-                    failed = ClientError({"Error": error}, "DeleteObjects")
-                    raise translate(failed, doing) from failed
+            try:
+                self._requests.call(
+                    f"delete objects of {self.url()}",
+                    lambda batch=batch: self._delete_batch(batch),  # type: ignore[misc]
+                )
+            except StorageError as exc:
+                if not is_unknown_request(exc):
+                    raise
+                for key in batch:
+                    self._delete_one(key)
+
+    def _delete_batch(self, keys: Iterable[str]) -> None:
+        answer = self._client.delete_objects(
+            Bucket=self._bucket,
+            Delete={"Objects": [{"Key": key} for key in keys], "Quiet": True},
+        )
+        for error in answer.get("Errors", []):
+            failed = ClientError({"Error": error}, "DeleteObjects")
+            if not is_missing(failed):
+                raise translate(failed, f"remove {self.url(error.get('Key', ''))}") from failed
+
+    def _delete_one(self, key: str) -> None:
+        """Delete one object: Google's store and others know no batches, or did not for long."""
+
+        def ask() -> None:
+            try:
+                self._client.delete_object(Bucket=self._bucket, Key=key)
+            except ClientError as exc:
+                if not is_missing(exc):
+                    raise
+
+        self._requests.call(f"remove {self.url(key)}", ask)
 
     def pending(self, prefix: str) -> Iterator[PendingUpload]:
         """Yield uploads under ``prefix`` that were neither committed nor aborted.
 
         https://docs.aws.amazon.com/AmazonS3/latest/API/API_ListMultipartUploads.html
         """
-        position: dict[str, Any] = {}
-        while True:
-            page = self._requests.call(
+        position: dict[str, Any] | None = {}
+        while position is not None:
+            found, position = self._requests.call(
                 f"list the uploads under {self.url(prefix)}",
-                lambda position=position: self._client.list_multipart_uploads(  # type: ignore[misc]
-                    Bucket=self._bucket, Prefix=prefix, **position
-                ),
+                lambda position=position: self._pending_page(prefix, position),  # type: ignore[misc]
             )
-            for found in page.get("Uploads", []):
-                started = found["Initiated"].astimezone(UTC)
-                yield PendingUpload(found["Key"], found["UploadId"], started)
-            if not page.get("IsTruncated"):
-                return
-            position = {
-                "KeyMarker": page["NextKeyMarker"],
-                "UploadIdMarker": page["NextUploadIdMarker"],
-            }
+            yield from found
+
+    def _pending_page(
+        self, prefix: str, position: dict[str, Any]
+    ) -> tuple[Sequence[PendingUpload], dict[str, Any] | None]:
+        page = self._client.list_multipart_uploads(Bucket=self._bucket, Prefix=prefix, **position)
+        found = [
+            PendingUpload(each["Key"], each["UploadId"], each["Initiated"].astimezone(UTC))
+            for each in page.get("Uploads", [])
+        ]
+        if not page.get("IsTruncated"):
+            return found, None
+        after = {"KeyMarker": page["NextKeyMarker"], "UploadIdMarker": page["NextUploadIdMarker"]}
+        return found, after
 
     def abort(self, upload: PendingUpload) -> None:
         """Remove a pending upload and its parts; one that is gone is no error."""
@@ -228,71 +260,124 @@ class S3Storage:
                     Bucket=self._bucket, Key=upload.key, UploadId=upload.upload_id
                 ),
             )
-        except UploadError as exc:
-            if error_code(exc) != "NoSuchUpload":
+        except StorageError as exc:
+            if not upload_is_gone(exc):
                 raise
 
 
 class _Download:
-    """The body of an answer, asked for again from where it stopped when its connection breaks.
+    """The bytes of an object from ``position`` on, ``length`` of them, or all that follow.
 
-    However often that happens: the attempts are counted anew with each chunk that arrives.
+    When an answer ends early, or its connection breaks, the rest is requested. The retry budget is
+    reset whenever a chunk arrives, so a download may reconnect any number of times.
     """
 
-    def __init__(
-        self, requests: Requests, key: str, doing: str, found: GetObjectOutputTypeDef
-    ) -> None:
+    def __init__(self, requests: Requests, key: str, position: int, length: int | None) -> None:
+        """Send the first request. Raises ObjectNotFoundError, ObjectDamagedError, StorageError."""
         self._requests = requests
         self._key = key
-        self._doing = doing
-        self._etag = found["ETag"]
-        self._left = found["ContentLength"]
-        self._body: StreamingBody | None = found["Body"]
+        self._url = f"s3://{requests.bucket}/{key}"
+        self._position = position
+        self._last = "" if length is None else position + length - 1
+        self._etag = ""
+        self._body: StreamingBody | None = None
+        try:
+            self._left = self._requests.call(self._doing, lambda: self._open(length))
+        except StorageError as exc:
+            self.close()
+            if is_beyond_the_end(exc):
+                raise beyond_the_end(self._url, None, position, length) from exc
+            raise
+
+    @property
+    def _doing(self) -> str:
+        return f"read {self._url}"
 
     def close(self) -> None:
         if self._body is not None:
             self._body.close()
         self._body = None
 
-    def demand_range(self, found: GetObjectOutputTypeDef) -> None:
-        if "ContentRange" not in found:
-            raise StorageRefusedError(f"cannot {self._doing}: the store ignores the range")
-
-    def chunks(self, position: int, last: int | str) -> Iterator[bytes]:
-        """Yield what arrives; botocore compares its length with what was announced."""
-
-        def next_chunk() -> bytes:
-            body = self._body = self._body or self._reopened(f"bytes={position}-{last}")
-            try:
-                return body.read(CHUNK)
-            except HTTPError as exc:  # a broken TLS record: botocore translates but two of them
-                self.close()
-                raise ResponseStreamingError(error=exc) from exc
-            except BaseException:
-                self.close()
-                raise
-
+    def chunks(self) -> Iterator[bytes]:
+        """Yield what is left, as it arrives. Raises StorageError."""
         while self._left:
-            chunk = self._requests.call(self._doing, next_chunk)
-            position += len(chunk)
+            chunk = self._requests.call(self._doing, self._next_chunk)
+            self._position += len(chunk)
             self._left -= len(chunk)
             yield chunk
 
-    def _reopened(self, of_range: str) -> StreamingBody:
+    def _next_chunk(self) -> bytes:
+        """Return the next bytes, at least one; botocore compares a body with its announced length.
+
+        An answer that announces fewer bytes than were asked for ends like a broken connection.
+        """
+        body = self._body or self._reopen()
+        try:
+            chunk = body.read(min(CHUNK, self._left))
+        except HTTPError as exc:  # a broken TLS record: botocore translates but two of them
+            self.close()
+            raise ResponseStreamingError(error=exc) from exc
+        except BaseException:
+            self.close()
+            raise
+        if not chunk:
+            self.close()
+            raise StorageUnreachableError(
+                f"cannot {self._doing}: the answer ended {self._left} bytes early"
+            )
+        return chunk
+
+    def _open(self, length: int | None) -> int:
+        """Open the whole range, and return how many bytes it has."""
+        whole = not self._position and length is None
+        found = self._get() if whole else self._get(Range=self._range)
+        self._body = found["Body"]
+        self._etag = found["ETag"]
+        if whole:
+            return found["ContentLength"]
+        size = self._size_of(found)
+        if length is None:
+            return size - self._position
+        if self._position + length > size:
+            raise beyond_the_end(self._url, size, self._position, length)
+        return length
+
+    def _reopen(self) -> StreamingBody:
         """Ask for the rest, of the same object only: it may have been replaced meanwhile."""
         try:
-            found = self._requests.client.get_object(
-                Bucket=self._requests.bucket, Key=self._key, Range=of_range, IfMatch=self._etag
-            )
+            found = self._get(Range=self._range, IfMatch=self._etag)
         except ClientError as exc:
-            if exc.response["Error"].get("Code") in TAKEN:
+            if is_taken(exc):
                 raise self._replaced() from exc
             raise
         self._body = found["Body"]
-        self.demand_range(found)
+        self._size_of(found)
         if found["ETag"] != self._etag:  # a store that does not know the condition
             raise self._replaced()
         return self._body
+
+    @property
+    def _range(self) -> str:
+        return f"bytes={self._position}-{self._last}"
+
+    def _get(self, **which: str) -> GetObjectOutputTypeDef:
+        get: Any = self._requests.client.get_object
+        found: GetObjectOutputTypeDef = get(Bucket=self._requests.bucket, Key=self._key, **which)
+        return found
+
+    def _size_of(self, found: GetObjectOutputTypeDef) -> int:
+        """Return the size of the whole object, from an answer that begins at the position."""
+        answered = CONTENT_RANGE.fullmatch(found.get("ContentRange", ""))
+        if not answered:
+            raise StorageRefusedError(f"cannot {self._doing}: the store ignores the range")
+        if int(answered["start"]) != self._position:
+            raise StorageRefusedError(
+                f"cannot {self._doing}: the store answers {found['ContentRange']!r} to a request "
+                f"for {self._range!r}"
+            )
+        if answered["size"] == "*":
+            return self._position + found["ContentLength"]
+        return int(answered["size"])
 
     def _replaced(self) -> StorageRefusedError:
         return StorageRefusedError(

@@ -17,7 +17,7 @@ from botocore.parsers import ResponseParserError
 
 from pgstash.errors import ConfigurationError
 from pgstash.storage.retry import Retry
-from pgstash.storage.s3_errors import translate, wants_md5
+from pgstash.storage.s3_errors import translate, unreadable, wants_md5
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -26,7 +26,6 @@ T = TypeVar("T")
 
 # Stores that answer only under bucket.host; all others are asked for host/bucket.
 VIRTUAL_HOSTS = (".amazonaws.com", ".amazonaws.com.cn", ".aliyuncs.com", ".myqcloud.com")
-MAX_CONNECTIONS = 16
 
 
 class Requests:
@@ -41,6 +40,7 @@ class Requests:
         access_key_id: str,
         secret_access_key: str,
         retry: Retry,
+        connections: int,
         connect_timeout: float,
         read_timeout: float,
     ) -> None:
@@ -54,7 +54,7 @@ class Requests:
                 region_name=region,
                 aws_access_key_id=access_key_id,
                 aws_secret_access_key=secret_access_key,
-                config=_config(endpoint, connect_timeout, read_timeout),
+                config=_config(endpoint, connections, connect_timeout, read_timeout),
             )
         except (ValueError, BotoCoreError) as exc:
             raise ConfigurationError([f"S3_ENDPOINT or S3_REGION cannot be used: {exc}."]) from exc
@@ -74,9 +74,11 @@ class Requests:
         retry: Retry | None = None,
         abandoned: threading.Event | None = None,
     ) -> T:
-        """Return the answer to ``request``; ``doing`` completes the sentence "cannot …".
+        """Return what ``request`` returns; ``doing`` completes the sentence "cannot …".
 
-        Setting ``abandoned`` ends a wait for the next attempt.
+        A request sends, and takes out of the answer what is needed: an answer that lacks it, or
+        that botocore cannot parse, is an error of the store. Setting ``abandoned`` ends a wait for
+        the next attempt.
         """
 
         def once() -> T:
@@ -91,6 +93,8 @@ class Requests:
                     self._md5.wanted = True
                 except (BotoCoreError, ResponseParserError) as exc:
                     raise translate(exc, doing) from exc
+                except (KeyError, ValueError) as exc:
+                    raise unreadable(doing) from exc
 
         return (retry or self._retry)(doing, once, abandoned)
 
@@ -168,7 +172,9 @@ def _session() -> botocore.session.Session:
     return botocore.session.Session(session_vars=unaffected)
 
 
-def _config(endpoint: str | None, connect_timeout: float, read_timeout: float) -> Config:
+def _config(
+    endpoint: str | None, connections: int, connect_timeout: float, read_timeout: float
+) -> Config:
     host = urlsplit(endpoint or "https://s3.amazonaws.com").hostname or ""
     return Config(
         signature_version="s3v4",
@@ -182,7 +188,7 @@ def _config(endpoint: str | None, connect_timeout: float, read_timeout: float) -
         response_checksum_validation="when_required",
         connect_timeout=connect_timeout,
         read_timeout=read_timeout,
-        max_pool_connections=MAX_CONNECTIONS,
+        max_pool_connections=connections,
         retries={"total_max_attempts": 1, "mode": "standard"},
     )
 

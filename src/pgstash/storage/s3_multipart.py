@@ -20,7 +20,7 @@ from pgstash.errors import (
 )
 from pgstash.storage.retry import Retry
 from pgstash.storage.s3_client import PartReader, Requests, lowered
-from pgstash.storage.s3_errors import error_code, may_go_on
+from pgstash.storage.s3_errors import is_unknown_request, may_go_on
 
 ABORT_RETRY = Retry(attempts=5, delay=0.5)
 
@@ -50,9 +50,9 @@ class Multipart:
             f"begin the upload of {self.url}",
             lambda: self._client.create_multipart_upload(
                 Bucket=self._bucket, Key=self._key, Metadata=self._metadata
-            ),
+            )["UploadId"],
             abandoned=abandoned,
-        )["UploadId"]
+        )
 
     def send(self, number: int, data: memoryview, abandoned: threading.Event) -> None:
         """Send a part. Raises StorageError."""
@@ -74,23 +74,25 @@ class Multipart:
 
         https://docs.aws.amazon.com/AmazonS3/latest/API/API_ListParts.html
         """
-        marker = 0
-        while True:
-            page = self._requests.call(
+        marker: int | None = 0
+        while marker is not None:
+            found, marker = self._requests.call(
                 f"list the parts of {self.url}",
-                lambda marker=marker: self._client.list_parts(  # type: ignore[misc]
-                    Bucket=self._bucket,
-                    Key=self._key,
-                    UploadId=self.id,
-                    PartNumberMarker=marker,
-                ),
+                lambda marker=marker: self._page(marker),  # type: ignore[misc]
                 abandoned=abandoned,
             )
-            for part in page.get("Parts", []):
-                yield part["PartNumber"], (part["Size"], part["ETag"].strip('"'))
-            if not page.get("IsTruncated"):
-                return
-            marker = page["NextPartNumberMarker"]
+            yield from found
+
+    def _page(self, marker: int) -> tuple[list[tuple[int, tuple[int, str]]], int | None]:
+        """Return the parts after a number, and the number to go on after, if there are more."""
+        page = self._client.list_parts(
+            Bucket=self._bucket, Key=self._key, UploadId=self.id, PartNumberMarker=marker
+        )
+        found = [
+            (part["PartNumber"], (part["Size"], part["ETag"].strip('"')))
+            for part in page.get("Parts", [])
+        ]
+        return found, page["NextPartNumberMarker"] if page.get("IsTruncated") else None
 
     def complete(self, abandoned: threading.Event) -> None:
         """Compare what the store holds with what was sent, and make the object visible.
@@ -148,7 +150,7 @@ class Multipart:
                 self._send_complete(IfNoneMatch="*")
             except StorageRefusedError as exc:
                 # Some stores do not know the condition. The name was free a moment ago.
-                if error_code(exc) not in {"NotImplemented", "InvalidArgument", "501"}:
+                if not is_unknown_request(exc):
                     raise
                 self._send_complete()
         except StorageError as exc:
@@ -189,11 +191,11 @@ class Multipart:
         self._requests.call(f"complete the upload of {self.url}", send)
 
     def _found(self) -> tuple[int, dict[str, str]]:
-        answer = self._requests.call(
-            f"look at {self.url}",
-            lambda: self._client.head_object(Bucket=self._bucket, Key=self._key),
-        )
-        return answer["ContentLength"], lowered(answer["Metadata"])
+        def ask() -> tuple[int, dict[str, str]]:
+            answer = self._client.head_object(Bucket=self._bucket, Key=self._key)
+            return answer["ContentLength"], lowered(answer["Metadata"])
+
+        return self._requests.call(f"look at {self.url}", ask)
 
     def _is_taken(self) -> bool:
         try:

@@ -17,7 +17,7 @@ from pgstash import events
 from pgstash.errors import StorageError, UploadError
 from pgstash.storage.parts import BUFFERS, SENDERS
 from pgstash.storage.s3_client import Requests
-from pgstash.storage.s3_errors import error_code
+from pgstash.storage.s3_errors import upload_is_gone
 from pgstash.storage.s3_multipart import Multipart
 
 # Seconds that leaving without a commit may take: when somebody waits for the process to
@@ -284,8 +284,7 @@ class S3Upload:
                     return
             self._left_behind = "the store keeps parts of it after it was aborted"
         except StorageError as exc:
-            gone = error_code(exc) == "NoSuchUpload"
-            self._left_behind = "" if gone else exc.message
+            self._left_behind = "" if upload_is_gone(exc) else exc.message
 
     def _tell_left_behind(self) -> None:
         self._emit(events.UploadLeftBehind(self._key, self._multipart.id, self._left_behind))
