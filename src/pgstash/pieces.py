@@ -205,9 +205,12 @@ class Pieces:
 
     def _from_reader(self, chunk: Chunk, reader: Reader) -> Iterator[Packed]:
         rows = Rows(self._plan.level, chunk.table.name, chunk.table.load)
-        for piece in reader.read(chunk):
-            yield from rows.write(piece)
-        yield from rows.close()
+        counted = 0
+        written = map(rows.write, reader.read(chunk))
+        for packed in itertools.chain(itertools.chain.from_iterable(written), rows.close()):
+            counted += packed.member.rows or 0
+            yield packed
+        reader.confirm(chunk, counted)
 
     def _from_pg_dump(self) -> Iterator[Packed]:
         """Yield what one pg_dump writes of the rest, without the header, which is there."""

@@ -10,6 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pgstash.errors import DumpError
+from pgstash.postgres import process
 from pgstash.postgres.process import CHUNK_BYTES, Child, _overlap, in_memory
 from pgstash.postgres.source import Connection
 
@@ -68,10 +69,60 @@ def test_one_mark_after_the_other() -> None:
     """As psql answers one statement after the other."""
     with shell("cat", fed=True) as child:
         for text in (b"first\n", b"", b"ab" * 1000, MARK[:-1]):
-            assert child.feed(text + MARK)
+            child.queue(text + MARK)
             assert until_mark(child) == text
         child.close_stdin()
         assert child.wait() == 0
+
+
+@pytest.fixture
+def small_pipes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the kernel gives them to a user who has many already."""
+    monkeypatch.setattr(process, "_PIPE_BYTES", 4096)
+
+
+@pytest.mark.usefixtures("small_pipes")
+@pytest.mark.parametrize("pieces", [1, 7])
+def test_what_a_tool_writes_while_it_is_fed_is_kept(pieces: int) -> None:
+    """Neither waits for the other, although their pipes hold a fraction of it."""
+    text = bytes(range(48, 58)) * 20_000
+    with shell("cat", fed=True) as child:
+        for start in range(pieces):
+            child.queue(text[start::pieces])
+        child.queue(MARK)
+        assert until_mark(child) == b"".join(text[start::pieces] for start in range(pieces))
+        child.queue(b"a line\n")
+        assert child.read_line() == b"a line"
+        child.close_stdin()
+        assert child.wait() == 0
+
+
+@pytest.mark.usefixtures("small_pipes")
+def test_what_a_tool_writes_is_discarded_if_its_caller_says_so() -> None:
+    with shell("cat >/dev/null; echo end", fed=True) as child:
+        assert child.feed_and_discard(b"a line\n" * 20_000)
+        child.close_stdin()
+        assert child.read_line() == b"end"
+    with shell("read -r line; echo $line; cat", fed=True) as child:
+        child.queue(b"first\nsecond\n")
+        assert child.read_line() == b"first"
+        fed = b"a line\n" * 20_000
+        assert child.feed_and_discard(fed)
+        child.close_stdin()
+        left = b"".join(child.read(10))
+        assert fed.endswith(left)
+        assert len(left) < len(fed) // 2
+        assert child.wait() == 0
+
+
+def test_what_a_tool_does_not_read_is_dropped() -> None:
+    with shell("echo end; exit 3", fed=True) as child:
+        child.queue(b"a line\n" * 1_000_000)
+        assert b"".join(child.read(10)) == b"end\n"
+        assert child.wait() == 3
+    with shell("exec 0<&-; echo end; sleep 60", fed=True) as child:
+        assert child.read_line() == b"end"
+        assert not child.feed_and_discard(b"a line\n")
 
 
 @pytest.mark.parametrize("size", [CHUNK_BYTES - 5, CHUNK_BYTES, 10 * CHUNK_BYTES + 3])

@@ -155,16 +155,16 @@ class Chunk:
 
     @property
     def read(self) -> bytes:
-        """The statement that reads its rows."""
+        """The query that reads its rows, without its end."""
         table, end = self.table, self.start + self.table.step
         if table.step >= table.pages:
-            return b"COPY " + table.name + b" (" + table.columns + b") TO stdout;\n"
+            return b"COPY " + table.name + b" (" + table.columns + b") TO stdout"
         select = b"COPY (SELECT " + table.columns + b" FROM ONLY " + table.pattern
         pages = b" WHERE ctid >= '(%d,0)'::pg_catalog.tid" % self.start
         # The last one has no end: rows may have come to new pages until the snapshot was taken.
         if end < table.pages:
             pages += b" AND ctid < '(%d,0)'::pg_catalog.tid" % end
-        return select + pages + b") TO stdout;\n"
+        return select + pages + b") TO stdout"
 
 
 class Snapshot:

@@ -71,8 +71,8 @@ class Child:
         """Start the tool; ``say`` is called with each line of its stderr, from a thread.
 
         ``--dbname`` is appended to the command. ``environment`` is what the child may
-        choose from, usually the process's own. With ``fed`` it reads what :meth:`feed`
-        writes; ``inherited`` are descriptors that it keeps.
+        choose from, usually the process's own. With ``fed`` it reads what :meth:`queue` and
+        :meth:`feed_and_discard` write; ``inherited`` are descriptors that it keeps.
 
         Raises ``failure`` where it cannot start, and all else that goes wrong.
         """
@@ -95,6 +95,9 @@ class Child:
             self._group = Group(process)
             self._stdout = _pipe(process.stdout)
             self._stdin = process.stdin
+            self._queued = memoryview(b"")
+            self._poll = select.poll()
+            self._poll.register(self._stdout, select.POLLIN)
             if self._stdin:
                 os.set_blocking(self._stdin.fileno(), False)
             for pipe in filter(None, (self._stdin, self._stdout)):
@@ -146,12 +149,10 @@ class Child:
         an error where nothing comes for ``idle_seconds``. Both count only while we wait.
         """
         descriptor = self._stdout.fileno()
-        poll = select.poll()
-        poll.register(descriptor, select.POLLIN)
         while True:
             began = time.monotonic()
             patience = min(silent_seconds, idle_seconds)
-            while not poll.poll(patience * 1000):
+            while not self._readable(patience):
                 left = began + idle_seconds - time.monotonic()
                 if left <= 0:
                     raise self._failure(
@@ -188,16 +189,26 @@ class Child:
                 yield data[: len(data) - keep] if keep else data
         raise EOFError(self._name)
 
-    def feed(self, data: bytes) -> bool:
-        """Write to the tool's stdin; tell whether it still reads.
+    def queue(self, data: bytes) -> None:
+        """Have this written to the tool's stdin, while its output is read.
 
-        It takes as long as the tool does. What it writes to stdout meanwhile is thrown away.
+        So neither waits for the other, however small the pipes are. What a tool that has exited
+        does not read any more is dropped: its output ends.
+        """
+        if not self._queued:
+            self._poll.register(_pipe(self._stdin), select.POLLOUT)
+        self._queued = memoryview(bytes(self._queued) + data)
+
+    def feed_and_discard(self, data: bytes) -> bool:
+        """Write to the tool's stdin, and discard what it writes to stdout until that is done.
+
+        It takes as long as the tool does. Return whether the tool still reads.
         """
         stdin, stdout = _pipe(self._stdin).fileno(), self._stdout.fileno()
         poll = select.poll()
         poll.register(stdin, select.POLLOUT)
         poll.register(stdout, select.POLLIN)
-        left = memoryview(data)
+        left = memoryview(self._unqueued() + data)
         while left:
             ready = [descriptor for descriptor, _ in poll.poll()]
             if stdout in ready and not os.read(stdout, CHUNK_BYTES):
@@ -212,9 +223,42 @@ class Child:
     def read_line(self) -> bytes:
         """Return the next line of stdout, without its end; empty at the end of stdout."""
         line = b""
-        while (byte := os.read(self._stdout.fileno(), 1)) not in (b"\n", b""):
+        while self._readable(None):
+            byte = os.read(self._stdout.fileno(), 1)
+            if byte in (b"\n", b""):
+                break
             line += byte
         return line
+
+    def _readable(self, seconds: float | None) -> bool:
+        """Write what is queued until there is output; return whether some came in time."""
+        give_up = None if seconds is None else time.monotonic() + seconds
+        while True:
+            wait = None if give_up is None else max(0.0, give_up - time.monotonic()) * 1000
+            ready = [descriptor for descriptor, _ in self._poll.poll(wait)]
+            if self._queued and _pipe(self._stdin).fileno() in ready:
+                self._write_queued()
+            if self._stdout.fileno() in ready:
+                return True
+            if not ready:
+                return False
+
+    def _write_queued(self) -> None:
+        try:
+            written = os.write(_pipe(self._stdin).fileno(), self._queued)
+        except BrokenPipeError:
+            written = len(self._queued)
+        self._queued = self._queued[written:]
+        if not self._queued:
+            self._poll.unregister(_pipe(self._stdin))
+
+    def _unqueued(self) -> bytes:
+        """Return what is queued, which is not queued any more."""
+        data = bytes(self._queued)
+        if data:
+            self._queued = memoryview(b"")
+            self._poll.unregister(_pipe(self._stdin))
+        return data
 
     def close_stdin(self) -> None:
         """Let the tool see the end of its input."""

@@ -17,6 +17,12 @@ from pgstash.postgres.tools import ClientTools
 
 _TOKEN_BYTES = 16
 
+# psql keeps the server's count of what it copied where the rows go to another file than the
+# results do (ROW_COUNT: https://www.postgresql.org/docs/current/app-psql.html): here to the same
+# pipe, opened once more.
+_WITH_COUNT = b" \\g /dev/stdout\n"
+_LONGEST_NUMBER = 20  # digits of what is counted in 64 bits
+
 # What pg_dump sets for itself (setup_connection() in pg_dump.c), and what makes a range of pages
 # a scan of that range whatever the planner knows of the table.
 _SETTINGS = {
@@ -65,6 +71,7 @@ class Reader:
         self._idle_seconds = idle_seconds
         self._emit = emit
         self._begun = False
+        self._copied: int | None = None
         self._codec = server.codec
         command = [
             str(tools.psql),
@@ -125,15 +132,36 @@ class Reader:
     def read(self, chunk: Chunk) -> Iterator[bytes]:
         """Yield the rows of a chunk, as COPY writes them, in pieces of any size.
 
-        Raises DumpError, which names the table.
+        :meth:`confirm` tells afterwards whether they are all. Raises DumpError, which names the
+        table.
         """
+        self._copied = None
         try:
-            yield from self._run(chunk.read)
+            held = b""
+            for piece in self._run(chunk.read + _WITH_COUNT, b":ROW_COUNT, "):
+                # The number comes last, and may be cut anywhere.
+                if len(piece) > _LONGEST_NUMBER and held:
+                    yield held
+                    held = piece
+                else:
+                    held += piece
         except DatabaseError as error:
-            table = chunk.table.name.decode(self._codec, "replace")
             raise type(error)(
-                f"the rows of {table} cannot be read: {error.message}", hint=error.hint
+                f"the rows of {self._named(chunk)} cannot be read: {error.message}", hint=error.hint
             ) from error
+        start = held.rfind(b"\n") + 1
+        if start:
+            yield held[:start]
+        self._copied = int(held[start:])
+
+    def confirm(self, chunk: Chunk, rows: int) -> None:
+        """Raise DumpError unless the server sent as many rows of the chunk read last."""
+        if self._copied != rows:
+            raise DumpError(
+                f"the server sent {self._copied} rows of {self._named(chunk)}, of which {rows} "
+                "were counted",
+                hint="Run the backup again, and report this.",
+            )
 
     def refuse_renamed(self, tables: Sequence[Table]) -> None:
         """Raise DumpError where a name means another table by now than the one that is locked.
@@ -148,12 +176,15 @@ class Reader:
                 hint="Run the backup again, while no schema is renamed.",
             )
 
-    def _run(self, statements: bytes) -> Iterator[bytes]:
+    def _named(self, chunk: Chunk) -> str:
+        return chunk.table.name.decode(self._codec, "replace")
+
+    def _run(self, statements: bytes, columns: bytes = b"") -> Iterator[bytes]:
+        """Yield what psql answers, with what these columns of one more query are at its end."""
         token = secrets.token_hex(_TOKEN_BYTES).encode()
+        self.child.queue(statements + b"SELECT " + columns + b"'" + token + b"';\n")
+        mark = (b"|" if columns else b"") + token + b"\n"
         try:
-            if self.child.feed(statements + b"SELECT '" + token + b"';\n"):
-                yield from self.child.read_until(token + b"\n", self._idle_seconds)
-                return
+            yield from self.child.read_until(mark, self._idle_seconds)
         except EOFError:
-            pass
-        raise failure("psql", self.child.wait(), self.child.last_lines)
+            raise failure("psql", self.child.wait(), self.child.last_lines) from None

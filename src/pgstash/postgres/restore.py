@@ -183,7 +183,7 @@ class Psql:
             failure=TargetLostError,
         )
         try:
-            self.feed(self._preamble())
+            self._child.queue(self._preamble())
             self._backend = self._introduced(self._child.read_line())
         except BaseException as error:
             self.__exit__(type(error), error, error.__traceback__)
@@ -212,9 +212,10 @@ class Psql:
     def feed(self, data: bytes) -> None:
         """Hand a piece of the script to psql, which takes as long as the server does.
 
+        What psql prints meanwhile, such as the results of the script's SELECTs, is discarded.
         Raises RestoreError where the server refused a statement or psql is gone.
         """
-        if not self._child.feed(data):
+        if not self._child.feed_and_discard(data):
             raise self._failure(self._child.wait())
 
     def finish(self) -> None:
