@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import hashlib
 import io
@@ -37,6 +38,7 @@ from pgstash.manifest import Member
 from pgstash.pipeline import decompression, encryption
 from pgstash.storage.directory import DirectoryStorage
 from pgstash.storage.memory import MemoryStorage
+from support.gzip_format import ignored_bits
 from support.stored import CLOSING, Made, key_of, make
 
 if TYPE_CHECKING:
@@ -130,6 +132,30 @@ def test_any_damage_is_noticed_before_it_is_handed_out(
             got, error = b"", too_soon
         assert isinstance(error, CorruptedError), kind
         assert SCRIPT.startswith(got)
+
+
+@pytest.mark.parametrize("kind", ["manifest", "schema"])
+def test_every_bit_of_a_companion_counts_but_those_that_hold_nothing(kind: str) -> None:
+    """Each of them is flipped; gzip's format says of which nobody needs to notice."""
+    made, schema_key, schema = with_schema(make(SCRIPT[-200:]))
+    packed = gzip.compress(manifests.dump(made.manifest, None), mtime=0)
+    objects = {made.key: made.archive, made.manifest_key: packed, schema_key: schema}
+    key = made.manifest_key if kind == "manifest" else schema_key
+    flips = [(at, bit) for at in range(len(objects[key])) for bit in range(8)]
+    unnoticed = set()
+    for at, bit in flips:
+        harmed = bytearray(objects[key])
+        harmed[at] ^= 1 << bit
+        storage = MemoryStorage()
+        for each, data in (objects | {key: bytes(harmed)}).items():
+            storage.put(each, data, {"id": made.manifest.id})
+        with contextlib.suppress(CorruptedError):
+            found = opened(storage)
+            assert found.manifest == made.manifest
+            assert found.schema() == HEAD
+            unnoticed.add((at, bit))
+    assert unnoticed == ignored_bits(objects[key])
+    assert len(unnoticed) < len(flips) / 10
 
 
 def past_the_size(storage: MemoryStorage, made: Made) -> Archive:
