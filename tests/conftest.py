@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import signal
-from collections import Counter
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
@@ -52,7 +51,6 @@ SETTINGS = (
     "WEBHOOK_",
 )
 KEPT = ("PGSTASH_TEST_",)
-FIRST_TIER_VARIANTS = 2
 
 # Machines are shared and slow at times, so no example has a deadline. CI repeats the same examples
 # at each run, which makes its result that of the change; a developer's run tries new ones.
@@ -78,18 +76,12 @@ def pytest_configure() -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Leave to the second tier what ``newest_first`` and ``first_two`` say."""
-    variants: Counter[str] = Counter()
+    """Leave to the second tier what ``newest_first`` says."""
     for item in items:
         callspec = getattr(item, "callspec", None)
         older = callspec and callspec.params.get("major", MAJORS[-1]) != MAJORS[-1]
         if older and item.get_closest_marker("newest_first"):
             item.add_marker(pytest.mark.long)
-        if item.get_closest_marker("first_two") and not item.get_closest_marker("long"):
-            test = item.nodeid.partition("[")[0]
-            variants[test] += 1
-            if variants[test] > FIRST_TIER_VARIANTS:
-                item.add_marker(pytest.mark.long)
 
 
 @pytest.fixture(scope="session")

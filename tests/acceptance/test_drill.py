@@ -32,8 +32,6 @@ if TYPE_CHECKING:
 
     from support.postgres import Cluster, Clusters, Database, MakeDatabase
 
-pytestmark = pytest.mark.first_two
-
 SECONDS_TO_END = 5.0
 ROWS = b"COPY public.a (n) FROM stdin;\n1\n2\n\\.\n\n"
 SCRIPT = b"CREATE TABLE public.a (n integer);\n\n" + ROWS + CLOSING

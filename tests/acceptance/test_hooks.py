@@ -32,8 +32,6 @@ from support.postgres import PASSWORD
 if TYPE_CHECKING:
     from support.postgres import Cluster, Clusters, MakeDatabase
 
-pytestmark = pytest.mark.first_two
-
 SECONDS_TO_END = 5.0
 
 

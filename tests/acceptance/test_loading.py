@@ -27,8 +27,6 @@ from support.postgres import Cluster, Database, clean_environment
 if TYPE_CHECKING:
     from support.postgres import MakeDatabase
 
-pytestmark = pytest.mark.first_two
-
 CEILING = 256 * MIB
 PLAIN_WAY, BY_SESSIONS = 0, 255
 

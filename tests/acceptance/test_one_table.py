@@ -22,7 +22,7 @@ from support.swift import SwiftServer
 if TYPE_CHECKING:
     from support.postgres import MakeDatabase
 
-pytestmark = [pytest.mark.newest_first, pytest.mark.first_two]
+pytestmark = pytest.mark.newest_first
 
 # A name that a shell, psql, a list of pg_restore or a pattern could take for something else.
 ODD = "Odd \"one\".with\nlines; and 'quotes' \\ ü*"

@@ -20,13 +20,12 @@ from support.compare import compare
 from support.pieces import PATIENCE
 from support.postgres import Cluster, Database
 from support.stored import CLOSING, DATABASE, make
+from support.tiers import later
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from support.postgres import MakeDatabase
-
-pytestmark = pytest.mark.first_two
 
 
 def restore(
@@ -83,19 +82,17 @@ def empty(cluster: Cluster, sample: str, source: Database) -> Database:
 # What pg_dump's own script cannot carry into an empty database, with its drops, pgstash can.
 SAMPLES = (*databases.ROUND_TRIPPING, "breaks_under_clean")
 
-# A new database is the harder way: there all samples are in the first tier.
-TO_BEGIN_WITH = ("large_objects", "odd_names", "breaks_under_clean")
+# tests/integration/test_parallel_round_trip.py restores them all into new databases.
+NEW_LATER = later(SAMPLES, "bytea_all", "euc_jp", "large_objects", "latin1", "nasty_text")
+EMPTY_LATER = later(
+    SAMPLES,
+    *("bytea_all", "empty", "euc_jp", "latin1", "mixed", "nasty_text", "sql_ascii", "structure"),
+)
 
 
 @pytest.mark.newest_first
 @pytest.mark.parametrize("encrypted", [False, True], ids=["plain", "encrypted"])
-@pytest.mark.parametrize(
-    "sample",
-    [
-        pytest.param(sample, marks=() if sample in TO_BEGIN_WITH else pytest.mark.long)
-        for sample in SAMPLES
-    ],
-)
+@pytest.mark.parametrize("sample", EMPTY_LATER)
 def test_into_an_empty_database(
     sample: str,
     cluster: Cluster,
@@ -120,7 +117,7 @@ NEW = 'a "new" database: ü'
 
 
 @pytest.mark.newest_first
-@pytest.mark.parametrize("sample", SAMPLES)
+@pytest.mark.parametrize("sample", NEW_LATER)
 def test_into_a_new_database(
     sample: str,
     cluster: Cluster,

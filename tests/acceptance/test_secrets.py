@@ -21,8 +21,6 @@ from support.hooks import Receiver, receiving
 from support.postgres import Cluster, Clusters, Database, MakeDatabase
 from support.swift import SwiftServer
 
-pytestmark = pytest.mark.first_two
-
 DATABASE_SECRET = "Tr0ub4dor&3:plånted/db@pass'\"\\ %41"
 STORAGE_SECRET = "planted-storage-secret/+=AbCd1234"
 PASSPHRASE = "planted passphrase & {more} than $32 characters: 'ß\"\\"

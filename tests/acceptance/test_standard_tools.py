@@ -17,8 +17,6 @@ from support import pieces
 from support.backups import PASSPHRASE, PREFIX, StoredBackup
 from support.postgres import SYSTEM_PATH, Cluster
 
-pytestmark = pytest.mark.first_two
-
 ENCRYPTED = pytest.mark.parametrize("encrypted", [False, True], ids=["plain", "encrypted"])
 NAMES = {False: "gunzip", True: "openssl and gunzip"}
 

@@ -22,8 +22,6 @@ from support.postgres import Cluster, Database, temporary_database
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-pytestmark = pytest.mark.first_two
-
 # pgstash on a machine whose clock is two months ahead.
 WRONG_CLOCK = (
     sys.executable,

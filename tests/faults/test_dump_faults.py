@@ -28,6 +28,7 @@ from support import fake_tools as fakes
 from support.fake_tools import MIB, FakePgDump
 from support.postgres import PASSWORD, Cluster, Clusters, Database
 from support.proxy import PASS, REFUSE, Behaviour, TcpProxy
+from support.tiers import later
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 
 SEVERAL_PARTS = 160 * MIB  # of a fake's rows, which become 23 MiB compressed
 
-pytestmark = [pytest.mark.newest_first, pytest.mark.first_two]
+pytestmark = pytest.mark.newest_first
 
 
 # What a fake does and a real one does rarely.
@@ -96,12 +97,11 @@ SILENT = {
 }
 
 
+# One that ignores every signal, with a child, is the hardest to end; one that wrote everything is
+# the one that could be taken for a backup.
 @pytest.mark.parametrize(
     "silence",
-    [
-        name if name == next(iter(SILENT)) else pytest.param(name, marks=pytest.mark.long)
-        for name in SILENT
-    ],
+    later(SILENT, "hangs", "hangs with a child", "ignores SIGTERM", "never begins"),
 )
 def test_a_dump_that_falls_silent(silence: str, scene: Scene) -> None:
     scene.fake(SILENT[silence])

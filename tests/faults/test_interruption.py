@@ -24,6 +24,7 @@ from faults.scene import (
 )
 from support.fake_tools import MIB, FakePgDump, recorded_calls
 from support.proxy import STALL, Action, Change, Hang, HttpProxy, Request, TcpProxy
+from support.tiers import later
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -31,11 +32,9 @@ if TYPE_CHECKING:
     from support.postgres import MakeDatabase
     from support.swift import SwiftServer
 
-pytestmark = pytest.mark.first_two
-
 SIGNALS = [signal.SIGTERM, signal.SIGINT]
 # One signal takes the way of the other: the first tier sends both only while dumping.
-MOSTLY_SIGTERM = [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.long)]
+MOSTLY_SIGTERM = later(SIGNALS, signal.SIGINT)
 SECONDS_TO_END = 5.0
 # A signal that comes again sooner is the same one.
 ECHO_SECONDS = 2.0
@@ -353,6 +352,8 @@ def test_killed_before_a_request(operation: str, held: Scene, holding: HoldingPr
     with held.started() as process:
         wait_until(holding.arrived.is_set, f"{operation} is sent")
         killed(process)
+    wait_until(lambda: not held.processes(), "pg_dump is gone")
+    held.fake(FakePgDump())
     assert_clean_but_for_parts(held)
 
 

@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from support.postgres import Clusters, MakeDatabase
     from support.proxy import Action, HttpProxy
 
-pytestmark = pytest.mark.first_two
-
 MAJORS = majors_under_test()
 SECONDS_TO_END = 5.0
 # Others run the same tests at the same time, and their processes are seen here.

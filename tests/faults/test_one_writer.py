@@ -35,8 +35,6 @@ if TYPE_CHECKING:
 
     from support.postgres import MakeDatabase
 
-pytestmark = pytest.mark.first_two
-
 HERE = "s3://bucket/prefix"
 SLOW = FakePgDump(silence=2.0)
 APPLICATION = "pgstash writer lock"

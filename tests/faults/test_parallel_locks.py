@@ -32,14 +32,13 @@ from support.compare import compare
 from support.pieces import Stop
 from support.postgres import Cluster
 from support.proxy import Behaviour, TcpProxy
+from support.tiers import later
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator
     from contextlib import AbstractContextManager
 
     from support.postgres import Database, MakeDatabase
-
-pytestmark = pytest.mark.first_two
 
 KIB = 1024
 ONE_PG_DUMP = "is dumped by one pg_dump, and cannot be restored by several sessions: "
@@ -97,14 +96,6 @@ def real(make_database: MakeDatabase, folder: Folder) -> Iterator[InPieces]:
     yield scene
     wait_until(lambda: not scene.processes(), "all children are gone")
     wait_until(lambda: not scene.sessions(), "all sessions are gone")
-
-
-def often(values: Iterable[object], *chosen: object) -> list[object]:
-    """Return parameters of which the chosen ones alone are not in the second tier."""
-    return [
-        value if value in chosen else pytest.param(value, marks=pytest.mark.long)
-        for value in values
-    ]
 
 
 def finished(process: subprocess.Popen[str]) -> subprocess.CompletedProcess[str]:
@@ -166,7 +157,7 @@ def test_an_alter_that_waits_behind_us(
     assert_complete(real, make_database())
 
 
-@pytest.mark.parametrize("wanted", often(["one table", "all tables"], "all tables"))
+@pytest.mark.parametrize("wanted", later(["one table", "all tables"], "one table"))
 def test_a_table_that_is_locked_for_a_short_time(
     wanted: str, real: InPieces, make_database: MakeDatabase
 ) -> None:
@@ -277,7 +268,7 @@ STATEMENTS = {
 }
 
 
-@pytest.mark.parametrize("what", often(STATEMENTS, "attach", "drop"))
+@pytest.mark.parametrize("what", later(STATEMENTS, "detach", "vacuum full"))
 def test_what_changes_a_table_waits_for_the_end(
     what: str, real: InPieces, make_database: MakeDatabase, tmp_path: Path
 ) -> None:
@@ -345,7 +336,7 @@ def login(role: str, database: Database) -> str:
     return database.uri.replace(f"//{database.cluster.user}@", f"//{role}@")
 
 
-@pytest.mark.parametrize("limit", often([2, 3, 4], 3))
+@pytest.mark.parametrize("limit", later([2, 3, 4], 2, 4))
 def test_a_role_with_few_connections(
     limit: int, role: str, real: InPieces, make_database: MakeDatabase
 ) -> None:
@@ -368,7 +359,7 @@ def test_a_role_that_may_not_export_a_snapshot(
 
 @pytest.mark.parametrize(
     "moment",
-    often([pieces.SNAPSHOT_TAKEN, pieces.LOCKED_BY_FIRST, pieces.CUT], pieces.CUT),
+    later([pieces.SNAPSHOT_TAKEN, pieces.LOCKED_BY_FIRST, pieces.CUT], pieces.SNAPSHOT_TAKEN),
 )
 def test_a_snapshot_that_is_gone_when_it_is_wanted(
     moment: str, real: InPieces, make_database: MakeDatabase, tmp_path: Path
@@ -458,7 +449,7 @@ def test_a_session_of_a_reader_that_is_terminated(real: InPieces) -> None:
 
 
 @pytest.mark.parametrize(
-    "moment", often(["reading", pieces.CUT, pieces.LOCKED_BY_ALL], "reading", pieces.CUT)
+    "moment", later(["reading", pieces.CUT, pieces.LOCKED_BY_ALL], pieces.LOCKED_BY_ALL)
 )
 def test_a_signal(moment: str, real: InPieces, tmp_path: Path) -> None:
     with contextlib.ExitStack() as stack:

@@ -44,8 +44,6 @@ ENDLESS = (
     + CLOSING
 )
 
-pytestmark = pytest.mark.first_two
-
 
 def restore_environment(folder: Path, target: Database, **more: str) -> dict[str, str]:
     given = {

@@ -26,8 +26,7 @@ from support.fake_tools import (
 from support.postgres import PASSWORD, Cluster, Clusters, Database, MakeDatabase, bin_dir
 from support.proxy import PASS, REFUSE, TcpProxy
 from support.stored import CLOSING, make
-
-pytestmark = pytest.mark.first_two
+from support.tiers import later
 
 RESTRICT = re.compile(rb"^\\(?:un)?restrict \w+\n", re.MULTILINE)
 CLEAN = ("--no-owner", "--no-acl", "--clean", "--if-exists")
@@ -52,7 +51,14 @@ ODD_NAMES = [
 ]
 
 
-@pytest.mark.parametrize("name", ODD_NAMES)
+# In the first tier those that could lead elsewhere, or be taken for an option.
+@pytest.mark.parametrize(
+    "name",
+    later(
+        ODD_NAMES,
+        *("two words", 'say "hello"', "UPPER Case", "back\\slash", "per%20cent", "Größe", "x" * 63),
+    ),
+)
 def test_any_database_name(name: str, newest_cluster: Cluster, tmp_path: Path) -> None:
     database = newest_cluster.create_database(name)
     try:
@@ -78,7 +84,8 @@ ENCODINGS = {
 }
 
 
-@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.newest_first
+@pytest.mark.parametrize("encoding", later(ENCODINGS, "WIN1252", "EUC_TW"))
 def test_a_name_that_is_not_in_the_encoding_of_its_database(
     encoding: str, cluster: Cluster, tmp_path: Path
 ) -> None:
