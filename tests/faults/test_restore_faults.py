@@ -144,6 +144,32 @@ def test_damage_that_shows_after_large_objects(database: Database, tmp_path: Pat
     assert working(database) == ""
 
 
+# Whatever comes after them is swallowed: of the commit psql would see nothing.
+OPEN = {
+    "quote": b"SELECT 'a",
+    "dollar quote": b"DO $$ BEGIN",
+    "comment": b"/* a",
+    "rows": b"COPY public.a (line) FROM stdin;\nlast\n",
+    "statement": b"INSERT INTO public.a VALUES",
+}
+
+
+@pytest.mark.parametrize("create", [False, True], ids=["into", "create"])
+@pytest.mark.parametrize("what", OPEN)
+def test_a_script_with_something_open_at_its_end_is_not_whole(
+    what: str, database: Database, tmp_path: Path, *, create: bool
+) -> None:
+    script = b"CREATE TABLE public.a (line text);\n\n" + CLOSING + OPEN[what]
+    make(script).store_as_backup(tmp_path)
+    arguments = ["--create", "never_made"] if create else []
+    done = run_pgstash(["restore", *arguments], restore_environment(tmp_path, database))
+    assert_failed(done, 62)
+    if what == "rows":  # psql ends well
+        assert "something in it was still open" in done.stderr
+    assert held(database) == ""
+    assert "never_made" not in database.run_sql("SELECT datname FROM pg_database")
+
+
 def test_objects_that_are_gone(database: Database, tmp_path: Path) -> None:
     made = make(SCRIPT, passphrase=PASSPHRASE)
     made.store_as_backup(tmp_path)

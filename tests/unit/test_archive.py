@@ -134,6 +134,28 @@ def test_any_damage_is_noticed_before_it_is_handed_out(
         assert SCRIPT.startswith(got)
 
 
+@encrypted_or_not
+def test_the_archive_has_the_digest_that_its_manifest_says(passphrase: str | None) -> None:
+    """Also if every member has its own: openssl's header is part of none."""
+    made = MADE[passphrase].with_manifest(sha256=hashlib.sha256(b"another").hexdigest())
+    got, error = handed_out(opened(stored(made)))
+    assert isinstance(error, CorruptedError)
+    assert "its digest is not the one in the manifest" in str(error)
+    assert got == SCRIPT
+
+
+@encrypted_or_not
+@pytest.mark.parametrize("number", [0, 1, 5])
+def test_members_leave_no_gap(number: int, passphrase: str | None) -> None:
+    """Whoever reads single members would never miss the one in between."""
+    made = MADE[passphrase]
+    gone = made.manifest.members[number]
+    rest = [each for each in made.manifest.members if each != gone]
+    found = stored(made.with_manifest(members=rest, raw_bytes=len(SCRIPT) - gone.raw))
+    with pytest.raises(CorruptedError, match="members do not follow each other"):
+        opened(found)
+
+
 @pytest.mark.parametrize("kind", ["manifest", "schema"])
 def test_every_bit_of_a_companion_counts_but_those_that_hold_nothing(kind: str) -> None:
     """Each of them is flipped; gzip's format says of which nobody needs to notice."""
