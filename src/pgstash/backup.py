@@ -35,7 +35,7 @@ from pgstash.errors import (
     StorageError,
 )
 from pgstash.pipeline import encryption
-from pgstash.postgres import address, required, rights, roles, source, tools, writer
+from pgstash.postgres import address, extensions, required, rights, roles, source, tools, writer
 from pgstash.postgres.source import Server
 from pgstash.postgres.writer import Writer
 from pgstash.storage.interface import Storage, Upload
@@ -179,6 +179,9 @@ def _back_up(  # noqa: PLR0913 - what was found out so far
     needed = roles.needed(server)
     if closed := rights.closed_mappings(server, plan.options):
         world.emit(events.Warned("\n".join(rights.told_of_mappings(closed))))
+    of_extensions = extensions.look(server, plan.options)
+    for told in extensions.told_of(of_extensions):
+        world.emit(events.Warned("\n".join(told)))
     earlier = _earlier(plan, storage, world, started)
     client = tools.find(server.major, plan.environment.get("PATH", ""), plan.environment)
     cipher = _key(plan, world)
@@ -250,6 +253,7 @@ def _back_up(  # noqa: PLR0913 - what was found out so far
                 extensions=needed.extensions,
                 globals_sha256=globals_sha256,
                 schema_sha256=schema_sha256,
+                left_out=of_extensions.left_out,
             )
             beside.store_manifest(manifest, record.facts(manifest, time.monotonic() - began))
             lock.check()

@@ -138,24 +138,39 @@ class Loading:
                     emit=plan.emit,
                 )
             )
+            if first.qsize():
+                # What other tables compute may need rows of them all.
+                alone = [[partial(self._load, loaders[0], first, done)]]
+                self._run(alone, loaders[:1], done, progressed)
             sessions: list[Loader | Psql] = [*loaders]
             tasks = [[partial(self._load, each, todo, done)] for each in loaders] or [[]]
-            if loaders:
-                tasks[0].insert(0, partial(self._load, loaders[0], first, done))
             if self._parts.in_order:
                 psql = stack.enter_context(self._session(plan))
                 sessions.append(psql)
                 # Before it loads: so many sessions are at work at a time as there are to be.
                 tasks[0].insert(0, partial(self._run_in_order, psql, done))
-            stopping = threading.Event()
-            threads = [
-                threading.Thread(target=_work, args=(each, stopping, done), daemon=True)
-                for each in tasks
-            ]
+            self._run(tasks, sessions, done, progressed)
+
+    def _run(
+        self,
+        tasks: Sequence[Sequence[_Task]],
+        sessions: Sequence[Loader | Psql],
+        done: _Done,
+        progressed: Callable[[int], None],
+    ) -> None:
+        """Run all tasks, each list of them in a thread, which use these sessions."""
+        stopping = threading.Event()
+        threads = [
+            threading.Thread(target=_work, args=(each, stopping, done), daemon=True)
+            for each in tasks
+        ]
+        with contextlib.ExitStack() as stack:
             stack.callback(_end, sessions, threads, stopping)
             for thread in threads:
                 thread.start()
             self._wait(done, len(threads), progressed)
+            for thread in threads:  # their last word is said, and the sessions are used again
+                thread.join()
 
     def _wait(self, done: _Done, running: int, progressed: Callable[[int], None]) -> None:
         """Return when all threads came to their end, or raise what one of them did."""

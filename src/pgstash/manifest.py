@@ -172,6 +172,16 @@ class Extension:
 
 
 @dataclass(frozen=True, slots=True)
+class LeftOut:
+    """A table of an extension whose rows are in no dump; ``rows`` is an estimate, or None."""
+
+    schema: str
+    name: str
+    extension: str
+    rows: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class Database:
     """The source database as it was; ``settings`` are those of ALTER DATABASE … SET."""
 
@@ -216,7 +226,8 @@ class Manifest:
     ``options`` are those that the user added to pg_dump: with some the backup is a partial one.
     ``roles`` and ``extensions`` are what a target must have, ``globals_sha256`` is the digest of
     the plain text of the roles stored beside the archive, None where there are none, and
-    ``schema_sha256`` that of the objects in pg_dump's custom format.
+    ``schema_sha256`` that of the objects in pg_dump's custom format. ``left_out`` are tables whose
+    rows pg_dump leaves out without an error.
     """
 
     format: int
@@ -241,6 +252,7 @@ class Manifest:
     extensions: Sequence[Extension] = field(default_factory=list)
     globals_sha256: str | None = None
     schema_sha256: str | None = None
+    left_out: Sequence[LeftOut] = field(default_factory=list)
 
 
 # Tables and members come in their ten thousands: as rows under one line of column names.
@@ -257,6 +269,7 @@ def dump(manifest: Manifest, authenticate: Callable[[bytes], str] | None) -> byt
     for name in ("database", "compression", "encryption"):
         value[name] = asdict(value[name]) if value[name] else None
     value["extensions"] = [asdict(extension) for extension in manifest.extensions]
+    value["left_out"] = [asdict(table) for table in manifest.left_out]
     for name, row in _TABULAR.items():
         columns = [each.name for each in fields(row)]
         value[name] = {

@@ -22,7 +22,7 @@ from pgstash.manifest import Member, Section
 from pgstash.pieces import Pieces, Plan
 from pgstash.pipeline.opening import Border, Opening
 from pgstash.pipeline.packing import Packed, pack_all
-from pgstash.postgres import copying, outline
+from pgstash.postgres import copying, extensions, outline
 from pgstash.postgres.copying import LockRefusedError
 from pgstash.postgres.outline import CompositionError, Script
 
@@ -44,14 +44,15 @@ class Parallel:
     name of the table as the dump writes it, are complete when :meth:`archive` came to its end.
     """
 
-    def __init__(self, plan: Plan, schema: bytes, pieces: Pieces) -> None:
-        """Take over what was prepared."""
+    def __init__(self, plan: Plan, schema: bytes, pieces: Pieces, sequences: bytes) -> None:
+        """Take over what was prepared; ``sequences`` are statements that pg_dump does not write."""
         self.schema = schema
         self.members: list[Member] = []
         self.rows: dict[bytes, int] = dict.fromkeys(pieces.tables, 0)
         self.raw_bytes = 0
         self._plan = plan
         self._pieces = pieces
+        self._sequences = sequences
         self._offset = 0
         self._numbers = {name: number for number, name in enumerate(pieces.tables)}
 
@@ -62,6 +63,8 @@ class Parallel:
         for done in self._pieces.run():
             yield self._place(done)
         self._check()
+        if self._sequences:
+            yield from self._placed(self._sequences, "sequences")
         yield from self._placed(self._pieces.after, "post-data")
 
     def _placed(self, text: bytes, section: Section) -> Iterator[bytes]:
@@ -148,12 +151,18 @@ def _prepared(plan: Plan, stack: contextlib.ExitStack) -> Parallel:
         if big and (reason := snapshot.kept_order()):
             plan.emit(events.Notice(f"All rows are left to pg_dump, in its order: {reason}"))
             big = []
-        pieces = Pieces(plan, list(_before(script)), script.after, tables, big)
+        loaded = {entry.oid for entry in contents.entries if entry.loads_into}
+        more = extensions.additions(plan.server, plan.options, loaded)
+        before = list(_before(script))
+        if more.before_rows:
+            before.append(("pre-data", more.before_rows))
+        first = snapshot.of_extensions(contents.entries, more.conditions)
+        pieces = Pieces(plan, before, script.after, tables, big, first=first)
         # All locks are held before the first one of them is given back at the end of this block, or
         # by then, where all that the first pg_dump writes fits into its pipe. So look again.
         pieces.open(stack, snapshot)
         snapshot.refuse_rewritten(contents.entries)
-        return Parallel(plan, contents.head, pieces)
+        return Parallel(plan, contents.head, pieces, more.sequences)
 
 
 def _before(script: Script) -> Iterator[tuple[Section, bytes]]:

@@ -55,20 +55,25 @@ _Task = Callable[[], Iterator[Packed]]
 class Pieces:
     """All that is dumped, and who dumps it: threads, one for each session that reads rows."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what each part of a dump is made of
         self,
         plan: Plan,
         before: Sequence[tuple[Section, bytes]],
         after: bytes,
         tables: Sequence[bytes],
         big: Sequence[Table],
+        *,
+        first: Sequence[Table] = (),
     ) -> None:
-        """Start nothing yet; ``tables`` are all, by name, ``big`` those that are read in chunks."""
+        """Start nothing yet; ``tables`` are all, by name, ``big`` those that are read in chunks.
+
+        ``first`` are those whose rows come before all others, each in one piece.
+        """
         self.before = before
         self.after = after
         self.tables = list(dict.fromkeys(tables))
-        self.copied = frozenset(table.name for table in big)
-        self._big = big
+        self._big = [*first, *big]
+        self.copied = frozenset(table.name for table in self._big)
         self._plan = plan
         self._tally = Tally()
         self._children: list[Child] = []
@@ -79,6 +84,7 @@ class Pieces:
         self._done: queue.SimpleQueue[Packed | Exception | None] = queue.SimpleQueue()
         self._turn = threading.Lock()
         self._stopping = threading.Event()
+        self._first = [chunk for table in first for chunk in table.chunks]
         self._chunks = [chunk for table in big for chunk in table.chunks]
 
     @property
@@ -89,7 +95,7 @@ class Pieces:
     def open(self, stack: contextlib.ExitStack, snapshot: Snapshot) -> None:
         """Start all sessions, and return when they have their locks. Raises LockRefusedError."""
         plan = self._plan
-        for _ in range(min(plan.jobs, len(self._chunks))):
+        for _ in range(min(plan.jobs, max(len(self._chunks), len(self._first[:1])))):
             reader = Reader(
                 plan.server,
                 plan.client,
@@ -135,6 +141,8 @@ class Pieces:
 
     def run(self) -> Iterator[Packed]:
         """Yield members as they are done. Raises DumpError, PipelineError."""
+        for chunk in self._first:
+            yield from self._from_reader(chunk, self._readers[0])
         for chunk in self._chunks:
             self._todo.put(chunk)
         first: list[_Task] = [self._from_pg_dump]

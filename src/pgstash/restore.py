@@ -18,7 +18,7 @@ from pgstash.archive import Archive
 from pgstash.errors import EXIT_UNFORESEEN, Interrupted, PgstashError
 from pgstash.manifest import Section
 from pgstash.pipeline.transactions import WithoutTransactions, without_transactions
-from pgstash.postgres import address, options, source, target, tools, working
+from pgstash.postgres import address, extensions, options, source, target, tools, working
 from pgstash.postgres.locks import waits_told
 from pgstash.postgres.restore import Psql
 from pgstash.postgres.source import Server
@@ -73,7 +73,7 @@ def run(plan: Plan, wanted: str, find: Callable[[], Archive], emit: events.Emit)
         state.name = archive.name
         to = plan.create or database
         emit(events.RestoreStarted(archive.name, host, to, plan.dry_run, of=_of(archive)))
-        _warn_of_options(archive, emit)
+        _warn_of_what_is_lacking(archive, emit)
         try:
             sessions = _restore(plan, archive, emit, state)
         except (PgstashError, Interrupted) as error:
@@ -115,7 +115,7 @@ def _of(archive: Archive) -> str:
     return f"{database.name} on {database.host}" if database else ""
 
 
-def _warn_of_options(archive: Archive, emit: events.Emit) -> None:
+def _warn_of_what_is_lacking(archive: Archive, emit: events.Emit) -> None:
     """Warn of what looks whole, and was not meant to be: nothing else says so."""
     given = options.leaving_out(archive.manifest.options if archive.manifest else ())
     if given:
@@ -124,6 +124,8 @@ def _warn_of_options(archive: Archive, emit: events.Emit) -> None:
                 f"{archive.name} may lack what the source had: it was made with {shlex.join(given)}"
             )
         )
+    if archive.manifest and archive.manifest.left_out:
+        emit(events.Warned(f"{archive.name} lacks {extensions.rows_of(archive.manifest.left_out)}"))
 
 
 @dataclass(slots=True)

@@ -104,8 +104,10 @@ def select(
         after, left = tables.belonging(chosen)
         if left:
             emit(events.Warned(_left_out(left)))
-    members = _members(
-        manifest, tables.in_order(chosen) if rows_only else stored, rows_only=rows_only
+    members = (
+        _rows_of(manifest, tables.in_order(chosen))
+        if rows_only
+        else _members(manifest, stored, tables.of_extensions)
     )
     return Selection(
         names=list(dict.fromkeys(names)),
@@ -174,6 +176,12 @@ class _Tables:
             if any("\udc80" <= letter <= "\udcff" for letter in "".join(self.names[table])):
                 known = manifest.tables[number]  # decoded by somebody who knew the encoding
                 self.names[table] = (known.schema, known.name)
+        of_tables = {(entry.schema, entry.tag) for entry in made}
+        self.of_extensions = {
+            numbers[into[0]]
+            for entry in contents.entries
+            if (into := entry.loads_into) and (entry.schema, entry.tag) not in of_tables
+        }
         attached = {
             entry.depends_on for entry in contents.entries if entry.description == _PARTITION
         }
@@ -293,21 +301,37 @@ class _Tables:
             at = self._parents.get(at)
 
 
-def _members(manifest: Manifest, stored: Collection[int], *, rows_only: bool) -> list[int]:
-    """Return the numbers of the members to read, in their order; the first is the header.
+def _members(manifest: Manifest, stored: set[int], of_extensions: set[int]) -> list[int]:
+    """Return the numbers of the members to read; the first is the header.
 
-    With ``rows_only`` the tables are in the order of ``stored``.
+    The extensions are made with all other objects, and what tables compute may need their rows: so
+    these come before the rows of the ``stored`` tables.
     """
+    wanted = stored | of_extensions
+    found = [
+        number
+        for number, member in enumerate(manifest.members)
+        if member.section in {"header", "pre-data", "sequences"}
+        or (member.section == "data" and member.table in wanted)
+    ]
+    return sorted(
+        found,
+        key=lambda number: (
+            manifest.members[number].section in {"data", "sequences"}
+            and manifest.members[number].table not in of_extensions
+        ),
+    )
+
+
+def _rows_of(manifest: Manifest, stored: Collection[int]) -> list[int]:
+    """Return the numbers of the header and of the rows of tables, which are in this order."""
     place: dict[int | None, int] = {table: place for place, table in enumerate(stored)}
     found = [
         number
         for number, member in enumerate(manifest.members)
-        if member.section == "header"
-        or (member.section == "data" and member.table in place)
-        or (member.section in {"pre-data", "sequences"} and not rows_only)
+        if member.section == "header" or (member.section == "data" and member.table in place)
     ]
-    if rows_only:
-        found.sort(key=lambda number: place.get(manifest.members[number].table, -1))
+    found.sort(key=lambda number: place.get(manifest.members[number].table, -1))
     return found
 
 

@@ -11,7 +11,8 @@ from pgstash import events, hooks, parallel, pieces
 from pgstash.manifest import Member
 from pgstash.pipeline import compression
 from pgstash.pipeline.opening import Opening
-from pgstash.pipeline.tally import Tally
+from pgstash.pipeline.tally import Part, Tally
+from pgstash.postgres import extensions
 from pgstash.postgres.dump import dump
 
 
@@ -98,11 +99,12 @@ class _Single:
         self._chunks = chunks
         self._watch = watch
         self._tally = Tally()
+        self._added = 0
         self.members: list[Member] = []
 
     @property
     def raw_bytes(self) -> int:
-        return self._tally.raw_bytes
+        return self._tally.raw_bytes + self._added
 
     @property
     def rows(self) -> Mapping[bytes, int]:
@@ -111,7 +113,7 @@ class _Single:
     def archive(self) -> Iterator[bytes]:
         opening = Opening()
         yield from compression.compress(
-            opening.split(self._watch(self._tally.watch(self._chunks))),
+            opening.split(self._watch(self._script())),
             level=self._plan.level,
             record=self.members.append,
         )
@@ -123,3 +125,20 @@ class _Single:
                 )
             )
             self.members = [replace(member, section=None) for member in self.members]
+
+    def _script(self) -> Iterator[bytes]:
+        """Yield what pg_dump writes, and what is added to it before the first rows.
+
+        By then it has its snapshot: the sequences are as far as the rows are, or further.
+        """
+        found = False
+        for piece in self._tally.split(self._chunks):
+            if not isinstance(piece, Part):
+                yield piece
+            elif not found and piece.table is not None:
+                found = True
+                more = extensions.additions(self._plan.server, self._plan.options)
+                text = more.before_rows + more.sequences
+                self._added = len(text)
+                if text:
+                    yield text

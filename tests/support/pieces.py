@@ -83,7 +83,7 @@ def back_up(
     settings = backups.settings(database, folder, encrypted=encrypted) | more
     env = environment(tools or database.bin_dir, **settings)
     done = run_pgstash(["once"], env, command=program(*small))
-    assert (done.returncode, done.stderr) == (0, ""), done.stdout
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout + done.stderr
     return backups.stored(folder)[-1]
 
 

@@ -121,7 +121,7 @@ class Database:
     @property
     def bin_dir(self) -> Path:
         """The client programs of the server's own major."""
-        return bin_dir(self.cluster.major)
+        return self.cluster.bin_dir
 
     def run_sql(self, script: str | bytes | Path) -> str:
         """Run a script, text or a file, through psql; return what it printed.
@@ -168,7 +168,8 @@ class Cluster:
     """A server of one major with a data directory of its own, running inside ``with``.
 
     ``auth`` is ``trust`` or ``scram-sha-256`` (then a password is wanted), ``settings``
-    are put on the server's command line.
+    are put on the server's command line. ``programs`` is the folder of the server's programs, where
+    that is not the one of ``scripts/setup``.
     """
 
     major: int
@@ -177,9 +178,15 @@ class Cluster:
     host: str = "127.0.0.1"
     user: str = SUPERUSER
     port: int = 0
+    programs: Path | None = None
     _folder: Path | None = None
     _process: subprocess.Popen[bytes] | None = None
     _templates: set[str] = field(default_factory=set)
+
+    @property
+    def bin_dir(self) -> Path:
+        """The folder of the server's programs, and the clients of its major."""
+        return self.programs or bin_dir(self.major)
 
     @property
     def password(self) -> str:
@@ -220,6 +227,8 @@ class Cluster:
 
     def _environment(self) -> dict[str, str]:
         # dblink and postgres_fdw find their libpq by this.
+        if self.programs:
+            return clean_environment()
         return clean_environment() | {"LD_LIBRARY_PATH": str(installation(self.major) / "lib")}
 
     def _initialise(self) -> None:
@@ -227,7 +236,7 @@ class Cluster:
         password_file.write_text(PASSWORD + "\n")
         password_file.chmod(0o644)
         command = as_server(
-            bin_dir(self.major) / "initdb",
+            self.bin_dir / "initdb",
             *("--pgdata", self.folder / "data"),
             *("--username", self.user),
             *("--pwfile", password_file),
@@ -268,7 +277,7 @@ class Cluster:
         options = [f"--{name}={value}" for name, value in settings.items()]
         with (self.folder / "log").open("ab") as log:
             self._process = subprocess.Popen(
-                as_server(bin_dir(self.major) / "postgres", "-D", self.folder / "data", *options),
+                as_server(self.bin_dir / "postgres", "-D", self.folder / "data", *options),
                 cwd=self.folder,
                 env=self._environment(),
                 stdin=subprocess.DEVNULL,

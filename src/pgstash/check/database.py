@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from pgstash.check.finding import Finding, clock, skipped
 from pgstash.errors import DatabaseError, PgstashError, PoolerError, PoolTooSmallError
-from pgstash.postgres import required, rights, situation, source, tools
+from pgstash.postgres import extensions, required, rights, situation, source, tools
 from pgstash.postgres.required import Requirement
 from pgstash.postgres.rights import Rights, some
 from pgstash.postgres.situation import Situation
@@ -89,6 +89,7 @@ def _rights(server: Server, options: Sequence[str]) -> Iterator[Finding]:
     try:
         found = rights.look(server, options)
         closed = rights.closed_mappings(server, options)
+        of_extensions = extensions.look(server, options)
     except DatabaseError as error:
         yield Finding.of(_OF_RIGHTS[0], error)
         yield from skipped(_OF_RIGHTS[1:], "the rights could not be looked at")
@@ -106,6 +107,8 @@ def _rights(server: Server, options: Sequence[str]) -> Iterator[Finding]:
         )
     if closed:
         yield Finding("user mappings", "warning", *rights.told_of_mappings(closed))
+    for problem, remedy in extensions.told_of(of_extensions):
+        yield Finding("extensions", "warning", problem, remedy)
 
 
 def _required(server: Server, requirements: Sequence[Requirement]) -> Finding:

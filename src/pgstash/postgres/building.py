@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from pgstash.errors import CorruptedError, RestoreError, TargetLostError
-from pgstash.postgres import outline, target, toc
+from pgstash.postgres import extensions, outline, target, toc
 from pgstash.postgres.process import Child, in_memory
 from pgstash.postgres.restore import UNFINISHED, refusal, without_confidential
 from pgstash.postgres.source import Connection, Server
@@ -53,6 +53,8 @@ def build(  # noqa: PLR0913 - each is one knob of one process
     # Some are there before its last login.
     if target.may_fire_no_event_triggers(server):
         connection = connection.with_options(target.NO_EVENT_TRIGGERS)
+    elif extensions.must_be_silenced(server):
+        connection = connection.with_options(extensions.SILENT)
     with in_memory("schema", head) as (descriptor, path):
         chosen = outline.of_restore(options)
         many = [f"--jobs={jobs}", *chosen, path]

@@ -8,7 +8,7 @@ cheaper than Python is.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import psycopg
@@ -124,7 +124,8 @@ class LockRefusedError(DatabaseError):
 class Table:
     """A big table. ``name`` is as the dump writes it, ``pattern`` is quoted and fits it alone.
 
-    ``columns`` are a list as the dump writes it; ``pages`` are read ``step`` at a time.
+    ``columns`` are a list as the dump writes it; ``pages`` are read ``step`` at a time. Where a
+    ``condition`` stands behind FROM, the table has one chunk of some rows.
     """
 
     oid: int
@@ -133,6 +134,7 @@ class Table:
     columns: bytes
     pages: int
     step: int
+    condition: bytes = b""
 
     @property
     def load(self) -> bytes:
@@ -157,6 +159,9 @@ class Chunk:
     def read(self) -> bytes:
         """The query that reads its rows, without its end."""
         table, end = self.table, self.start + self.table.step
+        if table.condition:
+            some = b" FROM ONLY " + table.pattern + b" " + table.condition + b") TO stdout"
+            return b"COPY (SELECT " + table.columns + some
         if table.step >= table.pages:
             return b"COPY " + table.name + b" (" + table.columns + b") TO stdout"
         select = b"COPY (SELECT " + table.columns + b" FROM ONLY " + table.pattern
@@ -195,6 +200,20 @@ class Snapshot:
                 name = _qualified(named[oid])
                 tables.append(Table(oid, into[0], name, into[1], pages, max(1, step)))
         return tables
+
+    def of_extensions(
+        self, entries: Sequence[Entry], conditions: Mapping[int, bytes]
+    ) -> list[Table]:
+        """Return the tables of extensions among these whose rows can be read by :class:`Chunk`.
+
+        In their order: rows of one may refer to rows of an earlier one. ``conditions`` say which
+        rows are dumped, by oid.
+        """
+        return [
+            Table(entry.oid, into[0], _qualified(entry), into[1], 0, 1, conditions[entry.oid])
+            for entry in entries
+            if _is_own(entry) and entry.oid in conditions and (into := entry.loads_into)
+        ]
 
     def refuse_rewritten(self, entries: Sequence[Entry]) -> None:
         """Raise LockRefusedError where a table is not what it was by the snapshot any more.

@@ -24,11 +24,17 @@ _NAMED = 10
 
 _Session = psycopg.Connection[tuple[Any, ...]]
 
+# The last column tells whether pg_dump dumps only some of the rows.
 _TABLES = """
     SELECT n.nspname, c.relname, c.relkind::text, EXISTS (
         SELECT FROM pg_catalog.pg_depend d
         WHERE d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass AND d.objid = c.oid
-              AND d.deptype = 'e')
+              AND d.deptype = 'e'),
+        NOT EXISTS (
+        SELECT FROM pg_catalog.pg_extension e
+        CROSS JOIN LATERAL ROWS FROM (pg_catalog.unnest(e.extconfig),
+                                      pg_catalog.unnest(e.extcondition)) AS u (oid, condition)
+        WHERE u.oid = c.oid AND u.condition = '')
     FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
     WHERE c.relkind IN ('r', 'p', 'f') AND n.nspname <> 'information_schema'
           AND n.nspname !~ '^pg_'
@@ -58,7 +64,10 @@ _FORCED = """
 
 # Sequences that fill a column in which no value may come twice.
 _SEQUENCES = """
-    SELECT sn.nspname, s.relname, tn.nspname, t.relname, a.attname, q.seqincrement
+    SELECT sn.nspname, s.relname, tn.nspname, t.relname, a.attname, q.seqincrement,
+           EXISTS (SELECT FROM pg_catalog.pg_depend m
+                   WHERE m.classid = 'pg_catalog.pg_class'::pg_catalog.regclass AND m.objid = s.oid
+                     AND m.deptype = 'e')
     FROM pg_catalog.pg_depend d
     JOIN pg_catalog.pg_class s ON s.oid = d.objid AND s.relkind = 'S'
     JOIN pg_catalog.pg_sequence q ON q.seqrelid = s.oid AND NOT q.seqcycle
@@ -77,6 +86,12 @@ _SEQUENCES = """
                         AND i.indkey[0] = a.attnum)
 """
 
+
+_SET_IN_SOURCE = "if it is so in the source, set it there with setval()"
+_OF_EXTENSION = (
+    "it belongs to an extension, and older versions of pgstash did not store its value: back up "
+    "again, and let the role read it (`pgstash check` names the GRANT)"
+)
 
 # All that was restored is the role's that the restore was made by, which a login may set.
 _AS_OWNER = """
@@ -114,11 +129,12 @@ class Inspection:
     def rows(self, tables: Sequence[Table]) -> Found:
         """Count the rows of every table, and compare them with those of the dump.
 
-        A table of an extension may have more: the extension put them there.
+        A table of an extension may have more, unless all its rows are dumped: CREATE EXTENSION
+        makes them.
         """
         there = {
-            (schema, name): (kind, extension)
-            for schema, name, kind, extension in self._all(_TABLES)
+            (schema, name): (kind, extension and in_part)
+            for schema, name, kind, extension, in_part in self._all(_TABLES)
             if kind != b"f"
         }
         counted = {(self._bytes(each.schema), self._bytes(each.name)) for each in tables}
@@ -129,12 +145,12 @@ class Inspection:
             if (schema, name) not in there:
                 problems.append(f"the table {shown} is missing")
                 continue
-            kind, of_extension = there[schema, name]
+            kind, may_have_more = there[schema, name]
             parts = [(schema, name)]
             if kind == b"p":  # what loads through the root of its partitions was counted as its own
                 parts = [part for part in self._partitions(schema, name) if part not in counted]
             count = sum(self._count(*part) for part in parts)
-            if count < table.rows or (count > table.rows and not of_extension):
+            if count < table.rows or (count > table.rows and not may_have_more):
                 problems.append(f"{shown} has {count} rows, and the dump had {table.rows}")
         return Found(len(tables), problems)
 
@@ -153,7 +169,9 @@ class Inspection:
 
     def table_count(self) -> int:
         """Return the number of ordinary and partitioned tables that are of no extension."""
-        return sum(kind != b"f" and not extension for _, _, kind, extension in self._all(_TABLES))
+        return sum(
+            kind != b"f" and not extension for _, _, kind, extension, _ in self._all(_TABLES)
+        )
 
     def indexes(self) -> Found:
         """Look for indexes that are not valid."""
@@ -178,7 +196,7 @@ class Inspection:
         """Look for sequences whose next value is in their unique column already."""
         rows = self._all(_SEQUENCES)
         problems = []
-        for schema, name, table_schema, table, column, increment in rows:
+        for schema, name, table_schema, table, column, increment, of_extension in rows:
             sequence = _qualified(schema, name)
             [[last, called]] = self._all(b"SELECT last_value, is_called FROM " + sequence)
             upcoming = last + increment if called else last
@@ -190,8 +208,8 @@ class Inspection:
                 filled = f"{self._shown(table_schema, table)}.{self._text(column)}"
                 problems.append(
                     f"the next value of the sequence {self._shown(schema, name)} is {upcoming}, "
-                    f"which {filled} has already; if it is so in the source, set it there "
-                    "with setval()"
+                    f"which {filled} has already; "
+                    f"{_OF_EXTENSION if of_extension else _SET_IN_SOURCE}"
                 )
         return Found(len(rows), problems)
 
