@@ -80,11 +80,14 @@ def held(bucket_scene: Scene, holding: HoldingProxy) -> Scene:
 
 
 def ended_by(
-    process: subprocess.Popen[str], signum: signal.Signals
+    process: subprocess.Popen[str],
+    signum: signal.Signals,
+    then: Callable[[], object] = lambda: None,
 ) -> subprocess.CompletedProcess[str]:
-    """Send the signal, and see the process end by it in time."""
+    """Send the signal, do what comes ``then``, and see the process end by it in time."""
     sent = time.monotonic()
     process.send_signal(signum)
+    then()
     out, err = process.communicate(timeout=60)
     took = time.monotonic() - sent
     assert process.returncode == -signum, out + err
@@ -193,8 +196,7 @@ def test_while_the_upload_begins(
     holding.operation = "CreateMultipartUpload"
     with held.started() as process:
         wait_until(holding.arrived.is_set, "the upload begins")
-        threading.Timer(0.5, holding.released.set).start()
-        done = ended_by(process, signum)
+        done = ended_by(process, signum, then=holding.released.set)
     assert_interrupted(done, signum)
     assert_nothing_left(held)
 
@@ -216,8 +218,7 @@ def test_a_commit_that_ends_in_time_is_a_success(
     holding.operation = "CompleteMultipartUpload"
     with held.started(HOOK_AFTER_BACKUP="sleep 3600") as process:
         wait_until(holding.arrived.is_set, "the commit is sent")
-        threading.Timer(0.5, holding.released.set).start()
-        done = ended_by(process, signum)
+        done = ended_by(process, signum, then=holding.released.set)
     assert "SUCCESS Backup completed successfully" in done.stdout
     assert "Backup failed" not in done.stderr
     assert len(complete_archives(held.place)) == 1
@@ -394,5 +395,7 @@ def test_killed_at_any_moment(attempt: int, scene: Scene) -> None:
             return True
         return False
 
-    # The store may still be at the last request of the one that was killed.
-    wait_until(what_is_there_is_whole, "what is visible is whole, and nothing else is left")
+    # The store may still be at the last request of the one that was killed; each look is a run.
+    wait_until(
+        what_is_there_is_whole, "what is visible is whole, and nothing else is left", patience=300
+    )

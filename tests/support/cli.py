@@ -32,7 +32,7 @@ def run_pgstash(
     env: Mapping[str, str],
     *,
     stdin: str | None = None,
-    timeout: float = 120,
+    timeout: float = 300,
     cwd: Path = NO_DOTENV,
     command: Sequence[str | Path] = (COMMAND,),
 ) -> subprocess.CompletedProcess[str]:

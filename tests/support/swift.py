@@ -35,7 +35,7 @@ HERE = Path(__file__).parent
 REQUIREMENTS = HERE / "swift-requirements.txt"
 DEFAULT_VENV = HERE.parents[1] / ".cache" / "swift-venv"
 REGION = "us-east-1"
-START_TIMEOUT = 30.0
+START_TIMEOUT = 60.0
 
 
 def install(venv: Path = DEFAULT_VENV) -> None:

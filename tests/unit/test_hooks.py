@@ -215,11 +215,11 @@ def test_slow_is_not_stalled() -> None:
     """One chunk takes longer than the timeout, and moves all the time."""
     reader = (
         "import os, time\n"
-        "for _ in range(5): os.read(0, 100000); time.sleep(0.4)\n"
+        "for _ in range(6): os.read(0, 100000); time.sleep(0.4)\n"
         "while os.read(0, 1000000): pass"
     )
-    sizes = [MIB, 400_000]  # the first fills the pipe
-    with hooks.verifying(hook(sys.executable, "-c", reader, timeout=1), {}, Said()) as verified:
+    sizes = [MIB, 500_000]  # the first fills the pipe
+    with hooks.verifying(hook(sys.executable, "-c", reader, timeout=2), {}, Said()) as verified:
         assert [len(chunk) for chunk in verified(bytes(size) for size in sizes)] == sizes
 
 
