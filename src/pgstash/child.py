@@ -66,10 +66,16 @@ class Lines:
     thousands of tables must not push the reason out of the last lines.
     """
 
-    def __init__(self, tell: Callable[[str], None], secrets: Sequence[str]) -> None:
+    def __init__(
+        self,
+        tell: Callable[[str], None],
+        secrets: Sequence[str],
+        most_told: float = _LINES_TOLD,
+    ) -> None:
         """Tell the first lines; ``secrets`` are those that the child may write."""
         self._tell = tell
         self._secrets = secrets
+        self._most_told = most_told
         self._last: collections.deque[str] = collections.deque(maxlen=_LINES_KEPT)
         self._line = b""
         self._cut = False
@@ -96,8 +102,8 @@ class Lines:
     def finish(self) -> None:
         """Tell what is left at the end."""
         self._end_line()
-        if self._count > _LINES_TOLD:
-            self._tell(f"({self._count - _LINES_TOLD} more lines were left out)")
+        if self._count > self._most_told:
+            self._tell(f"({self._count - self._most_told:.0f} more lines were left out)")
 
     def _end_line(self) -> None:
         line = self._line.decode(errors="replace").rstrip()
@@ -108,8 +114,15 @@ class Lines:
     def _keep(self, line: str) -> None:
         self._last.append(line)
         self._count += 1
-        if self._count <= _LINES_TOLD:
+        if self._count <= self._most_told:
             self._tell(line)
+
+
+def shortened(text: str, length: int, secrets: Iterable[str]) -> str:
+    """Return the beginning of a text that is longer than so many characters."""
+    if len(text) <= length:
+        return text
+    return _without_half_a_secret(text[:length], secrets) + " ..."
 
 
 def _without_half_a_secret(line: str, secrets: Iterable[str]) -> str:

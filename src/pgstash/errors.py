@@ -357,6 +357,10 @@ class StatementError(RestoreError):
     """The target refused a statement of the script."""
 
     exit_code = 62
+    default_hint = (
+        "Run the statement by itself in the target to see what it lacks there. If the reason is "
+        "in the source, fix it there and back up again."
+    )
 
 
 class TargetLostError(RestoreError):

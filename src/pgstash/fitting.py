@@ -10,7 +10,7 @@ from pgstash.archive import Archive
 from pgstash.errors import ClientToolsError, StatementError, TargetNotEmptyError
 from pgstash.manifest import Manifest
 from pgstash.postgres import roles, target, tools
-from pgstash.postgres.restore import BROKEN_CONSTRAINT, LockTableFullError
+from pgstash.postgres.refusals import BROKEN_CONSTRAINT, LockTableFullError
 from pgstash.postgres.source import Server
 from pgstash.unpacking import KNOWN_FROM
 
@@ -150,7 +150,7 @@ def lc_monetary(manifest: Manifest | None, server: Server, emit: events.Emit) ->
 
 @contextlib.contextmanager
 def explained(
-    manifest: Manifest | None, locks: target.LockTable, *, rows_only: bool
+    manifest: Manifest | None, server: Server, locks: target.LockTable, *, rows_only: bool
 ) -> Iterator[None]:
     """Say of an error what it means for this restore."""
     try:
@@ -160,4 +160,19 @@ def explained(
     except StatementError as error:
         if rows_only and error.hint == BROKEN_CONSTRAINT:
             raise StatementError(error.message, hint=_ROWS_IN_THE_WAY) from error
+        if error.hint == StatementError.default_hint and _of_other_major(manifest, server):
+            hint = f"{_versions(manifest, server)} {error.hint}"
+            raise StatementError(error.message, hint=hint) from error
         raise
+
+
+def _of_other_major(manifest: Manifest | None, server: Server) -> bool:
+    return manifest is not None and manifest.server.partition(".")[0] != str(server.major)
+
+
+def _versions(manifest: Manifest | None, server: Server) -> str:
+    of = manifest.server if manifest else "unknown"
+    return (
+        f"The backup is of PostgreSQL {of} and the target is PostgreSQL {server.version}: compare "
+        "what the release notes say of that statement."
+    )

@@ -216,7 +216,8 @@ def _restore(plan: Plan, archive: Archive, emit: events.Emit, state: _State) -> 
                 emit=emit,
                 observe=plan.observe,
             )
-            way.loading.run(load, progress.loaded)
+            with fitting.explained(archive.manifest, server, locks, rows_only=False):
+                way.loading.run(load, progress.loaded)
             return plan.jobs
         script = way.script
         if way.selected:
@@ -236,7 +237,7 @@ def _restore(plan: Plan, archive: Archive, emit: events.Emit, state: _State) -> 
         )
         try:
             read = progress.watch(script)
-            with fitting.explained(archive.manifest, locks, rows_only=plan.rows_only):
+            with fitting.explained(archive.manifest, server, locks, rows_only=plan.rows_only):
                 _feed(psql, known_to(into.major, read), plan)
         finally:
             # A database under a working name counts for nothing until it has its own.

@@ -10,24 +10,25 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
-from pgstash.errors import CorruptedError, RestoreError, TargetLostError
+from pgstash.errors import CorruptedError, RestoreError, StatementError, TargetLostError
+from pgstash.events import ignore
 from pgstash.postgres import extensions, outline, target, toc
 from pgstash.postgres.process import Child, in_memory
-from pgstash.postgres.restore import UNFINISHED, refusal, without_confidential
+from pgstash.postgres.refusals import QUERY_CANCELED, Refusal, refused, without_confidential
+from pgstash.postgres.restore import UNFINISHED, Psql
 from pgstash.postgres.source import Connection, Server
 from pgstash.postgres.tools import ClientTools
 
-# pg_restore: error: could not execute query: ERROR:  could not create unique index "a"
-_ERROR = re.compile(
-    r"pg_restore: error: (?:could not execute query: )?(?:ERROR:  )?(.*)", re.DOTALL
-)
-_LOST = re.compile(
-    r"terminating connection|server closed the connection|connection to server|"
-    r"no connection to the server"
-)
-_NOISE = re.compile(r"pg_restore: (?:while|from TOC entry|warning|error: a worker process died)")
-
+# pg_restore: from TOC entry 3; 1259 16392 INDEX a_idx admin
+_ENTRY = re.compile(r"pg_restore: from TOC entry (\d+);")
+_ERROR = re.compile(r"pg_restore: error: (?:could not execute query: )?(.*)")
+_OWN = "pg_restore: "
+_COMMAND = "Command was: "
+_ENTRIES_KEPT = 16
+_LINES_KEPT = 12
+_SECONDS_TO_REPEAT = 60
 
 # Filled last of all by pg_dump's order, and what is stored of them after that.
 _OF_VIEWS = (b"MATERIALIZED VIEW DATA", b"STATISTICS DATA")
@@ -55,11 +56,12 @@ def build(  # noqa: PLR0913 - each is one knob of one process
         connection = connection.with_options(target.NO_EVENT_TRIGGERS)
     elif extensions.must_be_silenced(server):
         connection = connection.with_options(extensions.SILENT)
+    building = _Building(replace(server, connection=connection), tools, head, options, environment)
     with in_memory("schema", head) as (descriptor, path):
         chosen = outline.of_restore(options)
         many = [f"--jobs={jobs}", *chosen, path]
         if not views_in_order:
-            _restore(tools, connection, environment, many, [descriptor])
+            building.run(many, [descriptor])
             return
         entries = _entries(head)
         for of_views in (False, True):
@@ -70,7 +72,7 @@ def build(  # noqa: PLR0913 - each is one knob of one process
             ]
             with in_memory("list", b"".join(lines)) as (listed, list_path):
                 own = [f"--use-list={list_path}", *([*chosen, path] if of_views else many)]
-                _restore(tools, connection, environment, own, [descriptor, listed])
+                building.run(own, [descriptor, listed])
 
 
 def _entries(head: bytes) -> Sequence[toc.Entry]:
@@ -83,42 +85,124 @@ def _entries(head: bytes) -> Sequence[toc.Entry]:
     return contents.entries
 
 
-def _restore(
-    tools: ClientTools,
-    connection: Connection,
-    environment: Mapping[str, str],
-    options: Sequence[str],
-    inherited: Sequence[int],
-) -> None:
-    command = [
-        str(tools.pg_restore),
-        *("--no-owner", "--no-acl", "--no-password", "--exit-on-error", "--section=post-data"),
-        *options,
-    ]
-    with Child(
-        command,
-        connection,
-        environment,
-        say=lambda _line: None,
-        inherited=inherited,
-        failure=TargetLostError,
-    ) as child:
-        # Its workers hold its output open, and may be at a statement for hours after its end.
-        status = child.wait(math.inf)
-        if status != 0:
-            raise _failure(status, child.last_lines)
+@dataclass(frozen=True, slots=True)
+class _Building:
+    """Where to build, from what table of contents, and by what."""
 
+    server: Server
+    tools: ClientTools
+    head: bytes
+    options: Sequence[str]
+    environment: Mapping[str, str]
 
-def _failure(status: int, lines: list[str]) -> RestoreError:
-    said = without_confidential("\n".join(line for line in lines if not _NOISE.match(line)))
-    match = _ERROR.search(said)
-    if match is None:
-        return TargetLostError(
-            f"pg_restore ended with status {status}: {said or 'and said nothing'}"
+    def run(self, options: Sequence[str], inherited: Sequence[int]) -> None:
+        command = [
+            str(self.tools.pg_restore),
+            *("--no-owner", "--no-acl", "--no-password", "--exit-on-error", "--section=post-data"),
+            "--verbose",  # or newer ones do not name the entry that fails
+            *options,
+        ]
+        said = _Said()
+        with Child(
+            command,
+            self.server.connection,
+            self.environment,
+            say=said.hear,
+            inherited=inherited,
+            failure=TargetLostError,
+            says_all=True,
+        ) as child:
+            # Its workers hold its output open, and may be at a statement for hours after its end.
+            status = child.wait(math.inf)
+            if status == 0:
+                return
+        raise self._failure(status, said)
+
+    def _failure(self, status: int, said: _Said) -> RestoreError:
+        """Return the error for an entry, by what the server says when it is tried once more.
+
+        pg_restore passes on what the server said without its SQLSTATE.
+        """
+        if not said.error:
+            return TargetLostError(f"pg_restore ended with status {status} and named no error")
+        for number in said.entries:
+            try:
+                refusal = self._tried(number)
+            except StatementError as error:  # nothing is known but what pg_restore said
+                return StatementError(f"{error}: {said.error}")
+            if refusal:
+                where = f"pg_restore stopped at {self._name(number)}"
+                return refused(refusal, f"{where}: {refusal.headline}")
+        # What goes well the second time was not the statement's fault.
+        return TargetLostError(f"pg_restore stopped: {said.error}")
+
+    def _tried(self, number: int) -> Refusal | None:
+        """Try the statements of one entry, roll them back, and return what is refused.
+
+        Raises StatementError where that cannot be found out in a while.
+        """
+        try:
+            script = outline.script_of(
+                self.head, self.tools, number, self.options, self.environment
+            )
+        except outline.CompositionError as error:
+            raise StatementError(f"pg_restore stopped at {self._name(number)}") from error
+        psql = Psql(
+            self.server,
+            self.tools,
+            one_transaction=True,
+            lc_monetary=None,
+            environment=self.environment,
+            emit=ignore,
         )
-    if _LOST.search(match[1]):
-        return TargetLostError(f"pg_restore stopped: {match[1]}")
-    return refusal(f"pg_restore stopped: {match[1]}")
+        limit = f"SET statement_timeout = '{_SECONDS_TO_REPEAT}s';\n".encode()
+        try:
+            with psql:
+                for piece in (script.before, limit, script.after, b"\nROLLBACK;\n"):
+                    psql.feed(piece)
+                psql.finish()
+        except StatementError as error:
+            if psql.refusal is None or psql.refusal.state == QUERY_CANCELED:
+                raise StatementError(f"pg_restore stopped at {self._name(number)}") from error
+            return psql.refusal
+        except TargetLostError:
+            pass
+        return None
+
+    def _name(self, number: int) -> str:
+        """Name an entry for people."""
+        for entry in _entries(self.head):
+            if entry.number == number:
+                parts = [entry.description, b".".join(filter(None, (entry.schema, entry.tag)))]
+                return b" ".join(parts).decode(self.server.codec, "replace")
+        return f"entry {number}"
+
+
+class _Said:
+    """Reads pg_restore's stderr: keeps the first error, and the entries that it names."""
+
+    def __init__(self) -> None:
+        self.entries: list[int] = []
+        self._lines: list[str] = []
+        self._open = False
+
+    def hear(self, line: str) -> None:
+        if found := _ENTRY.match(line):
+            if len(self.entries) < _ENTRIES_KEPT:
+                self.entries.append(int(found[1]))
+            self._open = False
+        elif not self._lines and (found := _ERROR.match(line)):
+            self._lines = [found[1]]
+            self._open = True
+        elif line.startswith((_OWN, _COMMAND)):
+            self._open = False
+        elif self._open and len(self._lines) < _LINES_KEPT:
+            self._lines.append(line)
+
+    @property
+    def error(self) -> str:
+        """What the first error says, without the statement; empty if there was none."""
+        return without_confidential("\n".join(self._lines))
 
 
 def _neutral(connection: Connection, lc_monetary: str | None) -> Connection:

@@ -17,11 +17,20 @@ from pgstash.child import Lines
 from pgstash.errors import RestoreError, TargetLostError
 from pgstash.events import Emit, ToolSaid
 from pgstash.postgres import ordering
-from pgstash.postgres.restore import UNFINISHED, refused, settings
+from pgstash.postgres.refusals import Refusal, refused
+from pgstash.postgres.restore import UNFINISHED, settings
 from pgstash.postgres.source import Server
 from pgstash.postgres.target import connected
 
 _SECONDS_BETWEEN_LOOKS = 0.2
+# What a message consists of, as libpq puts it together and in its order.
+_LABELS = {
+    pq.DiagnosticField.MESSAGE_PRIMARY: "",
+    pq.DiagnosticField.MESSAGE_DETAIL: "DETAIL:  ",
+    pq.DiagnosticField.MESSAGE_HINT: "HINT:  ",
+    pq.DiagnosticField.INTERNAL_QUERY: "QUERY:  ",
+    pq.DiagnosticField.CONTEXT: "CONTEXT:  ",
+}
 _DONE = (pq.ExecStatus.COMMAND_OK, pq.ExecStatus.TUPLES_OK)
 
 
@@ -190,13 +199,23 @@ class Loader:
     def _refused(self, result: pq.abc.PGresult | None, statement: bytes) -> RestoreError:
         if result is None:
             return TargetLostError("the target did not answer a statement")
-        state = (result.error_field(pq.DiagnosticField.SQLSTATE) or b"").decode()
-        text = result.error_message.decode(errors="replace").strip()
-        said = statement.decode(errors="replace").strip()
-        return refused(state, text, f"the target refused a statement: {text}\nSTATEMENT: {said}")
+        refusal = Refusal(
+            _field(result, pq.DiagnosticField.SQLSTATE),
+            "\n".join(
+                f"{label}{text}"
+                for field, label in _LABELS.items()
+                if (text := _field(result, field))
+            ),
+            statement.decode(errors="replace").strip(),
+        )
+        return refused(refusal, f"the target refused a statement: {refusal.headline}")
 
     def _heard(self, result: pq.abc.PGresult) -> None:
         self._said.feed(result.error_message)
+
+
+def _field(result: pq.abc.PGresult, field: pq.DiagnosticField) -> str:
+    return (result.error_field(field) or b"").decode(errors="replace")
 
 
 def _lost(error: psycopg.Error) -> RestoreError:

@@ -177,14 +177,42 @@ def entries(
 
     ``options`` are those that the dump was made with. Raises CompositionError.
     """
+    text, first = _of_entries(head, tools, numbers, options, environment)
+    end = CLOSING.search(text)
+    if end is None:
+        raise CompositionError("pg_restore's script does not end as expected")
+    return text[first : end.start()]
+
+
+def script_of(
+    head: bytes,
+    tools: ClientTools,
+    number: int,
+    options: Sequence[str],
+    environment: Mapping[str, str],
+) -> Script:
+    """Return the script of one entry that comes after the rows, cut where the entry begins.
+
+    Arguments and errors as for :func:`entries`.
+    """
+    text, first = _of_entries(head, tools, [number], options, environment)
+    return Script(text[:first], text[first:])
+
+
+def _of_entries(
+    head: bytes,
+    tools: ClientTools,
+    numbers: Sequence[int],
+    options: Sequence[str],
+    environment: Mapping[str, str],
+) -> tuple[bytes, int]:
+    """Return a script of a few entries, and where the first one begins."""
     listed = "".join(f"{number};\n" for number in numbers).encode()
     with in_memory("list", listed) as (descriptor, path):
         own = ["--section=post-data", f"--use-list={path}", *of_restore(options)]
         text = plain(head, tools, own, environment, inherited=[descriptor])
     first, end = _ENTRY.search(text), CLOSING.search(text)
-    if end is None:
-        raise CompositionError("pg_restore's script does not end as expected")
-    return text[first.start() : end.start()] if first else b""
+    return text, first.start() if first else end.start() if end else len(text)
 
 
 def plain(

@@ -67,8 +67,11 @@ class Child:
         fed: bool = False,
         inherited: Sequence[int] = (),
         failure: type[PgstashError] = DumpError,
+        says_all: bool = False,
     ) -> None:
         """Start the tool; ``say`` is called with each line of its stderr, from a thread.
+
+        With the first ones, that is, unless it ``says_all``.
 
         ``--dbname`` is appended to the command. ``environment`` is what the child may
         choose from, usually the process's own. With ``fed`` it reads what :meth:`queue` and
@@ -78,7 +81,8 @@ class Child:
         """
         self._failure = failure
         self._name = Path(command[0]).name
-        self._lines = Lines(say, tuple(connection.secrets.values()))
+        secrets = tuple(connection.secrets.values())
+        self._lines = Lines(say, secrets, math.inf) if says_all else Lines(say, secrets)
         process: subprocess.Popen[bytes] | None = None
         try:
             with _login_environment(connection) as (variables, descriptors, conninfo):

@@ -11,9 +11,8 @@ import math
 import re
 import secrets
 import signal
-import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
@@ -22,6 +21,7 @@ import psycopg
 
 from pgstash.errors import Interrupted, RestoreError, StatementError, TargetLostError
 from pgstash.events import Emit, Notice, ToolSaid
+from pgstash.postgres import refusals
 from pgstash.postgres.process import Child
 from pgstash.postgres.source import Server
 from pgstash.postgres.target import Outcome, connected
@@ -52,80 +52,9 @@ No statement has to wait for the disk, or a standby: the rename does, and what w
 it is written before it (https://www.postgresql.org/docs/current/wal-async-commit.html).
 """
 
-# psql:<stdin>:123: ERROR:  42P07: relation "a" already exists
-_MESSAGE = re.compile(r"psql:<stdin>:(\d+): ([^:]+):  ([0-9A-Z]{5}): (.*)")
 # What a session is told by: 4711|12345|2026-07-01 12:00:00.123456+00
 _INTRODUCTION = re.compile(r"(\d+)\|(\d+)\|(.+)")
-_HARMLESS_CLASSES = ("00", "01", "02")  # success, warnings, no data
-_STATEMENT = re.compile(r"psql:<stdin>:\d+: STATEMENT:  ")
-_LINES_KEPT = 12
-# Options of servers, user mappings and subscriptions may hold passwords.
-_CONFIDENTIAL = re.compile(r"(OPTIONS \(|CONNECTION ').*", re.DOTALL)
-
-# What cannot be restored as it is, and is mended in the source.
-_SEARCH_PATH = (
-    "A function depends on the search_path that its caller happened to have, and a restore has "
-    "none. Mend it in the source: ALTER FUNCTION … SET search_path = …; then back up again."
-)
-_BROKEN_CHECK = (
-    "Rows of the source break their own CHECK, which PostgreSQL does not test again when a "
-    "function in it, or a table that this reads, changes. Mend it in the source: make the check a "
-    "trigger, or mend the rows; then back up again."
-)
-BROKEN_CONSTRAINT = (
-    "Rows of the source break a constraint, as can be where triggers were disabled, or an index is "
-    "damaged (REINDEX). Mend them in the source; then back up again."
-)
-"""The hint of an error that a constraint of the target raised."""
-
-_HINTS = (
-    ("42704", r"role", "Create the role first (CREATE ROLE …), and restore again."),
-    (
-        "0A000|58P01|42704",
-        r"extension",
-        "Install the package of the extension on the target's server, and restore again.",
-    ),
-    ("42501", r"", "Restore with a role that owns the database, or with a superuser."),
-    (
-        "42P06|42P07|42710|42723|2BP01|42P16",
-        r"",
-        "Something of the target is in the way: restore into an empty database, or with --create.",
-    ),
-    ("42P01|42883|42704|42703", r"CONTEXT: .*function", _SEARCH_PATH),
-    ("23514", r"", _BROKEN_CHECK),
-    ("23502|23503|23505|23P01", r"", BROKEN_CONSTRAINT),
-    (
-        "25001",
-        r"SUBSCRIPTION",
-        "Drop the subscription in the target first, or restore with --create NAME.",
-    ),
-    ("53100", r"", "The target's disk is full."),
-    (
-        "22P02",
-        r"type money",
-        "The amounts were written in another lc_monetary, which the target's server must have.",
-    ),
-    (
-        "42704",
-        r"parameter|unrecognized",
-        "The script was written for a newer server than the target's.",
-    ),
-)
-# The same for pg_restore, which passes on what the server says without its SQLSTATE.
-_HINTS_BY_WORDS = (
-    (r"role \".*\" does not exist", "Create the role first (CREATE ROLE …), and restore again."),
-    (r"does not exist.*CONTEXT: .*function", _SEARCH_PATH),
-    (r"check constraint .* is violated by some row|violates check constraint", _BROKEN_CHECK),
-    (r"violates|could not create unique index|is duplicated|null values", BROKEN_CONSTRAINT),
-    (r"permission denied|must be owner", "Restore with a role that owns the database."),
-    (r"No space left on device", "The target's disk is full."),
-)
-_UNKNOWN = "Compare the versions: `pgstash show` says from which server the backup comes."
-_NO_LOCKS = ("53200", "max_locks_per_transaction")
-
-
-class LockTableFullError(StatementError):
-    """One transaction cannot lock as many objects as the script makes."""
+_BAD_CONNECTION = 2  # the exit status of a psql that lost it
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +70,8 @@ class Psql:
     """A psql that runs a script fed to it, in one transaction or with each statement by itself.
 
     A context manager. Leaving it before :meth:`finish` has returned ends psql, and its session on
-    the server; ``outcome`` says then what became of the transaction.
+    the server; ``outcome`` says then what became of the transaction. ``refusal`` is what the server
+    refused, if it did.
     """
 
     def __init__(  # noqa: PLR0913 - each is one knob of one process
@@ -161,10 +91,13 @@ class Psql:
         self._lc_monetary = lc_monetary
         self._environment = environment
         self._emit = emit
-        self._errors = _Errors(lambda line: emit(ToolSaid("psql", line)))
+        self._stderr = refusals.Stderr(
+            lambda line: emit(ToolSaid("psql", line)), tuple(server.connection.secrets.values())
+        )
         self._committing = self._finished = False
         self._backend: _Backend | None = None
         self.outcome = Outcome.NOTHING
+        self.refusal: refusals.Refusal | None = None
 
     def __enter__(self) -> Self:
         """Start psql, log in and begin. Raises RestoreError."""
@@ -178,9 +111,10 @@ class Psql:
             command,
             self._server.connection,
             self._environment,
-            say=self._errors.hear,
+            say=self._stderr.hear,
             fed=True,
             failure=TargetLostError,
+            says_all=True,
         )
         try:
             self._child.queue(self._preamble())
@@ -195,6 +129,7 @@ class Psql:
     ) -> None:
         """End psql, and see to it that the session of its transaction ends."""
         self._child.__exit__()
+        self._stderr.finish()
         if self._finished:
             return
         if not self._one_transaction:
@@ -267,11 +202,11 @@ class Psql:
         return _Backend(int(match[1]), match[3], match[2])
 
     def _failure(self, status: int) -> RestoreError:
-        if found := self._errors.first:
-            line, state, text = found
-            message = f"psql stopped at line {line} of the script: {text}"
-            return refused(state, text, message)
-        said = "\n".join(self._child.last_lines) or "and said nothing"
+        if found := self._stderr.found(lost=status == _BAD_CONNECTION):
+            line, self.refusal = found
+            message = f"psql stopped at line {line} of the script: {self.refusal.headline}"
+            return refusals.refused(self.refusal, message + self._stderr.before)
+        said = self._stderr.of_psql or "\n".join(self._child.last_lines) or "and said nothing"
         if "invalid command \\restrict" in said:
             return StatementError(
                 f"psql {self._tools.version} is too old for the script: {said}",
@@ -316,11 +251,6 @@ class Psql:
         return Outcome.UNKNOWN
 
 
-def without_confidential(said: str) -> str:
-    """Cut what a server or a tool says where the options of a statement begin."""
-    return _CONFIDENTIAL.sub(r"\1…", said)
-
-
 def settings(neutral: Mapping[str, str], lc_monetary: str | None) -> str:
     """Return the statements that set what is neutral, and the locale that amounts are read in.
 
@@ -337,62 +267,6 @@ def settings(neutral: Mapping[str, str], lc_monetary: str | None) -> str:
         f" pg_catalog.unnest(ARRAY[{values}])) AS wanted (name, value)"
         " JOIN pg_catalog.pg_settings s ON s.name = wanted.name;"
     )
-
-
-def refused(state: str, text: str, message: str) -> RestoreError:
-    """Return the error for what a server said, with its SQLSTATE, and what to do about it."""
-    if state == _NO_LOCKS[0] and _NO_LOCKS[1] in text:
-        return LockTableFullError(message)
-    for states, words, hint in _HINTS:
-        if re.fullmatch(states, state) and re.search(words, text):
-            return StatementError(message, hint=hint)
-    if state[:2] not in ("08", "57"):
-        return StatementError(message, hint=_UNKNOWN)
-    return TargetLostError(message)
-
-
-def refusal(message: str) -> StatementError:
-    """Return the error for a statement that was refused, where its SQLSTATE is not known."""
-    for words, hint in _HINTS_BY_WORDS:
-        if re.search(words, message):
-            return StatementError(message, hint=hint)
-    return StatementError(message, hint=_UNKNOWN)
-
-
-class _Errors:
-    """Listens to psql's stderr: keeps the first error whole, passes on what else is said."""
-
-    def __init__(self, say: Callable[[str], None]) -> None:
-        self._say = say
-        self._lock = threading.Lock()
-        self._where = ""
-        self._state = ""
-        self._lines: list[str] = []
-
-    def hear(self, line: str) -> None:
-        match = _MESSAGE.match(line)
-        with self._lock:
-            if match and not self._lines and match[3][:2] not in _HARMLESS_CLASSES:
-                self._where, self._state = match[1], match[3]
-                self._lines = [match[4]]
-                return
-            if self._lines:
-                if not line.startswith("LOCATION: ") and len(self._lines) <= _LINES_KEPT:
-                    self._lines.append(_STATEMENT.sub("STATEMENT: ", line))
-                return
-        if line.startswith("LOCATION: "):  # of what is only told: a line in PostgreSQL's source
-            return
-        self._say(f"{match[2]}: {match[4]}" if match else line)
-
-    @property
-    def first(self) -> tuple[str, str, str] | None:
-        """Line, SQLSTATE and text of the first error with its statement, or their beginning."""
-        with self._lock:
-            if not self._lines:
-                return None
-            kept, more = self._lines[:_LINES_KEPT], len(self._lines) > _LINES_KEPT
-            text = without_confidential("\n".join(kept))
-            return self._where, self._state, text + ("\n…" if more else "")
 
 
 def _literal(value: str) -> str:
