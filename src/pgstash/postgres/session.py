@@ -14,6 +14,7 @@ import psycopg
 from psycopg import pq
 
 from pgstash.errors import DatabaseLoginError, DatabaseUnreachableError
+from pgstash.postgres import login
 
 if TYPE_CHECKING:
     from pgstash.postgres.source import Connection
@@ -49,9 +50,7 @@ class Session:
             reason = " ".join(str(error).split())
             if pq.PGconn.ping(conninfo) == pq.Ping.OK:
                 raise DatabaseLoginError(
-                    f"the database refused a second session: {reason}",
-                    hint="A backup has up to DUMP_JOBS + 4 sessions at a time: look at the limits "
-                    "of the role (CONNECTION LIMIT), the database and the server.",
+                    f"the database refused a second session: {reason}", hint=login.hint(conninfo)
                 ) from error
             raise DatabaseUnreachableError(f"the database cannot be reached: {reason}") from error
         except BaseException:

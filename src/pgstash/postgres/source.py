@@ -21,7 +21,7 @@ from psycopg import conninfo, pq
 
 from pgstash.errors import DatabaseError, DatabaseLoginError, DatabaseUnreachableError
 from pgstash.manifest import Database
-from pgstash.postgres import pooler
+from pgstash.postgres import login, pooler
 from pgstash.postgres.address import SECRETS
 
 _CONNECT_SECONDS = 10
@@ -251,6 +251,7 @@ def _refused(url: str, error: psycopg.OperationalError) -> DatabaseError:
                 hint = _NONE_GIVEN_HINT
             elif _refuses_options(url):
                 return pooler.refused_options(reason)
+            hint = hint or login.hint(probe.encode())
             return DatabaseLoginError(f"the database refused the login: {reason}", hint=hint)
     return DatabaseUnreachableError(f"the database cannot be reached: {reason}", hint=hint)
 

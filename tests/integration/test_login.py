@@ -1,0 +1,87 @@
+"""A login that is refused says why, by the SQLSTATE of the refusal."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pgstash.errors import DatabaseLoginError
+from pgstash.postgres import login, source
+from support.backups import back_up
+from support.cli import environment, run_pgstash
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from support.postgres import Cluster, Database, MakeDatabase
+
+CLOSED = "takes no connections"
+
+
+@pytest.fixture
+def closed(cluster: Cluster, make_database: MakeDatabase) -> Database:
+    database = make_database(on=cluster)
+    cluster.maintenance.run_sql(f"ALTER DATABASE {database.name} ALLOW_CONNECTIONS false")
+    return database
+
+
+@pytest.fixture
+def anybody(cluster: Cluster) -> Iterator[str]:
+    cluster.maintenance.run_sql("CREATE ROLE anybody LOGIN")
+    yield "anybody"
+    cluster.maintenance.run_sql("DROP ROLE anybody")
+
+
+def as_role(database: Database, role: str) -> str:
+    return database.uri.replace(f"//{database.cluster.user}@", f"//{role}@")
+
+
+WHY = {
+    "closed": ("ALTER DATABASE {} ALLOW_CONNECTIONS false", "55000", CLOSED),
+    "invalid": (
+        "UPDATE pg_database SET datconnlimit = -2 WHERE datname = '{}'",
+        "55000",
+        "DROP DATABASE was interrupted",
+    ),
+    "without the right": ("REVOKE CONNECT ON DATABASE {} FROM PUBLIC", "42501", "GRANT CONNECT"),
+    "full": ("ALTER DATABASE {} CONNECTION LIMIT 0", "53300", "CONNECTION LIMIT"),
+    "gone": ("ALTER DATABASE {0} RENAME TO {0}_away", "3D000", "no database of that name"),
+}
+
+
+@pytest.mark.parametrize("why", WHY)
+def test_a_refusal_has_a_code_and_a_remedy(
+    why: str, cluster: Cluster, make_database: MakeDatabase, anybody: str
+) -> None:
+    statement, state, words = WHY[why]
+    database = make_database(on=cluster)
+    cluster.maintenance.run_sql(statement.format(database.name))
+    url = as_role(database, anybody)
+    assert login.refusal(url.encode()) == state
+    with pytest.raises(DatabaseLoginError) as caught:
+        source.look(url)
+    assert words in caught.value.hint
+    cluster.drop_database(f"{database.name}_away")
+
+
+def test_no_code_where_the_login_is_good_or_nobody_answers(make_database: MakeDatabase) -> None:
+    assert login.refusal(make_database().uri.encode()) == ""
+    assert login.refusal(b"host=127.0.0.1 port=1") == ""
+
+
+def test_every_command_says_that_a_database_takes_no_connections(
+    closed: Database, make_database: MakeDatabase, tmp_path: Path
+) -> None:
+    back_up(make_database(on=closed.cluster), tmp_path)
+    stored = {"STORAGE_URL": tmp_path.as_uri()}
+    for arguments, settings, status in (
+        (["once"], {"DATABASE_URL": closed.uri}, 11),
+        (["check"], {"DATABASE_URL": closed.uri}, 40),
+        (["restore"], {"RESTORE_URL": closed.uri}, 11),
+        (["drill"], {"VERIFY_DATABASE_URL": closed.uri}, 43),
+    ):
+        done = run_pgstash(arguments, environment(closed.bin_dir, **stored, **settings))
+        assert done.returncode == status, done.stdout + done.stderr
+        assert CLOSED in done.stdout + done.stderr, arguments
