@@ -13,7 +13,8 @@
     │   ├── WriterBusyError           15   another backup of this source to this place runs
     │   ├── WriterLostError           16   nobody can tell that no other one began meanwhile
     │   ├── PoolerError               17   a pooler in between swaps sessions, or loses settings
-    │   └── PoolTooSmallError         18   a pooler in between has no session for us
+    │   ├── PoolTooSmallError         18   a pooler in between has no session for us
+    │   └── RoleRefusedError          19   the role of --role does not exist, or is not granted
     ├── StorageError
     │   ├── StorageUnreachableError   20   the store does not answer, or answers 5xx
     │   ├── StorageRefusedError       21   the store answers, and refuses
@@ -173,6 +174,16 @@ class PoolTooSmallError(DatabaseError):
     default_hint = (
         "A backup needs up to DUMP_JOBS + 4 sessions at a time, a restore RESTORE_JOBS + 3: raise "
         "the size of the pool (PgBouncer: default_pool_size), or connect to the server itself."
+    )
+
+
+class RoleRefusedError(DatabaseError):
+    """The role that ``--role`` names does not exist, or the login may not take it."""
+
+    exit_code = 19
+    default_hint = (
+        "Check --role in PG_DUMP_EXTRA_ARGS: `\\du` in psql lists the roles. Upper and lower case "
+        "matter."
     )
 
 

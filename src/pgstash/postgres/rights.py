@@ -175,16 +175,17 @@ def look(server: Server, options: Sequence[str] = ()) -> Rights:
 def closed_mappings(server: Server, options: Sequence[str]) -> list[str]:
     """Return the user mappings that pg_dump dumps without their options, as ``user on server``.
 
-    Only some roles may read these, which may hold passwords. Raises DatabaseError.
+    Only some roles may read these, which may hold passwords. Raises DatabaseError, RoleRefusedError
+    for the role of these options.
     """
-    if patterns.selects(options):
-        return []
     # Not by psycopg's own connection: the database's name need not be UTF-8.
     with contextlib.closing(Session(server.connection, client_encoding="SQL_ASCII")) as session:
         try:
             session.ask("SET search_path = ''", _SECONDS_TO_ANSWER)
             if role := dump_options.role(options):
-                session.ask(inquiry.taking(role, server), _SECONDS_TO_ANSWER)
+                inquiry.take(role, server, lambda each: session.ask(each, _SECONDS_TO_ANSWER))
+            if patterns.selects(options):
+                return []
             found = session.ask(_CLOSED_MAPPINGS, _SECONDS_TO_ANSWER)
         except psycopg.Error as error:
             raise DatabaseUnreachableError(
