@@ -419,14 +419,42 @@ def test_a_server_that_is_not_there_to_be_asked(scene: Scene) -> None:
         assert proxy.accepted > 3
 
 
-def test_a_lock_timeout_in_the_language_of_the_server(scene: Scene) -> None:
-    said = (
-        "pg_dump: error: query failed: FEHLER:  storniere Anfrage wegen Zeitüberschreitung\n"
-        "pg_dump: detail: Query was: LOCK TABLE public.t IN ACCESS SHARE MODE\n"
-    )
+FAILED_IN_GERMAN = """\
+pg_dump: error: query failed: FEHLER:  {}
+pg_dump: detail: Query was: LOCK TABLE public.b_held, public.a_first IN ACCESS SHARE MODE
+"""
+STATES_IN_GERMAN = {
+    "locked": (14, "storniere Anfrage wegen Zeitüberschreitung", ["LOCK_TIMEOUT"]),
+    "locked a moment ago": (14, "storniere Anfrage wegen Zeitüberschreitung", ["LOCK_TIMEOUT"]),
+    "forbidden": (13, "keine Berechtigung für Tabelle b_held", ["GRANT pg_read_all_data"]),
+    "row security": (13, "Sicherheitspolicy für Tabelle »b_held«", ["BYPASSRLS"]),
+    "dropped": (13, "Relation »public.b_held« existiert nicht", ["dropped or altered"]),
+}
+
+
+@pytest.mark.parametrize("state", STATES_IN_GERMAN)
+def test_a_failure_in_the_language_of_the_server(
+    state: str, source: Database, scene: Scene, reader: str
+) -> None:
+    """What pg_dump passes on has no code: the server is asked for it."""
+    status, words, remedy = STATES_IN_GERMAN[state]
+    if state != "dropped":
+        source.run_sql("CREATE TABLE b_held (a int)")
+    if state == "row security":
+        source.run_sql(
+            f"GRANT SELECT ON b_held TO {reader}; ALTER TABLE b_held ENABLE ROW LEVEL SECURITY"
+        )
+    said = FAILED_IN_GERMAN.format(words)
+    scene.database = source
     scene.fake(FakePgDump(empty=True, complete=False, status=1, stderr=said))
-    done = scene.once()
-    assert_failed(done, 14, "LOCK TABLE", "LOCK_TIMEOUT", "permission", nothing_left=scene)
+    url = source.uri
+    if state in {"forbidden", "row security"}:
+        url = url.replace(f"//{source.cluster.user}@", f"//{reader}@")
+    with source.connect() as holder, holder.transaction():
+        if state == "locked":
+            holder.execute("LOCK TABLE b_held IN ACCESS EXCLUSIVE MODE")
+        done = scene.once(DATABASE_URL=url, DUMP_JOBS="1")
+    assert_failed(done, status, words, *remedy, nothing_left=scene)
 
 
 def test_a_locked_table_among_many(many_tables: Database, real: Scene) -> None:

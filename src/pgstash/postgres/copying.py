@@ -268,7 +268,7 @@ def snapshot(server: Server) -> Iterator[Snapshot]:
 
 def refused(said: str, state: str | None = None) -> DatabaseError:
     """Return the error for what a server refused: LockRefusedError or SnapshotError."""
-    if state == _NOT_AVAILABLE or "could not obtain lock" in said or _NOT_AVAILABLE in said:
+    if state == _NOT_AVAILABLE or _NOT_AVAILABLE in said:  # psql writes it into the message
         return LockRefusedError(f"a table is locked: {' '.join(said.split())}")
     return SnapshotError(f"no snapshot can be shared: {' '.join(said.split())}")
 

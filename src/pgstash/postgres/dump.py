@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import itertools
 import re
-import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
-from pgstash.errors import DatabaseError, DumpError, LockTimeoutError
+from pgstash.errors import DumpError, LockTimeoutError
 from pgstash.events import Emit, ToolSaid
 from pgstash.postgres import locks
+from pgstash.postgres.causes import Tool
 from pgstash.postgres.process import Child
 from pgstash.postgres.source import Connection, Server
 from pgstash.postgres.tools import ClientTools
@@ -26,98 +26,6 @@ CLOSING_BYTES = 1024
 _SECONDS_FOR_LOCK_TABLE = 1
 
 
-_Cause = tuple[re.Pattern[str], type[DatabaseError], str]
-
-
-def _cause(pattern: str, error: type[DatabaseError], hint: str) -> _Cause:
-    return re.compile(pattern, re.IGNORECASE | re.DOTALL), error, hint
-
-
-# What pg_dump is known to die of, by what it says; the first that fits gives the hint.
-_CAUSES = (
-    _cause(
-        r"canceling statement due to (statement|lock) timeout.*LOCK TABLE",
-        LockTimeoutError,
-        LockTimeoutError.default_hint,
-    ),
-    _cause(
-        r"(unrecognized|invalid|ambiguous) option|options? .* cannot be used together|"
-        r"no matching (tables?|schemas?|extensions?|foreign servers?) were found|"
-        r"improper qualified name",
-        DumpError,
-        "This pg_dump does not take what PG_DUMP_EXTRA_ARGS or an EXCLUDE_… setting asks of it.",
-    ),
-    _cause(
-        r"permission denied for large object",
-        DumpError,
-        "The role must own its large objects, or be granted SELECT ON LARGE OBJECT on each; "
-        "pg_read_all_data does not cover them.",
-    ),
-    _cause(
-        r"permission denied for|may lack SELECT privilege",
-        DumpError,
-        "Grant the role what it lacks: GRANT pg_read_all_data TO the role (PostgreSQL 14 and "
-        "newer), or USAGE on the schema and SELECT on the table or sequence.",
-    ),
-    _cause(
-        r"row-level security|row security",
-        DumpError,
-        "Row-level security would hide rows from the backup: use a role with BYPASSRLS, or the "
-        "owner of the table.",
-    ),
-    _cause(
-        r"missing chunk number|unexpected chunk|toast value|could not read block|invalid page|"
-        r"compressed .* data is corrupt",
-        DumpError,
-        "The source database is damaged. Keep the last good backup (raise "
-        "BACKUP_RETENTION_DAYS), and find the rows with amcheck or by reading the table in parts.",
-    ),
-    _cause(
-        r"invalid memory alloc request size|cannot enlarge string buffer|out of memory",
-        DumpError,
-        "A value is too large to be written as text (PostgreSQL's limit is 1 GB, and bytea "
-        "doubles): store it in pieces or as a large object.",
-    ),
-    _cause(
-        r"conflict with recovery",
-        DumpError,
-        "A standby cancels long queries: raise max_standby_streaming_delay there, set "
-        "hot_standby_feedback, or back up the primary.",
-    ),
-    _cause(
-        r"unsupported startup parameter",
-        DumpError,
-        "A pooler stands in between: let the backup connect to the server itself.",
-    ),
-    _cause(
-        r"too many (connections|clients)|remaining connection slots",
-        DumpError,
-        "A backup has up to DUMP_JOBS + 4 sessions at a time: look at the limits of the role "
-        "(CONNECTION LIMIT), the database and the server.",
-    ),
-    _cause(
-        r"server closed the connection|terminating connection|connection to server|"
-        r"could not receive data|SSL (error|connection has been)|no connection to the server",
-        DumpError,
-        "The connection to the database was lost: was it restarted, or did something in between "
-        "cut it?",
-    ),
-    _cause(
-        r"does not exist|could not open relation|cache lookup failed",
-        DumpError,
-        "Something was dropped or altered just when the dump began: run the backup again.",
-    ),
-    # What the server says comes in the language of its lc_messages, so that none of the above
-    # fits; what pg_dump adds is English. Nearly always this statement fails for a timeout.
-    _cause(
-        r"query was: LOCK TABLE",
-        LockTimeoutError,
-        f"{LockTimeoutError.default_hint} If the message says that a permission is missing: "
-        "GRANT pg_read_all_data TO the role.",
-    ),
-)
-
-_KILLED = "Was this machine or container short of memory? Then the kernel's log names it."
 _UNKNOWN_CAUSE = "Look into the server's log for that time, and run the backup again."
 
 
@@ -156,7 +64,7 @@ def dump(  # noqa: PLR0913 - each is one knob of one process
             itertools.islice(patient(child, idle_seconds, first, ask), 1),
             patient(child, idle_seconds, lock_seconds, ask),
         )
-        yield _complete(chunks, child)
+        yield _complete(chunks, child, Tool("pg_dump", server, options))
 
 
 def watched(server: Server) -> tuple[Connection, Callable[[float], None]]:
@@ -219,7 +127,7 @@ def _encoded(option: str, server: Server) -> str:
         ) from None
 
 
-def _complete(chunks: Iterable[bytes], child: Child) -> Iterator[bytes]:
+def _complete(chunks: Iterable[bytes], child: Child, tool: Tool) -> Iterator[bytes]:
     tail = b""
     for chunk in chunks:
         tail = (
@@ -230,24 +138,11 @@ def _complete(chunks: Iterable[bytes], child: Child) -> Iterator[bytes]:
         yield chunk
     status = child.wait()
     if status != 0:
-        raise failure("pg_dump", status, child.last_lines)
+        raise tool.failure(status, child.last_lines)
     if not CLOSING.search(tail):
         raise DumpError(
             "pg_dump ended without an error, but its dump is not complete", hint=_UNKNOWN_CAUSE
         )
-
-
-def failure(tool: str, status: int, lines: Iterable[str]) -> DatabaseError:
-    """Return the error for a client tool that reads the database, by the last lines it wrote."""
-    said = "\n".join(lines)
-    how = f"was killed by signal {-status}" if status < 0 else f"failed with exit status {status}"
-    message = f"{tool} {how}" + (f":\n{said}" if said else " and said nothing")
-    for pattern, error, hint in _CAUSES:
-        if pattern.search(said):
-            return error(message, hint=hint)
-    if status == -signal.SIGKILL:
-        return DumpError(message, hint=_KILLED)
-    return DumpError(message, hint=_UNKNOWN_CAUSE)
 
 
 def without_closing(chunks: Iterable[bytes]) -> Iterator[bytes]:

@@ -28,7 +28,7 @@ _SESSIONS = (
     "A backup has up to DUMP_JOBS + 4 sessions at a time, a restore RESTORE_JOBS + 3: raise the "
     "limit of the role or the database (CONNECTION LIMIT), or the server's max_connections."
 )
-_HINTS = {
+HINTS = {
     "3D000": "There is no database of that name on the server: check the name in the URL.",
     "42501": "The role lacks a right: GRANT CONNECT ON DATABASE … TO the role.",
     TOO_MANY: _SESSIONS,
@@ -38,11 +38,12 @@ _HINTS = {
         "(datconnlimit is -2 in pg_database). An invalid one can only be dropped."
     ),
 }
+"""What to do about a refusal, by its SQLSTATE."""
 
 
 def hint(conninfo: bytes) -> str:
     """Return what to do about a login that the server just refused; empty if nobody can tell."""
-    return _HINTS.get(refusal(conninfo), "")
+    return HINTS.get(refusal(conninfo), "")
 
 
 def refusal(conninfo: bytes) -> str:

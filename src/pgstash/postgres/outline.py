@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from pgstash.errors import DumpError
 from pgstash.events import Emit, ToolSaid
 from pgstash.postgres import toc
-from pgstash.postgres.dump import CLOSING, arguments, failure, patient, watched
+from pgstash.postgres.causes import Tool
+from pgstash.postgres.dump import CLOSING, arguments, patient, watched
 from pgstash.postgres.process import Child, child_environment, in_memory
 from pgstash.postgres.source import Server
 from pgstash.postgres.toc import Contents
@@ -92,12 +93,13 @@ def opened(  # noqa: PLR0913 - each is one knob of one process
 
     connection, ask = watched(server)
     with Child(command, connection, environment, say=say) as child:
-        contents = _contents(child, patient(child, idle_seconds, lock_seconds, ask))
+        chunks = patient(child, idle_seconds, lock_seconds, ask)
+        contents = _contents(child, chunks, Tool("pg_dump", server, options))
         done = True
         yield contents
 
 
-def _contents(child: Child, chunks: Iterable[bytes]) -> Contents:
+def _contents(child: Child, chunks: Iterable[bytes], tool: Tool) -> Contents:
     data, tried = b"", 0
     for chunk in chunks:
         data += chunk
@@ -114,7 +116,7 @@ def _contents(child: Child, chunks: Iterable[bytes]) -> Contents:
             )
     status = child.wait()
     if status != 0:
-        raise failure("pg_dump", status, child.last_lines)
+        raise tool.failure(status, child.last_lines)
     contents = _read(data)
     if contents is None:
         raise CompositionError("pg_dump's table of contents is cut short")

@@ -9,8 +9,8 @@ from typing import Self
 from pgstash.errors import DatabaseError, DumpError
 from pgstash.events import Emit, ToolSaid
 from pgstash.postgres import inquiry
+from pgstash.postgres.causes import Tool
 from pgstash.postgres.copying import Chunk, Table, refused
-from pgstash.postgres.dump import failure
 from pgstash.postgres.process import Child
 from pgstash.postgres.source import Server
 from pgstash.postgres.tools import ClientTools
@@ -73,6 +73,7 @@ class Reader:
         self._begun = False
         self._copied: int | None = None
         self._codec = server.codec
+        self._tool = Tool("psql", server)
         command = [
             str(tools.psql),
             *("--no-psqlrc", "--quiet", "--no-align", "--tuples-only", "--no-password"),
@@ -187,4 +188,4 @@ class Reader:
         try:
             yield from self.child.read_until(mark, self._idle_seconds)
         except EOFError:
-            raise failure("psql", self.child.wait(), self.child.last_lines) from None
+            raise self._tool.failure(self.child.wait(), self.child.last_lines) from None
