@@ -28,7 +28,13 @@ _OWN = "pg_restore: "
 _COMMAND = "Command was: "
 _ENTRIES_KEPT = 16
 _LINES_KEPT = 12
-_SECONDS_TO_REPEAT = 60
+_SECONDS_TO_REPEAT = 30
+# What libpq says, in English as it is run.
+_LOST = re.compile(
+    r"^(?:server closed the connection|no connection to the server|connection to server|"
+    r"could not (?:send|receive) data|SSL (?:error|SYSCALL error|connection has been))",
+    re.MULTILINE,
+)
 
 # Filled last of all by pg_dump's order, and what is stored of them after that.
 _OF_VIEWS = (b"MATERIALIZED VIEW DATA", b"STATISTICS DATA")
@@ -125,6 +131,8 @@ class _Building:
         """
         if not said.error:
             return TargetLostError(f"pg_restore ended with status {status} and named no error")
+        if _LOST.search(said.error):
+            return TargetLostError(f"pg_restore stopped: {said.error}")
         for number in said.entries:
             try:
                 refusal = self._tried(number)
