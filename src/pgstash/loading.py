@@ -19,7 +19,7 @@ from pgstash import events
 from pgstash.archive import Archive
 from pgstash.errors import CorruptedError, PgstashError, RestoreError
 from pgstash.manifest import Manifest
-from pgstash.postgres import loader
+from pgstash.postgres import loader, views
 from pgstash.postgres.building import build
 from pgstash.postgres.loader import Loader
 from pgstash.postgres.restore import Psql
@@ -37,7 +37,10 @@ _SHARES = 4
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Where to load to, by how many sessions. ``observe`` is shown what is not rows."""
+    """Where to load to, by how many sessions. ``observe`` is shown what is not rows.
+
+    ``for_drill`` no view is filled that asks a foreign server.
+    """
 
     into: Server
     client: ClientTools
@@ -46,6 +49,7 @@ class Plan:
     environment: Mapping[str, str]
     emit: events.Emit
     observe: Callable[[bytes], None]
+    for_drill: bool
 
 
 class Loading:
@@ -90,6 +94,7 @@ class Loading:
         progressed(self.raw_bytes)
         if reason := loader.order_of_views(plan.into):
             plan.emit(events.Notice(f"Views are filled in the order of the script: {reason}"))
+        fill = partial(self._fill, plan) if views.may_read_foreign(plan.into) else None
         build(
             plan.into,
             plan.client,
@@ -99,7 +104,19 @@ class Loading:
             views_in_order=reason is not None,
             lc_monetary=plan.lc_monetary,
             environment=plan.environment,
+            fill=fill,
         )
+
+    def _fill(self, plan: Plan, found: Sequence[bytes]) -> None:
+        views.fill(
+            plan.into,
+            found,
+            session_only(self.header),
+            for_drill=plan.for_drill,
+            lc_monetary=plan.lc_monetary,
+            emit=plan.emit,
+        )
+        views.warn_of_empty(plan.into, found, plan.emit, for_drill=plan.for_drill)
 
     @contextlib.contextmanager
     def _session(self, plan: Plan) -> Iterator[Psql]:

@@ -11,14 +11,15 @@ import shlex
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 from pgstash import events, fitting, loading, selection
 from pgstash.archive import Archive
 from pgstash.errors import EXIT_UNFORESEEN, Interrupted, PgstashError
 from pgstash.manifest import Section
-from pgstash.pipeline.transactions import WithoutTransactions, without_transactions
-from pgstash.postgres import address, extensions, options, source, target, tools, working
+from pgstash.pipeline.refreshes import Refreshes
+from pgstash.postgres import address, extensions, options, source, target, tools, views, working
 from pgstash.postgres.locks import waits_told
 from pgstash.postgres.restore import Psql
 from pgstash.postgres.source import Server
@@ -166,7 +167,8 @@ def _restore(plan: Plan, archive: Archive, emit: events.Emit, state: _State) -> 
         if way.loading and not fitting.reads_archive(archive.manifest, client, server):
             what = f"pg_restore {client.major} cannot do its part on a server of {server.major}"
             emit(events.Notice(f"One session restores {archive.name}: {what}"))
-            way = _Way(script=stack.enter_context(archive.script(progress.read, state.wants)))
+            opened = archive.script(progress.read, state.wants, way.edit)
+            way = replace(way, loading=None, script=stack.enter_context(opened))
         locks = target.lock_table(server)
         state.is_empty = fitting.refuse(
             server,
@@ -215,6 +217,7 @@ def _restore(plan: Plan, archive: Archive, emit: events.Emit, state: _State) -> 
                 environment=plan.environment,
                 emit=emit,
                 observe=plan.observe,
+                for_drill=plan.for_drill,
             )
             with fitting.explained(archive.manifest, server, locks, rows_only=False):
                 way.loading.run(load, progress.loaded)
@@ -224,7 +227,7 @@ def _restore(plan: Plan, archive: Archive, emit: events.Emit, state: _State) -> 
             script = selection.script(
                 way.selected, archive, client, plan.environment, progress.read
             )
-            script = script if plan.create else without_transactions(script)
+            script = way.edit.edit(script)
         if not plan.create:  # nobody else is at work in a new one
             into = stack.enter_context(waits_told(server, lambda: state.raw_bytes, emit))
         psql = Psql(
@@ -243,13 +246,18 @@ def _restore(plan: Plan, archive: Archive, emit: events.Emit, state: _State) -> 
             # A database under a working name counts for nothing until it has its own.
             if not plan.create:
                 state.outcome = psql.outcome
+        views.warn_of_empty(into, way.edit.views, emit, for_drill=plan.for_drill)
     return 1
 
 
 @dataclass(frozen=True, slots=True)
 class _Way:
-    """How an archive is read: as one script, by several sessions, or only some tables of it."""
+    """How an archive is read: as one script, by several sessions, or only some tables of it.
 
+    ``edit`` changes the script on its way, whichever that is.
+    """
+
+    edit: Refreshes
     script: Iterable[bytes] = ()
     loading: loading.Loading | None = None
     selected: selection.Selection | None = None
@@ -263,17 +271,20 @@ class _Way:
         emit: events.Emit,
         stack: contextlib.ExitStack,
     ) -> _Way:
+        # In one transaction there is no room for those of pg_dump.
+        edit = Refreshes(
+            partial(views.filling, for_drill=plan.for_drill),
+            keeps_transactions=plan.create is not None,
+        )
         if plan.tables:
             selected = selection.select(archive, plan.tables, emit, rows_only=plan.rows_only)
-            return cls(selected=selected)
+            return cls(edit, selected=selected)
         if plan.create and plan.jobs > 1 and archive.is_seekable:
-            return cls(loading=loading.Loading(archive, progress.read))
+            return cls(edit, loading=loading.Loading(archive, progress.read))
         if plan.jobs > 1 and archive.manifest and archive.manifest.schema_sha256 and plan.create:
             emit(events.Warned(f"The schema beside {archive.name} is gone: one session restores"))
-        # In one transaction there is no room for those of pg_dump.
-        edit = None if plan.create else WithoutTransactions()
         opened = archive.script(progress.read, progress.state.wants, edit)
-        return cls(script=stack.enter_context(opened))
+        return cls(edit, script=stack.enter_context(opened))
 
 
 def _feed(psql: Psql, script: Iterator[bytes], plan: Plan) -> None:

@@ -39,7 +39,7 @@ class WithoutTransactions(Tally):
     def __init__(self) -> None:
         """Begin at the start of a script."""
         super().__init__()
-        self._found: list[tuple[int, int]] = []
+        self._found: list[tuple[int, int, bytes]] = []
         self._among_large_objects = False
 
     def feed(self, chunk: bytes) -> bytes:
@@ -51,8 +51,8 @@ class WithoutTransactions(Tally):
         if not self._found:
             return data[:read]
         changed = bytearray(data[:read])
-        for start, end in self._found:
-            changed[start:end] = b" " * (end - start - 1) + b"\n"
+        for start, end, statement in reversed(self._found):
+            changed[start:end] = statement
         return bytes(changed)
 
     def rest(self) -> bytes:
@@ -70,7 +70,7 @@ class WithoutTransactions(Tally):
         found = data[start : start + len(sought)]
         if found == sought:
             end = start + len(_COMMIT if self._among_large_objects else _BEGIN)
-            self._found.append((start, end))
+            self._found.append((start, end, b" " * (end - start - 1) + b"\n"))
             self._among_large_objects = not self._among_large_objects
             return end
         if sought.startswith(found):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from pgstash.errors import CorruptedError, RestoreError, StatementError, TargetLostError
@@ -37,7 +37,8 @@ _LOST = re.compile(
 )
 
 # Filled last of all by pg_dump's order, and what is stored of them after that.
-_OF_VIEWS = (b"MATERIALIZED VIEW DATA", b"STATISTICS DATA")
+_ROWS_OF_VIEW = b"MATERIALIZED VIEW DATA"
+_OF_VIEWS = (_ROWS_OF_VIEW, b"STATISTICS DATA")
 
 
 def build(  # noqa: PLR0913 - each is one knob of one process
@@ -50,10 +51,12 @@ def build(  # noqa: PLR0913 - each is one knob of one process
     views_in_order: bool,
     lc_monetary: str | None,
     environment: Mapping[str, str],
+    fill: Callable[[Sequence[bytes]], None] | None = None,
 ) -> None:
     """Make all that comes after the rows; materialized views one after the other if need be.
 
-    ``options`` are those that the dump was made with. Raises StatementError, TargetLostError,
+    ``options`` are those that the dump was made with. ``fill`` is handed the names of the views to
+    fill, quoted, if that is not pg_restore's to do. Raises StatementError, TargetLostError,
     CorruptedError.
     """
     connection = _neutral(server.connection, lc_monetary)
@@ -66,11 +69,14 @@ def build(  # noqa: PLR0913 - each is one knob of one process
     with in_memory("schema", head) as (descriptor, path):
         chosen = outline.of_restore(options)
         many = [f"--jobs={jobs}", *chosen, path]
-        if not views_in_order:
+        if not (views_in_order or fill):
             building.run(many, [descriptor])
             return
         entries = _entries(head)
         for of_views in (False, True):
+            if of_views and fill:
+                fill([_name(each) for each in entries if each.description == _ROWS_OF_VIEW])
+                entries = [each for each in entries if each.description != _ROWS_OF_VIEW]
             lines = [
                 b"%d;\n" % entry.number
                 for entry in entries
@@ -79,6 +85,10 @@ def build(  # noqa: PLR0913 - each is one knob of one process
             with in_memory("list", b"".join(lines)) as (listed, list_path):
                 own = [f"--use-list={list_path}", *([*chosen, path] if of_views else many)]
                 building.run(own, [descriptor, listed])
+
+
+def _name(entry: toc.Entry) -> bytes:
+    return b".".join(b'"' + part.replace(b'"', b'""') + b'"' for part in (entry.schema, entry.tag))
 
 
 def _entries(head: bytes) -> Sequence[toc.Entry]:

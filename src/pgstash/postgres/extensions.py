@@ -340,7 +340,7 @@ def _values(session: Session, sequences: Sequence[tuple[bytes, bytes]]) -> bytes
     statements = b"".join(
         b"SELECT pg_catalog.setval(%b, %b, %b);\n"
         % (
-            _literal(_quoted(schema) + b"." + _quoted(name)),
+            literal(_quoted(schema) + b"." + _quoted(name)),
             value or b"1",
             b"true" if called == b"t" else b"false",
         )
@@ -386,7 +386,7 @@ def _emptying(tables: Sequence[Registered]) -> bytes:
 
 def _parts(table: Registered) -> tuple[bytes, ...]:
     relation, name = _relation(table), _quoted(table.name)
-    return name, name, relation, table.condition, _literal(table.extension), relation, relation
+    return name, name, relation, table.condition, literal(table.extension), relation, relation
 
 
 def _relation(table: Registered) -> bytes:
@@ -397,7 +397,7 @@ def _quoted(name: bytes) -> bytes:
     return b'"' + name.replace(b'"', b'""') + b'"'
 
 
-def _literal(text: bytes) -> bytes:
+def literal(text: bytes) -> bytes:
     r"""Quote text so that it means the same whatever standard_conforming_strings is."""
     quoted = text.replace(b"'", b"''")
     return b"E'" + quoted.replace(b"\\", b"\\\\") + b"'" if b"\\" in text else b"'" + quoted + b"'"

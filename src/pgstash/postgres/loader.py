@@ -107,8 +107,8 @@ class Loader:
         try:
             self._conn.notice_handler = self._heard
             self._conn.nonblocking = 1
-            self._run(settings(UNFINISHED, lc_monetary).encode())
-            self._run(header)
+            self.run(settings(UNFINISHED, lc_monetary).encode())
+            self.run(header)
         except BaseException:
             self.close()
             raise
@@ -138,7 +138,8 @@ class Loader:
         self._put(None)
         self._drain(statement)
 
-    def _run(self, statements: bytes) -> None:
+    def run(self, statements: bytes) -> None:
+        """Run statements that return no rows. Raises RestoreError."""
         self._send(statements)
         self._drain(statements)
 

@@ -1,0 +1,57 @@
+"""Puts other statements in the place of those that fill materialized views in a plain dump.
+
+pg_dump writes one REFRESH for each view, on a line of its own. It is found the way rows are
+counted, by reading statements: the same line in a function or in data is left alone.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator
+
+from pgstash.pipeline.tally import LONGEST_STATEMENT, Tally
+from pgstash.pipeline.transactions import WithoutTransactions
+
+_REFRESH = b"REFRESH MATERIALIZED VIEW "
+_NAME = rb'(?:"(?:[^"]|"")++"|[A-Za-z_\x80-\xff][A-Za-z0-9_$\x80-\xff]*+)'
+_STATEMENT = re.compile(_REFRESH + rb"(" + _NAME + rb"(?:\." + _NAME + rb")?);\n")
+_SPACE = re.compile(rb"\s*+")
+
+
+class Refreshes(WithoutTransactions):
+    """Reads a script that comes bit by bit; what it could not read yet it holds back.
+
+    ``views`` are those that the script fills, as it names them.
+    """
+
+    def __init__(self, instead: Callable[[bytes], bytes], *, keeps_transactions: bool) -> None:
+        """Replace the statement that fills a view by what ``instead`` makes of its name.
+
+        Unless it ``keeps_transactions``, those of large objects are taken out as well.
+        """
+        super().__init__()
+        self._instead = instead
+        self._keeps_transactions = keeps_transactions
+        self.views: list[bytes] = []
+
+    def edit(self, chunks: Iterable[bytes]) -> Iterator[bytes]:
+        """Yield a whole script, changed."""
+        for chunk in chunks:
+            if plain := self.feed(chunk):
+                yield plain
+        if rest := self.rest():
+            yield rest
+
+    def _statement_start(self, data: bytes, position: int) -> int:
+        match = _SPACE.match(data, position)
+        start = match.end() if match else position
+        found = data[start : start + len(_REFRESH)]
+        if statement := _STATEMENT.match(data, start):
+            self.views.append(statement[1])
+            self._found.append((start, statement.end(), self._instead(statement[1])))
+            return statement.end()
+        if _REFRESH.startswith(found) and len(data) - start < LONGEST_STATEMENT:
+            return self._keep(data, start)
+        if self._keeps_transactions:
+            return Tally._statement_start(self, data, position)  # noqa: SLF001 - its own ancestor
+        return super()._statement_start(data, position)

@@ -1,0 +1,171 @@
+"""Materialized views in a restore: a foreign server that does not answer must not fail it.
+
+Such a view is filled by the rows of another server, which may be down, unknown to the target, or
+not one to talk to at all: a drill must not log in there. So its REFRESH may fail, or is left out.
+The view is empty then, and named together with the statement that fills it. Other views that read
+an empty one are treated alike.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+
+from pgstash.events import Emit, Warned
+from pgstash.postgres import target
+from pgstash.postgres.extensions import literal
+from pgstash.postgres.loader import Loader
+from pgstash.postgres.source import Server
+
+_SHOWN = 5
+
+# Whether the view reads a foreign table, or a view without rows; by way of other views, partitions
+# and children too. What a function reads is in no catalog.
+_READS_FOREIGN = b"""
+    EXISTS (
+        WITH RECURSIVE reader (oid) AS (
+            SELECT c.oid FROM pg_catalog.pg_class c
+            WHERE c.relkind = 'f'
+                  OR c.relkind = 'm' AND NOT c.relispopulated
+                     AND c.oid <> <name>::pg_catalog.regclass
+            UNION
+            SELECT edge.reader
+            FROM reader JOIN (
+                SELECT r.ev_class, d.refobjid
+                FROM pg_catalog.pg_rewrite r
+                JOIN pg_catalog.pg_depend d
+                     ON d.classid = 'pg_catalog.pg_rewrite'::pg_catalog.regclass
+                        AND d.objid = r.oid
+                        AND d.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass
+                WHERE r.ev_type = '1' AND r.ev_class <> d.refobjid
+                UNION ALL
+                SELECT i.inhparent, i.inhrelid FROM pg_catalog.pg_inherits i
+            ) AS edge (reader, source) ON edge.source = reader.oid
+        )
+        SELECT FROM reader WHERE oid = <name>::pg_catalog.regclass)
+"""
+
+# A function may read foreign tables. 08 and HV are the classes of errors of connections and of
+# foreign data (https://www.postgresql.org/docs/current/errcodes-appendix.html).
+_FILL = (
+    b"""
+DO <tag> BEGIN
+    REFRESH MATERIALIZED VIEW <view>;
+EXCEPTION WHEN OTHERS THEN
+    IF pg_catalog.substr(SQLSTATE, 1, 2) IN ('08', 'HV') OR """
+    + _READS_FOREIGN
+    + b""" THEN
+        RAISE WARNING '% is not filled: %', <name>, SQLERRM;
+    ELSE
+        RAISE;
+    END IF;
+END <tag>;
+"""
+)
+
+# With the setting, which old minor versions lack, no function reads a foreign table either: 55000.
+_FILL_IN_DRILL = (
+    b"""
+DO <tag> BEGIN
+    IF NOT """
+    + _READS_FOREIGN
+    + b""" THEN
+        PERFORM pg_catalog.set_config(s.name, 'foreign-table', true) FROM pg_catalog.pg_settings s
+            WHERE s.name = 'restrict_nonsystem_relation_kind';
+        REFRESH MATERIALIZED VIEW <view>;
+    END IF;
+EXCEPTION WHEN OTHERS THEN
+    IF pg_catalog.substr(SQLSTATE, 1, 2) IN ('08', 'HV') OR SQLSTATE = '55000' THEN
+        RAISE WARNING '% is not filled: %', <name>, SQLERRM;
+    ELSE
+        RAISE;
+    END IF;
+END <tag>;
+"""
+)
+# On one line, as the statement is that they replace: errors name lines.
+_ON_ONE_LINE = {
+    for_drill: b" ".join(text.split())
+    for for_drill, text in {False: _FILL, True: _FILL_IN_DRILL}.items()
+}
+_PLACE = re.compile(rb"<(\w+)>")
+
+_MAY_READ_FOREIGN = """
+    SELECT EXISTS (SELECT FROM pg_catalog.pg_foreign_server)
+           OR EXISTS (SELECT FROM pg_catalog.pg_extension WHERE extname = 'dblink')
+"""
+_EMPTY = (
+    b"SELECT FROM pg_catalog.pg_class WHERE oid = pg_catalog.to_regclass(%b)"
+    b" AND relkind = 'm' AND NOT relispopulated"
+)
+
+
+def filling(view: bytes, *, for_drill: bool) -> bytes:
+    """Return the statement, on one line, that fills a view if that can be done.
+
+    ``view`` is quoted as a dump quotes it. ``for_drill`` nothing is asked of foreign servers.
+    """
+    tag = b"$pgstash$"
+    while tag in view:
+        tag = tag[:-1] + b"_$"
+    values = {b"tag": tag, b"view": view, b"name": literal(view)}
+    return _PLACE.sub(lambda place: values[place[1]], _ON_ONE_LINE[for_drill]) + b"\n"
+
+
+def may_read_foreign(server: Server) -> bool:
+    """Tell whether any view of the database may read foreign tables. Raises TargetLostError."""
+    with target.connected(server) as session:
+        return session.execute(_MAY_READ_FOREIGN).fetchone() == (True,)
+
+
+def fill(  # noqa: PLR0913 - what a session of a restore needs
+    server: Server,
+    views: Sequence[bytes],
+    header: bytes,
+    *,
+    for_drill: bool,
+    lc_monetary: str | None,
+    emit: Emit,
+) -> None:
+    """Fill these views one after the other, as far as that can be done.
+
+    ``header`` is what sets a session up. Raises RestoreError.
+    """
+    connection = server.connection
+    if target.may_fire_no_event_triggers(server):
+        connection = connection.with_options(target.NO_EVENT_TRIGGERS)
+    session = Loader(
+        replace(server, connection=connection), header, lc_monetary=lc_monetary, emit=emit
+    )
+    with contextlib.closing(session):
+        for view in views:
+            session.run(filling(view, for_drill=for_drill))
+
+
+def warn_of_empty(server: Server, views: Sequence[bytes], emit: Emit, *, for_drill: bool) -> None:
+    """Name those of the views that were to be filled, and are empty. Raises TargetLostError."""
+    if not views:
+        return
+    with target.connected(server, "SQL_ASCII") as session:  # names are bytes
+        empty = [
+            view.decode(server.codec, "replace")
+            for view in views
+            if session.execute(_EMPTY % literal(view)).fetchone() is not None
+        ]
+    if not empty:
+        return
+    more = f" and {len(empty) - _SHOWN} more" if len(empty) > _SHOWN else ""
+    what = "1 materialized view is" if len(empty) == 1 else f"{len(empty)} materialized views are"
+    named = f"{what} empty: {', '.join(empty[:_SHOWN])}{more}."
+    if for_drill:
+        emit(Warned(f"{named} A drill asks nothing of foreign servers, and did not fill them"))
+        return
+    refreshes = " ".join(f"REFRESH MATERIALIZED VIEW {view};" for view in empty[:_SHOWN])
+    emit(
+        Warned(
+            f"{named} They read foreign tables, or a view that does, and could not be filled. "
+            f"When the foreign server answers, run: {refreshes}"
+        )
+    )
