@@ -44,7 +44,7 @@ class Beside:
             script = roles.dump_globals(server, client, environment, self.emit)
         except DatabaseError as error:
             what = "The roles of the server are not stored beside the backup"
-            self.emit(events.Warned(f"{what}: {error.message}"))
+            self.emit(events.Warned(f"{what}: {error.message}\n{error.hint}".rstrip()))
             return None
         key = self.new_key()
         name = manifests.globals_name(self.base, self.backup_id, encrypted=key is not None)

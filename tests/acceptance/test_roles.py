@@ -433,3 +433,40 @@ def test_a_name_that_the_database_of_the_login_cannot_give(
     assert done.returncode == 61, done.stderr
     assert f"'{name}' cannot be given as a name from the database latin" in done.stderr
     assert "whose encoding is LATIN1" in done.stderr
+
+
+@pytest.fixture
+def euc_jp(make_database: MakeDatabase) -> Iterator[Database]:
+    """A database whose encoding lacks the name of a role, the bytes of which are no text there."""
+    cluster = make_database().cluster
+    cluster.maintenance.run_sql('CREATE ROLE "日本"; CREATE ROLE only_this LOGIN')
+    database = cluster.create_database("euc_jp", encoding="EUC_JP")
+    yield database
+    database.drop()
+    cluster.maintenance.run_sql('DROP ROLE "日本", only_this')
+
+
+def test_names_that_the_database_cannot_hold_are_read_from_another(
+    euc_jp: Database, tmp_path: Path
+) -> None:
+    backup = back_up(euc_jp, tmp_path)
+    script = gzip.decompress(globals_file(backup).read_bytes()).decode()
+    assert 'CREATE ROLE "日本";' in script
+    assert backup.manifest["globals_sha256"]
+
+
+def test_names_that_no_database_can_hold_are_told(euc_jp: Database, tmp_path: Path) -> None:
+    maintenance = euc_jp.cluster.maintenance
+    others = ("postgres", "template1")
+    for name in others:
+        maintenance.run_sql(f"REVOKE CONNECT ON DATABASE {name} FROM PUBLIC")
+    try:
+        url = euc_jp.uri.replace("admin@", "only_this@")
+        given = settings(euc_jp, tmp_path) | {"DATABASE_URL": url}
+        done = run_pgstash(["once"], environment(euc_jp.bin_dir, **given))
+    finally:
+        for name in others:
+            maintenance.run_sql(f"GRANT CONNECT ON DATABASE {name} TO PUBLIC")
+    assert done.returncode == 0, done.stderr
+    assert "EUC_JP, lacks names of roles: 日本" in done.stderr
+    assert "let the login connect to the database postgres" in done.stderr

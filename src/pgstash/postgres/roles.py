@@ -16,12 +16,12 @@ from typing import Any, LiteralString
 import psycopg
 from psycopg import sql
 
-from pgstash.errors import DatabaseUnreachableError, DumpError, TargetLacksError
+from pgstash.errors import DatabaseError, DatabaseUnreachableError, DumpError, TargetLacksError
 from pgstash.events import Emit, RoleCreated, ToolSaid, Warned
 from pgstash.manifest import Extension, Manifest
 from pgstash.postgres.process import Child
 from pgstash.postgres.session import Session
-from pgstash.postgres.source import Server
+from pgstash.postgres.source import Connection, Server
 from pgstash.postgres.target import connected
 from pgstash.postgres.tools import ClientTools
 
@@ -42,6 +42,16 @@ _NEEDED_ROLES = """
 _EXTENSIONS = """
     SELECT extname, extversion FROM pg_catalog.pg_extension WHERE extname <> 'plpgsql'
     ORDER BY extname
+"""
+
+# Where nobody else can have planted what runs at a login. One of SQL_ASCII takes every name.
+_OTHER_DATABASES = """
+    SELECT d.datname
+    FROM pg_catalog.pg_database d JOIN pg_catalog.pg_roles r ON r.oid = d.datdba AND r.rolsuper
+    WHERE d.datallowconn AND d.datconnlimit <> -2 AND d.datname <> pg_catalog.current_database()
+          AND d.datname IN ('postgres', 'template1')
+          AND pg_catalog.has_database_privilege(d.oid, 'CONNECT')
+    ORDER BY pg_catalog.pg_encoding_to_char(d.encoding) <> 'SQL_ASCII', d.datname
 """
 
 # As pg_dumpall writes it, one to a line. Comments and what is quoted elsewhere are read over: a
@@ -89,9 +99,36 @@ def dump_globals(
 ) -> bytes:
     """Return the roles of the server as SQL, without passwords and comments.
 
-    Raises DumpError where pg_dumpall fails, as it does for a role that may not read pg_authid's
-    public part, where it stalls, and where it is too much to hold.
+    Over another database if the encoding of this one lacks a role's name. Raises DumpError where
+    pg_dumpall fails, as it does for a role that may not read pg_authid's public part, where it
+    stalls, and where it is too much to hold.
     """
+    try:
+        return _dumped(server, tools, environment, server.connection, emit)
+    except DumpError as error:
+        first = error
+    foreign, others = _foreign_names(server)
+    if not foreign:
+        raise first
+    for database in others:
+        with contextlib.suppress(DumpError):
+            connection = server.connection.with_database(database)
+            return _dumped(server, tools, environment, connection, emit)
+    lacking = f"the encoding of the database, {server.database.encoding}, lacks names of roles"
+    more = ", …" if len(foreign) > _MOST_NAMED else ""
+    raise DumpError(
+        f"{first.message}\n{lacking}: {', '.join(foreign[:_MOST_NAMED])}{more}",
+        hint="Rename these roles, or let the login connect to the database postgres.",
+    ) from first
+
+
+def _dumped(
+    server: Server,
+    tools: ClientTools,
+    environment: Mapping[str, str],
+    connection: Connection,
+    emit: Emit,
+) -> bytes:
     command = [
         str(tools.pg_dumpall),
         "--globals-only",
@@ -99,14 +136,11 @@ def dump_globals(
         "--no-comments",
         "--no-tablespaces",
         "--no-password",
-        # It does not hear the database of --dbname, and takes a name with a "=" for more than one.
-        f"--database={server.connection.only_database}",
+        # It ignores the database of --dbname, and takes a name with a "=" for more than one.
+        f"--database={connection.only_database}",
     ]
-
-    def say(line: str) -> None:
-        emit(ToolSaid("pg_dumpall", line))
-
-    with Child(command, server.connection, environment, say=say) as child:
+    said: list[str] = []
+    with Child(command, server.connection, environment, say=said.append) as child:
         chunks, total = [], 0
         for chunk in child.read(
             _SECONDS_OF_SILENCE, silent_seconds=_SECONDS_OF_SILENCE, silent=lambda: None
@@ -117,9 +151,39 @@ def dump_globals(
                 raise DumpError(f"pg_dumpall wrote more than {_LARGEST} bytes of roles")
         status = child.wait()
         if status != 0:
-            said = "\n".join(child.last_lines)
-            raise DumpError(f"pg_dumpall failed with exit status {status}: {said}")
+            why = "\n".join(child.last_lines)
+            raise DumpError(f"pg_dumpall failed with exit status {status}: {why}")
+    for line in said:
+        emit(ToolSaid("pg_dumpall", line))
     return b"".join(chunks)
+
+
+def _foreign_names(server: Server) -> tuple[list[str], list[str]]:
+    """Return the roles whose names the database's encoding lacks, and databases that may have it.
+
+    Both are empty if nobody says.
+    """
+    try:
+        session = Session(server.connection, client_encoding="SQL_ASCII")
+        with contextlib.closing(session):
+            session.ask("SET search_path = ''", _SECONDS_TO_ANSWER)
+            names = session.ask("SELECT rolname FROM pg_catalog.pg_roles", _SECONDS_TO_ANSWER)
+            others = session.ask(_OTHER_DATABASES, _SECONDS_TO_ANSWER)
+    except (DatabaseError, psycopg.Error):
+        return [], []
+    foreign = [name for [name] in names if name and not _fits(name, server)]
+    return (
+        [name.decode("utf-8", "backslashreplace") for name in foreign],
+        [name.decode("utf-8", "surrogateescape") for [name] in others if name],
+    )
+
+
+def _fits(name: bytes, server: Server) -> bool:
+    try:
+        name.decode(server.codec)
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def named_in(script: bytes) -> list[str]:

@@ -98,6 +98,10 @@ class Connection:
         """The connection string that names the database alone, whatever its name looks like."""
         return f"dbname={_quoted(self.parameters['dbname'])}"
 
+    def with_database(self, name: str) -> Connection:
+        """Return the same, to another database."""
+        return replace(self, parameters={**self.parameters, "dbname": name})
+
     def with_options(self, *words: str) -> Connection:
         """Return the same with more settings of its sessions, as ``-c name=value``; these win."""
         given = self.parameters.get("options", "")

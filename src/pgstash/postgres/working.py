@@ -170,8 +170,7 @@ def _renamed(server: Server, working: str, name: str, seconds: float) -> bool:
 
 
 def _seen_from(server: Server, name: str) -> Server:
-    parameters = {**server.connection.parameters, "dbname": name}
-    return replace(server, connection=replace(server.connection, parameters=parameters))
+    return replace(server, connection=server.connection.with_database(name))
 
 
 def _working_name(name: str) -> str:
