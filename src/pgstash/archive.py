@@ -20,12 +20,12 @@ from pgstash import manifest as manifests
 from pgstash.catalog import Backup
 from pgstash.errors import (
     CorruptedError,
-    StorageError,
     UnverifiedError,
 )
 from pgstash.manifest import Manifest, Section
 from pgstash.pipeline import decompression, encryption
 from pgstash.storage.directory import DirectoryStorage
+from pgstash.storage.directory_errors import read_error
 from pgstash.storage.interface import Storage
 from pgstash.unpacking import GZIP_MAGIC, passphrase_for
 
@@ -191,7 +191,7 @@ def open_file(path: Path, access: Access) -> Archive:
     manifests.refuse_newer(path.name, stored.metadata)
     beside: dict[str, manifests.CompanionName] = {}
     if match := manifests.ARCHIVE_NAME.fullmatch(path.name):
-        names = [other.name for other in path.absolute().parent.glob(f"{match[1]}.*")]
+        names = [other.key for other in folder.list(f"{match[1]}.")]
         beside = {
             name: named
             for name in names
@@ -239,7 +239,7 @@ def _chunks_of(file: BinaryIO) -> Iterator[bytes]:
         while chunk := file.read1(_CHUNK):  # type: ignore[attr-defined]
             yield chunk
     except OSError as error:
-        raise StorageError(f"stdin cannot be read: {error.strerror}") from error
+        raise read_error(error, "read stdin") from error
 
 
 def _readers(

@@ -313,7 +313,7 @@ def _earlier(plan: Plan, storage: Storage, world: World, started: datetime) -> _
         earlier.last_proof = proven.proven_by(started) if proven else None
         if plan.anomaly_ratio:
             earlier.figures = catalog.figures_before(storage, stored, started)
-    except (StorageError, OSError) as error:  # the latter from what strangers put into a folder
+    except StorageError as error:
         world.emit(events.Notice(f"The size of earlier backups is not known: {error}"))
     return earlier
 

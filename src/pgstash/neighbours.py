@@ -71,5 +71,5 @@ def _another_database(storage: Storage, prefix: str, database: str, emit: events
 def _if_it_can_tell(emit: events.Emit) -> Iterator[None]:
     try:
         yield
-    except (StorageError, OSError) as error:  # the latter from what strangers put into a folder
+    except StorageError as error:
         emit(events.Notice(f"Nobody knows who else writes under this prefix: {error}"))

@@ -206,7 +206,7 @@ def _remember(settings: Settings, known: health.Health) -> None:
         proven = catalog.last_proven(catalog.read(storage, prefix), now)
         if proven and (at := proven.proven_by(now)):
             known.found_proof(proven.name, at)
-    except (PgstashError, OSError) as error:  # the latter from what strangers put into a folder
+    except PgstashError as error:
         log.LOGGER.debug("What is stored could not be looked up: %s", error)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import time
@@ -10,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from pgstash import events
+from pgstash import app, events
 from pgstash.postgres import source, writer
+from pgstash.settings import Settings, load
 from pgstash.storage.directory import DirectoryStorage
 from support.backups import settings
 from support.cli import environment, run_pgstash, started_pgstash
@@ -256,14 +258,20 @@ def test_a_signal_in_the_commit_is_heard_before_pruning(
     assert len(left) == 5  # the new archive, its manifest, the schema and the roles
 
 
-def test_even_what_nobody_foresaw_in_pruning_leaves_the_backup_a_success(
-    make_database: MakeDatabase, tmp_path: Path
+def test_even_an_unexpected_error_in_pruning_leaves_the_backup_a_success(
+    make_database: MakeDatabase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A link that leads to itself is an error that no file system call of ours expects."""
     database = make_database()
     loop = folder_with(tmp_path) / "backup_loop"
-    loop.symlink_to(loop)
-    done = run_pgstash(["once"], environment(database.bin_dir, **settings(database, tmp_path)))
-    assert done.returncode == 0, done.stderr
-    assert "SUCCESS" in done.stdout
-    assert "WARNING Pruning failed: " in done.stderr
+    loop.symlink_to(loop)  # which is skipped
+    monkeypatch.setenv("PATH", f"{database.bin_dir}{os.pathsep}{os.environ['PATH']}")
+
+    def broken(_settings: Settings) -> datetime:
+        raise RuntimeError("planted")
+
+    heard: list[events.Event] = []
+    loaded = load(settings(database, tmp_path), tmp_path / ".env")
+    made = app.back_up(loaded, heard.append, server_now=broken)
+    assert made.name in names(loop.parent)
+    warnings = [event.message for event in heard if isinstance(event, events.Warned)]
+    assert warnings == ["Pruning failed: RuntimeError: planted"]

@@ -19,6 +19,7 @@ from faults.scene import (
     complete_archives,
     wait_until,
 )
+from support import deviations
 from support.fake_tools import MIB, FakePgDump
 from support.proxy import (
     PASS,
@@ -161,6 +162,32 @@ def test_a_denial(request_: str, broken: Scene, http: HttpProxy) -> None:
     assert "retry" not in done.stderr
 
 
+# A store whose errors have an empty Message, as those of Ceph's gateway.
+
+
+def test_a_wrong_secret_without_a_message(broken: Scene, http: HttpProxy) -> None:
+    deviations.REWORDED[0].play(http)
+    done = broken.once(S3_SECRET_ACCESS_KEY="wrong-secret")
+    assert_failed(done, 21, "SignatureDoesNotMatch", "S3_SECRET_ACCESS_KEY", nothing_left=broken)
+
+
+def test_an_overload_without_a_message(broken: Scene, http: HttpProxy) -> None:
+    rule = http.rule("UploadPart", Answer(503, "SlowDown", message=""), skip=1, times=1)
+    said = assert_succeeds(broken)
+    assert rule.applied == 1
+    assert "retry 1 of 3" in said
+
+
+def test_parts_that_are_gone_are_not_called_left_behind(broken: Scene, http: HttpProxy) -> None:
+    http.rule("UploadPart", DENIED, skip=2)
+    [of_ceph, *_] = deviations.GONE
+    rule = of_ceph.play(http)
+    done = broken.once()
+    assert_failed(done, 21, "denies access", nothing_left=broken)
+    assert rule.applied == 1
+    assert "upload id" not in done.stderr
+
+
 def test_an_upload_that_somebody_else_aborted(broken: Scene, http: HttpProxy) -> None:
     """As an over-eager lifecycle rule of the bucket does."""
     http.rule("UploadPart", Answer(404, "NoSuchUpload"), skip=2)
@@ -299,6 +326,17 @@ def test_a_commit_of_which_nothing_is_known_is_told_and_left_alone(
     assert broken.once().returncode == 0
     assert len(complete_archives(broken.place)) == 1
     assert broken.place.unfinished() == [left]  # until the sweep: another run leaves it be
+
+
+def test_what_became_visible_unseen_keeps_its_manifest(broken: Scene, http: HttpProxy) -> None:
+    """The answer to the commit was lost, and so is that of each look at what came of it."""
+    http.rule("CompleteMultipartUpload", Drop(forward=True))
+    http.rule("HeadObject", BROKEN, skip=1)  # the first one asks whether the name is free
+    done = broken.once(RETRY_ATTEMPTS="1")
+    assert_failed(
+        done, 22, "cannot tell whether", "if it is there it is complete", nothing_left=None
+    )
+    assert len(complete_archives(broken.place)) == 1
 
 
 @pytest.mark.parametrize(

@@ -10,39 +10,34 @@ for the user alone who runs pgstash.
 from __future__ import annotations
 
 import errno
-import fcntl
-import json
 import os
-import re
-import secrets
+import stat
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import BinaryIO, Self
+from typing import BinaryIO
 
-from pgstash.errors import (
-    ObjectDamagedError,
-    ObjectExistsError,
-    ObjectNotFoundError,
-    StorageError,
-    StorageRefusedError,
-    StorageUnreachableError,
-    UploadError,
+from pgstash.errors import ObjectDamagedError, StorageRefusedError
+from pgstash.storage.directory_errors import read_error, reading, writing
+from pgstash.storage.directory_files import (
+    demand_file,
+    demand_root,
+    is_name,
+    metadata_of,
+    open_file,
+    partial_of,
+    remove,
+    remove_partial,
+    sidecar_of,
+    stored_object,
+    upload_of,
 )
+from pgstash.storage.directory_upload import DirectoryUpload
 from pgstash.storage.interface import PendingUpload, StoredObject, end_of_range
 
 CHUNK = 256 * 1024
-LOCK_NAME = ".pgstash.lock"
-STARTED = "%Y%m%dT%H%M%SZ"
-PARTIAL = re.compile(
-    r"\.(?P<name>.+)\.(?P<upload_id>(?P<started>\d{8}T\d{6}Z)-[0-9a-f]{16})\.partial"
-)
-
-FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
-GONE = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.ENOTCONN, errno.ENODEV}
-NO_HARD_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EINVAL}
+# Why a symbolic link may lead to nothing, without anything being wrong with the store.
+LEADS_NOWHERE = {errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENOTDIR, errno.ENAMETOOLONG}
 
 
 class DirectoryStorage:
@@ -62,55 +57,57 @@ class DirectoryStorage:
         A missing root is not made: on a NAS that is not mounted, backups would silently
         go to the local disk.
         """
-        if not self._root.is_dir():
-            raise _no_root(self._root)
-        with _translated(f"list {self._root}"):
+        demand_root(self._root)
+        with reading(f"list {self._root}"):
             os.listdir(self._root)  # noqa: PTH208 - one system call answers; iterdir is lazy
-        if not os.access(self._root, os.W_OK | os.X_OK):
+            may_write = os.access(self._root, os.W_OK | os.X_OK)
+        if not may_write:
             raise StorageRefusedError(
                 f"the folder {self._root} may not be written to",
                 hint="Give the user that runs pgstash the right to write there.",
             )
 
     def list(self, prefix: str, *, start_after: str = "") -> Iterator[StoredObject]:
-        """Yield every object whose key starts with ``prefix``, in the order of keys."""
-        for key, path in sorted(self._files(prefix)):
-            if key <= start_after or any(part.startswith(".") for part in key.split("/")):
-                continue
-            try:
-                yield _stored(key, path, {})
-            except FileNotFoundError:
-                continue  # deleted since the folder was read
+        """Yield every object whose key starts with ``prefix``, in the order of keys.
+
+        What is no regular file is none.
+        """
+        found = [
+            (key, entry)
+            for key, entry in self._entries(prefix)
+            if key.startswith(prefix) and key > start_after and not entry.name.startswith(".")
+        ]
+        for key, entry in sorted(found, key=lambda each: each[0]):
+            if status := self._file_status(entry):
+                yield stored_object(key, status, {})
 
     def head(self, key: str) -> StoredObject:
         """Return one object with its metadata; raise ObjectNotFoundError."""
         path = self._path(key)
-        with _translated(f"look at {self.url(key)}"):
-            stored = _stored(key, path, {})
-            try:
-                metadata = json.loads(_sidecar(path).read_text())
-            except FileNotFoundError:
-                return stored  # somebody put the file there by hand
-            except ValueError as exc:
-                raise StorageError(f"the metadata of {self.url(key)} are damaged") from exc
-        return StoredObject(key, stored.size, stored.modified, metadata)
+        with reading(f"look at {self.url(key)}"):
+            status = path.stat()
+            demand_file(path, status)
+            return stored_object(key, status, metadata_of(self.url(key), sidecar_of(path)))
 
     @contextmanager
     def read(
         self, key: str, *, start: int = 0, length: int | None = None
     ) -> Iterator[Iterator[bytes]]:
-        """Open a range of an object; raise ObjectNotFoundError."""
-        with _translated(f"read {self.url(key)}"):
-            file = self._path(key).open("rb", buffering=0)
+        """Open a range of an object; see :meth:`pgstash.storage.interface.Storage.read`."""
+        path = self._path(key)
+        doing = f"read {self.url(key)}"
+        with reading(doing):
+            file = open_file(path)
         with file:
-            size = os.fstat(file.fileno()).st_size
+            with reading(doing):
+                size = os.fstat(file.fileno()).st_size
+                file.seek(start)
             end = end_of_range(self.url(key), size, start, length)
             yield self._chunks(key, file, start, end)
 
     def _chunks(self, key: str, file: BinaryIO, start: int, end: int) -> Iterator[bytes]:
-        file.seek(start)
         while start < end:
-            with _translated(f"read {self.url(key)}"):
+            with reading(f"read {self.url(key)}"):
                 chunk = file.read(min(CHUNK, end - start))
             if not chunk:
                 raise ObjectDamagedError(f"{self.url(key)} became shorter while it was read")
@@ -135,243 +132,80 @@ class DirectoryStorage:
         """Delete objects; a key that is not there is no error."""
         for key in keys:
             path = self._path(key)
-            with _translated(f"delete {self.url(key)}"):
-                path.unlink(missing_ok=True)
-                _sidecar(path).unlink(missing_ok=True)
+            with writing(f"delete {self.url(key)}"):
+                remove(path)
+                remove(sidecar_of(path))
 
     def pending(self, prefix: str) -> Iterator[PendingUpload]:
         """Yield uploads under ``prefix`` that were neither committed nor aborted."""
-        for key, path in sorted(self._files(prefix, hidden=True)):
-            if found := PARTIAL.fullmatch(path.name):
-                started = datetime.strptime(found["started"], STARTED).replace(tzinfo=UTC)
-                yield PendingUpload(key, found["upload_id"], started)
+        found = [
+            upload
+            for key, entry in self._entries(prefix)
+            if (upload := upload_of(key, entry.name))
+            and upload.key.startswith(prefix)
+            and self._file_status(entry)
+        ]
+        yield from sorted(found, key=lambda upload: (upload.key, upload.upload_id))
 
     def abort(self, upload: PendingUpload) -> None:
         """Remove a pending upload; one that is gone is no error."""
-        with _translated(f"remove an upload of {self.url(upload.key)}"):
-            _remove_partial(_partial(self._path(upload.key), upload.upload_id))
+        with writing(f"remove an upload of {self.url(upload.key)}"):
+            remove_partial(partial_of(self._path(upload.key), upload.upload_id))
 
     def _path(self, key: str) -> Path:
         """Return the file of ``key``; raise StorageRefusedError if it would leave the root."""
         parts = key.split("/")
-        if "\0" in key or any(not part or part.startswith(".") for part in parts):
+        if not is_name(key) or any(not part or part.startswith(".") for part in parts):
             raise StorageRefusedError(
                 f"{key!r} cannot be a key in a folder",
                 hint="A key has no empty and no hidden parts, and does not begin with a slash.",
             )
         path = self._root.joinpath(*parts)
-        if not path.parent.resolve().is_relative_to(self._root.resolve()):
+        with reading(f"look at {self.url(key)}"):
+            # Not Path.resolve(), which raises RuntimeError for a link that leads to itself.
+            root, parent = os.path.realpath(self._root), os.path.realpath(path.parent)
+        if not Path(parent).is_relative_to(root):
             raise StorageRefusedError(f"{key!r} leads out of {self._root}")
         return path
 
-    def _files(self, prefix: str, *, hidden: bool = False) -> Iterator[tuple[str, Path]]:
-        """Yield the key and the path of every file, or of every upload, under ``prefix``."""
-        if not self._root.is_dir():
-            raise _no_root(self._root)
-        folder = prefix.rpartition("/")[0]
-        top = self._path(f"{folder}/x").parent if folder else self._root
+    def _entries(self, prefix: str) -> Iterator[tuple[str, os.DirEntry[str]]]:
+        """Yield what is no folder, with its path from the root, wherever ``prefix`` may lead.
 
-        def fail(exc: OSError) -> None:
-            if exc.errno != errno.ENOENT:
-                raise _translate(exc, f"list {self.url(prefix)}") from exc
-
-        for where, _, names in os.walk(top, onerror=fail):
-            for name in names:
-                path = Path(where, name)
-                found = PARTIAL.fullmatch(name) if hidden else None
-                if hidden and not found:
-                    continue
-                key = path.with_name(found["name"]) if found else path
-                if (text := key.relative_to(self._root).as_posix()).startswith(prefix):
-                    yield text, path
-
-
-class DirectoryUpload:
-    """A file that is being written; see :class:`pgstash.storage.interface.Upload`."""
-
-    part_size = 0
-
-    def __init__(self, root: Path, target: Path, metadata: Mapping[str, str]) -> None:
-        """Choose the name of the hidden file; nothing is made before the block is entered."""
-        self._root = root
-        self._target = target
-        self._metadata = {name.lower(): value for name, value in metadata.items()}
-        upload_id = f"{datetime.now(UTC):{STARTED}}-{secrets.token_hex(8)}"
-        self._partial = _partial(target, upload_id)
-        self._flushed = False
-        self.committed: bool | None = False
-
-    def __enter__(self) -> Self:
-        with self._storing():
-            if not self._root.is_dir():
-                raise _no_root(self._root)
-            _make_folders(self._root, self._target.parent)
-            try:
-                self._file = open(self._partial, "xb", buffering=0, opener=_for_us_alone)
-            except BaseException:  # a signal, and the file is there by then
-                _remove_partial(self._partial)
-                raise
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._flushed = True
-        self._file.close()
-        with self._storing():
-            _remove_partial(self._partial)
-
-    def write(self, data: bytes) -> None:
-        """Append ``data``; raise UploadError after a flush or a commit."""
-        if self._flushed:
-            raise UploadError(f"the upload of {self._target} is finished, nothing can be added")
-        rest = memoryview(data)
-        with self._storing():
-            while rest:
-                rest = rest[self._file.write(rest) :]
-
-    def flush(self) -> None:
-        """Wait until the disk has everything; nothing can be written after it."""
-        self._flushed = True
-        with self._storing():
-            os.fsync(self._file.fileno())
-
-    def commit(self) -> None:
-        """Make the file visible; raise ObjectExistsError if the key is taken."""
-        self.flush()
-        try:
-            self.publish(replacing=False)
-        except StorageError:
-            if self._is_named():  # and then the disk stumbled: nobody knows what will last
-                self.committed = None
-            raise
-        self.committed = True
-
-    def _is_named(self) -> bool:
-        """Tell whether the file has its name already: as a second one, or instead of the first."""
-        if not self._partial.exists():
-            return self._target.exists()
-        return self._target.exists() and self._target.samefile(self._partial)
-
-    def publish(self, *, replacing: bool) -> None:
-        """Give the file its name, after its metadata; both survive a crash afterwards.
-
-        A lock on the root keeps two writers from mixing the metadata of one with the
-        file of the other.
+        Folders that cannot hold such a key are not opened: hidden ones, and ``lost+found`` of a
+        disk.
         """
-        with self._storing(), (self._root / LOCK_NAME).open("ab") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if not self._partial.exists():
-                raise UploadError(f"the upload of {self._target} was aborted by somebody else")
-            if not replacing and self._target.exists():
-                raise self._taken()
-            self._write_metadata()
-            if replacing:
-                self._partial.replace(self._target)
-            else:
-                self._name_without_replacing()
-            _sync_folder(self._target.parent)
+        demand_root(self._root)
+        folder = prefix.rpartition("/")[0]
+        waiting = [f"{folder}/"] if folder else [""]
+        while waiting:
+            within = waiting.pop()
+            where = self._path(f"{within}x").parent
+            try:
+                with os.scandir(where) as entries:
+                    found = [
+                        (entry, entry.is_dir(follow_symlinks=False))
+                        for entry in entries
+                        if is_name(entry.name)
+                    ]
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            except OSError as exc:
+                raise read_error(exc, f"list {self.url(within)}") from exc
+            for entry, is_folder in found:
+                path = f"{within}{entry.name}"
+                if not is_folder:
+                    yield path, entry
+                elif f"{path}/".startswith(prefix) and not entry.name.startswith("."):
+                    waiting.append(f"{path}/")
 
-    def _name_without_replacing(self) -> None:
-        """Use a hard link, which never replaces; a rename under the lock where there are none."""
+    def _file_status(self, entry: os.DirEntry[str]) -> os.stat_result | None:
+        """Return the status of a regular file; None if it is none, or was deleted meanwhile."""
         try:
-            os.link(self._partial, self._target)
-        except FileExistsError as exc:
-            raise self._taken() from exc
+            status = entry.stat()
+        except FileNotFoundError:
+            return None
         except OSError as exc:
-            if exc.errno not in NO_HARD_LINKS:
-                raise
-            self._partial.rename(self._target)
-
-    def _write_metadata(self) -> None:
-        written = _unpublished_metadata(self._partial)
-        with open(written, "w", opener=_for_us_alone) as file:
-            json.dump(self._metadata, file)
-            file.flush()
-            os.fsync(file.fileno())
-        written.replace(_sidecar(self._target))
-
-    def _taken(self) -> ObjectExistsError:
-        return ObjectExistsError(f"{self._target} is there already")
-
-    @contextmanager
-    def _storing(self) -> Iterator[None]:
-        with _translated(f"store {self._target}"):
-            yield
-
-
-def _sidecar(path: Path) -> Path:
-    return path.with_name(f".{path.name}.metadata.json")
-
-
-def _partial(path: Path, upload_id: str) -> Path:
-    return path.with_name(f".{path.name}.{upload_id}.partial")
-
-
-def _unpublished_metadata(partial: Path) -> Path:
-    return partial.with_suffix(".metadata")
-
-
-def _remove_partial(partial: Path) -> None:
-    """Remove an upload; its file last, because the file is how a sweep finds it."""
-    _unpublished_metadata(partial).unlink(missing_ok=True)
-    partial.unlink(missing_ok=True)
-
-
-def _stored(key: str, path: Path, metadata: Mapping[str, str]) -> StoredObject:
-    status = path.stat()
-    if not path.is_file():
-        raise ObjectNotFoundError(f"{path} is not a file")
-    return StoredObject(key, status.st_size, datetime.fromtimestamp(status.st_mtime, UTC), metadata)
-
-
-def _make_folders(root: Path, folder: Path) -> None:
-    """Make the folders below ``root``, each one lasting through a crash."""
-    if folder == root or folder.is_dir():
-        return
-    _make_folders(root, folder.parent)
-    folder.mkdir(mode=0o700, exist_ok=True)
-    _sync_folder(folder.parent)
-
-
-def _for_us_alone(path: str, flags: int) -> int:
-    """Open a file that nobody else may read: a backup holds what the database guards."""
-    return os.open(path, flags, 0o600)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Write a folder's own entries to disk; some network file systems cannot, and need not."""
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    except OSError as exc:
-        if exc.errno not in {errno.EINVAL, errno.EOPNOTSUPP}:
-            raise
-    finally:
-        os.close(handle)
-
-
-def _no_root(root: Path) -> StorageUnreachableError:
-    return StorageUnreachableError(
-        f"there is no folder {root}",
-        hint="Create it, or mount what belongs there; pgstash does not, lest backups go astray.",
-    )
-
-
-@contextmanager
-def _translated(doing: str) -> Iterator[None]:
-    try:
-        yield
-    except OSError as exc:
-        raise _translate(exc, doing) from exc
-
-
-def _translate(exc: OSError, doing: str) -> StorageError:
-    message = f"cannot {doing}: {exc.strerror or exc}"
-    if exc.errno in {errno.ENOENT, errno.ENOTDIR}:
-        return ObjectNotFoundError(message)
-    if exc.errno in FULL:
-        return StorageRefusedError(message, hint="Free some space, or shorten the retention.")
-    if exc.errno in FORBIDDEN:
-        return StorageRefusedError(message, hint="Check who owns the folder, and its mode.")
-    if exc.errno in GONE:
-        return StorageUnreachableError(message, hint="Check the disk, or the mounted share.")
-    return StorageRefusedError(message, hint="Check the folder and its file system.")
+            if exc.errno in LEADS_NOWHERE and entry.is_symlink():
+                return None
+            raise read_error(exc, f"look at file://{entry.path}") from exc
+        return status if stat.S_ISREG(status.st_mode) else None
