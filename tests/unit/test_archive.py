@@ -145,6 +145,18 @@ def test_the_archive_has_the_digest_that_its_manifest_says(passphrase: str | Non
 
 
 @encrypted_or_not
+def test_what_goes_on_after_its_last_member_is_damaged(passphrase: str | None) -> None:
+    """Also if the manifest has the size and the digest of all of it."""
+    made = MADE[passphrase]
+    *members, last = made.manifest.members
+    shorter = made.with_manifest(members=members, raw_bytes=len(SCRIPT) - last.raw)
+    got, error = handed_out(opened(stored(shorter)))
+    assert isinstance(error, CorruptedError)
+    assert "it goes on where it should end" in str(error)
+    assert got == SCRIPT[: -last.raw]
+
+
+@encrypted_or_not
 @pytest.mark.parametrize("number", [0, 1, 5])
 def test_members_leave_no_gap(number: int, passphrase: str | None) -> None:
     """Whoever reads single members would never miss the one in between."""
@@ -208,6 +220,11 @@ def test_the_manifest_of_another_backup(passphrase: str | None) -> None:
     renamed = other.with_manifest(id=made.manifest.id)
     storage.put(made.manifest_key, renamed.packed_manifest(), {"id": made.manifest.id})
     with pytest.raises(CorruptedError, match="that of another backup: backup_2025"):
+        opened(storage)
+    # As a run of the same second left it, of an archive that is as long.
+    of_that_name = made.with_manifest(id="0" * 16)
+    storage.put(made.manifest_key, of_that_name.packed_manifest(), {"id": made.manifest.id})
+    with pytest.raises(CorruptedError, match=r"that of another backup: backup_2026.*, id 0{16}"):
         opened(storage)
 
 
@@ -287,12 +304,26 @@ def test_a_copy_that_lost_its_metadata_has_the_manifest_of_its_size() -> None:
     assert read(found) == SCRIPT
 
 
-def test_members_that_cannot_be_are_refused() -> None:
+MIB = 1024 * 1024
+
+
+@pytest.mark.parametrize(
+    ("raw", "more", "words"),
+    [
+        (1 << 40, 0, "larger than any that pgstash writes"),
+        (49 * MIB, 0, "larger than any that pgstash writes"),
+        (-1, 0, "do not follow each other"),
+        (1000, 1, "do not add up to the script"),
+        (1000, -1, "do not add up to the script"),
+    ],
+)
+def test_members_that_cannot_be_are_refused(raw: int, more: int, words: str) -> None:
     made = make(SCRIPT)
     first, *others = made.manifest.members
-    for members in (others, [replace(first, raw=1 << 40), *others], [replace(first, raw=-1)]):
-        with pytest.raises(CorruptedError, match="member"):
-            opened(stored(made.with_manifest(members=members)))
+    members = [replace(first, raw=raw), *others]
+    raw_bytes = sum(each.raw for each in members) + more
+    with pytest.raises(CorruptedError, match=words):
+        opened(stored(made.with_manifest(members=members, raw_bytes=raw_bytes)))
 
 
 def test_rows_of_a_table_that_the_manifest_does_not_have_are_refused() -> None:
@@ -407,6 +438,16 @@ def test_a_member_that_was_compressed_wrongly_is_not_handed_out(position: int) -
     member = Member(0, len(stored), len(plain), hashlib.sha256(stored).hexdigest())
     with pytest.raises(CorruptedError, match="it does not decompress"):
         next(decompression.decompress([bytes(stored)], [member]))
+
+
+@pytest.mark.parametrize("more", [-1, 1])
+def test_a_member_of_another_length_is_not_handed_out(more: int) -> None:
+    """Its digest fits, and gzip's own checksums: what does not is the length in the manifest."""
+    plain = b"SELECT 1;\n" * 50
+    stored = gzip.compress(plain)
+    member = Member(0, len(stored), len(plain) + more, hashlib.sha256(stored).hexdigest())
+    with pytest.raises(CorruptedError, match="does not decompress to what was compressed"):
+        next(decompression.decompress([stored], [member]))
 
 
 def test_the_next_member_is_opened_while_one_is_taken() -> None:
@@ -594,6 +635,24 @@ def test_the_schema_beside_an_archive(passphrase: str | None) -> None:
     assert found.schema() == HEAD
     storage.put(made.manifest_key, MADE[passphrase].packed_manifest(), {"id": made.manifest.id})
     assert not opened(storage).is_seekable
+
+
+@encrypted_or_not
+def test_the_roles_of_another_backup(passphrase: str | None) -> None:
+    roles = b"CREATE ROLE reporting;\n"
+    digest = hashlib.sha256(roles).hexdigest()
+    made = MADE[passphrase].with_manifest(globals_sha256=digest)
+    encrypted = passphrase is not None
+    name = manifests.globals_name(made.base, made.manifest.id, encrypted=encrypted)
+    storage = stored(made)
+    for script in (roles, roles + b"ALTER ROLE reporting SUPERUSER;\n"):
+        sealed = encryption.sealed(script, key_of(passphrase))
+        storage.put(f"p/{name}", sealed, {"id": made.manifest.id})
+        if script == roles:
+            assert opened(storage).globals() == roles
+            continue
+        with pytest.raises(CorruptedError, match="are not those that were stored"):
+            opened(storage).globals()
 
 
 @encrypted_or_not
