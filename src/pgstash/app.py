@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import traceback
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -21,9 +21,11 @@ from pgstash.errors import (
     PgstashError,
     WrongClockError,
 )
+from pgstash.identity import Identity
 from pgstash.monitoring import listener
 from pgstash.monitoring.scrub import Scrubber
-from pgstash.postgres import options, required
+from pgstash.owners import Owners, Seen
+from pgstash.postgres import address, options, required
 from pgstash.schedule import Cron, Interval, Schedule
 from pgstash.settings import Settings, environment, secret_variables
 from pgstash.storage.interface import Storage
@@ -31,8 +33,10 @@ from pgstash.storage.interface import Storage
 if TYPE_CHECKING:
     from pydantic import SecretStr
 
-    from pgstash import backup, prune
+    from pgstash import backup, catalog, prune
     from pgstash.monitoring import webhook
+
+_SEEN: Seen = {}
 
 CONNECT_SECONDS = 10.0
 READ_SECONDS = 60.0
@@ -53,6 +57,28 @@ def server_clock(settings: Settings) -> datetime:
     return source.clock(settings.source_url, _SECONDS_TO_ASK)
 
 
+def configured_source(settings: Settings) -> Identity | None:
+    """Return what the settings tell of the source; None if they name none. Nothing is asked."""
+    if not settings.has_source:
+        return None
+    return address.identity(settings.source_url, settings.source_variables)
+
+
+def source_that_answers(settings: Settings) -> Identity | None:
+    """Return the identity of the source as its server tells it; None if none answers."""
+    from pgstash.postgres import source  # noqa: PLC0415
+
+    with contextlib.suppress(DatabaseError):
+        if settings.has_source:
+            return source.identify(settings.source_url, _SECONDS_TO_ASK)
+    return None
+
+
+def owners_of(storage: Storage) -> Owners:
+    """Return what tells whose stored backups are; this process asks once for each."""
+    return Owners(storage, _SEEN)
+
+
 def back_up(  # noqa: PLR0913, PLR0917 - what of the world can be another one
     settings: Settings,
     emit: events.Emit,
@@ -68,7 +94,7 @@ def back_up(  # noqa: PLR0913, PLR0917 - what of the world can be another one
     called between the two, and before the hook at the end, to raise Interrupted if a signal was
     put off by ``uninterrupted``.
     """
-    from pgstash import backup  # noqa: PLC0415
+    from pgstash import backup, record  # noqa: PLC0415
 
     plan = backup.Plan(
         source_url=settings.source_url,
@@ -84,17 +110,19 @@ def back_up(  # noqa: PLR0913, PLR0917 - what of the world can be another one
         hooks=_hooks(settings),
         anomaly_ratio=settings.anomaly_ratio,
     )
+    storage = open_storage(settings, emit)
     world = backup.World(
         now=now,
         random=os.urandom,
         emit=emit,
+        owners=owners_of(storage),
         uninterrupted=uninterrupted,
         hear=hear,
     )
-    storage = open_storage(settings, emit)
     made = backup.run(plan, storage, world)
     hear()
-    _prune_after_backup(settings, storage, emit, now, server_now)
+    source = record.identity_of(made.manifest.database)
+    _prune_after_backup(settings, source, storage, emit, now, server_now)
     return made
 
 
@@ -132,26 +160,37 @@ def _hooks(settings: Settings) -> hooks.Hooks:
 
 
 def remove_old_backups(
-    settings: Settings, emit: events.Emit, *, dry_run: bool = False
+    settings: Settings, emit: events.Emit, *, sources: Sequence[str] = (), dry_run: bool = False
 ) -> prune.Pruned:
     """Prune as the settings say. Raises what :func:`prune.run` raises, and tells it.
 
-    Raises WrongClockError where a database server is configured, answers, and its clock and ours
-    are far apart.
+    The backups are those of the ``sources`` that the user names, or else of the source that is
+    configured. Raises SourceUnclearError where that is not clear, and WrongClockError where a
+    database server is configured, answers, and its clock and ours are far apart.
     """
     try:
         now = utc_now()
         with contextlib.suppress(DatabaseError):  # pruning needs no database
             if settings.has_source:
                 _compare_clocks(now, server_clock(settings))
-        return _prune(settings, open_storage(settings, emit), emit, now, dry_run=dry_run)
+        storage = open_storage(settings, emit)
+        answer = None if sources else source_that_answers(settings)
+
+        def choose(backups: Sequence[catalog.Backup]) -> Sequence[Identity]:
+            if answer is not None:
+                return [answer]
+            hint = configured_source(settings)
+            return owners_of(storage).choose(backups, named=sources, settings=hint)
+
+        return _prune(settings, choose, storage, emit, now, explained=True, dry_run=dry_run)
     except PgstashError as error:
         emit(events.PruneFailed(error.message, error.hint))
         raise
 
 
-def _prune_after_backup(
+def _prune_after_backup(  # noqa: PLR0913, PLR0917 - as back_up()
     settings: Settings,
+    source: Identity,
     storage: Storage,
     emit: events.Emit,
     now: Callable[[], datetime],
@@ -161,7 +200,9 @@ def _prune_after_backup(
     try:
         ours = now()
         _compare_clocks(ours, server_now(settings))
-        _prune(settings, storage, emit, ours, dry_run=False)
+        _prune(
+            settings, lambda _backups: [source], storage, emit, ours, explained=False, dry_run=False
+        )
     except PgstashError as error:
         emit(events.Warned(f"Pruning failed: {error.message}\n{error.hint}".rstrip()))
     except Exception as error:  # noqa: BLE001 - nothing that happens now undoes the backup
@@ -180,8 +221,15 @@ def _compare_clocks(ours: datetime, theirs: datetime) -> None:
         )
 
 
-def _prune(
-    settings: Settings, storage: Storage, emit: events.Emit, now: datetime, *, dry_run: bool
+def _prune(  # noqa: PLR0913 - what differs by who asked for it
+    settings: Settings,
+    choose: prune.Choose,
+    storage: Storage,
+    emit: events.Emit,
+    now: datetime,
+    *,
+    explained: bool,
+    dry_run: bool,
 ) -> prune.Pruned:
     from pgstash import prune, retention  # noqa: PLC0415
 
@@ -196,10 +244,13 @@ def _prune(
             yearly=settings.retention_keep_yearly,
         ),
         sweep_after_days=settings.sweep_after_days,
+        explained=explained,
     )
     return prune.run(
         plan,
         storage,
+        owners=owners_of(storage),
+        choose=choose,
         alone=lambda: _alone(settings, storage, emit),
         now=now,
         emit=emit,

@@ -34,6 +34,8 @@ from pgstash.errors import (
     PgstashError,
     StorageError,
 )
+from pgstash.identity import Identity
+from pgstash.owners import Owners
 from pgstash.pipeline import encryption
 from pgstash.postgres import address, extensions, required, rights, roles, source, tools, writer
 from pgstash.postgres.source import Server
@@ -71,13 +73,14 @@ class Plan:
 class World:
     """What comes from outside: the time, chance, who is told, and how to put a signal off.
 
-    ``uninterrupted`` is a context in which no signal is heard, or only after a while; ``hear``
-    raises Interrupted if one came meanwhile.
+    ``owners`` tells whose the stored backups are. ``uninterrupted`` is a context in which no
+    signal is heard, or only after a while; ``hear`` raises Interrupted if one came meanwhile.
     """
 
     now: Callable[[], datetime]
     random: Callable[[int], bytes]
     emit: events.Emit
+    owners: Owners
     uninterrupted: Callable[[], AbstractContextManager[None]]
     hear: Callable[[], None]
 
@@ -112,10 +115,18 @@ def run(plan: Plan, storage: Storage, world: World) -> Backup:
         storage.check()
         server = source.look(plan.source_url)
         with writer.hold(server, storage.url(plan.prefix), world.emit) as lock:
-            name = record.header(server.database.name)
-            neighbours.look(storage, plan.prefix, name, now=world.now(), emit=world.emit)
+            known = neighbours.look(
+                storage,
+                plan.prefix,
+                record.identity_of(server.database),
+                world.owners,
+                now=world.now(),
+                emit=world.emit,
+            )
             started, base = _unused_name(storage, plan.prefix, world)
-            made = _back_up(plan, storage, world, server=server, lock=lock, started=started)
+            made = _back_up(
+                plan, storage, world, server=server, lock=lock, started=started, known=known
+            )
     except BaseException as error:
         foreseen = isinstance(error, PgstashError | Interrupted)
         failed = events.BackupFailed(
@@ -166,6 +177,7 @@ def _back_up(  # noqa: PLR0913 - what was found out so far
     server: Server,
     lock: Writer,
     started: datetime,
+    known: neighbours.Neighbourhood,
 ) -> Backup:
     began = time.monotonic()
     base = manifests.base_name(started)
@@ -182,7 +194,7 @@ def _back_up(  # noqa: PLR0913 - what was found out so far
     of_extensions = extensions.look(server, plan.options)
     for told in extensions.told_of(of_extensions):
         world.emit(events.Warned("\n".join(told)))
-    earlier = _earlier(plan, storage, world, started)
+    earlier = _earlier(plan, storage, world, known.source, started)
     client = tools.find(server.major, plan.environment.get("PATH", ""), plan.environment)
     cipher = _key(plan, world)
     stored = _Digest()
@@ -190,7 +202,13 @@ def _back_up(  # noqa: PLR0913 - what was found out so far
     world.emit(events.DumpStarted(name, client.version, server.version))
     upload: Upload | None = None
     beside = Beside(
-        storage, plan.prefix, base, backup_id, lambda: _key(plan, world), emit=world.emit
+        storage,
+        plan.prefix,
+        base,
+        backup_id,
+        new_key=lambda: _key(plan, world),
+        of_source=record.encoded(known.source.metadata()),
+        emit=world.emit,
     )
     try:
         with (
@@ -212,7 +230,14 @@ def _back_up(  # noqa: PLR0913 - what was found out so far
             ) as stream,
             storage.upload(
                 key,
-                metadata=record.metadata(server, client, started, backup_id, encrypted=encrypted),
+                metadata=record.metadata(
+                    server,
+                    client,
+                    started,
+                    backup_id,
+                    encrypted=encrypted,
+                    of_source=known.metadata(started),
+                ),
                 expected_size=server.database.bytes,
             ) as upload,
         ):
@@ -304,15 +329,19 @@ def _tell_success(plan: Plan, world: World, made: Backup, earlier: _Earlier) -> 
     )
 
 
-def _earlier(plan: Plan, storage: Storage, world: World, started: datetime) -> _Earlier:
-    """Look at the backups before this one; not to know them is no reason to fail."""
+def _earlier(
+    plan: Plan, storage: Storage, world: World, ours: Identity, started: datetime
+) -> _Earlier:
+    """Look at the backups of the source before this one; not to know them is no reason to fail."""
     earlier = _Earlier()
     try:
-        stored = catalog.read(storage, plan.prefix)
-        proven = catalog.last_proven(stored, started)
+        stored = catalog.read(storage, plan.prefix).backups
+        proven = world.owners.last_proven(stored, ours, started)
         earlier.last_proof = proven.proven_by(started) if proven else None
         if plan.anomaly_ratio:
-            earlier.figures = catalog.figures_before(storage, stored, started)
+            before = [backup for backup in stored if backup.started < started]
+            own = world.owners.newest_first(before, ours)
+            earlier.figures = catalog.figures_of(storage, own)
     except StorageError as error:
         world.emit(events.Notice(f"The size of earlier backups is not known: {error}"))
     return earlier

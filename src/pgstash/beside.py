@@ -22,7 +22,8 @@ from pgstash.storage.interface import Storage
 class Beside:
     """Stores companions of one backup, and takes them back if there will be no archive.
 
-    ``prefix`` is without a slash at its end, ``new_key`` derives a key for one object, or none.
+    ``prefix`` is without a slash at its end, ``new_key`` derives a key for one object, or none;
+    ``of_source`` is the metadata that say of which source they are.
     """
 
     storage: Storage
@@ -30,6 +31,7 @@ class Beside:
     base: str
     backup_id: str
     new_key: Callable[[], encryption.Key | None]
+    of_source: Mapping[str, str]
     emit: events.Emit
     _keys: list[str] = field(default_factory=list)
 
@@ -48,14 +50,14 @@ class Beside:
             return None
         key = self.new_key()
         name = manifests.globals_name(self.base, self.backup_id, encrypted=key is not None)
-        self._put(name, encryption.sealed(script, key), {"id": self.backup_id})
+        self._put(name, encryption.sealed(script, key), {"id": self.backup_id, **self.of_source})
         return hashlib.sha256(script).hexdigest()
 
     def store_schema(self, head: bytes) -> str:
         """Store a table of contents, and return its digest. Raises StorageError."""
         key = self.new_key()
         name = manifests.schema_name(self.base, self.backup_id, encrypted=key is not None)
-        self._put(name, encryption.sealed(head, key), {"id": self.backup_id})
+        self._put(name, encryption.sealed(head, key), {"id": self.backup_id, **self.of_source})
         return hashlib.sha256(head).hexdigest()
 
     def store_manifest(self, manifest: Manifest, facts: Mapping[str, str]) -> None:

@@ -6,16 +6,25 @@ further down (``<prefix>/other/…``) may belong to another instance and are not
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from itertools import islice
+from typing import TypeVar
 from urllib.parse import unquote
 
 from pgstash import manifest as manifests
 from pgstash.anomaly import MOST, Figures
-from pgstash.errors import BackupNotFoundError, ObjectNotFoundError
+from pgstash.errors import (
+    BackupNotFoundError,
+    ObjectNotFoundError,
+    StorageError,
+    StorageUnreachableError,
+)
 from pgstash.storage.interface import PendingUpload, Storage
+
+T = TypeVar("T")
 
 REQUESTS_AT_A_TIME = 16
 """How many objects are asked for their metadata at once."""
@@ -130,13 +139,13 @@ def read(storage: Storage, prefix: str) -> Catalog:
     return Catalog(sorted(backups, key=lambda backup: (backup.started, backup.name)), suspects)
 
 
-def newest(storage: Storage, prefix: str, *, since: datetime, until: datetime) -> Backup | None:
-    """Return the newest backup that began within these times, without its companions.
+def within(storage: Storage, prefix: str, *, since: datetime, until: datetime) -> list[Backup]:
+    """Return the backups that began within these times, the oldest first, without companions.
 
     Only what is newer than ``since`` is listed, however many backups there are. An empty archive
     is none. Raises StorageError.
     """
-    found: Backup | None = None
+    found: list[Backup] = []
     after = f"{prefix}/{manifests.base_name(since)}"
     for stored in storage.list(f"{prefix}/backup_", start_after=after):
         name = stored.key.removeprefix(f"{prefix}/")
@@ -145,7 +154,7 @@ def newest(storage: Storage, prefix: str, *, since: datetime, until: datetime) -
         if started and started > until:
             break
         if started and stored.size:
-            found = Backup(name, stored.key, started, stored.size, ())
+            found.append(Backup(name, stored.key, started, stored.size, ()))
     return found
 
 
@@ -192,9 +201,33 @@ def metadata(storage: Storage, backups: Sequence[Backup]) -> list[Mapping[str, s
     known. Asked for in parallel, without any key. One that is gone by now has none. Raises
     StorageError.
     """
+    return _in_parallel(lambda backup: _metadata(storage, backup), backups)
+
+
+def archive_metadata(
+    storage: Storage, backups: Sequence[Backup]
+) -> list[Mapping[str, str] | StorageError]:
+    """Return the metadata of each archive, decoded, or why they cannot be read.
+
+    Those of one that is gone are empty. Asked for in parallel, one request each. Raises
+    StorageUnreachableError.
+    """
+
+    def ask(backup: Backup) -> Mapping[str, str] | StorageError:
+        try:
+            return _decoded(_head(storage, backup.key))
+        except StorageUnreachableError:
+            raise
+        except StorageError as error:
+            return error
+
+    return _in_parallel(ask, backups)
+
+
+def _in_parallel(ask: Callable[[Backup], T], backups: Sequence[Backup]) -> list[T]:
     pool = ThreadPoolExecutor(REQUESTS_AT_A_TIME)
     try:
-        return list(pool.map(lambda backup: _metadata(storage, backup), backups))
+        return list(pool.map(ask, backups))
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
 
@@ -206,7 +239,11 @@ def _metadata(storage: Storage, backup: Backup) -> Mapping[str, str]:
         found |= _head(storage, backup.manifests[0].key)
     if "database" not in found:
         found = {**_head(storage, backup.key), **found}
-    return {key: unquote(value, errors="surrogateescape") for key, value in found.items()}
+    return _decoded(found)
+
+
+def _decoded(metadata: Mapping[str, str]) -> Mapping[str, str]:
+    return {key: unquote(value, errors="surrogateescape") for key, value in metadata.items()}
 
 
 def _head(storage: Storage, key: str) -> Mapping[str, str]:
@@ -270,24 +307,24 @@ def facts(storage: Storage, backup: Backup) -> Mapping[str, str]:
     return {}
 
 
-def last_proven(catalog: Catalog, until: datetime) -> Backup | None:
-    """Return the backup whose drill passed last, as :meth:`Backup.proven_by` counts."""
-    drilled = [
-        (proven, backup.name, backup)
-        for backup in catalog.backups
-        if (proven := backup.proven_by(until))
-    ]
-    return max(drilled)[-1] if drilled else None
+def by_proof(backups: Iterable[Backup], until: datetime) -> list[Backup]:
+    """Return the backups that are proven, the one whose drill passed last first.
 
-
-def figures_before(storage: Storage, catalog: Catalog, moment: datetime) -> list[Figures]:
-    """Return how large the backups before a moment are, the most recent first.
-
-    There are :data:`MOST` of them at most. Raises StorageError.
+    Proofs count as :meth:`Backup.proven_by` counts them.
     """
-    before = [backup for backup in catalog.backups if backup.started < moment]
+    drilled = [
+        (proven, backup.name, backup) for backup in backups if (proven := backup.proven_by(until))
+    ]
+    return [backup for _, _, backup in sorted(drilled, reverse=True)]
+
+
+def figures_of(storage: Storage, backups: Iterable[Backup]) -> list[Figures]:
+    """Return how large backups are, in their order: of as many of the first as are compared.
+
+    Raises StorageError.
+    """
     found: list[Figures] = []
-    for backup in before[: -_MOST_ASKED - 1 : -1]:
+    for backup in islice(backups, _MOST_ASKED):
         figures = Figures.of(facts(storage, backup))
         if figures:
             found.append(figures)
@@ -296,22 +333,20 @@ def figures_before(storage: Storage, catalog: Catalog, moment: datetime) -> list
     return found
 
 
-def is_orphan(storage: Storage, companion: Companion) -> bool:
-    """Tell whether a companion is ours and has no archive. Raises StorageError.
+def orphan(storage: Storage, companion: Companion) -> Mapping[str, str] | None:
+    """Return the metadata of a companion that is ours and has no archive; None for any other.
 
     The objects themselves are asked, since a listing may be late; ours is what has its id in
-    its metadata as well as in its name.
+    its metadata as well as in its name. Raises StorageError.
     """
     try:
         archive = storage.head(companion.archive_key).metadata
     except ObjectNotFoundError:
         archive = {"id": ""}
     if archive.get("id", companion.id) == companion.id:
-        return False
-    try:
-        return storage.head(companion.key).metadata.get("id") == companion.id
-    except ObjectNotFoundError:
-        return False
+        return None
+    found = _decoded(_head(storage, companion.key))
+    return found if found.get("id") == companion.id else None
 
 
 def pending(storage: Storage, prefix: str) -> Iterator[PendingUpload]:

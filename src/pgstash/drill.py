@@ -345,6 +345,7 @@ def _store(proven: Proof, plan: Plan, storage: Storage, manifest: Manifest, worl
             "id": manifest.id,
             "restore-seconds": f"{proven.restore_seconds:.1f}",
             "server": record.header(proven.server),
+            **record.encoded(record.identity_of(manifest.database).metadata()),
         },
     )
     return storage.url(stored)

@@ -22,7 +22,8 @@
     │   ├── ObjectExistsError         23   the name is taken; nothing is overwritten
     │   ├── ObjectNotFoundError       24   no such object
     │   ├── BackupNotFoundError       25   no such backup
-    │   └── ObjectDamagedError        26   an object is shorter than it should be, or unreadable
+    │   ├── ObjectDamagedError        26   an object is shorter than it should be, or unreadable
+    │   └── SourceUnclearError        27   backups of several sources, and none was named
     ├── PipelineError
     │   ├── EncryptionError           30   encryption could not be set up
     │   ├── CorruptedError            31   stored bytes are damaged, or the key is wrong
@@ -243,6 +244,16 @@ class ObjectDamagedError(StorageError):
     default_hint = (
         "Was it cut short, replaced or edited in the store? Restore another backup, and take a new "
         "one."
+    )
+
+
+class SourceUnclearError(StorageError):
+    """The prefix holds backups of several sources, and nothing says which one is meant."""
+
+    exit_code = 27
+    default_hint = (
+        "Name the source with --source, or a backup by its name. Give each database a "
+        "BACKUP_PREFIX of its own."
     )
 
 

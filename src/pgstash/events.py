@@ -314,6 +314,14 @@ class BackupRemoved(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class OthersLeft(Event):
+    """Pruning leaves backups alone, because they are of another source; ``label`` names it."""
+
+    label: str
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
 class LeftoverSwept(Event):
     """Pruning removed what a failed backup had left, or in a dry run would have."""
 

@@ -183,7 +183,10 @@ class LeftOut:
 
 @dataclass(frozen=True, slots=True)
 class Database:
-    """The source database as it was; ``settings`` are those of ALTER DATABASE … SET."""
+    """The source database as it was; ``settings`` are those of ALTER DATABASE … SET.
+
+    ``system`` is the system identifier of its server, None if the server does not tell it.
+    """
 
     name: str
     host: str
@@ -197,6 +200,7 @@ class Database:
     settings: Sequence[str]
     bytes: int
     icu_rules: str | None = None
+    system: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,30 +6,67 @@ another standby of ours, it cannot see; what such a neighbour leaves in the buck
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import datetime, timedelta
-from urllib.parse import unquote
 
-from pgstash import catalog, events
+from pgstash import catalog, events, identity
 from pgstash.errors import StorageError
+from pgstash.identity import Claim, Identity
+from pgstash.owners import Owners
 from pgstash.storage.interface import Storage
+
+_MOST_NAMED = 5
 
 YOUNG = timedelta(days=1)
 """An upload that began no longer ago may well be a backup that still runs."""
 
 
-def look(storage: Storage, prefix: str, database: str, *, now: datetime, emit: events.Emit) -> None:
-    """Warn of unfinished uploads, and where the newest backup is of another database.
+@dataclass(frozen=True, slots=True)
+class Neighbourhood:
+    """What the bucket tells of the source and of others.
+
+    ``since`` is when the source made its first backup that names its server, ``reported`` is what
+    the metadata of its next backup tell of others; None if it is not known.
+    """
+
+    source: Identity
+    since: datetime | None = None
+    reported: str | None = None
+
+    def metadata(self, started: datetime) -> dict[str, str]:
+        """Return the metadata that tell the next backup of the source from those of others."""
+        if self.reported is None:
+            return self.source.metadata()
+        return {
+            **identity.continued(self.source, self.since, started),
+            identity.OTHERS: self.reported,
+        }
+
+
+def look(  # noqa: PLR0913 - who looks, and what at
+    storage: Storage,
+    prefix: str,
+    source: Identity,
+    owners: Owners,
+    *,
+    now: datetime,
+    emit: events.Emit,
+) -> Neighbourhood:
+    """Warn of unfinished uploads, and of backups of other sources that were not reported yet.
 
     To be called under the writer lock, before a backup begins: what is unfinished then is not
-    of a backup that the lock knows. ``database`` is the name as the metadata of an archive
-    hold it. Nothing that goes wrong here fails a backup: it would have succeeded without.
+    of a backup that the lock knows. Nothing that goes wrong here fails a backup: it would have
+    succeeded without.
     """
     with _if_it_can_tell(emit):
         _unfinished(storage, prefix, now, emit)
+    known = []
     with _if_it_can_tell(emit):
-        _another_database(storage, prefix, database, emit)
+        known.append(_others(storage, prefix, source, owners, emit))
+    return known[0] if known else Neighbourhood(source)
 
 
 def _unfinished(storage: Storage, prefix: str, now: datetime, emit: events.Emit) -> None:
@@ -49,22 +86,29 @@ def _unfinished(storage: Storage, prefix: str, now: datetime, emit: events.Emit)
     )
 
 
-def _another_database(storage: Storage, prefix: str, database: str, emit: events.Emit) -> None:
+def _others(
+    storage: Storage, prefix: str, source: Identity, owners: Owners, emit: events.Emit
+) -> Neighbourhood:
     backups = catalog.read(storage, prefix).backups
-    if not backups:
-        return
-    newest = backups[-1]
-    # Another host is no other source: it changes with every failover.
-    other = storage.head(newest.key).metadata.get("database", database)
-    if other != database:
+    origins = owners.back_to_last(backups, source)
+    claim = Claim([source], origins)
+    ours = [each for each in origins[-1:] if source.relation(each.identity) == "same"]
+    before = ours[0].reported if ours else None
+    others = list(dict.fromkeys(each.identity for each in origins if not claim.covers(each)))
+    new = [each.label for each in others if each.digest not in (before or ())]
+    if new:
+        more = f" and {len(new) - _MOST_NAMED} more" if len(new) > _MOST_NAMED else ""
         emit(
             events.Warned(
-                f"The newest backup under this prefix, {newest.name}, is of the database "
-                f'"{unquote(other)}", not of "{unquote(database)}". Give each its own '
-                "BACKUP_PREFIX: the retention takes all backups of a prefix for those of one "
-                "database, and deletes accordingly"
+                f"Under {storage.url(prefix)} are backups of other sources: "
+                f"{', '.join(new[:_MOST_NAMED])}{more}. This source is {source.label}. pgstash "
+                "leaves the others alone. Give each database a BACKUP_PREFIX of its own. If one "
+                "of them is this database before it was moved, upgraded or renamed, its old "
+                f"backups stay until you remove them: pgstash prune --dry-run --source "
+                f"{shlex.quote(source.label)} --source {shlex.quote(new[0])}"
             )
         )
+    return Neighbourhood(source, claim.since, identity.reported_after(before or (), others))
 
 
 @contextmanager
@@ -72,4 +116,4 @@ def _if_it_can_tell(emit: events.Emit) -> Iterator[None]:
     try:
         yield
     except StorageError as error:
-        emit(events.Notice(f"Nobody knows who else writes under this prefix: {error}"))
+        emit(events.Notice(f"Could not check for other writers under this prefix: {error}"))

@@ -24,6 +24,8 @@ from pgstash.errors import (
     StorageError,
     StorageUnreachableError,
 )
+from pgstash.identity import Claim, Identity, Origin
+from pgstash.owners import Owners
 from pgstash.retention import Decision
 from pgstash.storage.interface import PendingUpload, Storage
 
@@ -36,20 +38,31 @@ _BATCH = 100
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What to prune, by which policy; uploads are swept ``sweep_after_days`` after they began."""
+    """What to prune, by which policy; uploads are swept ``sweep_after_days`` after they began.
+
+    Without ``explained`` no archive is asked whose it is while all are young.
+    """
 
     prefix: str
     policy: retention.Policy
     sweep_after_days: int
+    explained: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class Pruned:
-    """What was kept, removed and swept; in a dry run, what would be. ``swept`` are keys."""
+    """What was kept, removed and swept; in a dry run, what would be. ``swept`` are keys.
+
+    Backups of other sources are in none of them.
+    """
 
     kept: Sequence[Decision[Backup]]
     removed: Sequence[Decision[Backup]]
     swept: Sequence[str]
+
+
+Choose = Callable[[Sequence[Backup]], Sequence[Identity]]
+"""Says of which sources the backups are pruned, as if they were of one; raises StorageError."""
 
 
 Alone = Callable[[], AbstractContextManager[object]]
@@ -60,27 +73,33 @@ def run(  # noqa: PLR0913 - two of them say how the rest is done
     plan: Plan,
     storage: Storage,
     *,
+    owners: Owners,
+    choose: Choose,
     alone: Alone,
     now: datetime,
     emit: events.Emit,
     dry_run: bool = False,
 ) -> Pruned:
-    """Apply the policy to every backup under the prefix; delete nothing in a dry run.
+    """Apply the policy to the backups of the sources that are chosen; delete nothing in a dry run.
+
+    What is of another source is left alone: backups, what lies beside them, and uploads.
 
     Leftovers are swept within ``alone``; where that fails they are left, and it is told.
     What cannot be deleted is told, and the rest goes on, unless the store is not reached or
     refuses everything. Then, or at the end, the first StorageError is raised.
     """
-    return _Run(plan, storage, alone, now, emit, dry_run=dry_run).run()
+    return _Run(plan, storage, owners, choose, alone, now, emit, dry_run=dry_run).run()
 
 
 class _Run:
     """One run, and what went wrong in it so far."""
 
-    def __init__(  # noqa: PLR0913 - as run()
+    def __init__(  # noqa: PLR0913, PLR0917 - as run()
         self,
         plan: Plan,
         storage: Storage,
+        owners: Owners,
+        choose: Choose,
         alone: Alone,
         now: datetime,
         emit: events.Emit,
@@ -89,6 +108,8 @@ class _Run:
     ) -> None:
         self._plan = plan
         self._storage = storage
+        self._owners = owners
+        self._choose = choose
         self._alone = alone
         self._now = now
         self._emit = emit
@@ -97,8 +118,14 @@ class _Run:
 
     def run(self) -> Pruned:
         stored = catalog.read(self._storage, self._plan.prefix)
-        backups = [catalog.settled(self._storage, backup) for backup in stored.backups]
-        decisions = retention.decide(backups, self._plan.policy, self._now)
+        sources = self._choose(stored.backups)
+        own = stored.backups
+        if self._plan.explained or self._may_remove(stored):
+            own = self._owners.of(stored.backups, sources)
+            self._errors += self._owners.unreadable.values()
+            self._tell_of_others(stored.backups, sources)
+        settled = [catalog.settled(self._storage, backup) for backup in own]
+        decisions = retention.decide(settled, self._plan.policy, self._now)
         kept = [decision for decision in decisions if decision.keep]
         doomed = [decision for decision in decisions if not decision.keep]
         removed: list[Decision[Backup]] = []
@@ -115,7 +142,7 @@ class _Run:
                 for removal in self._remove(doomed):
                     removed.append(removal)
                     self._tell(removal)
-            swept.extend(self._sweep(stored))
+            swept.extend(self._sweep(stored, sources))
         finally:
             self._emit(
                 events.PruneFinished(
@@ -129,6 +156,25 @@ class _Run:
         if self._errors:
             raise self._errors[0]
         return Pruned(kept, removed, swept)
+
+    def _may_remove(self, stored: Catalog) -> bool:
+        """Tell whether anything would be removed if all backups were of one source.
+
+        If nothing would, then nothing of any source: with fewer backups each rule keeps more.
+        """
+        decisions = retention.decide(stored.backups, self._plan.policy, self._now)
+        return not all(decision.keep for decision in decisions)
+
+    def _tell_of_others(self, backups: Sequence[Backup], sources: Sequence[Identity]) -> None:
+        for label, number, _ in self._owners.counted(backups, sources):
+            self._emit(events.OthersLeft(label, number))
+        if self._errors:
+            number, first = len(self._errors), self._errors[0].message
+            self._emit(
+                events.Warned(
+                    f"{number} backups are left, as nobody can tell whose they are: {first}"
+                )
+            )
 
     def _tell(self, decision: Decision[Backup]) -> None:
         name, reasons = decision.backup.name, decision.reasons
@@ -183,12 +229,9 @@ class _Run:
                 raise self._errors[0]
 
     def _companions_to_remove(self, backup: Backup) -> list[str]:
-        """Return what goes with an archive: its own, and what is old enough to be nobody's."""
-        own: list[Companion] = []
-        if not all(self._is_old(companion) for companion in backup.companions):
-            with self._going_on():
-                own = catalog.own_companions(self._storage, backup)
-        return [each.key for each in backup.companions if each in own or self._is_old(each)]
+        """Return what goes with an archive: its own. What another backup left is swept later."""
+        [origin] = self._owners.origins([backup])
+        return [each.key for each in backup.companions if origin.id in (None, each.id)]
 
     def _is_old(self, companion: Companion) -> bool:
         return self._now - companion.modified >= ORPHAN_AGE
@@ -205,30 +248,35 @@ class _Run:
             return {key for key in keys if self._done(partial(self._storage.delete, [key]))}
         return set(keys)
 
-    def _sweep(self, stored: Catalog) -> Iterator[str]:
-        """Delete what failed backups left.
+    def _sweep(self, stored: Catalog, sources: Sequence[Identity]) -> Iterator[str]:
+        """Delete what failed backups of the sources left.
 
-        It was listed before nobody else was at work: so whatever begins later is not in it.
+        An upload does not say of which source it is: so none is swept if there are others. It was
+        listed before nobody else was at work: so whatever begins later is not in it.
         """
         companions = [each for each in stored.suspects if self._is_old(each)]
         uploads = self._abandoned()
         if not (companions or uploads):
             return
+        claim = Claim(sources, self._owners.origins(stored.backups))
+        if not claim.is_alone:
+            uploads = []
         try:
             with self._alone():
-                yield from self._sweep_orphans(companions)
+                yield from self._sweep_orphans(companions, claim)
                 yield from self._sweep_uploads(uploads)
         except DatabaseError as error:
             self._emit(events.SweepLeftOut(error.message))
 
-    def _sweep_orphans(self, companions: Sequence[Companion]) -> Iterator[str]:
+    def _sweep_orphans(self, companions: Sequence[Companion], claim: Claim) -> Iterator[str]:
         """Delete the companions that a backup stored which then failed, a day ago or longer."""
         for companion in companions:
-            orphan = False
+            found = None
             with self._going_on():
-                orphan = catalog.is_orphan(self._storage, companion)
+                found = catalog.orphan(self._storage, companion)
+            own = found is not None and claim.covers(Origin.of(found, companion.modified))
             sweep = partial(self._storage.delete, [companion.key])
-            if orphan and (self._dry_run or self._done(sweep)):
+            if own and (self._dry_run or self._done(sweep)):
                 yield self._swept(companion.key, "no backup belongs to it")
 
     def _abandoned(self) -> list[PendingUpload]:

@@ -8,6 +8,7 @@ from urllib.parse import quote
 
 from pgstash import __version__, anomaly, events
 from pgstash import manifest as manifests
+from pgstash.identity import Identity
 from pgstash.pipeline import encryption
 from pgstash.pipeline.tally import split_name
 from pgstash.postgres.source import Server
@@ -40,14 +41,32 @@ def tables(rows_by_name: Mapping[bytes, int], codec: str) -> list[manifests.Tabl
     return found
 
 
-def metadata(
-    server: Server, client: ClientTools, started: datetime, backup_id: str, *, encrypted: bool
+def identity_of(database: manifests.Database) -> Identity:
+    """Return of which source the backup of a database is."""
+    return Identity(database.name, database.system, database.host, str(database.port))
+
+
+def encoded(metadata: Mapping[str, str]) -> dict[str, str]:
+    """Return metadata as they are stored."""
+    return {key: header(value) for key, value in metadata.items()}
+
+
+def metadata(  # noqa: PLR0913 - what is known before the first byte
+    server: Server,
+    client: ClientTools,
+    started: datetime,
+    backup_id: str,
+    *,
+    encrypted: bool,
+    of_source: Mapping[str, str],
 ) -> dict[str, str]:
-    """Return what a reader needs to know of an archive when the manifest is not at hand."""
+    """Return what a reader needs to know of an archive when the manifest is not at hand.
+
+    ``of_source`` is what tells its source from others.
+    """
     values = {
         "timestamp": iso(started),
-        "database": server.database.name,
-        "host": server.database.host,
+        **of_source,
         "id": backup_id,
         "format": str(manifests.FORMAT),
         "reader": manifests.READER,
@@ -58,7 +77,7 @@ def metadata(
         "compression": "gzip",
         "encryption": f"aes-256-cbc pbkdf2 {encryption.ROUNDS}" if encrypted else "none",
     }
-    return {key: header(value) for key, value in values.items()}
+    return encoded(values)
 
 
 def facts(manifest: manifests.Manifest, seconds: float) -> dict[str, str]:
@@ -72,9 +91,9 @@ def facts(manifest: manifests.Manifest, seconds: float) -> dict[str, str]:
         "rows": str(size.rows),
         "seconds": f"{seconds:.1f}",
         "server": manifest.server,
-        "database": manifest.database.name,
+        **identity_of(manifest.database).metadata(),
     }
-    return {key: header(value) for key, value in values.items()}
+    return encoded(values)
 
 
 def figures(manifest: manifests.Manifest) -> anomaly.Figures:

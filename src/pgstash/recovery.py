@@ -9,14 +9,21 @@ import contextlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pgstash import catalog, events
 from pgstash import manifest as manifests
-from pgstash.app import back_up, open_storage, utc_now
+from pgstash.app import (
+    back_up,
+    configured_source,
+    open_storage,
+    owners_of,
+    source_that_answers,
+    utc_now,
+)
 from pgstash.errors import (
     BackupNotFoundError,
     ConfigurationError,
@@ -24,6 +31,7 @@ from pgstash.errors import (
     UnverifiedError,
     WrongClockError,
 )
+from pgstash.identity import Identity
 from pgstash.settings import Settings, environment
 
 if TYPE_CHECKING:
@@ -35,12 +43,14 @@ if TYPE_CHECKING:
 class Wanted:
     """Which backup: by name, or the newest that began at a time or before, or a file.
 
+    ``source`` says of which source the newest is wanted, as its label or its database's name.
     A file has a ``/`` in its name, and needs no storage; ``-`` is stdin.
     """
 
     name: str
     at: datetime | None = None
     unverified: bool = False
+    source: str | None = None
 
     @property
     def is_file(self) -> bool:
@@ -64,9 +74,9 @@ class Listed:
     metadata: Mapping[str, str]
 
 
-def manifest_of(settings: Settings, name: str, emit: events.Emit) -> manifests.Manifest:
+def manifest_of(settings: Settings, wanted: Wanted, emit: events.Emit) -> manifests.Manifest:
     """Return the manifest of a backup. Raises what :func:`open_archive` raises."""
-    found = open_archive(settings, Wanted(name, unverified=True), emit)
+    found = open_archive(settings, replace(wanted, unverified=True), emit)
     if found.manifest is None:
         raise UnverifiedError(f"{found.name} has no manifest, so there is nothing to show")
     return found.manifest
@@ -83,12 +93,33 @@ def open_archive(settings: Settings, wanted: Wanted, emit: events.Emit) -> archi
         return archive.open_file(Path(wanted.name), access)
     storage = open_storage(settings, emit)
     found = catalog.read(storage, settings.backup_prefix)
+    own = found
+    if wanted.at or wanted.name == "latest":
+        own = _of_one_source(settings, storage, found, wanted.source)
     if wanted.at:
-        backup = catalog.find_before(found, wanted.at)
+        backup = catalog.find_before(own, wanted.at)
     else:
-        backup = _named(found, storage, wanted.name, utc_now(), emit, may_guess=False)
+        backup = _named(own, storage, wanted.name, utc_now(), emit, may_guess=False)
     access = _access(settings, unverified=wanted.unverified, others=found.backups)
     return archive.open_stored(storage, backup, access)
+
+
+def _of_one_source(
+    settings: Settings, storage: Storage, found: catalog.Catalog, named: str | None
+) -> catalog.Catalog:
+    """Return the backups of the source that is meant. Raises SourceUnclearError, StorageError.
+
+    The settings say which, also while its server is down, or is a new one without backups: it is
+    asked only if several sources fit.
+    """
+    owners = owners_of(storage)
+    sources = owners.choose(
+        found.backups,
+        named=[named] if named else [],
+        settings=configured_source(settings),
+        ask=lambda: source_that_answers(settings),
+    )
+    return replace(found, backups=owners.of(found.backups, sources))
 
 
 def _named(  # noqa: PLR0913 - what a name may mean depends on all of it
@@ -185,12 +216,14 @@ def restore_backup(  # noqa: PLR0913 - one argument for each option
     restore.run(plan, wanted.name, lambda: open_archive(settings, wanted, emit), emit)
 
 
-def drill_backup(
+def drill_backup(  # noqa: PLR0913 - what of the world can be another one, and what to prove
     settings: Settings,
     name: str,
     emit: events.Emit,
     uninterrupted: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext,
     now: Callable[[], datetime] = utc_now,
+    *,
+    source: str | None = None,
 ) -> None:
     """Prove that one stored backup restores. Raises what :func:`drill.run` raises."""
     from pgstash import archive, drill  # noqa: PLC0415
@@ -210,20 +243,25 @@ def drill_backup(
 
     def find() -> drill.Found:
         found = catalog.read(storage, settings.backup_prefix)
-        backup = _named(found, storage, name, now(), emit, may_guess=True)
+        own = _of_one_source(settings, storage, found, source) if name == "latest" else found
+        backup = _named(own, storage, name, now(), emit, may_guess=True)
         access = _access(settings, unverified=False, others=found.backups)
         return drill.Found(backup.name, lambda: archive.open_stored(storage, backup, access))
 
     drill.run(plan, storage, name, find, world)
 
 
-def unproven(settings: Settings, emit: events.Emit) -> list[str]:
+def unproven(settings: Settings, emit: events.Emit, source: str | None = None) -> list[str]:
     """Return the names of backups that no drill has proven, the newest first; tell what is none.
 
-    Without a manifest nothing can be proven. Raises StorageError.
+    They are those of one source, if the user or the settings name one. Without a manifest nothing
+    can be proven. Raises SourceUnclearError, StorageError.
     """
-    found = catalog.read(open_storage(settings, emit), settings.backup_prefix).backups[::-1]
-    left = [backup for backup in found if not backup.proven]
+    storage = open_storage(settings, emit)
+    found = catalog.read(storage, settings.backup_prefix)
+    if source or settings.has_source:
+        found = _of_one_source(settings, storage, found, source)
+    left = [backup for backup in found.backups[::-1] if not backup.proven]
     for backup in left:
         if not backup.manifests:
             emit(events.Warned(f"{backup.name} has no manifest, and cannot be proven"))
@@ -239,8 +277,11 @@ def is_drill_due(settings: Settings, now: datetime) -> bool:
         return False
     if settings.verify_interval == "after-backup":
         return True
-    found = catalog.read(open_storage(settings, events.ignore), settings.backup_prefix).backups
-    last = max((proven for backup in found if (proven := backup.proven_by(now))), default=None)
+    storage = open_storage(settings, events.ignore)
+    found = catalog.read(storage, settings.backup_prefix).backups
+    source = source_that_answers(settings) or configured_source(settings) or Identity()
+    proven = owners_of(storage).last_proven(found, source, now)
+    last = proven.proven_by(now) if proven else None
     return last is None or (now - last).total_seconds() >= settings.verify_interval
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal
 from pgstash import app, catalog, events
 from pgstash.check import freshness
 from pgstash.errors import PgstashError, StaleBackupError
+from pgstash.identity import Identity
 from pgstash.monitoring import log, wording
 from pgstash.monitoring.scrub import Scrubber
 from pgstash.postgres import address, source
@@ -51,6 +52,7 @@ def check(settings: Settings, part: Part | None, emit: events.Emit) -> Iterator[
         server = yield from _database(settings)
     if part != "database":
         yield from _storage(settings, emit)
+        yield _others(settings, server, emit)
     if part is None:
         yield _drills(settings, server)
         yield _part_size(settings, server)
@@ -96,6 +98,17 @@ def _storage(settings: Settings, emit: events.Emit) -> Iterator[Finding]:
         ),
         app.open_storage(settings, emit),
     )
+
+
+def _others(settings: Settings, server: Server | None, emit: events.Emit) -> Finding:
+    from pgstash import record  # noqa: PLC0415
+    from pgstash.check import others  # noqa: PLC0415
+
+    source = app.configured_source(settings)
+    if server is not None:
+        source = record.identity_of(server.database)
+    storage = app.open_storage(settings, emit)
+    return others.look(storage, settings.backup_prefix, source, app.owners_of(storage))
 
 
 def _part_size(settings: Settings, server: Server | None) -> Finding:
@@ -150,11 +163,12 @@ def healthcheck(settings: Settings) -> str:
 
     Raises DatabaseError, StorageError or StaleBackupError: the first one met.
     """
-    source.ping(settings.source_url, _PING_SECONDS)
+    ours = source.identify(settings.source_url, _PING_SECONDS)
     storage = app.open_storage(settings, events.ignore, prompt=True)
     now = datetime.now(UTC)
     rule = _stale_at(settings)
-    found = freshness.newest(storage, settings.backup_prefix, rule, now)
+    owners = app.owners_of(storage)
+    found = freshness.newest(storage, settings.backup_prefix, ours, owners, rule, now)
     where = storage.url(settings.backup_prefix)
     if found is None:
         raise StaleBackupError(f"there is no recent backup under {where}")
@@ -201,9 +215,11 @@ def _remember(settings: Settings, known: health.Health) -> None:
     prefix, now = settings.backup_prefix, datetime.now(UTC)
     try:
         storage = app.open_storage(settings, events.ignore, prompt=True)
-        if found := freshness.newest(storage, prefix, _stale_at(settings), now):
+        ours = app.source_that_answers(settings) or app.configured_source(settings) or Identity()
+        owners = app.owners_of(storage)
+        if found := freshness.newest(storage, prefix, ours, owners, _stale_at(settings), now):
             known.found(found.name, found.started, found.size)
-        proven = catalog.last_proven(catalog.read(storage, prefix), now)
+        proven = owners.last_proven(catalog.read(storage, prefix).backups, ours, now)
         if proven and (at := proven.proven_by(now)):
             known.found_proof(proven.name, at)
     except PgstashError as error:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import shlex
 from contextlib import ExitStack
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, NoReturn
 
-from pgstash import events, neighbours
+from pgstash import events, identity, neighbours, record
 from pgstash.errors import StorageRefusedError
+from pgstash.identity import Identity
+from pgstash.owners import Owners
 from pgstash.storage.directory import DirectoryStorage
 from pgstash.storage.memory import MemoryStorage
 
@@ -20,12 +24,21 @@ OLD = "db/backup_20200101_000000.sql.gz"
 NEW = "db/backup_20200102_000000.sql.gz"
 
 
-def look(storage: Storage, *, later: timedelta = timedelta(), shop: str = "shop") -> list[str]:
+SHOP = Identity("shop", "7301234567890123456", "db1", "5432")
+
+
+def look(storage: Storage, *, later: timedelta = timedelta(), source: Identity = SHOP) -> list[str]:
     """Return the warnings."""
+    return looked(storage, later=later, source=source)[0]
+
+
+def looked(
+    storage: Storage, *, later: timedelta = timedelta(), source: Identity = SHOP
+) -> tuple[list[str], neighbours.Neighbourhood]:
     heard: list[events.Event] = []
     now = datetime.now(UTC) + later
-    neighbours.look(storage, "db", shop, now=now, emit=heard.append)
-    return [event.message for event in heard if isinstance(event, events.Warned)]
+    found = neighbours.look(storage, "db", source, Owners(storage), now=now, emit=heard.append)
+    return [event.message for event in heard if isinstance(event, events.Warned)], found
 
 
 def test_an_upload_that_is_on_its_way(storage: Storage) -> None:
@@ -43,14 +56,50 @@ def test_an_upload_that_is_on_its_way(storage: Storage) -> None:
         assert look(storage, later=neighbours.YOUNG + timedelta(minutes=1)) == []
 
 
-def test_the_newest_backup_of_another_database(storage: Storage) -> None:
-    assert look(storage) == []
-    storage.put(OLD, b"data", {"database": "caf%C3%A9", "host": "db1"})
-    [warning] = look(storage)
-    assert 'backup_20200101_000000.sql.gz, is of the database "café", not of "shop"' in warning
-    assert look(storage, shop="caf%C3%A9") == []
-    storage.put(NEW, b"data", {"database": "shop", "host": "db2"})
-    assert look(storage) == []
+def store(storage: Storage, day: int, metadata: dict[str, str]) -> None:
+    storage.put(f"db/backup_202001{day:02}_000000.sql.gz", b"data", record.encoded(metadata))
+
+
+def back_up(storage: Storage, day: int, source: Identity = SHOP) -> list[str]:
+    """Look and store what a backup would; return the warnings."""
+    warnings, known = looked(storage, source=source)
+    store(storage, day, known.metadata(datetime(2020, 1, day, tzinfo=UTC)))
+    return warnings
+
+
+def test_each_other_source_is_reported_once(storage: Storage) -> None:
+    cafe, moved = Identity("café", "1", "db1"), Identity("shop", "2", "db1", "5432")
+    assert back_up(storage, 1) == []
+    store(storage, 2, cafe.metadata())
+    [warning] = back_up(storage, 3)
+    assert f"other sources: {cafe.label}. This source is {SHOP.label}." in warning
+    assert f"--source {SHOP.label} --source {shlex.quote(cafe.label)}" in warning
+    assert back_up(storage, 4) == []
+    store(storage, 5, cafe.metadata())
+    store(storage, 6, moved.metadata())
+    [warning] = back_up(storage, 7)
+    assert f"other sources: {moved.label}. " in warning
+    assert back_up(storage, 8) == []
+    # A failover: the host is another, the server's identifier the same.
+    assert back_up(storage, 9, replace(SHOP, host="db2")) == []
+
+
+def test_more_sources_than_metadata_hold(storage: Storage) -> None:
+    for day in range(1, 10):
+        store(storage, day, Identity("other", str(day)).metadata())
+    [warning] = back_up(storage, 10)
+    assert f"{Identity('other', '5').label} and 4 more." in warning
+    many = identity.reported_after([], [Identity("other", str(number)) for number in range(100)])
+    assert len(record.header(many)) == len(many) <= 255
+
+
+def test_where_the_bucket_does_not_tell_the_next_backup_asks_anew(storage: Storage) -> None:
+    store(storage, 1, Identity("other", "1").metadata())
+    assert len(back_up(storage, 2)) == 1
+    store(storage, 3, neighbours.Neighbourhood(SHOP).metadata(datetime.now(UTC)))
+    warnings, known = looked(storage)
+    assert warnings == []
+    assert known.since == datetime(2020, 1, 2, tzinfo=UTC)
 
 
 def test_a_backup_that_does_not_say(storage: Storage) -> None:
@@ -69,7 +118,7 @@ def test_a_store_that_cannot_list_uploads() -> None:
     storage = Mute()
     storage.put(OLD, b"data", {"database": "other"})
     heard: list[events.Event] = []
-    neighbours.look(storage, "db", "shop", now=datetime.now(UTC), emit=heard.append)
+    neighbours.look(storage, "db", SHOP, Owners(storage), now=datetime.now(UTC), emit=heard.append)
     assert [type(event) for event in heard] == [events.Notice, events.Warned]
 
 

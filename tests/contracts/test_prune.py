@@ -6,19 +6,23 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
-from pgstash import catalog, events, prune, retention
+from pgstash import catalog, events, identity, prune, record, retention
 from pgstash.errors import (
     ObjectNotFoundError,
+    SourceUnclearError,
     StorageError,
     StorageRefusedError,
     StorageUnreachableError,
     WriterBusyError,
 )
+from pgstash.identity import Identity
+from pgstash.owners import Owners
 from pgstash.storage.directory import DirectoryStorage
 from pgstash.storage.interface import PendingUpload, Storage, StoredObject
 from pgstash.storage.memory import MemoryStorage
@@ -30,6 +34,8 @@ NOW = datetime.now(UTC)
 LATER = NOW + timedelta(days=30)
 ID = "0123456789abcdef"
 OTHER_ID = "fedcba9876543210"
+SHOP = Identity("shop", "7301234567890123456", "db1", "5432")
+BLOG = Identity("blog", "7301234567890123456", "db1", "5432")
 OLD = "backup_20200101_000000"
 NEW = "backup_20200102_000000"
 LATEST = "backup_20200103_000000"
@@ -43,12 +49,22 @@ def manifest(base: str, backup_id: str = ID) -> str:
     return f"db/{base}.{backup_id}.manifest.json.gz"
 
 
-def store(storage: Storage, *bases: str, encrypted: bool = False, backup_id: str = ID) -> None:
-    """Store backups as pgstash does: the manifest first, its id in the archive's metadata."""
+def store(
+    storage: Storage,
+    *bases: str,
+    encrypted: bool = False,
+    backup_id: str = ID,
+    source: Identity | None = None,
+) -> None:
+    """Store backups as pgstash does: the manifest first, its id in the archive's metadata.
+
+    Without a ``source`` they do not say of which they are.
+    """
     ending = ".enc" if encrypted else ""
+    metadata = {"id": backup_id, **(record.encoded(source.metadata()) if source else {})}
     for base in bases:
-        storage.put(manifest(base, backup_id) + ending, b"{}", {"id": backup_id})
-        storage.put(archive(base) + ending, b"data", {"id": backup_id})
+        storage.put(manifest(base, backup_id) + ending, b"{}", metadata)
+        storage.put(archive(base) + ending, b"data", metadata)
 
 
 def beside(base: str, kind: str, backup_id: str = ID) -> str:
@@ -75,10 +91,23 @@ def run(
     heard: list[events.Event] | None = None,
     dry_run: bool = False,
     alone: prune.Alone = nullcontext,
+    sources: Sequence[Identity] = (),
+    explained: bool = True,
 ) -> prune.Pruned:
-    plan = prune.Plan("db", retention.Policy(days=days, last=last), sweep_after_days=7)
-    emit = events.ignore if heard is None else heard.append
-    return prune.run(plan, storage, alone=alone, now=now, emit=emit, dry_run=dry_run)
+    """Prune: the backups of these sources, or of the only one that there is."""
+    policy = retention.Policy(days=days, last=last)
+    plan = prune.Plan("db", policy, sweep_after_days=7, explained=explained)
+    owners = Owners(storage)
+    return prune.run(
+        plan,
+        storage,
+        owners=owners,
+        choose=lambda backups: sources or owners.choose(backups),
+        alone=alone,
+        now=now,
+        emit=events.ignore if heard is None else heard.append,
+        dry_run=dry_run,
+    )
 
 
 def test_an_old_backup_goes_with_its_manifest(storage: Storage) -> None:
@@ -229,6 +258,92 @@ def test_more_than_a_page_of_them(storage: Storage) -> None:
     pruned = run(storage, last=2)
     assert keys(storage) == [archive(base) for base in bases[-2:]]
     assert len(pruned.removed) == 1001
+
+
+# What is of another source.
+
+
+def test_the_last_backup_of_another_source_is_not_touched(storage: Storage) -> None:
+    """Nor what lies beside it, what it failed to finish, nor counted for any rule."""
+    store(storage, OLD, source=BLOG)
+    proof = prove(storage, OLD)
+    orphan = manifest("backup_20191231_000000")
+    storage.put(orphan, b"{}", {"id": ID, **BLOG.metadata()})
+    young = (NOW - timedelta(days=1)).strftime("backup_%Y%m%d_%H%M%S")
+    store(storage, NEW, LATEST, source=SHOP)
+    store(storage, young, source=BLOG)
+    theirs = [orphan, manifest(OLD), proof, archive(OLD), manifest(young), archive(young)]
+    heard: list[events.Event] = []
+    with storage.upload(archive("backup_20191230_000000"), metadata={"id": ID}, expected_size=1):
+        for now in (NOW, LATER):
+            pruned = run(storage, now=now, last=1, sources=[SHOP], heard=heard)
+            assert pruned.swept == []
+            assert [each.backup.key for each in pruned.kept] == [archive(LATEST)]
+        assert len(list(storage.pending(""))) == 1
+    assert sorted(keys(storage)) == sorted([*theirs, manifest(LATEST), archive(LATEST)])
+    assert events.OthersLeft(BLOG.label, 2) in heard
+    # Asked for by name, it goes as any: its newest stays, and its orphan is swept.
+    assert run(storage, now=LATER, sources=[BLOG]).swept == [orphan]
+    left = [manifest(young), archive(young), manifest(LATEST), archive(LATEST)]
+    assert sorted(keys(storage)) == sorted([manifest(OLD), proof, archive(OLD), *left])
+
+
+def test_the_same_name_on_another_server_is_another_source(storage: Storage) -> None:
+    store(storage, OLD, source=replace(SHOP, system="1"))
+    store(storage, NEW, source=replace(SHOP, host="db2"))
+    store(storage, LATEST, source=SHOP)
+    run(storage, sources=[SHOP])
+    expected = [archive(OLD), manifest(OLD), archive(LATEST), manifest(LATEST)]
+    assert sorted(keys(storage)) == sorted(expected)
+
+
+def test_of_a_source_that_was_moved_old_and_new_count_as_one_if_both_are_named(
+    storage: Storage,
+) -> None:
+    moved = replace(SHOP, system="1")
+    store(storage, OLD, NEW, source=SHOP)
+    store(storage, LATEST, source=moved)
+    with pytest.raises(SourceUnclearError, match=SHOP.label):
+        run(storage)
+    run(storage, sources=[moved, SHOP])
+    assert keys(storage) == [manifest(LATEST), archive(LATEST)]
+
+
+def test_earlier_backups_of_the_same_names_go_unless_they_may_be_anothers(
+    storage: Storage,
+) -> None:
+    """Those of an earlier pgstash name database and host; of the shell service some name none."""
+    unnamed, other = archive("backup_20191231_000000"), "backup_20200104_000000"
+    ours = [manifest(LATEST), archive(LATEST)]
+
+    def left(source: Identity) -> list[str]:
+        """Return what is left, but for the backup of this other source."""
+        store(storage, other, source=source)
+        run(storage, sources=[SHOP])
+        storage.delete([archive(other), manifest(other)])
+        return keys(storage)
+
+    store(storage, OLD, source=Identity("shop", None, "db1"))
+    storage.put(unnamed, b"data", {})
+    store(storage, LATEST, source=SHOP)
+    assert left(replace(SHOP, system="1")) == [unnamed, manifest(OLD), archive(OLD), *ours]
+    assert left(replace(SHOP, system="1", host="db2")) == [unnamed, *ours]
+    assert left(Identity("shop", None, "db2")) == [unnamed, *ours]
+    run(storage, sources=[SHOP])
+    assert keys(storage) == ours
+
+
+def test_what_does_not_name_its_source_is_another_s_if_ours_do_by_then(storage: Storage) -> None:
+    since = {"id": ID, **identity.continued(SHOP, None, datetime(2020, 1, 2, tzinfo=UTC))}
+    storage.put(archive(OLD), b"data", {})
+    storage.put(archive(LATEST), b"data", {})
+    for base in (NEW, "backup_20200104_000000"):
+        storage.put(archive(base), b"data", since)
+    run(storage, sources=[SHOP])
+    assert keys(storage) == [archive(OLD), archive(LATEST), archive("backup_20200104_000000")]
+    storage.delete([archive(LATEST)])
+    run(storage, sources=[SHOP])
+    assert keys(storage) == [archive("backup_20200104_000000")]
 
 
 # What was left behind.
@@ -459,17 +574,25 @@ def test_a_store_that_is_gone_ends_it_at_once() -> None:
     assert storage.asked == 1
 
 
-def test_a_backup_whose_metadata_cannot_be_read_goes_without_what_may_be_anothers(
+def test_a_backup_whose_metadata_cannot_be_read_stays_and_is_reported(
     tmp_path: Path,
 ) -> None:
     storage = DirectoryStorage(tmp_path)
-    store(storage, OLD, NEW)
-    (tmp_path / "db" / f".{OLD}.sql.gz.metadata.json").write_text("{")
-    with pytest.raises(StorageError, match="damaged"):
-        run(storage)
-    assert keys(storage) == [manifest(OLD), manifest(NEW), archive(NEW)]
-    run(storage, now=LATER)
-    assert keys(storage) == [manifest(NEW), archive(NEW)]
+    store(storage, OLD, NEW, LATEST, source=SHOP)
+    metadata = tmp_path / "db" / f".{OLD}.sql.gz.metadata.json"
+    whole = metadata.read_text()
+    metadata.write_text("{")
+    heard: list[events.Event] = []
+    for days in (0, 30):
+        with pytest.raises(StorageError, match="damaged"):
+            run(storage, now=NOW + timedelta(days=days), sources=[SHOP], heard=heard)
+        assert keys(storage) == [manifest(OLD), archive(OLD), manifest(LATEST), archive(LATEST)]
+    assert [event.label for event in heard if isinstance(event, events.OthersLeft)] == [
+        "unreadable"
+    ] * 2
+    metadata.write_text(whole)
+    run(storage)
+    assert keys(storage) == [manifest(LATEST), archive(LATEST)]
 
 
 def test_an_upload_that_cannot_be_aborted_stops_no_other() -> None:
@@ -551,7 +674,7 @@ def test_no_request_is_sent_for_a_backup_that_is_kept(
     s3: Callable[..., S3Storage], http: HttpProxy
 ) -> None:
     store(s3(), *(f"backup_2020010{day}_000000" for day in range(1, 6)))
-    run(s3(endpoint=http.endpoint), last=5)
+    run(s3(endpoint=http.endpoint), last=5, sources=[SHOP], explained=False)
     assert {request.operation for request in http.requests} == {
         "ListObjectsV2",
         "ListMultipartUploads",

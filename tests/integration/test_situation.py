@@ -90,9 +90,11 @@ def test_a_standby_and_its_settings(major: int) -> None:
     with Cluster(major, settings=settings) as cluster:
         cluster.maintenance.run_sql("CREATE UNLOGGED TABLE fleeting (a int)")
         assert look(cluster.maintenance.uri)["standby"].found == "none: this is a primary"
+        identity = source.identify(cluster.maintenance.uri, 10)
         cluster.stop(signal.SIGINT)
         (cluster.folder / "data" / "standby.signal").touch()
         cluster.start()
+        assert source.identify(cluster.maintenance.uri, 10) == identity
         found = look(cluster.maintenance.uri)
         assert found["standby"].state == "warning"
         assert "max_standby_streaming_delay = 30s" in found["standby"].found

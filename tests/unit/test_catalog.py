@@ -94,17 +94,15 @@ def test_only_what_is_not_settled_is_asked_for(storage: Counted) -> None:
 
 
 def test_the_last_drill_that_passed_whichever_backup_it_was_of(storage: Counted) -> None:
-    assert catalog.last_proven(catalog.read(storage, "p"), hour(99)) is None
+    assert catalog.by_proof(read(storage).backups, hour(99)) == []
     bases = [store(storage, hour(number)) for number in range(3)]
     for base, when in ((bases[0], 20), (bases[1], 10), (bases[2], 1000)):
         prove(storage, base, hour(when))
-    found = catalog.last_proven(catalog.read(storage, "p"), hour(99))
-    assert found
+    found = catalog.by_proof(read(storage).backups, hour(99))[0]
     assert (found.name, found.proven) == (f"{bases[0]}.sql.gz.enc", hour(20))
     # By a clock that was wrong for one of two drills.
     prove(storage, bases[0], hour(2000))
-    found = catalog.last_proven(catalog.read(storage, "p"), hour(99))
-    assert found
+    found = catalog.by_proof(read(storage).backups, hour(99))[0]
     assert found.proven_by(hour(99)) == hour(20)
     assert found.proven == hour(2000)
 

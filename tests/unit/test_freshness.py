@@ -9,7 +9,9 @@ import pytest
 
 from pgstash import catalog
 from pgstash.check import freshness
+from pgstash.identity import Identity
 from pgstash.manifest import base_name
+from pgstash.owners import Owners
 from pgstash.schedule import Cron, Interval, stale_at
 from pgstash.storage.interface import StoredObject
 from pgstash.storage.memory import MemoryStorage
@@ -49,7 +51,7 @@ def yearly(last: datetime) -> datetime:
 
 
 def newest(storage: MemoryStorage, rule: freshness.StaleAt) -> catalog.Backup | None:
-    return freshness.newest(storage, "p", rule, NOW)
+    return freshness.newest(storage, "p", Identity("shop", "1"), Owners(storage), rule, NOW)
 
 
 @pytest.mark.parametrize(

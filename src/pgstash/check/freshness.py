@@ -6,6 +6,8 @@ from collections.abc import Callable
 from datetime import datetime, timedelta
 
 from pgstash import catalog
+from pgstash.identity import Identity
+from pgstash.owners import Owners
 from pgstash.storage.interface import Storage
 
 # Each window is listed only where those before it are empty and a backup as old as their
@@ -17,17 +19,28 @@ StaleAt = Callable[[datetime], datetime]
 """From which moment a backup that began at the given one is too old."""
 
 
-def newest(
-    storage: Storage, prefix: str, stale_at: StaleAt, now: datetime
+def newest(  # noqa: PLR0913, PLR0917 - what to look at, and by which rule
+    storage: Storage,
+    prefix: str,
+    source: Identity,
+    owners: Owners,
+    stale_at: StaleAt,
+    now: datetime,
 ) -> catalog.Backup | None:
-    """Return the newest backup, or None where there is none that could be fresh.
+    """Return the newest backup of a source, or None where there is none that could be fresh.
 
-    One that is dated in the future stands for nothing. Raises StorageError.
+    One that does not say of which source it is counts if no other does. One that is dated in the
+    future stands for nothing. Raises StorageError.
     """
+    doubtful: catalog.Backup | None = None
     for window in _WINDOWS:
         since = now - window
-        if found := catalog.newest(storage, prefix, since=since, until=now):
-            return found
+        listed = catalog.within(storage, prefix, since=since, until=now)
+        if found := owners.first(reversed(listed), source):
+            backup, certain = found
+            if certain:
+                return backup
+            doubtful = doubtful or backup
         if stale_at(since) <= now:
             break
-    return None
+    return doubtful

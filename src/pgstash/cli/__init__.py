@@ -97,19 +97,28 @@ def backup() -> None:
 @_cli.command()
 def prune(
     *,
+    source: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Prune the backups of this source, as DATABASE@ID or DATABASE, and not those of "
+            "the configured one. Given several times, all of them count as one.",
+            metavar="SOURCE",
+        ),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would be deleted, and delete nothing.")
     ] = False,
 ) -> None:
     """Delete the backups that the retention no longer keeps, and say why.
 
-    The newest backup is never deleted, and nothing that is not a backup of pgstash. What failed
+    Only backups of the configured source are deleted, never its newest one, and nothing that is
+    not a backup of pgstash. `pgstash check` lists other sources under the prefix. What failed
     backups left behind is swept too, if the source database can tell that no backup runs: all
     else needs no database.
     """
 
     def remove(values: Settings, _emit: Emit, _interruption: Interruption) -> None:
-        app.remove_old_backups(values, listener.explain, dry_run=dry_run)
+        app.remove_old_backups(values, listener.explain, sources=source or [], dry_run=dry_run)
 
     run(remove, needs=["storage"])
 

@@ -17,6 +17,7 @@ from pgstash import recovery
 from pgstash.cli.running import run
 from pgstash.errors import OutputError, PgstashError
 from pgstash.events import Emit
+from pgstash.identity import Identity
 from pgstash.monitoring import log
 from pgstash.monitoring.wording import size, span
 from pgstash.settings import Need, Settings
@@ -31,6 +32,15 @@ _Name = Annotated[
     typer.Argument(
         metavar="BACKUP",
         help="latest, the name of a backup, the path of a FILE (with a / in it), or - for stdin.",
+    ),
+]
+_Source = Annotated[
+    str | None,
+    typer.Option(
+        "--source",
+        help="Of which source the latest backup is wanted, as DATABASE@ID or DATABASE, if several "
+        "have backups under BACKUP_PREFIX. `pgstash list` shows them.",
+        metavar="SOURCE",
     ),
 ]
 _Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -58,17 +68,21 @@ def list_backups(
             print_line(json.dumps([_facts(each) for each in found], indent=2))
             return
         now = datetime.now(UTC)
-        heads = ["NAME", "TIME", "AGE", "SIZE", "DATABASE", "SERVER", "ENCRYPTED", "PROVEN"]
-        _print_table([heads, *(_row(each, now) for each in found)])
+        # Of one source its database's name is enough.
+        by_source = len({_source(each) for each in found}) > 1
+        whose = "SOURCE" if by_source else "DATABASE"
+        heads = ["NAME", "TIME", "AGE", "SIZE", whose, "SERVER", "ENCRYPTED", "PROVEN"]
+        _print_table([heads, *(_row(each, now, by_source=by_source) for each in found)])
 
     run(work, needs=["storage"], only_reads=True, stdout_is_data=True)
 
 
-def show(name: _Name = "latest", *, as_json: _Json = False) -> None:
+def show(name: _Name = "latest", *, source: _Source = None, as_json: _Json = False) -> None:
     """Show the manifest of a backup: what is in it, tables and rows included."""
+    _refuse_needless(source, name)
 
     def work(values: Settings, emit: Emit, _interruption: Interruption) -> None:
-        manifest = recovery.manifest_of(values, name, emit)
+        manifest = recovery.manifest_of(values, recovery.Wanted(name, source=source), emit)
         if as_json:
             print_line(manifests.dump(manifest, None).decode().rstrip())
             return
@@ -81,15 +95,17 @@ def show(name: _Name = "latest", *, as_json: _Json = False) -> None:
     run(work, needs=_needs(name), only_reads=True, stdout_is_data=True)
 
 
-def cat(name: _Name = "latest", *, unverified: _Unverified = False) -> None:
+def cat(name: _Name = "latest", *, source: _Source = None, unverified: _Unverified = False) -> None:
     """Write the plain SQL of a backup to stdout.
 
     It is checked on the way. Exit status 0 means that all of it was as it had been written: do
     not use what came before any other status.
     """
+    _refuse_needless(source, name)
+    wanted = recovery.Wanted(name, unverified=unverified, source=source)
 
     def work(values: Settings, emit: Emit, _interruption: Interruption) -> None:
-        found = recovery.open_archive(values, recovery.Wanted(name, unverified=unverified), emit)
+        found = recovery.open_archive(values, wanted, emit)
         with found.script() as chunks:
             for chunk in chunks:
                 with _writing():
@@ -119,6 +135,7 @@ def restore(  # noqa: PLR0913 - one argument for each option
             metavar="TIME",
         ),
     ] = None,
+    source: _Source = None,
     create: Annotated[
         str | None,
         typer.Option(
@@ -183,7 +200,8 @@ def restore(  # noqa: PLR0913 - one argument for each option
         raise typer.BadParameter(
             "adds to tables that are there, and replaces nothing", param_hint="--data-only"
         )
-    wanted = recovery.Wanted(name, at.replace(tzinfo=UTC) if at else None, unverified)
+    _refuse_needless(source, name)
+    wanted = recovery.Wanted(name, at.replace(tzinfo=UTC) if at else None, unverified, source)
 
     def work(values: Settings, emit: Emit, interruption: Interruption) -> None:
         recovery.restore_backup(
@@ -215,6 +233,7 @@ def drill(
             "--all-unproven", help="Every backup that no drill has proven, the newest first."
         ),
     ] = False,
+    source: _Source = None,
 ) -> None:
     """Prove that a backup restores: restore it into scratch, look at it, drop it.
 
@@ -225,13 +244,14 @@ def drill(
     """
     if all_unproven and name != "latest":
         raise typer.BadParameter("is for when no backup is named", param_hint="--all-unproven")
+    _refuse_needless(source, name)
 
     def work(values: Settings, emit: Emit, interruption: Interruption) -> None:
         if not all_unproven:
-            recovery.drill_backup(values, name, emit, interruption.deferred)
+            recovery.drill_backup(values, name, emit, interruption.deferred, source=source)
             return
         failures = []
-        for each in recovery.unproven(values, emit):
+        for each in recovery.unproven(values, emit, source):
             try:
                 recovery.drill_backup(values, each, emit, interruption.deferred)
             except PgstashError as error:
@@ -242,6 +262,11 @@ def drill(
             raise failures[0]
 
     run(work, needs=["storage"])
+
+
+def _refuse_needless(source: str | None, name: str) -> None:
+    if source is not None and name != "latest":
+        raise typer.BadParameter("is for when no backup is named", param_hint="--source")
 
 
 def _needs(name: str, *others: Need) -> Sequence[Need]:
@@ -257,21 +282,28 @@ def _facts(listed: recovery.Listed) -> dict[str, Any]:
         "encrypted": listed.backup.encrypted,
         "proven": listed.backup.proven.strftime(_TIME) if listed.backup.proven else None,
     }
-    facts |= {key: known.get(key) for key in ("database", "host", "server", "client", "tool", "id")}
+    names = ("database", "host", "system", "server", "client", "tool", "id")
+    facts |= {key: known.get(key) for key in names}
+    facts["source"] = _source(listed)
     for key in ("raw-bytes", "tables", "rows"):
         value = known.get(key, "")
         facts[key.replace("-", "_")] = int(value) if value.isdecimal() else None
     return facts
 
 
-def _row(listed: recovery.Listed, now: datetime) -> list[str]:
+def _source(listed: recovery.Listed) -> str | None:
+    identity = Identity.of(listed.metadata)
+    return identity.label if identity.database else None
+
+
+def _row(listed: recovery.Listed, now: datetime, *, by_source: bool) -> list[str]:
     backup = listed.backup
     return [
         backup.name,
         backup.started.strftime(_TIME),
         span(max(0.0, (now - backup.started).total_seconds())),
         size(backup.size),
-        listed.metadata.get("database", _ABSENT),
+        _source(listed) or _ABSENT if by_source else listed.metadata.get("database", _ABSENT),
         listed.metadata.get("server", _ABSENT),
         "yes" if backup.encrypted else "no",
         backup.proven.strftime(_TIME) if backup.proven else _ABSENT,

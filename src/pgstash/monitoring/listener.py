@@ -31,6 +31,8 @@ def explain(event: events.Event) -> None:
         _backup_kept(event, logging.INFO)
     elif isinstance(event, events.PruneFinished):
         _prune_finished(event, logging.INFO)
+    elif isinstance(event, events.OthersLeft):
+        _others_left(event, logging.INFO)
     else:
         listen(event)
 
@@ -188,6 +190,11 @@ def _backup_removed(event: events.BackupRemoved) -> None:
     LOGGER.info("%s %s  %s", done, event.name, "; ".join(event.reasons))
 
 
+def _others_left(event: events.OthersLeft, level: int = logging.DEBUG) -> None:
+    count = "1 backup" if event.number == 1 else f"{event.number} backups"
+    LOGGER.log(level, "leave   %s of another source  %s", count, event.label)
+
+
 def _swept(event: events.LeftoverSwept) -> None:
     LOGGER.info(
         "%s %s  %s", "sweep  " if event.dry_run else "swept  ", event.location, event.reason
@@ -240,6 +247,7 @@ _WRITERS: dict[type[events.Event], Callable[..., None]] = {
     events.DrillFailed: _drill_failed,
     events.BackupKept: _backup_kept,
     events.BackupRemoved: _backup_removed,
+    events.OthersLeft: _others_left,
     events.LeftoverSwept: _swept,
     events.SweepLeftOut: lambda event: LOGGER.info("Leftovers are not swept: %s", event.reason),
     events.PruneFinished: _prune_finished,

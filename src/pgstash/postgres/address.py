@@ -11,6 +11,8 @@ from collections.abc import Mapping
 import psycopg
 from psycopg import conninfo, pq
 
+from pgstash.identity import Identity
+
 SECRETS = frozenset(
     {"password", "sslpassword", "oauth_client_secret", "scram_client_key", "scram_server_key"}
 )
@@ -69,6 +71,29 @@ def named(url: str) -> tuple[str, str]:
             given.setdefault(option.keyword.decode(), option.val.decode(errors="replace"))
     host = given.get("host") or given.get("hostaddr") or "localhost"
     return str(host), str(given.get("dbname") or given.get("user") or "")
+
+
+def identity(url: str, variables: Mapping[str, str]) -> Identity:
+    """Return what is configured of a source, by its URL and libpq's variables; nobody is asked.
+
+    What a service file would tell, or libpq's defaults, is not known; of several hosts any may be
+    meant.
+    """
+    given = conninfo.conninfo_to_dict(url)
+
+    def first(*names: str) -> str | None:
+        keys = (
+            ((given, name) for name in names),
+            ((variables, f"PG{name.upper()}") for name in names),
+        )
+        return next((str(of[key]) for pairs in keys for of, key in pairs if of.get(key)), None)
+
+    database = first("dbname", "database")
+    if database is None and first("service") is None:
+        database = first("user")
+    host, port = first("host", "hostaddr"), first("port")
+    alone = "," not in f"{host}{port}"
+    return Identity(database, None, host if alone else None, port if alone else None)
 
 
 def secrets(url: str) -> list[str]:

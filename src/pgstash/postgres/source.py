@@ -20,6 +20,7 @@ import psycopg
 from psycopg import conninfo, pq
 
 from pgstash.errors import DatabaseError, DatabaseLoginError, DatabaseUnreachableError
+from pgstash.identity import Identity
 from pgstash.manifest import Database
 from pgstash.postgres import login, pooler
 from pgstash.postgres.address import SECRETS
@@ -52,6 +53,7 @@ _NEUTRAL = {
     "transform_null_equals": "off",
     "xmlbinary": "base64",
 }
+_SYSTEM = b"SELECT system_identifier::pg_catalog.text FROM pg_catalog.pg_control_system()"
 _PLANTED_SOURCES = ("database", "user", "database user", "client", "global")
 
 
@@ -182,38 +184,68 @@ def connect_again(server: Server, seconds: int) -> _Session:
     return session
 
 
-def ping(url: str, seconds: int) -> None:
-    """Log in and have a query answered, each within ``seconds`` (2 at least for the login).
+def identify(url: str, seconds: int) -> Identity:
+    """Log in and ask for the identity of the source.
 
-    Raises as :func:`look` does. A query, because a pooler may let in whom no server serves.
+    Each step takes no more than ``seconds`` (2 at least for the login). Raises as :func:`look`
+    does. A query, because a pooler may let in whom no server serves.
     """
-    _asked(url, seconds, b"SELECT 1")
+    with _prompt(url, seconds) as session:
+        name = _answer(session, seconds, b"SELECT pg_catalog.current_database()")
+        try:
+            system = _answer(session, seconds, _SYSTEM).decode()
+        except _RefusedError:
+            system = ""
+        pgconn = session.pgconn
+        host, port = _libpq(pgconn.host) or _libpq(pgconn.hostaddr), _libpq(pgconn.port)
+        try:
+            database = name.decode("utf-8")
+        except UnicodeDecodeError:
+            encoding = session.info.parameter_status("server_encoding") or ""
+            database = _text(name, _codec(session, encoding))  # the last question to the session
+        return Identity(database, system or None, host, port)
 
 
 def clock(url: str, seconds: int) -> datetime:
-    """Return what the server's clock says, in UTC. Raises as :func:`ping` does."""
+    """Return what the server's clock says, in UTC. Raises as :func:`identify` does."""
     # A whole number is written in one way, whatever is planted.
     query = b"SELECT pg_catalog.date_part('epoch', pg_catalog.clock_timestamp())::pg_catalog.int8"
-    return datetime.fromtimestamp(int(_asked(url, seconds, query)), UTC)
+    with _prompt(url, seconds) as session:
+        return datetime.fromtimestamp(int(_answer(session, seconds, query)), UTC)
 
 
-def _asked(url: str, seconds: int, query: bytes) -> bytes:
+class _RefusedError(DatabaseUnreachableError):
+    """The server answers a query with an error."""
+
+
+def _prompt(url: str, seconds: int) -> contextlib.closing[_Session]:
     # closing() and not the session's own block, which would commit: another wait without an end.
-    with contextlib.closing(_login(url, connect_timeout=str(seconds))) as session:
-        pgconn = session.pgconn
-        try:
-            pgconn.send_query(query)
-            ready, _, _ = select.select([pgconn.socket], [], [], seconds)
-            if not ready:
-                raise DatabaseUnreachableError(f"the database does not answer within {seconds} s")
-            pgconn.consume_input()
-            answer = pgconn.get_result()
-        except psycopg.Error as error:
-            raise DatabaseUnreachableError(f"the connection was lost: {error}") from error
+    return contextlib.closing(_login(url, connect_timeout=str(seconds)))
+
+
+def _answer(session: _Session, seconds: int, query: bytes) -> bytes:
+    """Return the one value that a query asks for, empty if it is null."""
+    pgconn = session.pgconn
+    try:
+        pgconn.send_query(query)
+        answer = _result(pgconn, seconds)
         if answer is None or answer.status != pq.ExecStatus.TUPLES_OK:
             said = answer.error_message.decode(errors="replace") if answer else ""
-            raise DatabaseUnreachableError(f"the database does not answer a query: {said.strip()}")
-        return answer.get_value(0, 0) or b""
+            raise _RefusedError(f"the database does not answer a query: {said.strip()}")
+        while _result(pgconn, seconds) is not None:
+            pass
+    except psycopg.Error as error:
+        raise DatabaseUnreachableError(f"the connection was lost: {error}") from error
+    return answer.get_value(0, 0) or b""
+
+
+def _result(pgconn: pq.abc.PGconn, seconds: int) -> pq.abc.PGresult | None:
+    while pgconn.is_busy():
+        ready, _, _ = select.select([pgconn.socket], [], [], seconds)
+        if not ready:
+            raise DatabaseUnreachableError(f"the database does not answer within {seconds} s")
+        pgconn.consume_input()
+    return pgconn.get_result()
 
 
 def _login(url: str, **wanted: str) -> _Session:
@@ -307,6 +339,7 @@ def _look(session: _Session, given: Collection[str], *, pooled: bool) -> Server:
     connection = _resolve(session, planted, given)
     if pooled and planted:
         pooler.refuse_lost_options(connection, planted)
+    system = _system(session)
     codec = _codec(session, encoding.decode())  # the last question to the session
     database = Database(
         name=_text(name, codec),
@@ -321,6 +354,7 @@ def _look(session: _Session, given: Collection[str], *, pooled: bool) -> Server:
         settings=[_text(setting, codec) for setting in settings],
         bytes=size,
         icu_rules=_text(icu_rules, codec) if icu_rules else None,
+        system=system,
     )
     return Server(
         major=major,
@@ -330,6 +364,20 @@ def _look(session: _Session, given: Collection[str], *, pooled: bool) -> Server:
         connection=connection,
         pooled=pooled,
     )
+
+
+def _system(session: _Session) -> str | None:
+    """Return the system identifier of the server; None where it may not be read.
+
+    https://www.postgresql.org/docs/current/functions-info.html#FUNCTIONS-INFO-CONTROLDATA
+    """
+    try:
+        row = session.execute(_SYSTEM.decode()).fetchone()
+    except psycopg.Error as error:
+        if error.sqlstate is None:  # not the server's answer: the session is lost
+            raise
+        return None
+    return row[0].decode() if row and row[0] else None
 
 
 def _codec(session: _Session, encoding: str) -> str:

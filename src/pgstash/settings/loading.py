@@ -111,6 +111,9 @@ def load(
     if problems:
         raise ConfigurationError(problems)
     settings._misspelt = misspelt(values, of_file)  # noqa: SLF001 - only loading knows all names
+    settings._source_variables = {  # noqa: SLF001 - for a target they leave the environment
+        name: values[name] for name in (*_LOCATING, "PGPORT", "PGUSER") if name in values
+    }
     settings._has_source = located  # noqa: SLF001 - and what libpq reads itself
     return settings
 

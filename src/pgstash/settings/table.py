@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -439,6 +440,7 @@ class Settings(BaseModel):
 
     _misspelt: list[str] = PrivateAttr(default_factory=list)
     _has_source: bool = PrivateAttr(default=False)
+    _source_variables: Mapping[str, str] = PrivateAttr(default_factory=dict)
 
     @field_validator("s3_endpoint", "s3_bucket", "s3_access_key_id", "s3_secret_access_key")
     @classmethod
@@ -495,6 +497,11 @@ class Settings(BaseModel):
     def has_source(self) -> bool:
         """Whether a source database is configured, by ``DATABASE_URL`` or libpq's variables."""
         return self._has_source
+
+    @property
+    def source_variables(self) -> Mapping[str, str]:
+        """The variables of libpq that locate the source, even where they are withheld from it."""
+        return self._source_variables
 
     @property
     def source_url(self) -> str:

@@ -1,0 +1,185 @@
+"""Whose the backups under a prefix are: the metadata of their archives tell.
+
+An archive is asked once: its metadata never change, so what was seen is remembered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
+from datetime import datetime
+from itertools import islice
+
+from pgstash import catalog, identity
+from pgstash.catalog import Backup
+from pgstash.errors import SourceUnclearError, StorageError
+from pgstash.identity import Claim, Identity, Origin
+from pgstash.storage.interface import Storage
+
+_AT_A_TIME = 16
+
+Seen = MutableMapping[tuple[str, int], Origin]
+"""What is known already, by the URL and the size of an archive."""
+
+
+class Owners:
+    """Tells of which source the backups of one store are. Every method raises StorageError."""
+
+    def __init__(self, storage: Storage, seen: Seen | None = None) -> None:
+        """Ask this store about what is not ``seen`` yet."""
+        self._storage = storage
+        self._seen: Seen = {} if seen is None else seen
+        self.unreadable: dict[tuple[str, int], StorageError] = {}
+
+    def origins(self, backups: Sequence[Backup]) -> list[Origin]:
+        """Return what each archive tells; one that is gone tells nothing.
+
+        One whose metadata cannot be read is taken for another source's, and remembered with the
+        reason as ``unreadable``.
+        """
+        unseen = [each for each in backups if self._key(each) not in self._seen]
+        if unseen:
+            found = catalog.archive_metadata(self._storage, unseen)
+            for backup, metadata in zip(unseen, found, strict=True):
+                if isinstance(metadata, StorageError):
+                    self.unreadable[self._key(backup)] = metadata
+                else:
+                    self._seen[self._key(backup)] = Origin.of(metadata, backup.started)
+        return [
+            self._seen.get(self._key(each)) or Origin(identity.UNREADABLE, each.started)
+            for each in backups
+        ]
+
+    def of(self, backups: Sequence[Backup], sources: Sequence[Identity]) -> list[Backup]:
+        """Return the backups of these sources, judged by all that is under the prefix."""
+        origins = self.origins(backups)
+        claim = Claim(sources, origins)
+        return [
+            backup for backup, origin in zip(backups, origins, strict=True) if claim.covers(origin)
+        ]
+
+    def first(self, backups: Iterable[Backup], source: Identity) -> tuple[Backup, bool] | None:
+        """Return the first backup of a source, and whether that is certain.
+
+        Without a certain one it is the first that may be of it. No more are asked than needed.
+        """
+        doubtful: Backup | None = None
+        for backup, origin in self._asked(backups):
+            relation = source.relation(origin.identity)
+            if relation == "same":
+                return backup, True
+            if relation == "unknown":
+                doubtful = doubtful or backup
+        return (doubtful, False) if doubtful else None
+
+    def newest_first(self, backups: Sequence[Backup], source: Identity) -> Iterator[Backup]:
+        """Yield the backups of a source, and older ones that may be of it.
+
+        Good enough to compare sizes with: not all that is under the prefix is asked.
+        """
+        doubtful: list[Backup] = []
+        certain, since = False, None
+        for backup, origin in self._asked(reversed(backups)):
+            relation = source.relation(origin.identity)
+            if relation == "same":
+                certain, since = True, origin.since or since
+                yield backup
+            elif relation == "unknown" and not certain:
+                doubtful.append(backup)
+            elif relation == "unknown" and (since is None or origin.started < since):
+                yield backup
+        if not certain:
+            yield from doubtful
+
+    def back_to_last(self, backups: Sequence[Backup], source: Identity) -> list[Origin]:
+        """Return the origins of the newest backups, down to the last that reported others."""
+        found = []
+        for _, origin in self._asked(reversed(backups)):
+            found.append(origin)
+            if origin.reported is not None and source.relation(origin.identity) == "same":
+                break
+        return found
+
+    def last_proven(
+        self, backups: Sequence[Backup], source: Identity, until: datetime
+    ) -> Backup | None:
+        """Return the backup of a source whose drill passed last."""
+        found = self.first(catalog.by_proof(backups, until), source)
+        return found[0] if found else None
+
+    def choose(
+        self,
+        backups: Sequence[Backup],
+        *,
+        named: Sequence[str] = (),
+        settings: Identity | None = None,
+        ask: Callable[[], Identity | None] = lambda: None,
+    ) -> Sequence[Identity]:
+        """Return the sources that are meant: the ``named`` ones, or else the only one that fits.
+
+        What the ``settings`` tell of the source need not hold its system identifier, for which
+        the server is asked if several sources fit. Raises SourceUnclearError.
+        """
+        if not backups:
+            return []
+        origins = self.origins(backups)
+        known = identity.sources(origins)
+        if named:
+            return [self._named(name, known, backups) for name in named]
+        fitting = known
+        if settings is not None:
+            fitting = [
+                each
+                for each in known
+                if any(settings.relation(at) != "other" for at in identity.addresses(each, origins))
+            ] or [each for each in known if each.database == settings.database]
+        if len(fitting) > 1 and (answer := ask()):
+            fitting = [each for each in fitting if answer.relation(each) == "same"] or fitting
+        if len(fitting) == 1:
+            claim = Claim(fitting, origins)
+            if settings is not None or all(map(claim.covers, origins)):
+                return fitting
+        if settings is not None and not fitting:
+            what = f'there is no backup of the database "{settings.database}" under this prefix'
+            raise self._unclear(f"{what}, only", backups)
+        raise self._unclear("there are backups of several sources under this prefix", backups)
+
+    def counted(
+        self, backups: Sequence[Backup], sources: Sequence[Identity]
+    ) -> list[tuple[str, int, str]]:
+        """Return label, number and newest name of the backups of every other source."""
+        own = {backup.key for backup in self.of(backups, sources)} if sources else set()
+        origins = self.origins(backups)
+        known = identity.sources(origins)
+        found: dict[str, list[str]] = {}
+        for backup, origin in zip(backups, origins, strict=True):
+            if backup.key not in own:
+                fitting = [each for each in known if each.relation(origin.identity) == "same"]
+                label = (fitting[0] if fitting else origin.identity).label
+                found.setdefault(label, []).append(backup.name)
+        return [(label, len(names), names[-1]) for label, names in found.items()]
+
+    def _named(self, name: str, known: Sequence[Identity], backups: Sequence[Backup]) -> Identity:
+        found = identity.named(name, known)
+        if len(found) > 1:
+            raise self._unclear(f'several sources have a database "{name}"', backups)
+        if not found:
+            raise self._unclear(f'there is no source "{name}" under this prefix, only', backups)
+        return found[0]
+
+    def _unclear(self, what: str, backups: Sequence[Backup]) -> SourceUnclearError:
+        lines = [
+            f"  {label}: {number} {'backup' if number == 1 else 'backups'}, the newest is {newest}"
+            for label, number, newest in self.counted(backups, [])
+        ]
+        return SourceUnclearError("\n".join([f"{what}:", *lines]))
+
+    def _asked(self, backups: Iterable[Backup]) -> Iterator[tuple[Backup, Origin]]:
+        """Ask the first alone, which mostly is enough, and the others some at a time."""
+        remaining = iter(backups)
+        batch = list(islice(remaining, 1))
+        while batch:
+            yield from zip(batch, self.origins(batch), strict=True)
+            batch = list(islice(remaining, _AT_A_TIME))
+
+    def _key(self, backup: Backup) -> tuple[str, int]:
+        return self._storage.url(backup.key), backup.size
