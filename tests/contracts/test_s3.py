@@ -133,6 +133,19 @@ def test_what_may_pass_is_tried_again(
     assert all(isinstance(event, events.Retrying) and event.attempts == 3 for event in heard)
 
 
+@pytest.mark.parametrize("status", [408, 425, 429, 499, 500, 502, 503, 504])
+def test_a_bare_status_is_tried_again(
+    s3: Callable[..., S3Storage], http: HttpProxy, status: int
+) -> None:
+    """As a gateway answers, which knows no codes of S3."""
+    heard: list[events.Event] = []
+    http.rule("UploadPart", Answer(status, ""), times=1)
+    upload(s3(endpoint=http.endpoint, emit=heard.append))
+    assert content(s3()) == DATA
+    [retrying] = heard
+    assert isinstance(retrying, events.Retrying)
+
+
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_when_the_attempts_are_used_up_nothing_is_left(
     s3: Callable[..., S3Storage], http: HttpProxy, operation: str
@@ -294,6 +307,19 @@ def test_another_ones_object_is_not_taken_for_ours(
     with pytest.raises(ObjectExistsError):
         upload(s3(endpoint=http.endpoint))
     assert s3().head("key").metadata == {"id": "theirs"}
+    assert list(s3().pending("")) == []
+
+
+def test_a_taken_name_is_found_in_a_store_without_conditions(
+    s3: Callable[..., S3Storage], http: HttpProxy
+) -> None:
+    """The look before the commit is all that keeps it from replacing what is there."""
+    s3().put("key", b"theirs", {"id": "theirs"})
+    http.rule("CompleteMultipartUpload", Answer(501, "NotImplemented"), times=1)
+    with pytest.raises(ObjectExistsError):
+        upload(s3(endpoint=http.endpoint))
+    assert http.count("CompleteMultipartUpload") == 0
+    assert content(s3()) == b"theirs"
     assert list(s3().pending("")) == []
 
 

@@ -322,10 +322,13 @@ def test_a_commit_of_which_nothing_is_known_is_told_and_left_alone(
     [left] = broken.place.unfinished()
     assert f"upload id: {left}" in done.stderr
     assert complete_archives(broken.place) == broken.processes() == []
+    # Without its manifest an archive that becomes visible yet could not be read.
+    [manifest] = [key for key in broken.place.objects() if ".manifest." in key]
     http.rules.clear()
     assert broken.once().returncode == 0
     assert len(complete_archives(broken.place)) == 1
     assert broken.place.unfinished() == [left]  # until the sweep: another run leaves it be
+    assert manifest in broken.place.objects()
 
 
 def test_what_became_visible_unseen_keeps_its_manifest(broken: Scene, http: HttpProxy) -> None:

@@ -540,7 +540,8 @@ def test_two_backups_in_one_second_have_two_names(
     for thread in threads:
         thread.join()
     finished = [result for result in results if result.returncode == 0]
-    refused = [result for result in results if result.returncode == 23]
+    # By its name, or by the lock of one that takes longer than anybody waits for it.
+    refused = [result for result in results if result.returncode in {15, 23}]
     assert len(finished) + len(refused) == 3
     assert len(stored(tmp_path)) == len(finished) >= 1
     assert bin_dir(database.cluster.major) == database.bin_dir
