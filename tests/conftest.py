@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from support.postgres import Cluster, Database, MakeDatabase
 
-pytest_plugins = ["support.swift"]
+pytest_plugins = ["support.swift", "support.seaweedfs"]
 
 MAJORS = test_majors()
 # Settings of pgstash and of the tools below it: the developer's own must not reach a test.

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from pgstash.storage.interface import Storage
+    from support.seaweedfs import SeaweedServer
     from support.swift import SwiftServer
 
 MIB = 1024 * 1024
@@ -48,7 +49,23 @@ def s3(swift_server: SwiftServer, s3_bucket: str) -> Callable[..., S3Storage]:
     return make
 
 
-@pytest.fixture(params=["memory", "directory", "s3"])
+@pytest.fixture
+def seaweedfs(seaweedfs_server: SeaweedServer) -> S3Storage:
+    """A fresh bucket of another real store than Swift."""
+    return S3Storage(
+        endpoint=seaweedfs_server.endpoint,
+        bucket=seaweedfs_server.create_bucket(),
+        region=seaweedfs_server.region,
+        access_key_id=seaweedfs_server.access_key_id,
+        secret_access_key=seaweedfs_server.secret_access_key,
+        retry_delay=0.01,
+        part_size=5 * MIB,
+    )
+
+
+@pytest.fixture(
+    params=["memory", "directory", "s3", pytest.param("seaweedfs", marks=pytest.mark.long)]
+)
 def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
     if request.param == "memory":
         return MemoryStorage()
@@ -56,5 +73,5 @@ def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
         root = tmp_path / "root"
         root.mkdir()
         return DirectoryStorage(root)
-    made: Storage = request.getfixturevalue("s3")()
-    return made
+    made: Storage = request.getfixturevalue(request.param)
+    return made() if callable(made) else made

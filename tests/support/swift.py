@@ -38,13 +38,13 @@ REGION = "us-east-1"
 START_TIMEOUT = 60.0
 
 
-def install(venv: Path = DEFAULT_VENV) -> None:
+def install(venv: Path = DEFAULT_VENV, requirements: Path = REQUIREMENTS) -> None:
     """Put the pinned Swift into the environment ``venv``, unless it is there already.
 
     Uses the interpreter that calls, and pip of the calling environment.
     """
     stamp = venv / "pgstash-requirements.txt"
-    wanted = f"{sys.version_info[:2]}\n{REQUIREMENTS.read_text()}"
+    wanted = f"{sys.version_info[:2]}\n{requirements.read_text()}"
     if stamp.is_file() and stamp.read_text() == wanted:
         return
     shutil.rmtree(venv, ignore_errors=True)
@@ -53,7 +53,7 @@ def install(venv: Path = DEFAULT_VENV) -> None:
         [
             *(sys.executable, "-m", "pip", "--python", str(venv / "bin" / "python"), "install"),
             *("--quiet", "--disable-pip-version-check", "--no-deps", "--require-hashes"),
-            *("--only-binary", ":all:", "--requirement", str(REQUIREMENTS)),
+            *("--only-binary", ":all:", "--requirement", str(requirements)),
         ],
         check=True,
     )

@@ -83,7 +83,8 @@ class Storage(Protocol):
     def list(self, prefix: str, *, start_after: str = "") -> Iterator[StoredObject]:
         """Yield every object whose key starts with ``prefix``, in the order of keys.
 
-        Only keys that come after ``start_after``, which need not exist.
+        Only keys that come after ``start_after``, which need not exist. Rely on the order within
+        one folder only: SeaweedFS lists ``b/1`` before ``b-1``.
         """
 
     def head(self, key: str) -> StoredObject:
