@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 import traceback
 from urllib.parse import quote, quote_plus
@@ -11,7 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pgstash.errors import PgstashError
+from pgstash import events
+from pgstash.errors import LockTimeoutError, PgstashError, ScratchError, StatementError
+from pgstash.monitoring import wording
 from pgstash.monitoring.scrub import Scrubber
 
 ORDINARY = [
@@ -179,6 +182,63 @@ def test_a_secret_that_may_be_a_word_stays_where_only_distinct_ones_go() -> None
     assert scrubber.scrub(text) == "*** *** password=***"
 
 
+BACKED_UP = wording.success(
+    events.BackupSucceeded("backup_1.sql.gz", 113.0, "s3://b/p/x", 10**9, 10**8, 12, 345)
+)
+LEFT = wording.left_behind(events.UploadLeftBehind("p/backup_1.sql.gz", "17", "no answer"))
+OWN = [
+    BACKED_UP,
+    LEFT,
+    "This is a test of pgstash: no backup was made",
+    ScratchError.default_hint,
+    LockTimeoutError.default_hint,
+    f"{StatementError.default_hint}\n",
+]
+
+
+@pytest.mark.parametrize("text", OWN)
+def test_our_own_words_stay_whatever_the_secret_is(text: str) -> None:
+    """Of the constants; the words of values go."""
+    values = {"s3", "p", "sql", "gz", "no", "answer"} if text in {BACKED_UP, LEFT} else set()
+    for word in re.findall(r"[A-Za-z]{2,11}", text):
+        if word not in values:
+            assert scrub(text, word) == text, word
+
+
+@pytest.mark.parametrize("word", ["test", "backup", "tables", "server", "role"])
+@pytest.mark.parametrize(
+    "outside",
+    [
+        'FATAL: password authentication failed for user "{}"',
+        "the key {} is unknown",
+        "{}",
+        "a {} b",
+        'relation "{}" does not exist',
+        "postgresql://{}:{}@h/{}",
+        "{}, 345 and more",
+    ],
+)
+def test_the_same_words_go_in_what_comes_from_outside(word: str, outside: str) -> None:
+    shown = scrub(outside.replace("{}", word), word)
+    assert not re.search(rf"\b{word}\b", shown), shown
+    message = f"the database refused the login: {outside.replace('{}', word)}"
+    assert not re.search(rf"\b{word}\b", scrub(message, word).partition("login: ")[2])
+
+
+def test_a_value_goes_where_its_word_stays() -> None:
+    """In the middle of a sentence of ours."""
+    text = wording.left_behind(events.UploadLeftBehind("backup", "backup", "bad backup"))
+    assert scrub(text, "backup") == (
+        "The upload of *** could not be aborted (bad ***). It is not visible as a backup, but its "
+        "parts take space until they are removed; upload id: ***"
+    )
+
+
+def test_a_longer_secret_that_begins_like_a_word() -> None:
+    text = "This is a test of pgstash: no backup was made"
+    assert scrub(text, "test", "test of pgstash") == "This is a ***: no backup was made"
+
+
 def test_an_empty_secret_takes_nothing() -> None:
     assert scrub("text", "") == "text"
 
@@ -208,7 +268,21 @@ def test_a_long_text_keeps_all_but_the_secret() -> None:
 
 @pytest.mark.parametrize(
     "piece",
-    ["a.", "a://", "token", "token-", "'", "password='", "Basic ", "x:", "x://u:", "token: a "],
+    [
+        *(
+            "a.",
+            "a://",
+            "token",
+            "token-",
+            "'",
+            "password='",
+            "Basic ",
+            "x:",
+            "x://u:",
+            "token: a ",
+        ),
+        "short ",
+    ],
 )
 def test_no_text_makes_it_slow(piece: str) -> None:
     """A pattern of quadratic time would take minutes for these, not a second."""

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from collections.abc import Iterable
 from urllib.parse import quote, quote_plus
 
+from pgstash.monitoring import phrases
+
 MASK = "***"
 
 # A secret of fewer characters may be an everyday word (a password "postgres"): it is taken
-# out where it stands alone, and not out of the middle of other words.
+# out where it stands alone, and not out of the middle of other words, nor out of the constant text
+# of pgstash's own messages.
 _DISTINCT_LENGTH = 12
+
+_MOST_WORDS_COMPARED = 1000  # in one text, with the phrases of pgstash
 
 _KNOWN = (
     # Credentials in a URI: scheme://user:password@host
@@ -49,6 +55,7 @@ class Scrubber:
         """Prepare for the secrets, in all the forms in which text may hold them."""
         forms = {form for secret in secrets if secret for form in _forms(secret)}
         self._secrets = _any_of(forms)
+        self._words = _any_of(form for form in forms if len(form) < _DISTINCT_LENGTH)
         self._distinct = _any_of(form for form in forms if len(form) >= _DISTINCT_LENGTH)
 
     def knows(self, text: str) -> bool:
@@ -57,11 +64,33 @@ class Scrubber:
 
     def scrub(self, text: str) -> str:
         """Return the text without secrets."""
-        return _without(self._secrets, text)
+        kept = self._own_words(text)
+        if not (kept and self._secrets):
+            return _without(self._secrets, text)
+
+        def replaced(match: re.Match[str]) -> str:
+            # A longer secret may begin like a word.
+            is_word = len(match[0]) < _DISTINCT_LENGTH
+            return match[0] if is_word and match.start() in kept else MASK
+
+        return _without_known(self._secrets.sub(replaced, text))
 
     def scrub_distinct(self, text: str) -> str:
         """Return the text without secrets that can be no everyday word."""
         return _without(self._distinct, text)
+
+    def _own_words(self, text: str) -> set[int]:
+        """Return where a secret that is an everyday word stands in a phrase of pgstash's own."""
+        if not self._words:
+            return set()
+        found = [match.start() for match in self._words.finditer(text)]
+        if not found or len(found) > _MOST_WORDS_COMPARED:
+            return set()
+        return {at for at in found if any(phrase.is_at(text, at) for phrase in self._phrases)}
+
+    @functools.cached_property
+    def _phrases(self) -> list[phrases.Phrase]:
+        return phrases.holding(self._words) if self._words else []
 
 
 def _any_of(forms: Iterable[str]) -> re.Pattern[str] | None:
@@ -70,8 +99,10 @@ def _any_of(forms: Iterable[str]) -> re.Pattern[str] | None:
 
 
 def _without(secrets: re.Pattern[str] | None, text: str) -> str:
-    if secrets:
-        text = secrets.sub(MASK, text)
+    return _without_known(secrets.sub(MASK, text) if secrets else text)
+
+
+def _without_known(text: str) -> str:
     for pattern, replacement in _KNOWN:
         text = pattern.sub(replacement, text)
     return text

@@ -23,6 +23,9 @@ MOST_WARNINGS = 20
 
 Payload = dict[str, object]
 
+# Words of pgstash's own, whatever a secret may be.
+_CONSTANT = ("status", "service", "operation", "error")
+
 Operation = Literal["backup", "drill"]
 OPERATIONS: Collection[Operation] = ("backup", "drill")
 
@@ -242,7 +245,10 @@ def _iso(moment: datetime) -> str:
 def _scrubbed(value: object, scrubber: Scrubber) -> object:
     """Return a payload without secrets and without endless texts."""
     if isinstance(value, dict):
-        return {key: _scrubbed(inner, scrubber) for key, inner in value.items()}
+        return {
+            key: inner if key in _CONSTANT else _scrubbed(inner, scrubber)
+            for key, inner in value.items()
+        }
     if isinstance(value, list):
         return [_scrubbed(inner, scrubber) for inner in value]
     return _short(value, scrubber) if isinstance(value, str) else value
