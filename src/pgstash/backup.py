@@ -37,7 +37,17 @@ from pgstash.errors import (
 from pgstash.identity import Identity
 from pgstash.owners import Owners
 from pgstash.pipeline import encryption
-from pgstash.postgres import address, extensions, required, rights, roles, source, tools, writer
+from pgstash.postgres import (
+    address,
+    extensions,
+    pooler,
+    required,
+    rights,
+    roles,
+    source,
+    tools,
+    writer,
+)
 from pgstash.postgres.source import Server
 from pgstash.postgres.writer import Writer
 from pgstash.storage.interface import Storage, Upload
@@ -252,6 +262,7 @@ def _back_up(  # noqa: PLR0913 - what was found out so far
             required.check(expected, {(each.schema, each.name): each.rows for each in tables})
             upload.flush()
             lock.check()
+            pooler.refuse_swapping_again(server, world.emit)
 
             globals_sha256 = beside.store_globals(server, client, plan.environment)
             schema_sha256 = beside.store_schema(stream.schema) if stream.schema else None

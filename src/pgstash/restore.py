@@ -19,7 +19,17 @@ from pgstash.archive import Archive
 from pgstash.errors import EXIT_UNFORESEEN, Interrupted, PgstashError
 from pgstash.manifest import Section
 from pgstash.pipeline.refreshes import Refreshes
-from pgstash.postgres import address, extensions, options, source, target, tools, views, working
+from pgstash.postgres import (
+    address,
+    extensions,
+    options,
+    pooler,
+    source,
+    target,
+    tools,
+    views,
+    working,
+)
 from pgstash.postgres.locks import waits_told
 from pgstash.postgres.restore import Psql
 from pgstash.postgres.source import Server
@@ -164,9 +174,8 @@ def _restore(plan: Plan, archive: Archive, emit: events.Emit, state: _State) -> 
         way = _Way.open(plan, archive, progress, emit, stack)
         server = source.look(plan.target_url)
         client = fitting.client(archive.manifest, server, plan.environment)
-        if way.loading and not fitting.reads_archive(archive.manifest, client, server):
-            what = f"pg_restore {client.major} cannot do its part on a server of {server.major}"
-            emit(events.Notice(f"One session restores {archive.name}: {what}"))
+        if way.loading and (reason := _only_one_session(archive, client, server)):
+            emit(events.Notice(f"One session restores {archive.name}: {reason}"))
             opened = archive.script(progress.read, state.wants, way.edit)
             way = replace(way, loading=None, script=stack.enter_context(opened))
         locks = target.lock_table(server)
@@ -221,6 +230,7 @@ def _restore(plan: Plan, archive: Archive, emit: events.Emit, state: _State) -> 
             )
             with fitting.explained(archive.manifest, server, locks, rows_only=False):
                 way.loading.run(load, progress.loaded)
+            pooler.refuse_swapping_again(into, emit)
             return plan.jobs
         script = way.script
         if way.selected:
@@ -241,7 +251,7 @@ def _restore(plan: Plan, archive: Archive, emit: events.Emit, state: _State) -> 
         try:
             read = progress.watch(script)
             with fitting.explained(archive.manifest, server, locks, rows_only=plan.rows_only):
-                _feed(psql, known_to(into.major, read), plan)
+                _feed(psql, known_to(into.major, read), plan, into, emit)
         finally:
             # A database under a working name counts for nothing until it has its own.
             if not plan.create:
@@ -287,11 +297,21 @@ class _Way:
         return cls(edit, script=stack.enter_context(opened))
 
 
-def _feed(psql: Psql, script: Iterator[bytes], plan: Plan) -> None:
+def _only_one_session(archive: Archive, client: tools.ClientTools, server: Server) -> str:
+    """Say why several sessions cannot restore, if they cannot."""
+    if not fitting.reads_archive(archive.manifest, client, server):
+        return f"pg_restore {client.major} cannot do its part on a server of {server.major}"
+    if not pooler.passes_options_on(server):
+        return "the pooler in between does not pass on the settings that pg_restore needs"
+    return ""
+
+
+def _feed(psql: Psql, script: Iterator[bytes], plan: Plan, into: Server, emit: events.Emit) -> None:
     chunks = _observed(script, plan.observe)
     with psql:
         for chunk in chunks:
             psql.feed(chunk)
+        pooler.refuse_swapping_again(into, emit)
         psql.finish()
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import shlex
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,13 +12,17 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from faults.scene import wait_until
 from pgstash.check import database as checks
 from pgstash.check.finding import Finding
 from pgstash.errors import DatabaseError, PoolerError, PoolTooSmallError
-from pgstash.postgres import pooler, source
+from pgstash.postgres import pooler, source, tools
+from pgstash.postgres.restore import Psql
 from pgstash.postgres.session import Session
+from pgstash.postgres.target import Outcome
 from support.backups import settings
 from support.cli import environment, run_pgstash
+from support.compare import compare
 from support.pgbouncer import Application, PgBouncer, at_work
 from support.postgres import Cluster, Database, MakeDatabase, free_port
 
@@ -183,7 +189,7 @@ def refused(uri: str) -> DatabaseError:
 def test_options_of_the_address_that_a_pooler_refuses(shop: Database) -> None:
     with PgBouncer(shop.cluster, "session") as kept:
         error = refused(f"{kept.uri(shop)}?options=-c%20work_mem%3D8MB")
-    assert "refuses the startup parameter options" in error.message
+    assert "does not pass on the startup parameter options" in error.message
 
 
 @pytest.mark.parametrize("ignoring", [False, True], ids=["refuses", "ignores"])
@@ -192,7 +198,7 @@ def test_planted_settings_that_cannot_be_put_back(shop: Database, *, ignoring: b
     shop.run_sql(f"ALTER DATABASE \"{shop.name}\" SET TimeZone = 'Europe/Berlin'")
     with PgBouncer(shop.cluster, "session", settings=OPTIONS if ignoring else {}) as kept:
         error = refused(kept.uri(shop))
-        assert ("ignores" if ignoring else "refuses") in error.message
+        assert ("ignores" if ignoring else "does not pass on") in error.message
         assert "SET bytea_output = 'hex'" in error.hint
         for name, value in (("bytea_output", "hex"), ("TimeZone", "UTC")):
             shop.run_sql(
@@ -245,3 +251,78 @@ def at_work_through(database: Database) -> Iterator[tuple[PgBouncer, Application
         at_work(shared, database) as application,
     ):
         yield shared, application
+
+
+def test_a_restore_by_a_pool_of_sessions(make_database: MakeDatabase, tmp_path: Path) -> None:
+    database, target = make_database("mixed"), make_database()
+    with PgBouncer(database.cluster, "session") as kept:
+        through = {"DATABASE_URL": kept.uri(database), "RESTORE_URL": kept.uri(target)}
+        env = environment(
+            database.bin_dir, **settings(database, tmp_path) | through | {"DEBUG": "true"}
+        )
+        for arguments in (["once"], ["restore"], ["restore", "--create", "from_pool"]):
+            done = run_pgstash(arguments, env)
+            assert (done.returncode, done.stderr) == (0, ""), done.stdout
+        assert "One session restores" in done.stdout
+        drill = run_pgstash(["drill"], env | {"VERIFY_DATABASE_URL": kept.uri(target)})
+        assert drill.returncode == 43
+        assert "does not pass on the startup parameter options" in drill.stderr
+    created = Database(database.cluster, "from_pool")
+    try:
+        for restored in (target, created):
+            assert compare(database.conninfo, restored.conninfo, bin_dir=target.bin_dir) == []
+    finally:
+        created.drop()
+
+
+def test_a_pool_that_swaps_by_the_end_of_a_backup(shop: Database, tmp_path: Path) -> None:
+    with PgBouncer(shop.cluster, "session") as kept:
+        swap = (
+            f"psql -qX -h 127.0.0.1 -p {kept.port} -U {shop.cluster.user} pgbouncer"
+            " -c \"SET pool_mode = 'transaction'\""
+        )
+        env = environment(
+            shop.bin_dir,
+            **settings(shop, tmp_path)
+            | {
+                "DATABASE_URL": kept.uri(shop),
+                "HOOK_VERIFY": f"sh -c {shlex.quote(f'{swap}; cat > {os.devnull}')}",
+            },
+        )
+        done = run_pgstash(["once"], env)
+    assert done.returncode == 17, done.stdout + done.stderr
+    assert "swaps sessions" in done.stderr
+    assert list((tmp_path / "postgres-backups").glob("backup_*.sql.gz")) == []
+
+
+def test_a_session_that_belongs_to_another_by_now_is_not_ended(shop: Database) -> None:
+    """What psql's transaction was in, before it ended."""
+    with PgBouncer(shop.cluster, "session", size=4) as kept:
+        server = source.look(kept.uri(shop))
+        path = os.pathsep.join([str(shop.bin_dir)])
+        found = tools.find(server.major, path, {"PATH": path})
+        psql = Psql(
+            server,
+            found,
+            one_transaction=True,
+            lc_monetary=None,
+            environment={"PATH": path},
+            emit=lambda _event: None,
+        )
+        with contextlib.ExitStack() as stack:
+            with psql:
+                psql.feed(b"COMMIT;\n")
+                backend = psql._backend  # noqa: SLF001 - which session is its own
+                assert backend
+                wait_until(lambda: not in_transaction(shop, backend.pid), "COMMIT")
+                psql.end()
+                application = stack.enter_context(psycopg.connect(kept.uri(shop)))
+                assert application.execute("SELECT pg_backend_pid()").fetchone() == (backend.pid,)
+            assert application.execute("SELECT 1").fetchone() == (1,)
+    assert psql.outcome is Outcome.UNKNOWN
+
+
+def in_transaction(database: Database, pid: int) -> bool:
+    with database.connect() as session:
+        query = "SELECT xact_start FROM pg_stat_activity WHERE pid = %s"
+        return session.execute(query, [pid]).fetchone() != (None,)

@@ -153,7 +153,7 @@ def passes_options_on(server: Server) -> bool:
 def refused_options(reason: str) -> PoolerError:
     """Return the error for a pooler that lets a login in, but not with ``options``."""
     return PoolerError(
-        f"the pooler in between refuses the startup parameter options: {reason}",
+        f"the pooler in between does not pass on the startup parameter options: {reason}",
         hint=_OPTIONS_HINT,
     )
 

@@ -24,7 +24,7 @@ from pgstash.events import Emit, Notice, ToolSaid
 from pgstash.postgres import refusals
 from pgstash.postgres.process import Child
 from pgstash.postgres.source import Server
-from pgstash.postgres.target import Outcome, connected
+from pgstash.postgres.target import POOLER_HINT, Outcome, connected
 from pgstash.postgres.tools import ClientTools
 
 _TOKEN_BYTES = 8
@@ -218,19 +218,25 @@ class Psql:
             hint = (
                 "Was this machine or container short of memory? Then its kernel's log names psql."
             )
+        elif self._server.pooled:
+            hint = POOLER_HINT
         return TargetLostError(f"psql {how}: {said}", hint=hint)
 
     def _ended(self, backend: _Backend, seconds: float) -> Outcome:
-        """End the session, which may not notice for hours that psql is gone, and ask the server."""
+        """End the session, which may not notice for hours that psql is gone, and ask the server.
+
+        Only while it is in the transaction: by then a pooler may have given it to somebody else.
+        """
         give_up = time.monotonic() + seconds
         try:
             with connected(self._server, seconds=min(seconds, 10.0)) as session:
                 # As who logged in: a role that is set may neither see the session nor end it.
                 session.execute("SET ROLE NONE")
-                who = [backend.pid, backend.started]
+                who = [backend.pid, backend.started, backend.transaction]
                 find = (
                     " FROM pg_catalog.pg_stat_activity WHERE pid = %s AND backend_start ="
-                    " %s::pg_catalog.timestamptz"
+                    " %s::pg_catalog.timestamptz AND backend_xid::text::pg_catalog.int8 ="
+                    " %s::pg_catalog.int8 & 4294967295"
                 )
                 session.execute(f"SELECT pg_catalog.pg_terminate_backend(pid){find}", who)
                 while session.execute(f"SELECT{find}", who).fetchone() is not None:

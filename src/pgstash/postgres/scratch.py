@@ -18,7 +18,7 @@ from psycopg import conninfo, sql
 
 from pgstash.errors import DatabaseError, Interrupted, ScratchError, TargetLostError
 from pgstash.events import Emit, Notice, Warned
-from pgstash.postgres import roles, source, target, working
+from pgstash.postgres import pooler, roles, source, target, working
 from pgstash.postgres.session import Session
 from pgstash.postgres.source import Server
 
@@ -56,11 +56,14 @@ def alone(url: str) -> str:
 def look(url: str) -> Server:
     """Log in to the server for scratch databases. Raises ScratchError."""
     try:
-        return source.look(url)
+        server = source.look(url)
+        if not pooler.passes_options_on(server):
+            raise pooler.refused_options("a drill needs it")
     except DatabaseError as error:
         raise ScratchError(
             f"VERIFY_DATABASE_URL: {error.message}", hint=error.hint or ScratchError.default_hint
         ) from error
+    return server
 
 
 def keep_off(scratch: Server, of: Server, emit: Emit) -> None:

@@ -10,7 +10,8 @@ from typing import Any
 
 import psycopg
 
-from pgstash.errors import TargetDatabaseError, TargetLostError
+from pgstash.errors import DatabaseError, TargetDatabaseError, TargetLostError
+from pgstash.postgres import pooler
 from pgstash.postgres.source import Server
 
 SECONDS_TO_CONNECT = 10.0
@@ -21,6 +22,12 @@ LONGEST_NAME = 63
 
 NO_EVENT_TRIGGERS = "-c event_triggers=off"
 """The option of a login that fires none, if it may: those of logins might write a row at each."""
+
+POOLER_HINT = (
+    "A pooler is in between: check its log and its limits, and whether it lets in to every "
+    "database; or connect to the server itself."
+)
+"""The hint of a target that is lost, if a pooler answers in its place."""
 
 _FIRST_WITH_LOGIN_TRIGGERS = 17
 _NAMED = 5
@@ -141,11 +148,18 @@ def knows_locale(server: Server, lc_monetary: str) -> bool:
 
 def may_fire_no_event_triggers(server: Server) -> bool:
     """Tell whether :data:`NO_EVENT_TRIGGERS` is a login's to say. Raises TargetLostError."""
-    if server.major < _FIRST_WITH_LOGIN_TRIGGERS:
+    if server.major < _FIRST_WITH_LOGIN_TRIGGERS or not _passes_options_on(server):
         return False
     query = "SELECT pg_catalog.has_parameter_privilege(session_user, 'event_triggers', 'SET')"
     with connected(server) as session:
         return session.execute(query).fetchone() == (True,)
+
+
+def _passes_options_on(server: Server) -> bool:
+    try:
+        return pooler.passes_options_on(server)
+    except DatabaseError as error:
+        raise TargetLostError(f"the target cannot be reached any more: {said(error)}") from error
 
 
 def refuse_taken(server: Server, name: str) -> None:
@@ -190,7 +204,8 @@ def connected(
     try:
         session = psycopg.connect("", autocommit=True, **parameters)  # type: ignore[arg-type]
     except psycopg.Error as error:
-        raise TargetLostError(f"the target cannot be reached any more: {said(error)}") from error
+        message = f"the target cannot be reached any more: {said(error)}"
+        raise TargetLostError(message, hint=POOLER_HINT if server.pooled else "") from error
     try:
         with session:
             session.execute(
@@ -201,7 +216,8 @@ def connected(
             )
             yield session
     except psycopg.Error as error:
-        raise TargetLostError(f"the target does not do what it is asked: {said(error)}") from error
+        message = f"the target does not do what it is asked: {said(error)}"
+        raise TargetLostError(message, hint=POOLER_HINT if server.pooled else "") from error
 
 
 def _encoded(name: str, codec: str) -> bytes:
