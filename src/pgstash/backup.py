@@ -259,10 +259,9 @@ def _back_up(  # noqa: PLR0913 - what was found out so far
             for chunk in lock.watch(archive):
                 upload.write(chunk)
             tables = record.tables(stream.rows, server.codec)
-            required.check(expected, {(each.schema, each.name): each.rows for each in tables})
+            _compare(plan, server, tables, expected, world.emit)
             upload.flush()
             lock.check()
-            pooler.refuse_swapping_again(server, world.emit)
 
             globals_sha256 = beside.store_globals(server, client, plan.environment)
             schema_sha256 = beside.store_schema(stream.schema) if stream.schema else None
@@ -308,6 +307,20 @@ def _back_up(  # noqa: PLR0913 - what was found out so far
         lock.release()
         _tell_success(plan, world, made, earlier)
     return made
+
+
+def _compare(
+    plan: Plan,
+    server: Server,
+    tables: Iterable[manifests.Table],
+    expected: Iterable[required.Expected],
+    emit: events.Emit,
+) -> None:
+    """Raise where the dump lacks what is required, or pg_dump may have lost its settings."""
+    rows = {(each.schema, each.name): each.rows for each in tables}
+    required.check(expected, rows)
+    rights.refuse_hidden_rows(server, plan.options, rows)
+    pooler.refuse_swapping_again(server, emit)
 
 
 @dataclass(slots=True)

@@ -225,7 +225,7 @@ class Loading:
         done: _Done,
         stopping: threading.Event,
     ) -> None:
-        """Load rows until there are no more."""
+        """Load rows until there are no more. Raises RestoreError."""
         while not stopping.is_set():
             try:
                 run = todo.get_nowait()
@@ -236,6 +236,8 @@ class Loading:
                 for number, pieces in numbered:
                     statement = take_statement(pieces)
                     session.load(statement, self._block(number, pieces, numbered, done))
+        if not stopping.is_set():
+            session.refuse_swapped()
 
     def _block(
         self,

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from pgstash import events
-from pgstash.errors import DatabaseError, DumpError, LockTimeoutError
+from pgstash.errors import DatabaseError, DumpError, LockTimeoutError, PoolerError
 from pgstash.manifest import Member, Section
 from pgstash.pieces import Pieces, Plan
 from pgstash.pipeline.opening import Border, Opening
@@ -115,8 +115,8 @@ def opened(plan: Plan) -> Iterator[Parallel]:
                 if tried == _TRIES:
                     raise Impossible(error.message) from error
                 plan.emit(events.Notice(f"Trying again: {error.message}"))
-            except LockTimeoutError:
-                raise  # one pg_dump would wait as long, and not get it either
+            except (LockTimeoutError, PoolerError):
+                raise  # one pg_dump would wait as long, and be given as many sessions
             except DatabaseError as error:
                 said = textwrap.shorten(error.message, _LONGEST_REASON, placeholder=" …")
                 raise Impossible(said) from error

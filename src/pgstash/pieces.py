@@ -179,6 +179,7 @@ class Pieces:
                     break
                 self._hand_over(self._from_reader(chunk, reader))
             if reader and not self._stopping.is_set():
+                reader.refuse_swapped()
                 reader.refuse_renamed(self._big)
             self._done.put(None)
         except Exception as error:  # noqa: BLE001 - carried to the caller's thread whole

@@ -6,21 +6,40 @@ import contextlib
 import os
 import shlex
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import psycopg
 import pytest
 
-from faults.scene import wait_until
+from faults.scene import PATIENCE, wait_until
 from pgstash.check import database as checks
 from pgstash.check.finding import Finding
-from pgstash.errors import DatabaseError, PoolerError, PoolTooSmallError
-from pgstash.postgres import pooler, source, tools
+from pgstash.errors import (
+    DatabaseError,
+    DumpError,
+    PoolerError,
+    PoolTooSmallError,
+    TargetLostError,
+)
+from pgstash.postgres import (
+    copying,
+    inquiry,
+    loader,
+    outline,
+    pooler,
+    rights,
+    source,
+    target,
+    tools,
+)
+from pgstash.postgres.dump import dump
+from pgstash.postgres.reader import Reader
 from pgstash.postgres.restore import Psql
 from pgstash.postgres.session import Session
 from pgstash.postgres.target import Outcome
-from support.backups import settings
+from support.backups import settings, stored
 from support.cli import environment, run_pgstash
 from support.compare import compare
 from support.pgbouncer import Application, PgBouncer, at_work
@@ -326,3 +345,249 @@ def in_transaction(database: Database, pid: int) -> bool:
     with database.connect() as session:
         query = "SELECT xact_start FROM pg_stat_activity WHERE pid = %s"
         return session.execute(query, [pid]).fetchone() != (None,)
+
+
+@pytest.fixture
+def swapping(make_database: MakeDatabase) -> Iterator[tuple[Database, source.Server]]:
+    """A server as it was seen before the pool swapped sessions: a new one for each transaction."""
+    database = make_database("mixed")
+    with PgBouncer(
+        database.cluster, "session", size=4, settings={"server_round_robin": "1"}
+    ) as pool:
+        server = source.look(pool.uri(database))
+        pool.reconfigure(pool_mode="transaction")
+        pool.command("RECONNECT")
+        assert pool.settings_left(database) == set()  # all four are there
+        yield database, server
+
+
+def client_tools(database: Database) -> tools.ClientTools:
+    path = str(database.bin_dir)
+    return tools.find(database.cluster.major, path, {"PATH": path})
+
+
+def asks_again(server: source.Server, _: Database) -> None:
+    with source.connect_again(server, 10) as session:
+        session.execute("SELECT 1")
+
+
+def inquires(server: source.Server, _: Database) -> None:
+    with inquiry.opened(server) as session:
+        session.execute("SELECT 1")
+
+
+def asks_for_mappings(server: source.Server, _: Database) -> None:
+    rights.closed_mappings(server, [])
+
+
+def asks_for_policies(server: source.Server, _: Database) -> None:
+    rights.refuse_hidden_rows(server, [], [])
+
+
+def asks_the_target(server: source.Server, _: Database) -> None:
+    target.contents(server)
+
+
+def loads(server: source.Server, _: Database) -> None:
+    with loader.opened(server, b"SELECT 1", 1, lc_monetary=None, emit=ignore) as [session]:
+        session.refuse_swapped()
+
+
+def restores(server: source.Server, database: Database, *, one_transaction: bool) -> None:
+    psql = Psql(
+        server,
+        client_tools(database),
+        one_transaction=one_transaction,
+        lc_monetary=None,
+        environment={"PATH": str(database.bin_dir)},
+        emit=ignore,
+    )
+    with psql:
+        psql.feed(b"CREATE TABLE public.restored (n int);\n")
+        psql.finish()
+
+
+def reads(server: source.Server, database: Database) -> None:
+    with copying.snapshot(server) as snapshot:
+        reader = Reader(
+            server,
+            client_tools(database),
+            snapshot=snapshot.name,
+            role=None,
+            idle_seconds=PATIENCE,
+            environment={"PATH": str(database.bin_dir)},
+            emit=ignore,
+        )
+        with database.connect() as session:
+            session.execute("CREATE TABLE IF NOT EXISTS big (n int)")
+            [oid] = session.execute("SELECT 'big'::regclass::oid::int").fetchone() or (0,)
+        big = copying.Table(oid, b"public.big", b'"public"."big"', b"n", 1, 1)
+        with reader:
+            reader.begin([big])
+            reader.refuse_swapped()
+
+
+def dumps(server: source.Server, database: Database) -> None:
+    with dump(
+        server,
+        client_tools(database),
+        options=[],
+        lock_seconds=PATIENCE,
+        idle_seconds=PATIENCE,
+        environment={"PATH": str(database.bin_dir)},
+        emit=ignore,
+    ) as chunks:
+        for _ in chunks:
+            pass
+
+
+def dumps_contents(server: source.Server, database: Database) -> None:
+    with (
+        copying.snapshot(server) as snapshot,
+        outline.opened(
+            server,
+            client_tools(database),
+            snapshot=snapshot.name,
+            options=[],
+            lock_seconds=PATIENCE,
+            idle_seconds=PATIENCE,
+            environment={"PATH": str(database.bin_dir)},
+            emit=ignore,
+        ) as contents,
+    ):
+        outline.script(contents, client_tools(database), [], {"PATH": str(database.bin_dir)})
+
+
+def ignore(_event: object) -> None:
+    pass
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        asks_again,
+        inquires,
+        asks_for_mappings,
+        asks_for_policies,
+        asks_the_target,
+        loads,
+        partial(restores, one_transaction=True),
+        partial(restores, one_transaction=False),
+        reads,
+        dumps,
+        dumps_contents,
+    ],
+    ids=lambda use: getattr(use, "__name__", f"restores-{getattr(use, 'keywords', '')}"),
+)
+def test_every_session_notices_that_it_was_swapped(
+    use: Callable[[source.Server, Database], None], swapping: tuple[Database, source.Server]
+) -> None:
+    database, server = swapping
+    with pytest.raises((PoolerError, TargetLostError), match="swapped the server's session"):
+        use(server, database)
+    with database.connect() as session:
+        session.execute("DROP TABLE IF EXISTS restored")
+    use(source.look(database.uri), database)
+
+
+def test_rows_that_policies_hide_whatever_pg_dump_has_set(make_database: MakeDatabase) -> None:
+    """Half of the rows, as a role sees them whose row_security is on."""
+    database = make_database()
+    with restricted(database) as role:
+        server = source.look(database.uri.replace(database.cluster.user, role, 1))
+        dumped = {("public", "guarded"), ("public", "open")}
+        with pytest.raises(DumpError, match=r"hidden rows of tables .*: public\.guarded$"):
+            rights.refuse_hidden_rows(server, [], dumped)
+        rights.refuse_hidden_rows(server, [], dumped - {("public", "guarded")})
+        rights.refuse_hidden_rows(source.look(database.uri), [], dumped)
+        with pytest.raises(DumpError):
+            rights.refuse_hidden_rows(source.look(database.uri), [f"--role={role}"], dumped)
+
+
+@contextlib.contextmanager
+def restricted(database: Database) -> Iterator[str]:
+    """Make tables, and a role that sees half of the rows of one."""
+    role = f"half_{database.name}"
+    database.run_sql(
+        f"""
+        CREATE ROLE {role} LOGIN; GRANT pg_read_all_data TO {role};
+        CREATE TABLE open (n int); CREATE TABLE guarded (id int, value float8);
+        INSERT INTO guarded SELECT n, n / 3.0::float8 FROM generate_series(1, 101000) n;
+        ALTER TABLE guarded ENABLE ROW LEVEL SECURITY;
+        CREATE POLICY half ON guarded USING (id % 2 = 0);
+        ALTER DATABASE "{database.name}" SET extra_float_digits = 0;
+        """
+    )
+    try:
+        yield role
+    finally:
+        database.run_sql(f"DROP OWNED BY {role}; DROP ROLE {role}")
+
+
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_half_of_the_rows_are_never_stored(
+    jobs: str, make_database: MakeDatabase, tmp_path: Path
+) -> None:
+    database = make_database()
+    with (
+        restricted(database) as role,
+        PgBouncer(database.cluster, size=4, users=[role]) as shared,
+        at_work(shared, database) as application,
+    ):
+        env = environment(
+            database.bin_dir,
+            **settings(database, tmp_path)
+            | {"DATABASE_URL": shared.uri(database, role), "DUMP_JOBS": jobs},
+        )
+        done = run_pgstash(["once"], env)
+        assert (done.returncode, "swaps sessions" in done.stderr) == (17, True), done.stderr
+        application.wait_for(12)
+        assert application.errors == []
+    assert list(tmp_path.rglob("backup_*.sql.gz")) == []
+
+
+REPETITIONS = 10  # of each of two ways
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("mode", ["transaction", "session"])
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_twenty_backups_with_a_busy_application(
+    jobs: str, mode: str, make_database: MakeDatabase, tmp_path: Path
+) -> None:
+    database = make_database("big")
+    with (
+        PgBouncer(database.cluster, mode, size=4 if mode == "transaction" else 30) as pool,
+        at_work(pool, database) as application,
+    ):
+        # The application goes on counting: what is compared stays as it is.
+        env = environment(
+            database.bin_dir,
+            **settings(database, tmp_path)
+            | {
+                "DATABASE_URL": pool.uri(database),
+                "DUMP_JOBS": jobs,
+                "EXCLUDE_TABLE_DATA": "counters",
+            },
+        )
+        for _ in range(REPETITIONS):
+            done = run_pgstash(["once"], env)
+            if mode == "transaction":
+                assert done.returncode == 17, done.stdout + done.stderr
+                assert "a pooler in between swaps sessions" in done.stderr
+            else:
+                assert (done.returncode, done.stderr) == (0, ""), done.stdout
+            application.wait_for(12)
+        assert application.errors == []
+        if mode == "transaction":
+            assert pool.settings_left(database) == set()
+    backups = stored(tmp_path) if mode == "session" else []
+    assert len(list(tmp_path.rglob("backup_*.sql.gz"))) == len(backups)
+    assert len(backups) == (REPETITIONS if mode == "session" else 0)
+    database.run_sql("TRUNCATE counters")
+    for backup in backups:
+        restored = make_database()
+        backup.restore(restored)
+        differences = compare(database.conninfo, restored.conninfo, bin_dir=database.bin_dir)
+        assert differences == []
+        restored.drop()

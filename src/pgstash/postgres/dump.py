@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 from pgstash.errors import DumpError, LockTimeoutError
 from pgstash.events import Emit, ToolSaid
-from pgstash.postgres import locks
+from pgstash.postgres import locks, pooler
 from pgstash.postgres.causes import Tool
 from pgstash.postgres.process import Child
 from pgstash.postgres.source import Connection, Server
@@ -21,6 +21,11 @@ CLOSING = re.compile(
     rb"\n--\n-- PostgreSQL database dump complete\n--\n\n(?:\\unrestrict \w+\n\n?)?\Z"
 )
 CLOSING_BYTES = 1024
+
+_SEARCH_PATH = re.compile(
+    rb"^SELECT pg_catalog\.set_config\('search_path', '([^\n]*)', false\);$", re.MULTILINE
+)
+_HEADER_BYTES = 16 * 1024
 
 # pg_dump's own timeout names the whole statement: it goes first.
 _SECONDS_FOR_LOCK_TABLE = 1
@@ -64,7 +69,8 @@ def dump(  # noqa: PLR0913 - each is one knob of one process
             itertools.islice(patient(child, idle_seconds, first, ask), 1),
             patient(child, idle_seconds, lock_seconds, ask),
         )
-        yield _complete(chunks, child, Tool("pg_dump", server, options))
+        found = in_one_session(chunks, server, connection)
+        yield _complete(found, child, Tool("pg_dump", server, options))
 
 
 def watched(server: Server) -> tuple[Connection, Callable[[float], None]]:
@@ -91,6 +97,35 @@ def patient(
 ) -> Iterator[bytes]:
     """Yield what a watched pg_dump writes; raise LockTimeoutError where it waits for a lock."""
     return child.read(idle_seconds, silent_seconds=lock_seconds, silent=lambda: ask(lock_seconds))
+
+
+def in_one_session(
+    chunks: Iterable[bytes], server: Server, connection: Connection
+) -> Iterator[bytes]:
+    """Pass on what pg_dump writes; raise PoolerError where a pooler swapped its session.
+
+    ``connection`` is what :func:`watched` returned. By its first byte pg_dump is in a transaction,
+    in which nothing swaps any more: what it set before has to be in force there.
+    """
+    header = b""
+    for number, chunk in enumerate(chunks):
+        if number == 0 and server.pooled and locks.sessions(server, connection) > 1:
+            raise pooler.swapped("pg_dump")
+        if len(header) < _HEADER_BYTES:
+            header += chunk[:_HEADER_BYTES]
+            refuse_search_path(header)
+        yield chunk
+
+
+def refuse_search_path(script: bytes) -> None:
+    """Raise PoolerError where a dump begins with a search_path that pg_dump did not set.
+
+    It writes the one that is in force in its transaction (dumpSearchPath() in pg_dump.c), and set
+    an empty one before.
+    """
+    match = _SEARCH_PATH.search(script, 0, _HEADER_BYTES)
+    if match and match[1]:
+        raise pooler.swapped("pg_dump, which lost its settings")
 
 
 def arguments(

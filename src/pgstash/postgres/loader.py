@@ -14,9 +14,9 @@ import psycopg
 from psycopg import pq
 
 from pgstash.child import Lines
-from pgstash.errors import RestoreError, TargetLostError
+from pgstash.errors import PoolerError, RestoreError, TargetLostError
 from pgstash.events import Emit, ToolSaid
-from pgstash.postgres import ordering
+from pgstash.postgres import ordering, pooler
 from pgstash.postgres.refusals import Refusal, refused
 from pgstash.postgres.restore import UNFINISHED, settings
 from pgstash.postgres.source import Server
@@ -107,6 +107,7 @@ class Loader:
         try:
             self._conn.notice_handler = self._heard
             self._conn.nonblocking = 1
+            self._kept = self._marked()
             self.run(settings(UNFINISHED, lc_monetary).encode())
             self.run(header)
         except BaseException:
@@ -118,6 +119,13 @@ class Loader:
         self._conn.finish()
         self._stack.close()
         self._said.finish()
+
+    def refuse_swapped(self) -> None:
+        """Raise TargetLostError if a pooler swapped the session while rows were loaded."""
+        try:
+            self._kept.check()
+        except PoolerError as error:
+            raise TargetLostError(error.message, hint=error.hint) from error
 
     def end(self) -> None:
         """Make whoever loads stop soon; the session has to be closed all the same."""
@@ -137,6 +145,12 @@ class Loader:
             self._put(piece)
         self._put(None)
         self._drain(statement)
+
+    def _marked(self) -> pooler.Kept:
+        try:
+            return pooler.Kept(self._conn, "the rows of a restore")
+        except psycopg.Error as error:
+            raise _lost(error) from error
 
     def run(self, statements: bytes) -> None:
         """Run statements that return no rows. Raises RestoreError."""

@@ -11,7 +11,9 @@ from typing import Any
 
 import psycopg
 
+from pgstash.errors import DatabaseError, PoolerError
 from pgstash.events import Emit, Warned
+from pgstash.postgres.session import Session
 from pgstash.postgres.source import Connection, Server, connect_again
 
 _MARK_BYTES = 4
@@ -34,10 +36,17 @@ _QUERY = """
     CROSS JOIN LATERAL pg_catalog.unnest(pg_catalog.pg_blocking_pids(a.pid)) AS blocker (pid)
     LEFT JOIN pg_catalog.pg_stat_activity b ON b.pid = blocker.pid
     WHERE a.wait_event_type = 'Lock'
-      AND pg_catalog.right(a.application_name, pg_catalog.length(%(mark)s)) = %(mark)s
+      AND pg_catalog.strpos(a.application_name, %(mark)s) > 0
       AND pg_catalog.clock_timestamp() - {since} >= %(seconds)s * interval '1 second'
     ORDER BY b.wait_event_type IS NOT DISTINCT FROM 'Lock', blocker.pid
     LIMIT 1
+"""
+
+
+_MARKED = """
+    SELECT pg_catalog.count(*) FROM pg_catalog.pg_stat_activity
+    WHERE pg_catalog.strpos(application_name, '{mark}') OPERATOR(pg_catalog.>) 0
+      AND coalesce(backend_type, 'client backend') OPERATOR(pg_catalog.=) 'client backend'
 """
 
 
@@ -91,15 +100,31 @@ def _tell(
             pause = _SECONDS_UNTIL_TOLD_AGAIN
 
 
+def sessions(server: Server, connection: Connection) -> int:
+    """Return how many sessions of the server are the marked one's; 0 where nobody says.
+
+    It is one, or none any more. More than one is what a pooler leaves that swaps sessions: each has
+    the name of the client that it was given to last.
+    """
+    name = connection.parameters["application_name"][-2 * _MARK_BYTES :]
+    try:
+        with contextlib.closing(Session(server.connection, client_encoding="SQL_ASCII")) as session:
+            # One statement alone, which gets one session of them.
+            [[count]] = session.ask(_MARKED.format(mark=name), _SECONDS_TO_ANSWER)
+    except (psycopg.Error, DatabaseError):
+        return 0
+    return int(count or b"0")
+
+
 def waiting(server: Server, mark: str, seconds: float) -> Wait | None:
     """Tell what the session has waited for, by now for ``seconds`` at least.
 
-    ``mark`` is how the session's application_name ends. None where it waits for no lock, and
-    where the server does not say: the question is asked over a connection of its own.
+    ``mark`` is in the session's application_name; a pooler may add to that. None where it waits for
+    no lock, and where the server does not say: the question is asked over a connection of its own.
     """
     try:
         row = _ask(server, mark, seconds)
-    except (psycopg.Error, UnicodeError):
+    except (psycopg.Error, PoolerError, UnicodeError):
         return None
     if row is None:
         return None

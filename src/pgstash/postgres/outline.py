@@ -17,7 +17,14 @@ from pgstash.errors import DumpError
 from pgstash.events import Emit, ToolSaid
 from pgstash.postgres import toc
 from pgstash.postgres.causes import Tool
-from pgstash.postgres.dump import CLOSING, arguments, patient, watched
+from pgstash.postgres.dump import (
+    CLOSING,
+    arguments,
+    in_one_session,
+    patient,
+    refuse_search_path,
+    watched,
+)
 from pgstash.postgres.process import Child, child_environment, in_memory
 from pgstash.postgres.source import Server
 from pgstash.postgres.toc import Contents
@@ -94,7 +101,8 @@ def opened(  # noqa: PLR0913 - each is one knob of one process
     connection, ask = watched(server)
     with Child(command, connection, environment, say=say) as child:
         chunks = patient(child, idle_seconds, lock_seconds, ask)
-        contents = _contents(child, chunks, Tool("pg_dump", server, options))
+        found = in_one_session(chunks, server, connection)
+        contents = _contents(child, found, Tool("pg_dump", server, options))
         done = True
         yield contents
 
@@ -145,6 +153,7 @@ def script(
     sections = ["--section=pre-data", "--section=post-data"]
     whole = plain(contents.head, tools, ["--clean", "--if-exists", *sections, *chosen], environment)
     after = plain(contents.head, tools, ["--section=post-data", *chosen], environment)
+    refuse_search_path(whole)
     ends, end = CLOSING.search(after), CLOSING.search(whole)
     if ends is None or end is None:
         raise CompositionError("pg_restore's script does not end as expected")

@@ -42,6 +42,9 @@ _SECONDS_FOR_A_SESSION = 20.0
 # or the one that rested longest, or any.
 _ROUNDS = (("ab", "ab"), ("ba", "ab"), ("ab", "ba"), ("ba", "ba")) * 2
 
+_TOKEN_BYTES = 8
+_MARK = "pgstash.session"
+
 _OPTION = "pgstash.passed_on"
 _OPTIONS_HINT = (
     "Connect to the server itself. With ignore_startup_parameters = options PgBouncer would let "
@@ -140,7 +143,7 @@ def passes_options_on(server: Server) -> bool:
     """Tell whether settings in ``options`` reach the server. Raises DatabaseError."""
     if not server.pooled:
         return True
-    token = secrets.token_hex(4)
+    token = secrets.token_hex(_TOKEN_BYTES)
     connection = server.connection.with_options(f"-c {_OPTION}={token}")
     query = f"SELECT pg_catalog.current_setting('{_OPTION}', true)"
     try:
@@ -161,6 +164,49 @@ def refused_options(reason: str) -> PoolerError:
 def swapped(what: str) -> PoolerError:
     """Return the error for a session of the server that is another one by now."""
     return PoolerError(f"a pooler in between swapped the server's session under {what}")
+
+
+class Kept:
+    """A session that has to be the same session of the server to its end, with its settings."""
+
+    def __init__(self, pgconn: pq.abc.PGconn, what: str) -> None:
+        """Make a setting of our own that nobody else has; ``what`` the session is for, in words.
+
+        Raises psycopg.Error.
+        """
+        self._pgconn = pgconn
+        self._what = what
+        self._token = secrets.token_hex(_TOKEN_BYTES)
+        [[self._pid, _]] = self._asked(f"{mark(self._token)};")
+
+    def check(self) -> None:
+        """Raise PoolerError if it is another session, or has lost its settings.
+
+        A session that is lost altogether is none that was swapped: whoever uses it notices.
+        """
+        # Twice, each a transaction of its own: one may come to the same session by chance.
+        for _ in range(2):
+            try:
+                [[pid, marked]] = self._asked("")
+            except psycopg.Error:
+                return
+            if pid != self._pid or marked != b"t":
+                raise swapped(self._what)
+
+    def _asked(self, before: str) -> list[Row]:
+        query = f"{before} {_PID}, {has_mark(self._token)}"
+        return ask(self._pgconn, query.encode(), _SECONDS_TO_ANSWER)
+
+
+def mark(token: str) -> str:
+    """Return the statement that makes a setting of our own, by which a session is recognised."""
+    return f"SET {_MARK} = '{token}'"
+
+
+def has_mark(token: str) -> str:
+    """Return the condition that a session has what :func:`mark` has set, true or false."""
+    found = f"pg_catalog.current_setting('{_MARK}', true)"
+    return f"coalesce({found} OPERATOR(pg_catalog.=) '{token}', false)"
 
 
 class _Login:

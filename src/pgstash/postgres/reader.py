@@ -8,7 +8,7 @@ from typing import Self
 
 from pgstash.errors import DatabaseError, DumpError
 from pgstash.events import Emit, ToolSaid
-from pgstash.postgres import inquiry
+from pgstash.postgres import inquiry, pooler
 from pgstash.postgres.causes import Tool
 from pgstash.postgres.copying import Chunk, Table, refused
 from pgstash.postgres.process import Child
@@ -43,6 +43,16 @@ _SETTINGS = {
     "transaction_timeout": "0",
 }
 
+_VALUES = ", ".join(f"('{name}', '{value}')" for name, value in _SETTINGS.items())
+
+# The server's process, and the settings that are not in force. DateStyle has more than was wanted.
+_IN_FORCE = f"""
+    SELECT pg_catalog.pg_backend_pid(), pg_catalog.string_agg(s.name, ', ')
+    FROM (VALUES {_VALUES}, ('search_path', '""')) AS wanted (name, value)
+    JOIN pg_catalog.pg_settings s ON pg_catalog.lower(s.name) = pg_catalog.lower(wanted.name)
+                                     AND NOT pg_catalog.starts_with(s.setting, wanted.value);
+""".encode()  # noqa: S608 - of constants
+
 # As Snapshot.refuse_rewritten() asks, of names alone.
 _RENAMED = """
     SELECT pg_catalog.format('%%I.%%I', n.nspname, c.relname)
@@ -71,6 +81,7 @@ class Reader:
         self._idle_seconds = idle_seconds
         self._emit = emit
         self._begun = False
+        self._backend = b""
         self._copied: int | None = None
         self._codec = server.codec
         self._tool = Tool("psql", server)
@@ -86,14 +97,13 @@ class Reader:
             say=self._say,
             fed=True,
         )
-        names = ", ".join(f"('{name}', '{value}')" for name, value in _SETTINGS.items())
         self._preamble = (
             "\\o /dev/null\n"
             # Before anything that a user of the database may have defined an operator for.
             "SET search_path = '';\n"
             f"SET client_encoding = '{server.database.encoding}';\n"
             "SELECT pg_catalog.set_config(s.name, wanted.value, false)"
-            f" FROM (VALUES {names}) AS wanted (name, value)"
+            f" FROM (VALUES {_VALUES}) AS wanted (name, value)"
             " JOIN pg_catalog.pg_settings s ON pg_catalog.lower(s.name)"
             " = pg_catalog.lower(wanted.name);\n"
             "\\o\n"
@@ -123,6 +133,7 @@ class Reader:
                 pass
         except DatabaseError as error:
             raise refused(error.message) from error
+        self._backend = self._in_force()
         self._begun = True
 
     def _say(self, line: str) -> None:
@@ -176,6 +187,18 @@ class Reader:
                 f"{name} was renamed while it was read, it or its schema",
                 hint="Run the backup again, while no schema is renamed.",
             )
+
+    def refuse_swapped(self) -> None:
+        """Raise PoolerError if it is in another session of the server, or without its settings."""
+        if self._in_force() != self._backend:
+            raise pooler.swapped("psql")
+
+    def _in_force(self) -> bytes:
+        """Return which process of the server answers. Raises PoolerError."""
+        pid, _, lost = b"".join(self._run(_IN_FORCE)).strip().partition(b"|")
+        if lost:
+            raise pooler.swapped(f"psql, which lost the settings {lost.decode()}")
+        return pid
 
     def _named(self, chunk: Chunk) -> str:
         return chunk.table.name.decode(self._codec, "replace")

@@ -21,7 +21,7 @@ import psycopg
 
 from pgstash.errors import Interrupted, RestoreError, StatementError, TargetLostError
 from pgstash.events import Emit, Notice, ToolSaid
-from pgstash.postgres import refusals
+from pgstash.postgres import pooler, refusals
 from pgstash.postgres.process import Child
 from pgstash.postgres.source import Server
 from pgstash.postgres.target import POOLER_HINT, Outcome, connected
@@ -52,8 +52,9 @@ No statement has to wait for the disk, or a standby: the rename does, and what w
 it is written before it (https://www.postgresql.org/docs/current/wal-async-commit.html).
 """
 
-# What a session is told by: 4711|12345|2026-07-01 12:00:00.123456+00
-_INTRODUCTION = re.compile(r"(\d+)\|(\d+)\|(.+)")
+# What a session is told by: 4711|12345|t|2026-07-01 12:00:00.123456+00
+_INTRODUCTION = re.compile(r"(\d+)\|(\d+)\|([tf])\|(.+)")
+_SWAPPED = " swapped"
 _BAD_CONNECTION = 2  # the exit status of a psql that lost it
 
 
@@ -96,6 +97,7 @@ class Psql:
         )
         self._committing = self._finished = False
         self._backend: _Backend | None = None
+        self._mark = secrets.token_hex(_TOKEN_BYTES)
         self.outcome = Outcome.NOTHING
         self.refusal: refusals.Refusal | None = None
 
@@ -159,10 +161,16 @@ class Psql:
         # Out of reach of whatever the script may have left open, this would come back as no row.
         commit = "COMMIT;\n" if self._one_transaction else ""
         self._committing = True
-        self.feed(f"\n{commit}\\o\nSELECT '{token}';\n".encode())
+        # Asked twice, as pooler.Kept does.
+        self.feed(
+            f"\nSELECT {self._is_kept} AS pgstash_kept \\gset\n"
+            f"SELECT {self._is_kept} AND :'pgstash_kept' AS pgstash_kept \\gset\n"
+            f"\\if :pgstash_kept\n{commit}\\o\nSELECT '{token}';\n"
+            f"\\else\n\\o\nSELECT '{token}{_SWAPPED}';\n\\endif\n".encode()
+        )
         self._child.close_stdin()
         answer = self._child.read_line()
-        while answer and answer != token.encode():  # the script may have printed something
+        while answer and not answer.startswith(token.encode()):  # the script may have printed
             answer = self._child.read_line()
         status = self._child.wait(math.inf)
         if status != 0:
@@ -172,19 +180,34 @@ class Psql:
                 "psql came to the end of the script, and something in it was still open",
                 hint="The script is not one that pg_dump wrote.",
             )
+        if answer.endswith(_SWAPPED.encode()):
+            self._committing = False
+            raise _swapped()
         self._finished = True
         self.outcome = Outcome.COMMITTED
+
+    @property
+    def _is_kept(self) -> str:
+        """The condition that psql's session is the server's session that it was.
+
+        A script may reset settings, and no pooler swaps in the middle of a transaction.
+        """
+        pid = self._backend.pid if self._backend else 0
+        same = f"pg_catalog.pg_backend_pid() OPERATOR(pg_catalog.=) {pid}"
+        return same if self._one_transaction else f"{same} AND {pooler.has_mark(self._mark)}"
 
     def _preamble(self) -> bytes:
         transaction = "pg_catalog.txid_current()" if self._one_transaction else "0"
         return (
             "\\o /dev/null\n"
+            f"{pooler.mark(self._mark)};\n"
             f"{settings(NEUTRAL if self._one_transaction else UNFINISHED, self._lc_monetary)}\n"
             f"{'BEGIN;' if self._one_transaction else ''}\n"
             # A role that the login sets (ALTER ROLE … SET role) need not see the login's session.
             "SET ROLE NONE;\n"
             "\\o\n"
-            f"SELECT pid, {transaction}, backend_start FROM pg_catalog.pg_stat_activity"
+            f"SELECT pid, {transaction}, {pooler.has_mark(self._mark)}, backend_start"
+            " FROM pg_catalog.pg_stat_activity"
             " WHERE pid = pg_catalog.pg_backend_pid();\n"
             "\\o /dev/null\n"
             "RESET ROLE;\n"
@@ -199,7 +222,9 @@ class Psql:
         match = _INTRODUCTION.fullmatch(said)
         if match is None:  # it waits for more of the script
             raise TargetLostError(f"psql does not say which session is its own, but {said!r}")
-        return _Backend(int(match[1]), match[3], match[2])
+        if match[3] == "f":
+            raise _swapped()
+        return _Backend(int(match[1]), match[4], match[2])
 
     def _failure(self, status: int) -> RestoreError:
         if found := self._stderr.found(lost=status == _BAD_CONNECTION):
@@ -255,6 +280,11 @@ class Psql:
         if answer == ("committed",):
             return Outcome.COMMITTED if self._committing else Outcome.UNKNOWN
         return Outcome.UNKNOWN
+
+
+def _swapped() -> TargetLostError:
+    error = pooler.swapped("psql")
+    return TargetLostError(error.message, hint=error.hint)
 
 
 def settings(neutral: Mapping[str, str], lc_monetary: str | None) -> str:

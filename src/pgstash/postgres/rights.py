@@ -9,14 +9,14 @@ itself registers for dumping (https://www.postgresql.org/docs/current/extend-ext
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import psycopg
 
-from pgstash.errors import DatabaseUnreachableError
-from pgstash.postgres import inquiry, patterns
+from pgstash.errors import DatabaseUnreachableError, DumpError
+from pgstash.postgres import inquiry, patterns, pooler
 from pgstash.postgres import options as dump_options
 from pgstash.postgres.session import Session
 from pgstash.postgres.source import Server
@@ -89,6 +89,11 @@ _CLOSED_MAPPINGS = """
         OR (m.umuser = r.oid AND (pg_catalog.pg_has_role(s.srvowner, 'USAGE')
                                   OR pg_catalog.has_server_privilege(s.oid, 'USAGE'))))
     ORDER BY 1
+"""
+_GUARDED = """
+    SELECT n.nspname, c.relname
+    FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+    WHERE c.relkind = 'r' AND c.relrowsecurity AND pg_catalog.row_security_active(c.oid)
 """
 _HAS_LARGE_OBJECT_PRIVILEGE = 18
 _HAS_READ_ALL_DATA = 14
@@ -181,18 +186,57 @@ def closed_mappings(server: Server, options: Sequence[str]) -> list[str]:
     # Not by psycopg's own connection: the database's name need not be UTF-8.
     with contextlib.closing(Session(server.connection, client_encoding="SQL_ASCII")) as session:
         try:
+            kept = pooler.Kept(session.pgconn, "a question to the database")
             session.ask("SET search_path = ''", _SECONDS_TO_ANSWER)
             if role := dump_options.role(options):
                 inquiry.take(role, server, lambda each: session.ask(each, _SECONDS_TO_ANSWER))
             if patterns.selects(options):
                 return []
             found = session.ask(_CLOSED_MAPPINGS, _SECONDS_TO_ANSWER)
+            kept.check()
         except psycopg.Error as error:
             raise DatabaseUnreachableError(
                 "the database does not say which user mappings may be read: "
                 f"{' '.join(str(error).split())}"
             ) from error
     return [inquiry.text(name or b"", server) for [name] in found]
+
+
+def refuse_hidden_rows(
+    server: Server, options: Sequence[str], dumped: Collection[tuple[str, str]]
+) -> None:
+    """Raise DumpError if policies bind the role in tables whose rows were ``dumped``.
+
+    pg_dump refuses these by a setting of its session (row_security). This is asked in another
+    session, and does not depend on that setting. Tables are given by schema and name. Raises
+    another DatabaseError if the server does not say.
+    """
+    # Not by psycopg's own connection: the database's name need not be UTF-8.
+    with contextlib.closing(Session(server.connection, client_encoding="SQL_ASCII")) as session:
+        try:
+            kept = pooler.Kept(session.pgconn, "a question to the database")
+            session.ask("SET search_path = ''", _SECONDS_TO_ANSWER)
+            if role := dump_options.role(options):
+                session.ask(inquiry.taking(role, server), _SECONDS_TO_ANSWER)
+            found = session.ask(_GUARDED, _SECONDS_TO_ANSWER)
+            kept.check()
+        except psycopg.Error as error:
+            raise DatabaseUnreachableError(
+                "the database does not say which tables are under row security: "
+                f"{' '.join(str(error).split())}"
+            ) from error
+    names = [
+        tuple((cell or b"").decode(server.codec, "surrogateescape") for cell in row)
+        for row in found
+    ]
+    hidden = [f"{schema}.{name}" for schema, name in names if (schema, name) in dumped]
+    if hidden:
+        raise DumpError(
+            f"row security may have hidden rows of tables that pg_dump did not refuse: "
+            f"{some(hidden)}",
+            hint="Its session lost its settings. Connect to the server itself, or back up with a "
+            "role that has BYPASSRLS.",
+        )
 
 
 def told_of_mappings(closed: Sequence[str]) -> tuple[str, str]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import re
 import select
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -164,10 +164,11 @@ def look(url: str) -> Server:
             ) from error
 
 
-def connect_again(server: Server, seconds: int) -> _Session:
+@contextlib.contextmanager
+def connect_again(server: Server, seconds: int) -> Iterator[_Session]:
     """Log in to the server that answered, within so many seconds; names are bytes as stored.
 
-    Raises psycopg.Error.
+    Raises psycopg.Error, and PoolerError at the end of the block if a pooler swapped the session.
     """
     parameters = {
         **server.connection.parameters,
@@ -175,13 +176,11 @@ def connect_again(server: Server, seconds: int) -> _Session:
         "client_encoding": "SQL_ASCII",  # which works for all, see the login
         "connect_timeout": str(seconds),
     }
-    session = psycopg.connect("", autocommit=True, **parameters)  # type: ignore[arg-type]
-    try:
+    with psycopg.connect("", autocommit=True, **parameters) as session:  # type: ignore[arg-type]
+        kept = pooler.Kept(session.pgconn, "a question to the database")
         session.execute("SET search_path = ''")
-    except BaseException:
-        session.close()
-        raise
-    return session
+        yield session
+        kept.check()
 
 
 def identify(url: str, seconds: int) -> Identity:

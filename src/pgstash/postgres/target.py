@@ -10,7 +10,7 @@ from typing import Any
 
 import psycopg
 
-from pgstash.errors import DatabaseError, TargetDatabaseError, TargetLostError
+from pgstash.errors import DatabaseError, PoolerError, TargetDatabaseError, TargetLostError
 from pgstash.postgres import pooler
 from pgstash.postgres.source import Server
 
@@ -208,6 +208,7 @@ def connected(
         raise TargetLostError(message, hint=POOLER_HINT if server.pooled else "") from error
     try:
         with session:
+            kept = pooler.Kept(session.pgconn, "a restore")
             session.execute(
                 "SET search_path = ''; SET statement_timeout = 0; SET lock_timeout = 0;"
                 "SET default_transaction_read_only = off;"
@@ -215,6 +216,9 @@ def connected(
                 " WHERE name IN ('idle_session_timeout', 'transaction_timeout')"
             )
             yield session
+            kept.check()
+    except PoolerError as error:
+        raise TargetLostError(error.message, hint=error.hint) from error
     except psycopg.Error as error:
         message = f"the target does not do what it is asked: {said(error)}"
         raise TargetLostError(message, hint=POOLER_HINT if server.pooled else "") from error
