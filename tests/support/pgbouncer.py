@@ -172,7 +172,8 @@ class PgBouncer:
             try:
                 for address in ("127.0.0.1", "::1"):
                     socket.create_connection((address, self.port)).close()
-                (self.folder / f".s.PGSQL.{self.port}").stat()  # it listens there last
+                with socket.socket(socket.AF_UNIX) as probe:  # it listens there last
+                    probe.connect(str(self.folder / f".s.PGSQL.{self.port}"))
             except OSError:
                 if self._process.poll() is not None or time.monotonic() > deadline:
                     raise RuntimeError(f"PgBouncer does not start:\n{self.log}") from None
