@@ -179,6 +179,12 @@ def _unused_name(storage: Storage, prefix: str, world: World) -> tuple[datetime,
     raise ObjectExistsError(f"backups named {base} and before exist already under {prefix}")
 
 
+def _client(plan: Plan, server: Server) -> tools.ClientTools:
+    client = tools.find(server.major, plan.environment.get("PATH", ""), plan.environment)
+    tools.refuse_unknown_parameters(client, server.connection, plan.environment)
+    return client
+
+
 def _back_up(  # noqa: PLR0913 - what was found out so far
     plan: Plan,
     storage: Storage,
@@ -205,7 +211,7 @@ def _back_up(  # noqa: PLR0913 - what was found out so far
     for told in extensions.told_of(of_extensions):
         world.emit(events.Warned("\n".join(told)))
     earlier = _earlier(plan, storage, world, known.source, started)
-    client = tools.find(server.major, plan.environment.get("PATH", ""), plan.environment)
+    client = _client(plan, server)
     cipher = _key(plan, world)
     stored = _Digest()
 

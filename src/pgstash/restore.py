@@ -174,6 +174,7 @@ def _restore(plan: Plan, archive: Archive, emit: events.Emit, state: _State) -> 
         way = _Way.open(plan, archive, progress, emit, stack)
         server = source.look(plan.target_url)
         client = fitting.client(archive.manifest, server, plan.environment)
+        tools.refuse_unknown_parameters(client, server.connection, plan.environment)
         if way.loading and (reason := _only_one_session(archive, client, server)):
             emit(events.Notice(f"One session restores {archive.name}: {reason}"))
             opened = archive.script(progress.read, state.wants, way.edit)

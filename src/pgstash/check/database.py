@@ -70,6 +70,7 @@ def look(plan: Plan) -> Generator[Finding, None, Server | None]:
 def _tools(server: Server, environment: Mapping[str, str]) -> Iterator[Finding]:
     try:
         found = tools.find(server.major, environment.get("PATH", ""), environment)
+        tools.refuse_unknown_parameters(found, server.connection, environment)
     except PgstashError as error:
         yield Finding.of("client tools", error)
         return

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from pgstash.errors import ClientToolsError, ScratchError
 from pgstash.postgres.process import child_environment
+from pgstash.postgres.source import Connection
 
 # Where packages put several majors side by side: Debian and Ubuntu, RHEL, Alpine, Homebrew.
 _PACKAGED = (
@@ -21,6 +22,66 @@ _PACKAGED = (
 )
 _VERSION = re.compile(r"\(PostgreSQL\) (\d+)(\S*)")
 _SECONDS_FOR_VERSION = 10
+_INVALID_OPTION = re.compile(r'invalid connection option "(\w+)"')
+
+# What the oldest libpq knows that is of use here, and since when there is the rest
+# (https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-PARAMKEYWORDS).
+_KNOWN_TO_ALL = frozenset(
+    {
+        "application_name",
+        "channel_binding",
+        "client_encoding",
+        "connect_timeout",
+        "dbname",
+        "fallback_application_name",
+        "gssencmode",
+        "gsslib",
+        "host",
+        "hostaddr",
+        "keepalives",
+        "keepalives_count",
+        "keepalives_idle",
+        "keepalives_interval",
+        "krbsrvname",
+        "options",
+        "passfile",
+        "password",
+        "port",
+        "replication",
+        "requirepeer",
+        "service",
+        "ssl_max_protocol_version",
+        "ssl_min_protocol_version",
+        "sslcert",
+        "sslcompression",
+        "sslcrl",
+        "sslkey",
+        "sslmode",
+        "sslpassword",
+        "sslrootcert",
+        "target_session_attrs",
+        "tcp_user_timeout",
+        "user",
+    }
+)
+_SINCE = {
+    "gssdelegation": 17,
+    "load_balance_hosts": 16,
+    "max_protocol_version": 18,
+    "min_protocol_version": 18,
+    "oauth_client_id": 18,
+    "oauth_client_secret": 18,
+    "oauth_issuer": 18,
+    "oauth_scope": 18,
+    "require_auth": 16,
+    "scram_client_key": 18,
+    "scram_server_key": 18,
+    "sslcertmode": 16,
+    "sslcrldir": 14,
+    "sslkeylogfile": 18,
+    "sslnegotiation": 17,
+    "sslsni": 14,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +142,55 @@ def find(server_major: int, path: str, environment: Mapping[str, str] | None = N
             f"yum.postgresql.org) or postgresql{server_major}-client (Alpine)."
         ),
     )
+
+
+def refuse_unknown_parameters(
+    tools: ClientTools, connection: Connection, environment: Mapping[str, str]
+) -> None:
+    """Raise ClientToolsError if the tools do not know a parameter of the connection.
+
+    Our own libpq may be newer than theirs. They are asked: the libpq that they use need not be of
+    their own version.
+    """
+    left = sorted({*connection.parameters, *connection.secrets} - _KNOWN_TO_ALL)
+    unknown: list[str] = []
+    while left and (refused := _refused(tools, left, environment)):
+        unknown.append(refused)
+        left.remove(refused)
+    if not unknown:
+        return
+    names = ", ".join(unknown)
+    since = max(_SINCE.get(name, 0) for name in unknown)
+    version = f"PostgreSQL {since}, or a newer one" if since else "a newer PostgreSQL"
+    raise ClientToolsError(
+        f"pg_dump {tools.version} in {tools.folder} does not know what the connection asks for: "
+        f"{names}",
+        hint=f"Install the client of {version}. Or leave {names} out of DATABASE_URL, the "
+        "environment and the service file.",
+    )
+
+
+def _refused(
+    tools: ClientTools, names: Sequence[str], environment: Mapping[str, str]
+) -> str | None:
+    """Return the first of these parameters that pg_dump refuses; it connects to nothing."""
+    conninfo = " ".join(["host=/nonexistent", "dbname=x", *(f"{name}=''" for name in names)])
+    try:
+        answer = subprocess.run(  # noqa: S603 - a path that was found, no shell
+            [str(tools.pg_dump), "--no-password", f"--dbname={conninfo}"],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            env=child_environment(environment),
+            start_new_session=True,
+            timeout=_SECONDS_FOR_VERSION,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None  # what is wrong with it shows when it is to dump
+    # In English as it is run. What else it says is that nobody answers.
+    found = _INVALID_OPTION.search(answer.stderr.decode(errors="replace"))
+    return found[1] if found and found[1] in names else None
 
 
 def find_server(major: int, path: str, environment: Mapping[str, str] | None = None) -> ClientTools:
