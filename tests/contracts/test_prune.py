@@ -368,10 +368,15 @@ def test_orphans_are_swept_when_a_day_has_passed(storage: Storage) -> None:
     )
 
 
-def test_an_orphan_whose_metadata_are_not_ours_stays(storage: Storage) -> None:
-    storage.put(manifest(OLD), b"{}", {})
+@pytest.mark.parametrize("metadata", [{}, {"id": OTHER_ID}], ids=["none", "of another"])
+def test_an_orphan_whose_metadata_are_not_ours_stays(
+    storage: Storage, metadata: dict[str, str]
+) -> None:
+    store(storage, NEW)  # without one of the same source nothing would be swept
+    storage.put(manifest(OLD), b"{}", metadata)
+    before = keys(storage)
     run(storage, now=LATER)
-    assert keys(storage) == [manifest(OLD)]
+    assert keys(storage) == before
 
 
 def test_a_young_manifest_of_a_removed_name_may_belong_to_a_running_backup(
