@@ -255,6 +255,7 @@ def _back_up(  # noqa: PLR0913 - what was found out so far
                     of_source=known.metadata(started),
                 ),
                 expected_size=server.database.bytes,
+                usual_size=earlier.stored_bytes,
             ) as upload,
         ):
             world.emit(events.UploadStarted(name, storage.url(), upload.part_size))
@@ -331,8 +332,12 @@ def _compare(
 
 @dataclass(slots=True)
 class _Earlier:
-    """What is known of the backups before this one: how large they are, when one was proven."""
+    """What is known of the backups before this one: how large they are, when one was proven.
 
+    ``stored_bytes`` is the size of the largest of the last ones, as it is stored.
+    """
+
+    stored_bytes: int | None = None
     figures: Sequence[anomaly.Figures] = ()
     last_proof: datetime | None = None
 
@@ -368,8 +373,9 @@ def _earlier(
         stored = catalog.read(storage, plan.prefix).backups
         proven = world.owners.last_proven(stored, ours, started)
         earlier.last_proof = proven.proven_by(started) if proven else None
+        before = [backup for backup in stored if backup.started < started]
+        earlier.stored_bytes = world.owners.usual_size(before, ours)
         if plan.anomaly_ratio:
-            before = [backup for backup in stored if backup.started < started]
             own = world.owners.newest_first(before, ours)
             earlier.figures = catalog.figures_of(storage, own)
     except StorageError as error:

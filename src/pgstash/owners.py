@@ -10,6 +10,7 @@ from datetime import datetime
 from itertools import islice
 
 from pgstash import catalog, identity
+from pgstash.anomaly import MOST
 from pgstash.catalog import Backup
 from pgstash.errors import SourceUnclearError, StorageError
 from pgstash.identity import Claim, Identity, Origin
@@ -90,6 +91,11 @@ class Owners:
         if not certain:
             yield from doubtful
 
+    def usual_size(self, backups: Sequence[Backup], source: Identity) -> int | None:
+        """Return the size of the largest of the last backups of a source, as it is stored."""
+        own = islice(self.newest_first(backups, source), MOST)
+        return max((backup.size for backup in own), default=None)
+
     def back_to_last(self, backups: Sequence[Backup], source: Identity) -> list[Origin]:
         """Return the origins of the newest backups, down to the last that reported others."""
         found = []
@@ -149,12 +155,12 @@ class Owners:
         """Return label, number and newest name of the backups of every other source."""
         own = {backup.key for backup in self.of(backups, sources)} if sources else set()
         origins = self.origins(backups)
-        known = identity.sources(origins)
+        claims = [(each, Claim([each], origins)) for each in identity.sources(origins)]
         found: dict[str, list[str]] = {}
         for backup, origin in zip(backups, origins, strict=True):
             if backup.key not in own:
-                fitting = [each for each in known if each.relation(origin.identity) == "same"]
-                label = (fitting[0] if fitting else origin.identity).label
+                fitting = (each for each, claim in claims if claim.covers(origin))
+                label = next(fitting, origin.identity).label
                 found.setdefault(label, []).append(backup.name)
         return [(label, len(names), names[-1]) for label, names in found.items()]
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pgstash import app, catalog, events
 from pgstash.check import freshness
-from pgstash.errors import PgstashError, StaleBackupError
+from pgstash.errors import PgstashError, StaleBackupError, StorageError
 from pgstash.identity import Identity
 from pgstash.monitoring import log, wording
 from pgstash.monitoring.scrub import Scrubber
@@ -55,7 +55,7 @@ def check(settings: Settings, part: Part | None, emit: events.Emit) -> Iterator[
         yield _others(settings, server, emit)
     if part is None:
         yield _drills(settings, server)
-        yield _part_size(settings, server)
+        yield _part_size(settings, server, emit)
         yield from _webhooks_unsent(settings)
 
 
@@ -111,7 +111,8 @@ def _others(settings: Settings, server: Server | None, emit: events.Emit) -> Fin
     return others.look(storage, settings.backup_prefix, source, app.owners_of(storage))
 
 
-def _part_size(settings: Settings, server: Server | None) -> Finding:
+def _part_size(settings: Settings, server: Server | None, emit: events.Emit) -> Finding:
+    from pgstash import record  # noqa: PLC0415
     from pgstash.check import storage  # noqa: PLC0415
     from pgstash.check.finding import Finding  # noqa: PLC0415
 
@@ -119,7 +120,18 @@ def _part_size(settings: Settings, server: Server | None) -> Finding:
         return Finding("part size", "ok", "none: a directory takes a stream as it is")
     if server is None:
         return Finding("part size", "skipped", "the size of the database is not known")
-    return storage.part_size(server.database.bytes, settings.part_size, settings.s3_max_parts)
+    usual = None
+    store = app.open_storage(settings, emit)
+    with contextlib.suppress(StorageError):  # other findings tell
+        backups = catalog.read(store, settings.backup_prefix).backups
+        usual = app.owners_of(store).usual_size(backups, record.identity_of(server.database))
+    return storage.part_size(
+        server.database.bytes,
+        settings.part_size,
+        settings.s3_max_parts,
+        usual,
+        settings.s3_endpoint,
+    )
 
 
 def _webhooks(settings: Settings) -> list[tuple[str, str, str]]:

@@ -389,6 +389,22 @@ def test_the_part_size_fits_what_is_expected(
     assert storage.upload("key", metadata={}, expected_size=expected).part_size == wanted
 
 
+def test_parts_grow_before_they_run_out(s3: Callable[..., S3Storage], http: HttpProxy) -> None:
+    """The backup has become ten times as large as the ones before it."""
+    storage = s3(endpoint=http.endpoint, part_size=None, max_parts=4)
+    data = os.urandom(MIB) * 35
+    with storage.upload(
+        "key", metadata={"id": "1"}, expected_size=40 * MIB, usual_size=3 * MIB
+    ) as upload:
+        for start in range(0, len(data), 3 * MIB):
+            upload.write(data[start : start + 3 * MIB])
+        upload.commit()
+    sent = [each.size // MIB for each in http.requests if each.operation == "UploadPart"]
+    assert sorted(sent) == [3, 8, 8, 16]
+    with s3().read("key") as chunks:
+        assert b"".join(chunks) == data
+
+
 @pytest.mark.parametrize("size", [PART - 1, 5 * 1024 * MIB + 1])
 def test_a_part_size_that_no_store_takes_is_refused(
     s3: Callable[..., S3Storage], size: int

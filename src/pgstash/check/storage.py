@@ -209,15 +209,27 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost" or host.endswith(".localhost")
 
 
-def part_size(bytes_: int, wanted: int | None, max_parts: int) -> Finding:
-    """Return what an upload of a database of so many bytes takes, and how much it holds."""
-    size = wanted or parts.size_for(bytes_, max_parts)
-    holds = size * max_parts
+def part_size(
+    bytes_: int,
+    wanted: int | None,
+    max_parts: int,
+    usual: int | None = None,
+    endpoint: str | None = None,
+) -> Finding:
+    """Return what an upload of a database of so many bytes takes, and how much it holds.
+
+    ``usual`` is what the last backups stored, None if there are none.
+    """
+    sizes = parts.equal(wanted or 0, max_parts)
+    if wanted is None:
+        sizes = parts.sizes_for(bytes_, usual, max_parts, may_grow=parts.may_grow(endpoint))
+    grown = f", with parts that grow up to {_mib(sizes.of(max_parts))}" if sizes.grow else ""
     found = (
-        f"{_mib(size)}, {parts.BUFFERS} in memory: {_mib(size * parts.BUFFERS)}; one backup may "
-        f"have {holds / 1024**3:.0f} GiB stored, the database has {bytes_ / 1024**3:.1f} GiB"
+        f"{_mib(sizes.first)}, {parts.BUFFERS} in memory: {_mib(sizes.first * parts.BUFFERS)}; one "
+        f"backup may have {sizes.hold / 1024**3:.0f} GiB stored{grown}, the database has "
+        f"{bytes_ / 1024**3:.1f} GiB"
     )
-    if holds >= bytes_:
+    if sizes.hold >= bytes_:
         return Finding("part size", "ok", found)
     return Finding(
         "part size",

@@ -144,8 +144,8 @@ class Settings(BaseModel):
     s3_part_size: int | None = _setting(
         "Storage",
         "a whole number of MiB from 5 to 5120",
-        "Size of a part in MiB. Normally chosen by the size of the database, at least 8. Three "
-        "parts are held in memory.",
+        "Size of all parts in MiB. Normally chosen by what the last backups stored, or by the size "
+        "of the database, at least 8. Three parts are held in memory.",
         default=None,
         ge=5,
         le=5120,

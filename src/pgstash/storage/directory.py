@@ -122,10 +122,15 @@ class DirectoryStorage:
             upload.publish(replacing=True)
 
     def upload(
-        self, key: str, *, metadata: Mapping[str, str], expected_size: int
+        self,
+        key: str,
+        *,
+        metadata: Mapping[str, str],
+        expected_size: int,
+        usual_size: int | None = None,
     ) -> DirectoryUpload:
         """Begin an upload into a hidden file; a folder needs no guess of its size."""
-        del expected_size
+        del expected_size, usual_size
         return DirectoryUpload(self._root, self._path(key), metadata)
 
     def delete(self, keys: Iterable[str]) -> None:

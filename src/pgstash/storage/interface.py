@@ -103,9 +103,16 @@ class Storage(Protocol):
         """Store a small object at once, replacing one of the same key."""
 
     def upload(
-        self, key: str, *, metadata: Mapping[str, str], expected_size: int
+        self,
+        key: str,
+        *,
+        metadata: Mapping[str, str],
+        expected_size: int,
+        usual_size: int | None = None,
     ) -> AbstractContextManager[Upload]:
-        """Begin an upload of about ``expected_size`` bytes (a guess, from above).
+        """Begin an upload of at most about ``expected_size`` bytes.
+
+        ``usual_size`` is what such an upload mostly has: memory is chosen by that, if it is known.
 
         Leaving the block without a commit leaves no object, and removes what was sent.
         ``metadata`` tells this object from any other: a commit whose answer was lost is

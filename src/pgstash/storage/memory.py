@@ -67,9 +67,16 @@ class MemoryStorage:
         with self._lock:
             self._entries[key] = _entry(key, data, metadata)
 
-    def upload(self, key: str, *, metadata: Mapping[str, str], expected_size: int) -> MemoryUpload:
+    def upload(
+        self,
+        key: str,
+        *,
+        metadata: Mapping[str, str],
+        expected_size: int,
+        usual_size: int | None = None,
+    ) -> MemoryUpload:
         """Begin an upload; memory needs no guess of its size."""
-        del expected_size
+        del expected_size, usual_size
         return MemoryUpload(self, key, metadata)
 
     def delete(self, keys: Iterable[str]) -> None:

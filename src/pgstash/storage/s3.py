@@ -83,6 +83,7 @@ class S3Storage:
         self._bucket = bucket
         self._part_size = part_size
         self._max_parts = max_parts
+        self._may_grow = parts.may_grow(endpoint)
         self._emit = emit
         self._requests = Requests(
             endpoint=endpoint,
@@ -173,18 +174,29 @@ class S3Storage:
             ),
         )
 
-    def upload(self, key: str, *, metadata: Mapping[str, str], expected_size: int) -> S3Upload:
+    def upload(
+        self,
+        key: str,
+        *,
+        metadata: Mapping[str, str],
+        expected_size: int,
+        usual_size: int | None = None,
+    ) -> S3Upload:
         """Begin a multipart upload.
 
         Its parts are of the size that was set, or of the one that :mod:`.parts` chooses.
         """
-        part_size = self._part_size or parts.size_for(expected_size, self._max_parts)
+        if self._part_size is None:
+            sizes = parts.sizes_for(
+                expected_size, usual_size, self._max_parts, may_grow=self._may_grow
+            )
+        else:
+            sizes = parts.equal(self._part_size, self._max_parts)
         return S3Upload(
             self._requests,
             key,
             metadata=metadata,
-            part_size=part_size,
-            max_parts=self._max_parts,
+            sizes=sizes,
             emit=self._emit,
         )
 

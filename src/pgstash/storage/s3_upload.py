@@ -15,7 +15,7 @@ from typing import Self
 
 from pgstash import events
 from pgstash.errors import StorageError, UploadError
-from pgstash.storage.parts import BUFFERS, SENDERS
+from pgstash.storage.parts import BUFFERS, MIB, SENDERS, Sizes
 from pgstash.storage.s3_client import Requests
 from pgstash.storage.s3_errors import upload_is_gone
 from pgstash.storage.s3_multipart import Multipart
@@ -45,22 +45,20 @@ class S3Upload:
     waits for the senders waits for a free buffer, and senders always give it back.
     """
 
-    def __init__(  # noqa: PLR0913 - what S3Storage knows about the upload
+    def __init__(
         self,
         requests: Requests,
         key: str,
         *,
         metadata: Mapping[str, str],
-        part_size: int,
-        max_parts: int,
+        sizes: Sizes,
         emit: events.Emit,
     ) -> None:
         """Prepare; nothing is sent before the block is entered."""
         self._multipart = Multipart(requests, key, metadata)
         self._key = key
         self._url = self._multipart.url
-        self._part_size = part_size
-        self._max_parts = max_parts
+        self._sizes = sizes
         self._emit = emit
 
         self._free: SimpleQueue[mmap.mmap] = SimpleQueue()
@@ -84,8 +82,8 @@ class S3Upload:
 
     @property
     def part_size(self) -> int:
-        """Bytes of every part but the last."""
-        return self._part_size
+        """Bytes of the first parts; of all but the last, unless they have to grow."""
+        return self._sizes.first
 
     @property
     def committed(self) -> bool | None:
@@ -96,9 +94,7 @@ class S3Upload:
         self._begin()
         try:
             for _ in range(BUFFERS):
-                # Anonymous memory: taken as it is filled, given back whole.
-                flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-                self._free.put(mmap.mmap(-1, self._part_size, flags=flags))
+                self._free.put(self._room(self._sizes.first))
             for sender in self._senders:
                 sender.start()
         except BaseException:
@@ -161,14 +157,14 @@ class S3Upload:
         rest = memoryview(data)
         while rest:
             if self._filling is None:
-                if self._numbered == self._max_parts:
+                if self._numbered == self._sizes.most:
                     raise self._too_large()
-                self._filling = self._next_free()
-            piece = rest[: self._part_size - self._filled]
+                self._filling = self._next_free(self._sizes.of(self._numbered + 1))
+            piece = rest[: len(self._filling) - self._filled]
             self._filling[self._filled : self._filled + len(piece)] = piece
             self._filled += len(piece)
             rest = rest[len(piece) :]
-            if self._filled == self._part_size:
+            if self._filled == len(self._filling):
                 self._enqueue(self._filling)
 
     def flush(self) -> None:
@@ -187,10 +183,26 @@ class S3Upload:
         self._multipart.complete(self._given_up)
         self._committed = True
 
-    def _next_free(self) -> mmap.mmap:
+    def _next_free(self, size: int = 0) -> mmap.mmap:
+        """Wait for a free buffer; return it, or a larger one in its place."""
         buffer = self._free.get()
         self._raise_failure()
-        return buffer
+        if len(buffer) >= size:
+            return buffer
+        del buffer  # before there is a larger one
+        return self._room(size)
+
+    def _room(self, size: int) -> mmap.mmap:
+        """Return anonymous memory: taken as it is filled, given back whole."""
+        try:
+            return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        except OSError as exc:
+            raise UploadError(
+                f"cannot store {self._url}: no memory for a part of {size // MIB} MiB: "
+                f"{exc.strerror}",
+                hint="The backup has become much larger than the ones before it. Give pgstash more "
+                "memory, or set S3_PART_SIZE (MiB).",
+            ) from exc
 
     def _enqueue(self, buffer: mmap.mmap) -> None:
         self._numbered += 1
@@ -203,9 +215,10 @@ class S3Upload:
             raise self._failure
 
     def _too_large(self) -> UploadError:
-        size = self._part_size // 1024**2
+        size = self._sizes.of(self._sizes.most) // MIB
         return UploadError(
-            f"cannot store {self._url}: it does not fit into {self._max_parts} parts of {size} MiB",
+            f"cannot store {self._url}: it does not fit into {self._sizes.most} parts "
+            f"{'of up to' if self._sizes.grow else 'of'} {size} MiB",
             hint=f"Set S3_PART_SIZE (MiB) to more than {size}, for example {2 * size}.",
         )
 
