@@ -61,7 +61,7 @@ class Parallel:
         for section, text in self._pieces.before:
             yield from self._placed(text, section)
         for done in self._pieces.run():
-            yield self._place(done)
+            yield b"".join(map(self._place, done))
         self._check()
         if self._sequences:
             yield from self._placed(self._sequences, "sequences")

@@ -33,6 +33,9 @@ _SECONDS_FOR_SECOND_LOCK = 2.0
 
 _SECONDS_TO_END = 2.0
 
+# Of small members so many bytes are handed over together.
+_HANDED_BYTES = 64 * 1024
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
@@ -81,7 +84,7 @@ class Pieces:
         self._threads: list[threading.Thread] = []
         self._todo: queue.SimpleQueue[Chunk] = queue.SimpleQueue()
         self._room: queue.SimpleQueue[None] = queue.SimpleQueue()
-        self._done: queue.SimpleQueue[Packed | Exception | None] = queue.SimpleQueue()
+        self._done: queue.SimpleQueue[Sequence[Packed] | Exception | None] = queue.SimpleQueue()
         self._turn = threading.Lock()
         self._stopping = threading.Event()
         self._first = [chunk for table in first for chunk in table.chunks]
@@ -139,10 +142,10 @@ class Pieces:
         self._rest = itertools.chain([first], rest)
         stack.callback(self._end)
 
-    def run(self) -> Iterator[Packed]:
-        """Yield members as they are done. Raises DumpError, PipelineError."""
+    def run(self) -> Iterator[Sequence[Packed]]:
+        """Yield members as they are done, one or many. Raises DumpError, PipelineError."""
         for chunk in self._first:
-            yield from self._from_reader(chunk, self._readers[0])
+            yield from _together(self._from_reader(chunk, self._readers[0]))
         for chunk in self._chunks:
             self._todo.put(chunk)
         first: list[_Task] = [self._from_pg_dump]
@@ -186,10 +189,13 @@ class Pieces:
             self._done.put(error)
 
     def _hand_over(self, members: Iterable[Packed]) -> None:
-        """Hand over members; those that belong together without one of others in between."""
+        """Hand over members; those that belong together without one of others in between.
+
+        Many small ones at a time: each turn of the two threads may cost more than the member.
+        """
         with contextlib.ExitStack() as turn:
             mine = False
-            for packed in members:
+            for packed in _together(members):
                 if not mine:
                     turn.enter_context(self._turn)
                     mine = True
@@ -197,7 +203,7 @@ class Pieces:
                 if self._stopping.is_set():
                     return
                 self._done.put(packed)
-                if not packed.goes_on:
+                if not packed[-1].goes_on:
                     turn.close()
                     mine = False
 
@@ -243,6 +249,20 @@ class Pieces:
             yield from pack_all(b"".join(beginning), self._plan.level, "drops")
         rows = (piece for piece in stream if not isinstance(piece, Border))
         yield from _cut(without_closing(rows), self._tally, self._plan.level)
+
+
+def _together(members: Iterable[Packed]) -> Iterator[Sequence[Packed]]:
+    """Yield the members in their order, as many at a time as have some bytes together."""
+    batch: list[Packed] = []
+    stored = 0
+    for packed in members:
+        batch.append(packed)
+        stored += packed.member.stored
+        if stored >= _HANDED_BYTES:
+            yield batch
+            batch, stored = [], 0
+    if batch:
+        yield batch
 
 
 def _cut(text: Iterable[bytes], tally: Tally, level: int) -> Iterator[Packed]:

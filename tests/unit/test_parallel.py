@@ -13,8 +13,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from pgstash.manifest import Member
 from pgstash.parallel import _before
-from pgstash.pieces import _cut
+from pgstash.pieces import _HANDED_BYTES, _cut, _together
 from pgstash.pipeline import packing
 from pgstash.pipeline.decompression import _edited
 from pgstash.pipeline.packing import Others, Packed, Rows
@@ -54,6 +55,17 @@ def _small_members() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(packing, "MEMBER_BYTES", MEMBER_BYTES)
         yield
+
+
+@given(st.lists(st.integers(1, 3 * _HANDED_BYTES), max_size=30))
+def test_members_are_handed_over_in_their_order_and_small_ones_together(sizes: list[int]) -> None:
+    members = [Packed(b"", Member(0, stored, 1, ""), None) for stored in sizes]
+    batches = list(_together(iter(members)))
+    assert [each for batch in batches for each in batch] == members
+    for batch in batches[:-1]:
+        assert sum(each.member.stored for each in batch) >= _HANDED_BYTES
+    for batch in batches:
+        assert sum(each.member.stored for each in batch[:-1]) < _HANDED_BYTES
 
 
 def chunks_of(text: bytes, steps: Sequence[int]) -> list[bytes]:

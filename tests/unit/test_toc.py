@@ -103,6 +103,41 @@ def test_of_what_is_cut_short_more_is_needed(version: tuple[int, int]) -> None:
         assert toc.read(head[:end]) is None, end
 
 
+@of_each_version
+@pytest.mark.parametrize("step", [1, 2, 7, 64, 100_000])
+def test_it_is_read_as_it_comes_and_ends_where_it_ends(step: int, version: tuple[int, int]) -> None:
+    head = archive_of(ENTRIES, version)
+    data = head + BEHIND
+    reading = toc.Reading()
+    for start in range(0, len(head), step):
+        assert len(reading) == start
+        contents = reading.feed(data[start : start + step])
+        assert (contents is not None) == (start + step >= len(head)), start
+    assert contents == Contents(head, ENTRIES)
+
+
+def test_no_entry_is_read_again_when_more_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[int] = []
+
+    def counted(number: int, *rest: object) -> Entry:
+        made.append(number)
+        return Entry(number, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(toc, "Entry", counted)
+    head = archive_of(ENTRIES * 50, VERSIONS[-1])
+    reading = toc.Reading()
+    contents = [reading.feed(head[start : start + 10]) for start in range(0, len(head), 10)]
+    assert contents[-1] == Contents(head, ENTRIES * 50)
+    assert made == [entry.number for entry in ENTRIES * 50]
+
+
+def test_numbers_of_a_width_that_is_not_known() -> None:
+    head = bytearray(head_of(VERSIONS[-1]))
+    head[len(b"PGDMP") + 3] = 3
+    with pytest.raises(TocError, match="numbers of 3 bytes"):
+        toc.read(bytes(head))
+
+
 WORDS = st.binary(max_size=20)
 ANY_ENTRIES = st.lists(
     st.builds(

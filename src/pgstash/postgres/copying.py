@@ -57,7 +57,7 @@ _MADE_BY_SOMEBODY = """
 _SIZES = f"""
     SELECT c.oid,
            pg_catalog.pg_relation_size(c.oid) / pg_catalog.current_setting('block_size')::int,
-           pg_catalog.pg_table_size(c.oid),
+           s.bytes,
            NOT EXISTS (
                SELECT FROM pg_catalog.pg_index i
                JOIN pg_catalog.pg_depend d
@@ -73,9 +73,13 @@ _SIZES = f"""
                WHERE s.stxrelid = c.oid AND {_MADE_BY_SOMEBODY})
            AND (NOT EXISTS ({_MIGHTY.format("session_user")})
                 OR EXISTS ({_MIGHTY.format("c.relowner")}))
-    FROM pg_catalog.pg_class c JOIN pg_catalog.pg_am a ON a.oid = c.relam
+    FROM pg_catalog.pg_class c JOIN pg_catalog.pg_am a ON a.oid = c.relam,
+         -- Without other forks and the TOAST table's index: half the work of pg_table_size().
+         LATERAL (SELECT pg_catalog.pg_relation_size(c.oid) + coalesce(
+                      pg_catalog.pg_relation_size(nullif(c.reltoastrelid, 0)), 0) OFFSET 0
+                 ) s (bytes)
     WHERE c.oid = ANY ('{{%s}}') AND c.relkind = 'r' AND a.amname = 'heap'
-          AND pg_catalog.pg_table_size(c.oid) >= %d
+          AND s.bytes >= %d
           AND NOT EXISTS (
               SELECT FROM pg_catalog.pg_depend d
               WHERE d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass AND d.objid = c.oid

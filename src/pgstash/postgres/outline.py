@@ -35,6 +35,10 @@ LARGEST = 32 * 1024 * 1024
 
 _SECONDS_TO_CONVERT = 600
 
+# Rows that nobody reads: the less of them pg_dump can write before it has to wait, the fewer tables
+# it asks the server for. No pipe has to be larger by default.
+_AHEAD_BYTES = 64 * 1024
+
 # What decides on the script, and not on what is in the archive.
 _OF_RESTORE = (
     "--no-statistics",
@@ -99,7 +103,7 @@ def opened(  # noqa: PLR0913 - each is one knob of one process
             emit(ToolSaid("pg_dump", line))
 
     connection, ask = watched(server)
-    with Child(command, connection, environment, say=say) as child:
+    with Child(command, connection, environment, say=say, ahead_bytes=_AHEAD_BYTES) as child:
         chunks = patient(child, idle_seconds, lock_seconds, ask)
         found = in_one_session(chunks, server, connection)
         contents = _contents(child, found, Tool("pg_dump", server, options))
@@ -108,34 +112,24 @@ def opened(  # noqa: PLR0913 - each is one knob of one process
 
 
 def _contents(child: Child, chunks: Iterable[bytes], tool: Tool) -> Contents:
-    data, tried = b"", 0
+    reading = toc.Reading()
     for chunk in chunks:
-        data += chunk
-        # Reading it again from its beginning must not become the work.
-        if len(data) >= 2 * tried:
-            tried = len(data)
-            if contents := _read(data):
-                return contents
-        if len(data) > LARGEST:
-            if contents := _read(data):
-                return contents
+        try:
+            contents = reading.feed(chunk)
+        except toc.TocError as error:
+            raise CompositionError(
+                f"pg_dump's table of contents is not understood: {error}"
+            ) from error
+        if contents:
+            return contents
+        if len(reading) > LARGEST:
             raise CompositionError(
                 f"what pg_dump knows of the database takes more than {LARGEST // 1024**2} MiB"
             )
     status = child.wait()
     if status != 0:
         raise tool.failure(status, child.last_lines)
-    contents = _read(data)
-    if contents is None:
-        raise CompositionError("pg_dump's table of contents is cut short")
-    return contents
-
-
-def _read(data: bytes) -> Contents | None:
-    try:
-        return toc.read(data)
-    except toc.TocError as error:
-        raise CompositionError(f"pg_dump's table of contents is not understood: {error}") from error
+    raise CompositionError("pg_dump's table of contents is cut short")
 
 
 def script(

@@ -66,6 +66,7 @@ class Child:
         say: Callable[[str], None],
         fed: bool = False,
         inherited: Sequence[int] = (),
+        ahead_bytes: int | None = None,
         failure: type[PgstashError] = DumpError,
         says_all: bool = False,
     ) -> None:
@@ -75,7 +76,8 @@ class Child:
 
         ``--dbname`` is appended to the command. ``environment`` is what the child may
         choose from, usually the process's own. With ``fed`` it reads what :meth:`queue` and
-        :meth:`feed_and_discard` write; ``inherited`` are descriptors that it keeps.
+        :meth:`feed_and_discard` write; ``inherited`` are descriptors that it keeps. It may write
+        ``ahead_bytes`` that were not read yet, if the system has room for them in a pipe.
 
         Raises ``failure`` where it cannot start, and all else that goes wrong.
         """
@@ -106,7 +108,7 @@ class Child:
                 os.set_blocking(self._stdin.fileno(), False)
             for pipe in filter(None, (self._stdin, self._stdout)):
                 with contextlib.suppress(OSError):  # the default size works, with more switches
-                    fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+                    fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, ahead_bytes or _PIPE_BYTES)
             self._listener = threading.Thread(target=self._listen, daemon=True)
             self._listener.start()
         except BaseException as error:
