@@ -53,6 +53,20 @@ def run(arguments: list[str], env: Mapping[str, str]) -> str:
     return done.stdout
 
 
+def holds(found: Any, wanted: Any) -> bool:
+    """Tell whether all that was recorded is there: a later version may print more."""
+    if isinstance(wanted, dict) and wanted.keys() == {"columns", "rows"}:
+        at = [found["columns"].index(column) for column in wanted["columns"]]
+        found, wanted = [[row[each] for each in at] for row in found["rows"]], wanted["rows"]
+    if isinstance(wanted, dict):
+        return found.keys() >= wanted.keys() and all(
+            holds(found[key], each) for key, each in wanted.items()
+        )
+    if isinstance(wanted, list):
+        return len(found) == len(wanted) and all(map(holds, found, wanted))
+    return bool(found == wanted)
+
+
 def changes(folder: Path) -> set[tuple[str, str]]:
     """Return which files are not those that were stored: what ``sha256sum --check`` would say."""
     lines = (folder / SUMS).read_text().splitlines()
@@ -94,7 +108,7 @@ def test_they_are_listed_without_the_key(name: str, prefix: str) -> None:
     assert listed.keys() == {each["name"] for each in wanted}
     for each in wanted:
         assert each["proven"]
-        assert listed[each["name"]].items() >= each.items()
+        assert holds(listed[each["name"]], each), (listed[each["name"]], each)
 
 
 @pytest.mark.parametrize(("name", "prefix", "archive"), ARCHIVES)
@@ -108,9 +122,9 @@ def test_each_is_shown_and_written_out(name: str, prefix: str, archive: str) -> 
         assert run_pgstash(["show", archive], env).returncode == 32
         unverified = ["--unverified"]
     else:
-        shown = json.loads(run(["show", archive, "--json"], env))
-        assert shown.items() >= expected(name, prefix)["show"][archive].items()
-        wanted = expected(name, prefix)["script_sha256"][archive]
+        shown, recorded = json.loads(run(["show", archive, "--json"], env)), expected(name, prefix)
+        assert holds(shown, recorded["show"][archive]), (shown, recorded["show"][archive])
+        wanted = recorded["script_sha256"][archive]
         unverified = []
     written = subprocess.run(
         [COMMAND, "cat", archive, *unverified], env=env, cwd="/", stdout=subprocess.PIPE, check=True
