@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 
 from support.postgres import Clusters, temporary_database, test_majors
 
@@ -54,10 +54,14 @@ KEPT = ("PGSTASH_TEST_",)
 
 # Machines are shared and slow at times, so no example has a deadline. CI repeats the same examples
 # at each run, which makes its result that of the change; a developer's run tries new ones.
+# Who only wants to know whether a test fails (scripts/mutants) needs no smallest example.
 settings.register_profile(
     "pgstash",
     deadline=None,
     derandomize="CI" in os.environ,
+    phases=[Phase.explicit, Phase.reuse, Phase.generate]
+    if "PGSTASH_TEST_ANY_EXAMPLE" in os.environ
+    else list(Phase),
     print_blob=True,
     suppress_health_check=[HealthCheck.too_slow],
 )
