@@ -40,7 +40,7 @@ from pgstash.postgres.restore import Psql
 from pgstash.postgres.session import Session
 from pgstash.postgres.target import Outcome
 from support.backups import settings, stored
-from support.cli import environment, run_pgstash
+from support.cli import environment, run_pgstash, started_pgstash
 from support.compare import compare
 from support.pgbouncer import Application, PgBouncer, at_work
 from support.postgres import Cluster, Database, MakeDatabase, free_port
@@ -555,7 +555,11 @@ REPETITIONS = 10  # of each of two ways
 def test_twenty_backups_with_a_busy_application(
     jobs: str, mode: str, make_database: MakeDatabase, tmp_path: Path
 ) -> None:
-    database = make_database("big")
+    database = make_database("mixed")
+    database.run_sql(  # large enough for a reader of its own
+        "CREATE TABLE large AS SELECT n, n / 3.0::float8 AS third, repeat(md5(n::text), 10) AS text"
+        " FROM generate_series(1, 20000) n"
+    )
     with (
         PgBouncer(database.cluster, mode, size=4 if mode == "transaction" else 30) as pool,
         at_work(pool, database) as application,
@@ -591,3 +595,31 @@ def test_twenty_backups_with_a_busy_application(
         differences = compare(database.conninfo, restored.conninfo, bin_dir=database.bin_dir)
         assert differences == []
         restored.drop()
+
+
+def test_a_failed_backup_leaves_nothing_in_a_pool_of_sessions(
+    shop: Database, tmp_path: Path
+) -> None:
+    with PgBouncer(shop.cluster, "session", size=4) as kept, at_work(kept, shop, 1) as application:
+        env = environment(
+            shop.bin_dir,
+            **settings(shop, tmp_path) | {"DATABASE_URL": kept.uri(shop), "HOOK_VERIFY": "false"},
+        )
+        assert run_pgstash(["once"], env).returncode == 50
+        # Killed while pg_dump is at work: all of its sessions are the pool's again.
+        env["HOOK_VERIFY"] = "sleep 600"
+        with started_pgstash(["once"], env) as process:
+            wait_until(lambda: sessions(shop, "writer lock"), "the dump begins")
+            process.kill()
+        wait_until(lambda: not sessions(shop, "writer lock"), "the lock is free")
+        application.wait_for(1)
+        assert application.errors == []
+        kept.size -= 1  # the application has one
+        assert kept.settings_left(shop) == set()
+
+
+def sessions(database: Database, name: str) -> int:
+    with database.connect() as session:
+        query = "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE %s"
+        row = session.execute(query, [f"%{name}"]).fetchone()
+    return int(row[0]) if row else 0
