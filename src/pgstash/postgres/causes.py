@@ -127,19 +127,19 @@ class Tool:
         return self._asked(said, message)
 
     def _asked(self, said: str, message: str) -> DatabaseError:
-        quoted = _QUOTED.findall(said)
-        if not quoted:
+        if not said:
             return DumpError(message, hint=_UNKNOWN)
+        statement = (_QUOTED.findall(said) or [""])[-1]  # not of a large object, for example
         try:
             found = rights.look(self.server, self.options)
             if hint := _lacking(found):
                 return DumpError(message, hint=hint)
-            state = self._repeated(quoted[-1])
+            state = self._repeated(statement)
         except RoleRefusedError as error:
             return DumpError(message, hint=error.hint)
         except DatabaseError:
-            return DumpError(message, hint=_LOST)
-        if _LOCK.match(quoted[-1]) and not state:  # it is not locked any more
+            return DumpError(message, hint=_LOST if statement else _UNKNOWN)
+        if _LOCK.match(statement) and not state:  # it is not locked any more
             return LockTimeoutError(message)
         return _by_state(state, message)
 
