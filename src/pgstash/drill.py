@@ -27,7 +27,7 @@ from pgstash.errors import (
 )
 from pgstash.manifest import Manifest
 from pgstash.pipeline import encryption
-from pgstash.postgres import cluster, inspection, scratch, source
+from pgstash.postgres import binding, cluster, inspection, scratch, source
 from pgstash.proof import Check, Proof
 from pgstash.storage.interface import Storage
 
@@ -257,7 +257,8 @@ def _scratch(plan: Plan, manifest: Manifest, told: _Told, world: World) -> Itera
     if plan.scratch_url is None:
         major = int(manifest.server.partition(".")[0])
         size = manifest.database.bytes
-        with cluster.running(major, size, plan.environment, world.emit) as server:
+        settings = binding.server_settings(manifest.extensions, _DATABASE)
+        with cluster.running(major, size, settings, plan.environment, world.emit) as server:
             where = f"a throwaway server of PostgreSQL {server.version}"
             yield _Scratch(server.url, _DATABASE, where)
         return

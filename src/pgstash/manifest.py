@@ -165,10 +165,15 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class Extension:
-    """An extension of the database, in its version."""
+    """An extension of the database, in its version, and the schema that it was made in.
+
+    ``database_setting`` is the setting of the server that allows it in this database alone.
+    """
 
     name: str
     version: str
+    schema: str | None = None
+    database_setting: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

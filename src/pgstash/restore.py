@@ -21,6 +21,7 @@ from pgstash.manifest import Section
 from pgstash.pipeline.refreshes import Refreshes
 from pgstash.postgres import (
     address,
+    binding,
     extensions,
     options,
     pooler,
@@ -108,6 +109,9 @@ def run(plan: Plan, wanted: str, find: Callable[[], Archive], emit: events.Emit)
         )
         raise
     if not plan.dry_run:
+        if state.server and not plan.for_drill:
+            into = working.seen_from(state.server, plan.create) if plan.create else state.server
+            binding.warn_of_jobs(into, emit)
         emit(
             events.RestoreSucceeded(
                 name=archive.name,
@@ -144,7 +148,8 @@ class _State:
     """The name of the backup, and what became of the target so far.
 
     ``left`` is the name of a database that was to be dropped, and could not be. Where the
-    target ``is_empty`` there is nothing to drop, and some of the drops would fail.
+    target ``is_empty`` there is nothing to drop, and some of the drops would fail. ``server`` is
+    the target's, once it was asked.
     """
 
     name: str
@@ -152,6 +157,7 @@ class _State:
     raw_bytes: int = 0
     is_empty: bool = False
     left: str = ""
+    server: Server | None = None
 
     @property
     def told(self) -> str:
@@ -172,7 +178,7 @@ def _restore(plan: Plan, archive: Archive, emit: events.Emit, state: _State) -> 
     with contextlib.ExitStack() as stack:
         # The key has shown to fit before the target is looked at.
         way = _Way.open(plan, archive, progress, emit, stack)
-        server = source.look(plan.target_url)
+        server = state.server = source.look(plan.target_url)
         client = fitting.client(archive.manifest, server, plan.environment)
         tools.refuse_unknown_parameters(client, server.connection, plan.environment)
         if way.loading and (reason := _only_one_session(archive, client, server)):
@@ -217,6 +223,9 @@ def _restore(plan: Plan, archive: Archive, emit: events.Emit, state: _State) -> 
                     left=state.has_left,
                 )
             )
+            if archive.manifest:
+                wanted = archive.manifest.extensions
+                binding.make(into, plan.create, wanted, emit, for_drill=plan.for_drill)
         lc_monetary = fitting.lc_monetary(archive.manifest, server, emit)
         if way.loading:
             load = loading.Plan(

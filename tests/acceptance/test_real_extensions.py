@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import json
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -106,6 +107,20 @@ INSERT INTO kept SELECT n, 'first' FROM generate_series(1, 500) AS n;
 UPDATE kept SET what = 'second' WHERE id < 100;
 """
 
+CRON_APP = "cron_app"
+CRON = """
+CREATE EXTENSION pg_cron;
+SELECT cron.schedule('nightly', '0 3 * * *', 'VACUUM');
+SELECT cron.schedule('gone', '0 4 * * *', 'VACUUM');
+SELECT cron.unschedule('gone');
+SELECT cron.schedule('every minute', '* * * * *', 'INSERT INTO public.ran DEFAULT VALUES');
+UPDATE cron.job SET active = false WHERE jobname = 'nightly';
+INSERT INTO cron.job_run_details (jobid, runid, command)
+    SELECT 1, n, 'VACUUM' FROM generate_series(1000001, 1003000) AS n;
+CREATE TABLE public.ran (at timestamptz DEFAULT now());
+CREATE VIEW public.jobs AS SELECT jobid, schedule FROM cron.job;
+"""
+
 SOURCES = {
     "postgis": POSTGIS,
     "topology": TOPOLOGY,
@@ -164,7 +179,67 @@ def test_restored_by_standard_tools(stored: Stored) -> None:
         assert compare(stored.source.conninfo, target.conninfo, bin_dir=PROGRAMS) == []
 
 
+@pytest.fixture(scope="module")
+def cron(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stored]:
+    """A backup whose database was renamed: the server wants another one by its name."""
+    settings = {
+        "shared_preload_libraries": "pg_cron",
+        "cron.database_name": CRON_APP,
+        # No job changes a database that is compared: none can log in, and no try is written down.
+        "cron.host": "/nowhere",
+        "cron.log_run": "off",
+    }
+    with Cluster(15, programs=PROGRAMS, settings=settings) as cluster:
+        source = cluster.create_database("template_of_cron")
+        was = Database(cluster, CRON_APP)
+        cluster.maintenance.run_sql(f"ALTER DATABASE template_of_cron RENAME TO {CRON_APP}")
+        was.run_sql(CRON)
+        folder = tmp_path_factory.mktemp("cron")
+        pieces.back_up(was, folder)
+        cluster.stop(signal.SIGINT)
+        cluster.settings = {**settings, "cron.database_name": "nobody"}
+        cluster.start()
+        cluster.maintenance.run_sql(f"ALTER DATABASE {CRON_APP} RENAME TO {source.name}")
+        cluster.stop(signal.SIGINT)
+        cluster.settings = settings
+        cluster.start()
+        yield Stored(source, folder)
+
+
+@pytest.mark.parametrize("jobs", ["1", "2", "4"])
+def test_cron_restored(jobs: str, cron: Stored) -> None:
+    on = cron.source.cluster
+    env = environment(
+        PROGRAMS,
+        STORAGE_URL=cron.folder.as_uri(),
+        RESTORE_URL=on.maintenance.uri,
+        RESTORE_JOBS=jobs,
+    )
+    try:
+        done = run_pgstash(["restore", "--create", CRON_APP], env)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert f"1 cron job is active and runs from now on: 1 in {CRON_APP} on " in done.stderr
+        new = Database(on, CRON_APP)
+        assert compare(cron.source.conninfo, new.conninfo, bin_dir=PROGRAMS) == []
+    finally:
+        on.stop(signal.SIGINT)
+        settings, on.settings = on.settings, {}
+        on.start()
+        on.drop_database(CRON_APP)
+        on.stop(signal.SIGINT)
+        on.settings = settings
+        on.start()
+
+
 def test_drilled(stored: Stored) -> None:
+    drill(stored)
+
+
+def test_cron_drilled(cron: Stored) -> None:
+    drill(cron)
+
+
+def drill(stored: Stored) -> None:
     scratch = Path(tempfile.mkdtemp(prefix="drills-", dir="/tmp"))
     scratch.chmod(0o777)
     try:

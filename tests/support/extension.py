@@ -46,6 +46,31 @@ SELECT pg_catalog.pg_extension_config_dump('kit.keyed', '');
 _CONTROL = "default_version = '1.0'\nrelocatable = false\n"
 
 
+# It can be made in the database of one name alone, as pg_cron can.
+_BOUND = """
+DO $$ BEGIN
+    IF current_database() <> current_setting('NAME.database_name') THEN
+        RAISE EXCEPTION 'can only create extension in database %',
+            current_setting('NAME.database_name');
+    END IF;
+END $$;
+CREATE SCHEMA bound;
+CREATE TABLE bound.job (id serial PRIMARY KEY, what text);
+INSERT INTO bound.job (what) VALUES ('made');
+SELECT pg_catalog.pg_extension_config_dump('bound.job', '');
+SELECT pg_catalog.pg_extension_config_dump('bound.job_id_seq', '');
+"""
+BOUND = "pgstash_bound"
+"""An extension that :func:`install_bound` makes available; its setting is NAME.database_name."""
+
+
+def install_bound(major: int) -> None:
+    """Make an extension available that a setting of the server binds to one database."""
+    folder = installation(major) / "share" / "extension"
+    _put(folder / f"{BOUND}.control", _CONTROL)
+    _put(folder / f"{BOUND}--1.0.sql", _BOUND.replace("NAME", BOUND))
+
+
 def install(major: int, script: str = _SCRIPT, control: str = _CONTROL) -> str:
     """Make an extension available on servers of this major, and return its name."""
     name = f"pgstash_{hashlib.sha256((script + control).encode()).hexdigest()[:12]}"

@@ -30,6 +30,7 @@ from pgstash.postgres.process import child_environment
 
 _PREFIX = "pgstash-drill-"
 _LOCK = "lock"
+_LIBRARIES = "shared_preload_libraries"
 _PORT = 5432
 _SUPERUSER = "postgres"
 
@@ -89,11 +90,16 @@ def room_for(database_bytes: int) -> int:
 
 @contextlib.contextmanager
 def running(
-    major: int, database_bytes: int, environment: Mapping[str, str], emit: Emit
+    major: int,
+    database_bytes: int,
+    settings: Mapping[str, str],
+    environment: Mapping[str, str],
+    emit: Emit,
 ) -> Iterator[Throwaway]:
     """Run a server of this major, or of the next newer one installed, for the length of the block.
 
-    ``database_bytes`` is the size of what is to be restored. What earlier ones left is removed
+    ``database_bytes`` is the size of what is to be restored, ``settings`` are made besides those of
+    every drill; libraries that cannot be loaded are left out. What earlier ones left is removed
     first. Raises ScratchError where there are no programs, no room, or it does not start.
     """
     programs = tools.find_server(major, environment.get("PATH", ""), environment)
@@ -116,7 +122,14 @@ def running(
         server = _Server(programs, folder, user, child_environment(environment))
         server.initialise()
         stack.callback(server.stop)
-        server.start()
+        try:
+            server.start(settings)
+        except ScratchError:
+            if _LIBRARIES not in settings:
+                raise
+            # Whatever needs them says so.
+            server.stop()
+            server.start({name: settings[name] for name in settings if name != _LIBRARIES})
         emit(Notice(f"A throwaway PostgreSQL {programs.version} runs in {folder}"))
         yield Throwaway(server.url, programs.version)
 
@@ -174,8 +187,8 @@ class _Server:
         if not ended or process.returncode:
             raise ScratchError(f"initdb could not set a server up: {self._last_words()}")
 
-    def start(self) -> None:
-        settings = _SETTINGS | {"unix_socket_directories": str(self._folder)}
+    def start(self, more: Mapping[str, str]) -> None:
+        settings = {**_SETTINGS, **more, "unix_socket_directories": str(self._folder)}
         options = [f"--{name}={value}" for name, value in settings.items()]
         process = self._run(self._programs.folder / "postgres", ["-D", self._data, *options])
         self._process = process

@@ -277,7 +277,7 @@ def _session(server: Server, options: Sequence[str]) -> Iterator[Session]:
                 _SECONDS_TO_ANSWER,
             )
             if role := dump_options.role(options):
-                session.ask(inquiry.taking(role, server), _SECONDS_TO_ANSWER)
+                inquiry.take(role, server, lambda taken: session.ask(taken, _SECONDS_TO_ANSWER))
             yield session
         except psycopg.Error as error:
             raise DatabaseUnreachableError(

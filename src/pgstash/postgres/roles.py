@@ -40,7 +40,15 @@ _NEEDED_ROLES = """
     ORDER BY rolname
 """
 _EXTENSIONS = """
-    SELECT extname, extversion FROM pg_catalog.pg_extension WHERE extname <> 'plpgsql'
+    SELECT extname, extversion, n.nspname,
+           CASE WHEN pg_catalog.pg_has_role('pg_read_all_settings', 'USAGE') THEN (
+               SELECT name FROM pg_catalog.unnest(ARRAY[
+                   extname || '.database_name',
+                   pg_catalog.regexp_replace(extname, '^pg_', '') || '.database_name']) AS name
+               WHERE pg_catalog.current_setting(name, true) = pg_catalog.current_database()
+               LIMIT 1) END
+    FROM pg_catalog.pg_extension JOIN pg_catalog.pg_namespace n ON n.oid = extnamespace
+    WHERE extname <> 'plpgsql'
     ORDER BY extname
 """
 
@@ -90,7 +98,10 @@ def needed(server: Server) -> Needed:
 
     return Needed(
         [text(name) for [name] in roles],
-        [Extension(text(name), text(version)) for [name, version] in extensions],
+        [
+            Extension(text(name), text(version), text(schema), text(setting) or None)
+            for [name, version, schema, setting] in extensions
+        ],
     )
 
 

@@ -86,7 +86,7 @@ def created(  # noqa: PLR0913 - each is one property of the new database
     TargetDatabaseError.
     """
     working = _working_name(name)
-    made = _seen_from(server, working)
+    made = seen_from(server, working)
     try:
         with connected(server) as session, _refusals(f"the database {name} cannot be made"):
             _warn_of_earlier(session, name, emit)
@@ -169,7 +169,8 @@ def _renamed(server: Server, working: str, name: str, seconds: float) -> bool:
     return name in there and working not in there
 
 
-def _seen_from(server: Server, name: str) -> Server:
+def seen_from(server: Server, name: str) -> Server:
+    """Return a server as it is seen from the database of this name."""
     return replace(server, connection=server.connection.with_database(name))
 
 
@@ -274,7 +275,7 @@ def _unsubscribe(server: Server, name: str, seconds: float) -> None:
         subscriptions = session.execute(_SUBSCRIPTIONS, [name]).fetchall()
     if not subscriptions:
         return
-    with connected(_seen_from(server, name)) as session:
+    with connected(seen_from(server, name)) as session:
         for (subscription,) in subscriptions:
             for statement in _UNSUBSCRIBE:
                 session.execute(statement.format(sql.Identifier(subscription)))
