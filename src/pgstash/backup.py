@@ -239,6 +239,7 @@ def _back_up(  # noqa: PLR0913 - what was found out so far
                     idle_seconds=plan.idle_seconds,
                     environment=plan.environment,
                     emit=world.emit,
+                    ask=lock.ask,
                 ),
                 plan.hooks.verify,
                 record.told_to_verify(server, storage.url(key), name),

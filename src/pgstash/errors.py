@@ -5,6 +5,7 @@
     PgstashError
     ├── ConfigurationError             1   settings missing, malformed or out of bounds
     ├── DatabaseError
+    │   ├── TableRewrittenError        9   a table was rewritten each time that a dump began
     │   ├── DatabaseUnreachableError  10   no server answers
     │   ├── DatabaseLoginError        11   the server answers, and refuses the login
     │   ├── ClientToolsError          12   no pg_dump that fits the server
@@ -93,6 +94,18 @@ class ConfigurationError(PgstashError):
 
 class DatabaseError(PgstashError):
     """Something between pgstash and the source database went wrong."""
+
+
+class TableRewrittenError(DatabaseError):
+    """A table was rewritten or replaced each time that a dump began, for ``LOCK_TIMEOUT``."""
+
+    exit_code = 9  # none is left from 10 to 19
+    retryable = True
+    default_hint = (
+        "TRUNCATE, VACUUM FULL, CLUSTER, a rewriting ALTER TABLE or another table of its name: let "
+        "the backup run when that rests, raise LOCK_TIMEOUT, or empty the table with DELETE. "
+        "EXCLUDE_TABLE_DATA leaves its rows out."
+    )
 
 
 class DatabaseUnreachableError(DatabaseError):

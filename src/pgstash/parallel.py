@@ -12,22 +12,28 @@ from __future__ import annotations
 import contextlib
 import itertools
 import textwrap
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 
-from pgstash import events
-from pgstash.errors import DatabaseError, DumpError, LockTimeoutError, PoolerError
+from pgstash import events, steady
+from pgstash.errors import (
+    DatabaseError,
+    DumpError,
+    LockTimeoutError,
+    PoolerError,
+    WriterLostError,
+)
 from pgstash.manifest import Member, Section
 from pgstash.pieces import Pieces, Plan
 from pgstash.pipeline.opening import Border, Opening
 from pgstash.pipeline.packing import Packed, pack_all
-from pgstash.postgres import copying, extensions, outline
+from pgstash.pipeline.tally import split_name
+from pgstash.postgres import baseline, copying, extensions, outline
+from pgstash.postgres.baseline import Baseline
 from pgstash.postgres.copying import LockRefusedError
 from pgstash.postgres.outline import CompositionError, Script
 
-_TRIES = 3
-_SECONDS_BETWEEN_TRIES = 1.0
+_TRIES_TO_LOCK = 3
 _LONGEST_REASON = 1000  # characters: pg_dump names all tables that it could not lock
 # A snapshot that another transaction took serves no serializable, deferrable one.
 _NOT_SHARED = "--serializable-deferrable"
@@ -44,7 +50,9 @@ class Parallel:
     name of the table as the dump writes it, are complete when :meth:`archive` came to its end.
     """
 
-    def __init__(self, plan: Plan, schema: bytes, pieces: Pieces, sequences: bytes) -> None:
+    def __init__(
+        self, plan: Plan, schema: bytes, pieces: Pieces, sequences: bytes, tables: Baseline
+    ) -> None:
         """Take over what was prepared; ``sequences`` are statements that pg_dump does not write."""
         self.schema = schema
         self.members: list[Member] = []
@@ -53,6 +61,7 @@ class Parallel:
         self._plan = plan
         self._pieces = pieces
         self._sequences = sequences
+        self._baseline = tables
         self._offset = 0
         self._numbers = {name: number for number, name in enumerate(pieces.tables)}
 
@@ -81,7 +90,10 @@ class Parallel:
         return done.data
 
     def _check(self) -> None:
-        """Raise where the pieces do not hold the rows of just the tables that pg_dump lists."""
+        """Raise where the pieces do not hold the rows of just the tables that pg_dump lists.
+
+        And where these may be those of others, because their schema was renamed.
+        """
         found = self._pieces.left_to_pg_dump
         twice = found & self._pieces.copied
         missing = set(self._pieces.tables) - found - self._pieces.copied
@@ -94,10 +106,11 @@ class Parallel:
                 f"the pieces of the dump do not add up to all tables: {names}",
                 hint="Set DUMP_JOBS=1, and report this.",
             )
+        self._baseline.refuse_renamed(sorted(map(split_name, self.rows)))
 
 
 @contextlib.contextmanager
-def opened(plan: Plan) -> Iterator[Parallel]:
+def opened(plan: Plan, patience: steady.Patience) -> Iterator[Parallel]:
     """Start a dump by several sessions; nothing of it is read before it can be whole.
 
     Raises Impossible where one pg_dump has to do it, what a dump raises otherwise. Leaving the
@@ -107,26 +120,30 @@ def opened(plan: Plan) -> Iterator[Parallel]:
         raise Impossible(f"PostgreSQL {plan.server.major} cannot read a table by ranges of pages")
     if _NOT_SHARED in plan.options:
         raise Impossible(f"{_NOT_SHARED} needs a snapshot that cannot be shared")
-    for tried in itertools.count(1):
-        with contextlib.ExitStack() as stack:
-            try:
-                made = _prepared(plan, stack)
-            except LockRefusedError as error:
-                if tried == _TRIES:
-                    raise Impossible(error.message) from error
-                plan.emit(events.Notice(f"Trying again: {error.message}"))
-            except (LockTimeoutError, PoolerError):
-                raise  # one pg_dump would wait as long, and be given as many sessions
-            except DatabaseError as error:
-                said = textwrap.shorten(error.message, _LONGEST_REASON, placeholder=" …")
-                raise Impossible(said) from error
-            else:
-                yield made
-                return
-        time.sleep(_SECONDS_BETWEEN_TRIES)
+    refusals = 0
+
+    def prepare(stack: contextlib.ExitStack, tables: Baseline) -> Parallel:
+        nonlocal refusals
+        try:
+            return _prepared(plan, stack, tables)
+        except LockRefusedError as error:
+            refusals += 1
+            if refusals == _TRIES_TO_LOCK:
+                raise Impossible(error.message) from error
+            raise
+
+    with contextlib.ExitStack() as stack:
+        try:
+            made = stack.enter_context(steady.begun(plan, patience, prepare))
+        except (LockTimeoutError, PoolerError, WriterLostError):
+            raise  # one pg_dump would wait as long, and be given as many sessions
+        except DatabaseError as error:
+            said = textwrap.shorten(error.message, _LONGEST_REASON, placeholder=" …")
+            raise Impossible(said) from error
+        yield made
 
 
-def _prepared(plan: Plan, stack: contextlib.ExitStack) -> Parallel:
+def _prepared(plan: Plan, stack: contextlib.ExitStack, tables: Baseline) -> Parallel:
     snapshot = stack.enter_context(copying.snapshot(plan.server))
     with outline.opened(
         plan.server,
@@ -138,11 +155,12 @@ def _prepared(plan: Plan, stack: contextlib.ExitStack) -> Parallel:
         environment=plan.environment,
         emit=plan.emit,
     ) as contents:
+        loaded = {entry.oid: into[0] for entry in contents.entries if (into := entry.loads_into)}
+        baseline.refuse(tables.of_tables(loaded))
         script = outline.script(contents, plan.client, plan.options, plan.environment)
-        tables = [into[0] for entry in contents.entries if (into := entry.loads_into)]
         big = snapshot.cut(contents.entries)
         # The second pg_dump locks all tables once more, and each reader the big ones.
-        wanted = len(tables) + plan.jobs * len(big)
+        wanted = len(loaded) + plan.jobs * len(big)
         if wanted > snapshot.room_for_locks() * 3 // 4:
             raise Impossible(
                 f"it would take {wanted} more locks, and the server has to have room for others: "
@@ -151,18 +169,18 @@ def _prepared(plan: Plan, stack: contextlib.ExitStack) -> Parallel:
         if big and (reason := snapshot.kept_order()):
             plan.emit(events.Notice(f"All rows are left to pg_dump, in its order: {reason}"))
             big = []
-        loaded = {entry.oid for entry in contents.entries if entry.loads_into}
         more = extensions.additions(plan.server, plan.options, loaded)
         before = list(_before(script))
         if more.before_rows:
             before.append(("pre-data", more.before_rows))
         first = snapshot.of_extensions(contents.entries, more.conditions)
-        pieces = Pieces(plan, before, script.after, tables, big, first=first)
-        # All locks are held before the first one of them is given back at the end of this block, or
-        # by then, where all that the first pg_dump writes fits into its pipe. So look again.
+        names = list(loaded.values())
+        pieces = Pieces(plan, before, script.after, names, big, first=first)
+        # The others have their locks before the first pg_dump gives its own back at the end of this
+        # block. If all that it writes fits into the pipe it may have done so before: compare again.
         pieces.open(stack, snapshot)
-        snapshot.refuse_rewritten(contents.entries)
-        return Parallel(plan, contents.head, pieces, more.sequences)
+        baseline.refuse(tables.of_tables(loaded))
+        return Parallel(plan, contents.head, pieces, more.sequences, tables)
 
 
 def _before(script: Script) -> Iterator[tuple[Section, bytes]]:

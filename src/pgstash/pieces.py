@@ -21,6 +21,7 @@ from pgstash.pipeline.opening import Border, Opening
 from pgstash.pipeline.packing import Others, Packed, Rows, pack_all
 from pgstash.pipeline.tally import Part, Tally
 from pgstash.postgres import options
+from pgstash.postgres.baseline import Ask
 from pgstash.postgres.copying import Chunk, LockRefusedError, Snapshot, Table
 from pgstash.postgres.dump import dump, without_closing
 from pgstash.postgres.process import Child
@@ -39,7 +40,10 @@ _HANDED_BYTES = 64 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What to dump, by how many sessions; ``options`` are the user's own for pg_dump."""
+    """What to dump, by how many sessions; ``options`` are the user's own for pg_dump.
+
+    ``ask`` asks the server in a session that lives until the archive is stored.
+    """
 
     server: Server
     client: ClientTools
@@ -50,6 +54,7 @@ class Plan:
     idle_seconds: float
     environment: Mapping[str, str]
     emit: events.Emit
+    ask: Ask
 
 
 _Task = Callable[[], Iterator[Packed]]
@@ -183,7 +188,6 @@ class Pieces:
                 self._hand_over(self._from_reader(chunk, reader))
             if reader and not self._stopping.is_set():
                 reader.refuse_swapped()
-                reader.refuse_renamed(self._big)
             self._done.put(None)
         except Exception as error:  # noqa: BLE001 - carried to the caller's thread whole
             self._done.put(error)

@@ -320,7 +320,8 @@ def test_a_server_that_is_stopped_at_once(own_scene: Scene) -> None:
         proxy.behave(SLOW)
         url = through(proxy, own_scene.database)
         with own_scene.started(DATABASE_URL=url, DUMP_JOBS="1") as process:
-            wait_until(lambda: dumping(own_scene.database), "pg_dump reads")
+            wait_until(own_scene.place.unfinished, "something was stored")
+            assert dumping(own_scene.database)
             cluster.stop()
             failed = finished(process)
     assert_failed(failed, 13, "a_first", "restarted", nothing_left=own_scene)

@@ -37,7 +37,6 @@ _LOCKED = "55P03"
 _MAY_NOT = "42501"
 _GONE = ("08", "57P")  # the connection, or somebody ended the session or the server
 
-_CHANGED = "Something was dropped or altered just when the dump began: run the backup again."
 _DAMAGED = (
     "The source database is damaged. Keep the last good backup (raise BACKUP_RETENTION_DAYS), and "
     "find the rows with amcheck or by reading the table in parts."
@@ -65,13 +64,10 @@ _KILLED = "Was this machine or container short of memory? Then the kernel's log 
 _UNKNOWN = "Look into the server's log for that time, and run the backup again."
 
 _BY_STATE = {
-    "3F000": _CHANGED,
     "40001": (
         "A standby cancels long queries: raise max_standby_streaming_delay there, set "
         "hot_standby_feedback, or back up the primary."
     ),
-    "42P01": _CHANGED,
-    "42704": _CHANGED,
     _MAY_NOT: _GRANT,
     "53200": _TOO_LARGE,
     "54000": _TOO_LARGE,
@@ -93,8 +89,20 @@ _BY_WORDS = (
     (r"server closed the connection|no connection to the server", _LOST),
     (r"could not receive data|SSL (error|connection has been)", _LOST),
     (r"invalid memory alloc request size|cannot enlarge string buffer", _TOO_LARGE),
-    (r"cache lookup failed|could not open relation with OID", _CHANGED),
 )
+
+# That something is gone which was there when the catalog was read.
+_DISTURBED = ("3F000", "42P01", "42704")
+_DISTURBED_WORDS = re.compile(r"cache lookup failed for |could not open relation with OID ")
+
+
+class DisturbedError(DumpError):
+    """Others dropped or altered something while a tool read the catalog; try again."""
+
+    default_hint = (
+        "Something was dropped or altered just when the dump began: run the backup again. If it "
+        "fails so each time, the catalog is damaged: look with pg_amcheck."
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +124,8 @@ class Tool:
         message = f"{self.name} {how}" + (f":\n{said}" if said else " and said nothing")
         if states := _STATE.findall(said):
             return _by_state(states[-1], message)
+        if _DISTURBED_WORDS.search(said):
+            return DisturbedError(message)
         for pattern, hint in _BY_WORDS:
             if re.search(pattern, said, re.IGNORECASE):
                 return DumpError(message, hint=hint)
@@ -182,9 +192,16 @@ class Tool:
         return statement.encode(self.server.codec, "surrogateescape")
 
 
+def failed_to_lock(error: DatabaseError) -> bool:
+    """Tell whether pg_dump failed when it was to lock its tables, for whatever reason."""
+    return any(map(_LOCK.match, _QUOTED.findall(error.message)))
+
+
 def _by_state(state: str, message: str) -> DatabaseError:
     if state == _LOCKED:
         return LockTimeoutError(message)
+    if state in _DISTURBED:
+        return DisturbedError(message)
     known = _LOST if state.startswith(_GONE) else login.HINTS.get(state, _UNKNOWN)
     return DumpError(message, hint=_BY_STATE.get(state, known))
 

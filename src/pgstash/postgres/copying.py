@@ -88,22 +88,6 @@ _SIZES = f"""
     ORDER BY 3 DESC LIMIT %d
 """  # noqa: S608 - of constants
 
-
-# What TRUNCATE or ALTER TABLE has rewritten looks empty under an older snapshot, and so does what
-# was made since and took the name of another; a dump would be silent about both
-# (https://www.postgresql.org/docs/current/mvcc-caveats.html). The function, and what an oid is
-# written as, know of what was committed since; the locks that are held keep it so.
-_REWRITTEN = """
-    SELECT n.nspname, c.relname
-    FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-    WHERE c.oid = ANY ('{%s}') AND c.relkind = 'r'
-          AND (c.relfilenode IS DISTINCT FROM pg_catalog.pg_relation_filenode(c.oid)
-               OR c.oid::pg_catalog.regclass::text
-                  <> pg_catalog.format('%%I.%%I', n.nspname, c.relname))
-    LIMIT 1
-"""
-
-
 _ROOM = b"""
     SELECT pg_catalog.current_setting('max_locks_per_transaction')::pg_catalog.int8
            * (pg_catalog.current_setting('max_connections')::pg_catalog.int8
@@ -119,7 +103,7 @@ class SnapshotError(DatabaseError):
 
 
 class LockRefusedError(DatabaseError):
-    """Somebody has locked a table, waits to, or has rewritten it: a try later may go well."""
+    """Somebody has locked a table, or waits to: a try later may go well."""
 
     default_hint = "The backup is made by one pg_dump, which waits for the lock."
 
@@ -189,7 +173,6 @@ class Snapshot:
 
         pg_dump must have locked them. Raises SnapshotError, LockRefusedError.
         """
-        self.refuse_rewritten(entries)
         named = {entry.oid: entry for entry in entries if _is_own(entry)}
         if not named:
             return []
@@ -218,16 +201,6 @@ class Snapshot:
             for entry in entries
             if _is_own(entry) and entry.oid in conditions and (into := entry.loads_into)
         ]
-
-    def refuse_rewritten(self, entries: Sequence[Entry]) -> None:
-        """Raise LockRefusedError where a table is not what it was by the snapshot any more.
-
-        So it stays where whoever reads it has locked it by now, but for the names of schemas.
-        """
-        loaded = [entry.oid for entry in entries if entry.loads_into]
-        if rewritten := self._ask((_REWRITTEN % ",".join(map(str, loaded))).encode()):
-            name = b".".join(cell or b"" for cell in rewritten[0]).decode(errors="replace")
-            raise LockRefusedError(f"{name} was rewritten or replaced after the snapshot was taken")
 
     def room_for_locks(self) -> int:
         """Return how many locks the server has room for, beside those that are held now.

@@ -46,6 +46,7 @@ def dump(  # noqa: PLR0913 - each is one knob of one process
     emit: Emit,
     first_lock_seconds: float | None = None,
     started: Callable[[Child], object] = lambda _child: None,
+    locked: Callable[[str], None] = lambda _mark: None,
 ) -> Iterator[Iterator[bytes]]:
     """Run pg_dump on the server and yield its plain SQL as chunks of bytes.
 
@@ -54,30 +55,44 @@ def dump(  # noqa: PLR0913 - each is one knob of one process
     LockTimeoutError is raised where a table stayed locked for ``lock_seconds``, or anything
     else that pg_dump wants to lock; ``first_lock_seconds`` is another limit for tables, and for
     all that it locks before its first byte. ``options`` are the user's own, each one word.
-    ``started`` is told the child. Leaving the block ends it.
+    ``started`` is told the child. ``locked`` is called before the first byte is read, when all
+    locks on tables are held, with the mark at the end of the session's application_name; what it
+    raises ends the dump. Leaving the block ends it.
     """
     first = lock_seconds if first_lock_seconds is None else first_lock_seconds
     command = arguments(server, tools, ["--format=plain", *options], first)
 
-    def say(line: str) -> None:
-        emit(ToolSaid("pg_dump", line))
+    refused = False
 
-    connection, ask = watched(server)
+    def say(line: str) -> None:
+        if not refused:  # afterwards it says that it was stopped
+            emit(ToolSaid("pg_dump", line))
+
+    def begun() -> None:
+        nonlocal refused
+        try:
+            locked(mark)
+        except BaseException:
+            refused = True
+            raise
+
+    mark, connection, ask = watched(server)
     with Child(command, connection, environment, say=say) as child:
         started(child)
         chunks = itertools.chain(
-            itertools.islice(patient(child, idle_seconds, first, ask), 1),
+            itertools.islice(patient(child, idle_seconds, first, ask, begun), 1),
             patient(child, idle_seconds, lock_seconds, ask),
         )
         found = in_one_session(chunks, server, connection)
         yield _complete(found, child, Tool("pg_dump", server, options))
 
 
-def watched(server: Server) -> tuple[Connection, Callable[[float], None]]:
-    """Return how a pg_dump is to connect, and what raises LockTimeoutError if that one waits.
+def watched(server: Server) -> tuple[str, Connection, Callable[[float], None]]:
+    """Return a mark, how a pg_dump is to connect, and what raises LockTimeoutError if it waits.
 
-    It is told for how many seconds that may be. --lock-wait-timeout covers the LOCK TABLE at the
-    beginning alone, and pg_dump takes locks later too: on views, materialized views and sequences.
+    The last is told for how many seconds that may be. --lock-wait-timeout covers the LOCK TABLE at
+    the beginning alone, and pg_dump takes locks later too: on views, materialized views and
+    sequences.
     """
     mark, connection = locks.marked(server.connection)
 
@@ -89,14 +104,23 @@ def watched(server: Server) -> tuple[Connection, Callable[[float], None]]:
                 f"which {wait.blocker} blocks"
             )
 
-    return connection, ask
+    return mark, connection, ask
 
 
 def patient(
-    child: Child, idle_seconds: float, lock_seconds: float, ask: Callable[[float], None]
+    child: Child,
+    idle_seconds: float,
+    lock_seconds: float,
+    ask: Callable[[float], None],
+    begun: Callable[[], None] = lambda: None,
 ) -> Iterator[bytes]:
-    """Yield what a watched pg_dump writes; raise LockTimeoutError where it waits for a lock."""
-    return child.read(idle_seconds, silent_seconds=lock_seconds, silent=lambda: ask(lock_seconds))
+    """Yield what a watched pg_dump writes; raise LockTimeoutError where it waits for a lock.
+
+    ``begun`` is called before the first byte is read.
+    """
+    return child.read(
+        idle_seconds, silent_seconds=lock_seconds, silent=lambda: ask(lock_seconds), begun=begun
+    )
 
 
 def in_one_session(

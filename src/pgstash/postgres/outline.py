@@ -102,7 +102,7 @@ def opened(  # noqa: PLR0913 - each is one knob of one process
         if not done:  # afterwards it says that it was stopped
             emit(ToolSaid("pg_dump", line))
 
-    connection, ask = watched(server)
+    _, connection, ask = watched(server)
     with Child(command, connection, environment, say=say, ahead_bytes=_AHEAD_BYTES) as child:
         chunks = patient(child, idle_seconds, lock_seconds, ask)
         found = in_one_session(chunks, server, connection)

@@ -100,15 +100,15 @@ class Child:
                 )
             self._group = Group(process)
             self._stdout = _pipe(process.stdout)
+            self._wide = False
             self._stdin = process.stdin
             self._queued = memoryview(b"")
             self._poll = select.poll()
             self._poll.register(self._stdout, select.POLLIN)
             if self._stdin:
                 os.set_blocking(self._stdin.fileno(), False)
-            for pipe in filter(None, (self._stdin, self._stdout)):
-                with contextlib.suppress(OSError):  # the default size works, with more switches
-                    fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, ahead_bytes or _PIPE_BYTES)
+                _resize(self._stdin, _PIPE_BYTES)
+            self._room = ahead_bytes or _PIPE_BYTES
             self._listener = threading.Thread(target=self._listen, daemon=True)
             self._listener.start()
         except BaseException as error:
@@ -148,17 +148,20 @@ class Child:
         *,
         silent_seconds: float = math.inf,
         silent: Callable[[], None] = lambda: None,
+        begun: Callable[[], None] = lambda: None,
     ) -> Iterator[bytes]:
         """Yield what the tool writes to stdout, until its end.
 
-        ``silent`` is called each time that nothing came for ``silent_seconds``. Raises
-        an error where nothing comes for ``idle_seconds``. Both count only while we wait.
+        ``begun`` is called when the first of it is there and nothing was read: the tool cannot have
+        written more than a small pipe holds. ``silent`` is called each time that
+        nothing came for ``silent_seconds``. Raises an error where nothing comes for
+        ``idle_seconds``. Both count only while we wait.
         """
         descriptor = self._stdout.fileno()
         while True:
             began = time.monotonic()
             patience = min(silent_seconds, idle_seconds)
-            while not self._readable(patience):
+            while not (ready := self._readable(patience)):
                 left = began + idle_seconds - time.monotonic()
                 if left <= 0:
                     raise self._failure(
@@ -167,6 +170,10 @@ class Child:
                     )
                 silent()
                 patience = min(silent_seconds, left)
+            if ready & select.POLLIN and not self._wide:
+                begun()
+                self._wide = True
+                _resize(self._stdout, self._room)
             chunk = os.read(descriptor, CHUNK_BYTES)
             if not chunk:
                 return
@@ -236,18 +243,19 @@ class Child:
             line += byte
         return line
 
-    def _readable(self, seconds: float | None) -> bool:
-        """Write what is queued until there is output; return whether some came in time."""
+    def _readable(self, seconds: float | None) -> int:
+        """Write what is queued until there is output, or its end; return poll's events for it.
+
+        They are 0 if nothing came in time.
+        """
         give_up = None if seconds is None else time.monotonic() + seconds
         while True:
             wait = None if give_up is None else max(0.0, give_up - time.monotonic()) * 1000
-            ready = [descriptor for descriptor, _ in self._poll.poll(wait)]
+            ready = dict(self._poll.poll(wait))
             if self._queued and _pipe(self._stdin).fileno() in ready:
                 self._write_queued()
-            if self._stdout.fileno() in ready:
-                return True
-            if not ready:
-                return False
+            if not ready or self._stdout.fileno() in ready:
+                return ready.get(self._stdout.fileno(), 0)
 
     def _write_queued(self) -> None:
         try:
@@ -301,6 +309,11 @@ def _overlap(data: bytes, mark: bytes) -> int:
             return len(data) - start
         start = data.find(mark[:1], start + 1)
     return 0
+
+
+def _resize(pipe: IO[bytes], size: int) -> None:
+    with contextlib.suppress(OSError):  # the default size works, with more switches
+        fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, size)
 
 
 def _pipe(stream: IO[bytes] | None) -> IO[bytes]:

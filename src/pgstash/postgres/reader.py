@@ -9,7 +9,7 @@ from typing import Self
 from pgstash.errors import DatabaseError, DumpError
 from pgstash.events import Emit, ToolSaid
 from pgstash.postgres import inquiry, pooler
-from pgstash.postgres.causes import Tool
+from pgstash.postgres.causes import DisturbedError, Tool
 from pgstash.postgres.copying import Chunk, Table, refused
 from pgstash.postgres.process import Child
 from pgstash.postgres.source import Server
@@ -52,15 +52,6 @@ _IN_FORCE = f"""
     JOIN pg_catalog.pg_settings s ON pg_catalog.lower(s.name) = pg_catalog.lower(wanted.name)
                                      AND NOT pg_catalog.starts_with(s.setting, wanted.value);
 """.encode()  # noqa: S608 - of constants
-
-# As Snapshot.refuse_rewritten() asks, of names alone.
-_RENAMED = """
-    SELECT pg_catalog.format('%%I.%%I', n.nspname, c.relname)
-    FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-    WHERE c.oid = ANY ('{%s}')
-          AND c.oid::pg_catalog.regclass::text <> pg_catalog.format('%%I.%%I', n.nspname, c.relname)
-    LIMIT 1;
-"""
 
 
 class Reader:
@@ -124,13 +115,15 @@ class Reader:
     def begin(self, tables: Sequence[Table]) -> None:
         """See the snapshot, and lock these tables at once.
 
-        Raises LockRefusedError where one is locked, DumpError.
+        Raises LockRefusedError where one is locked, DisturbedError where one is gone, DumpError.
         """
         names = b", ".join(b"ONLY " + table.pattern for table in tables)
         lock = b"LOCK TABLE " + names + b" IN ACCESS SHARE MODE NOWAIT;\n"
         try:
             for _ in self._run(self._preamble + lock):
                 pass
+        except DisturbedError:
+            raise
         except DatabaseError as error:
             raise refused(error.message) from error
         self._backend = self._in_force()
@@ -173,19 +166,6 @@ class Reader:
                 f"the server sent {self._copied} rows of {self._named(chunk)}, of which {rows} "
                 "were counted",
                 hint="Run the backup again, and report this.",
-            )
-
-    def refuse_renamed(self, tables: Sequence[Table]) -> None:
-        """Raise DumpError where a name means another table by now than the one that is locked.
-
-        A lock on a table does not keep its schema's name, and each chunk is read by name.
-        """
-        oids = ",".join(str(table.oid) for table in tables)
-        if renamed := b"".join(self._run((_RENAMED % oids).encode())):
-            name = renamed.decode(self._codec, "replace").strip()
-            raise DumpError(
-                f"{name} was renamed while it was read, it or its schema",
-                hint="Run the backup again, while no schema is renamed.",
             )
 
     def refuse_swapped(self) -> None:

@@ -18,7 +18,7 @@ import psycopg
 
 from pgstash.errors import DatabaseLoginError, WriterBusyError, WriterLostError
 from pgstash.events import Emit, Notice
-from pgstash.postgres.session import Session
+from pgstash.postgres.session import Row, Session
 from pgstash.postgres.source import Server
 
 _DOMAIN = b"pgstash writer 1\0"
@@ -145,6 +145,19 @@ class Writer:
             ) from error
         if not held:
             raise WriterLostError("the writer lock was lost, although its session is alive")
+
+    def ask(self, question: bytes) -> list[Row]:
+        """Ask the server something else, in the transaction that holds the lock.
+
+        Each question sees what was committed before it, and its search_path is empty. Raises
+        WriterLostError where it is not answered: the lock is lost then.
+        """
+        try:
+            return self._session.ask(question, _SECONDS_TO_ANSWER)
+        except psycopg.Error as error:
+            raise WriterLostError(
+                f"the session that holds the writer lock was lost: {error}"
+            ) from error
 
     def watch(
         self, chunks: Iterable[bytes], seconds: float = _SECONDS_BETWEEN_CHECKS

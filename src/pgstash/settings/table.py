@@ -70,7 +70,8 @@ class Settings(BaseModel):
     lock_timeout: int = _setting(
         "Database",
         "a whole number of seconds from 1 to 86400",
-        "How long pg_dump waits for a lock, in seconds, before the backup ends with an error.",
+        "How long pg_dump waits for a lock, in seconds, before the backup ends with an error. A "
+        "dump whose tables others rewrite just when it begins is begun anew for as long.",
         default=60,
         ge=1,
         le=86_400,
