@@ -314,13 +314,20 @@ def own_scene(newest_cluster: Cluster, folder: Folder) -> Iterator[Scene]:
         yield Scene(database, folder, database.bin_dir)
 
 
+def stored_bytes(scene: Scene) -> int:
+    """Return the size of what was stored so far of an archive that is not complete."""
+    folder = Path(scene.place.settings["STORAGE_URL"].removeprefix("file://"))
+    return sum((folder / key).stat().st_size for key in scene.place.unfinished())
+
+
 def test_a_server_that_is_stopped_at_once(own_scene: Scene) -> None:
     cluster = own_scene.database.cluster
     with TcpProxy(cluster.port) as proxy:
         proxy.behave(SLOW)
         url = through(proxy, own_scene.database)
         with own_scene.started(DATABASE_URL=url, DUMP_JOBS="1") as process:
-            wait_until(own_scene.place.unfinished, "something was stored")
+            # Not before: other sessions would be lost first, as the one that compares tables.
+            wait_until(lambda: stored_bytes(own_scene) > KIB, "rows were stored")
             assert dumping(own_scene.database)
             cluster.stop()
             failed = finished(process)

@@ -253,6 +253,30 @@ def test_what_is_no_change_is_not_tried_again(scene: Table, tmp_path: Path) -> N
     assert AGAIN not in done.stdout
 
 
+def test_a_role_that_may_not_see_sessions(scene: Table) -> None:
+    """Then all tables are compared."""
+    database = scene.database
+    role = f"blind_{database.name}"
+    login = database.uri.replace(f"//{database.cluster.user}@", f"//{role}@")
+    view = "pg_catalog.pg_stat_activity"
+    database.run_sql(
+        f"CREATE ROLE {role} LOGIN; GRANT SELECT ON t, u TO {role};"
+        f"REVOKE SELECT ON {view} FROM PUBLIC"
+    )
+    try:
+        with (
+            rewriting(database, REWRITES["truncate"]) as session,
+            scene.started(DATABASE_URL=login, DUMP_JOBS="1") as process,
+        ):
+            wait_until(lambda: waits_to_lock(database), "pg_dump waits")
+            session.execute("COMMIT")
+            said = finished(process)
+    finally:
+        database.run_sql(f"DROP OWNED BY {role}; DROP ROLE {role}")
+    scene.assert_full()
+    assert AGAIN in said
+
+
 def test_a_schema_that_takes_the_name_of_another(scene: Table, tmp_path: Path) -> None:
     """No lock on a table keeps the name of its schema, and pg_dump reads by name."""
     (talk := tmp_path / "talk").mkdir()

@@ -107,6 +107,9 @@ _IN_TRANSACTION = """
     WHERE pg_catalog.right(a.application_name, %d) = '%b'
           AND l.locktype = 'virtualxid' AND l.virtualxid = l.virtualtransaction
 """
+_MAY_SEE = b"""
+    SELECT pg_catalog.has_table_privilege('pg_catalog.pg_stat_activity', 'SELECT')
+"""
 # What is known of sessions is kept until the end of a transaction otherwise.
 _ANEW = b"SELECT pg_catalog.pg_stat_clear_snapshot();"
 
@@ -153,9 +156,11 @@ class Baseline:
     def of_session(self, mark: str) -> list[Changed]:
         """Return which tables have changed of those that a session of a dump has locked.
 
-        ``mark`` is how its application_name ends. If there is no such session any more, or a pooler
-        hides it, return which of all tables have changed. Raises DatabaseError.
+        ``mark`` is how its application_name ends. If there is no such session any more, or none can
+        be seen, return which of all tables have changed. Raises DatabaseError.
         """
+        if self._ask(_MAY_SEE) != [[b"t"]]:
+            return self._changed(_ALL.encode())
         session = len(mark), mark.encode()
         found = self._changed(_LOCKED.encode() % session)
         if self._ask(_ANEW + _IN_TRANSACTION.encode() % session):
