@@ -19,6 +19,7 @@ from pgstash.postgres import address
         ("postgresql://u@db1/?service=x", {}, Identity(None, None, "db1")),
         ("", {"PGSERVICE": "x", "PGUSER": "u"}, Identity()),
         ("", {"PGDATABASE": "shop", "PGHOSTADDR": "::1"}, Identity("shop", None, "::1")),
+        ("", {"PGDATABASE": "caf\udce9", "PGHOST": "db1"}, Identity(None, None, "db1")),
         ("", {}, Identity()),
     ],
 )

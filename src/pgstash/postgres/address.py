@@ -91,6 +91,8 @@ def identity(url: str, variables: Mapping[str, str]) -> Identity:
     database = first("dbname", "database")
     if database is None and first("service") is None:
         database = first("user")
+    if database is not None and not database.isprintable():
+        database = None  # bytes in an encoding that only the server knows
     host, port = first("host", "hostaddr"), first("port")
     alone = "," not in f"{host}{port}"
     return Identity(database, None, host if alone else None, port if alone else None)
