@@ -152,7 +152,9 @@ def refuse_unknown_parameters(
     Our own libpq may be newer than theirs. They are asked: the libpq that they use need not be of
     their own version.
     """
-    left = sorted({*connection.parameters, *connection.secrets} - _KNOWN_TO_ALL)
+    # Empty ones are not handed on: they only keep the environment from filling them in.
+    given = {name for name, value in connection.parameters.items() if value}
+    left = sorted({*given, *connection.secrets} - _KNOWN_TO_ALL)
     unknown: list[str] = []
     while left and (refused := _refused(tools, left, environment)):
         unknown.append(refused)
