@@ -68,6 +68,7 @@ _BY_STATE = {
         "A standby cancels long queries: raise max_standby_streaming_delay there, set "
         "hot_standby_feedback, or back up the primary."
     ),
+    "42704": "Something was dropped just when the dump began: run the backup again.",
     _MAY_NOT: _GRANT,
     "53200": _TOO_LARGE,
     "54000": _TOO_LARGE,
@@ -92,7 +93,7 @@ _BY_WORDS = (
 )
 
 # That something is gone which was there when the catalog was read.
-_DISTURBED = ("3F000", "42P01", "42704")
+_DISTURBED = ("3F000", "42P01")
 _DISTURBED_WORDS = re.compile(r"cache lookup failed for |could not open relation with OID ")
 
 
