@@ -109,15 +109,19 @@ def test_another_prefix_is_another_place(scene: Scene) -> None:
     assert len(scene.place.objects()) == 6
 
 
-def test_another_source_is_not_kept_out_but_seen(scene: Scene, make_database: MakeDatabase) -> None:
+def test_another_source_is_not_kept_out_but_seen(
+    scene: Scene, make_database: MakeDatabase, tmp_path: Path
+) -> None:
     other = make_database()
-    scene.fake(FakePgDump(silence=4.0))
+    ending = tmp_path / "ending"
+    scene.fake(FakePgDump(until=str(ending)))
     with scene.started() as first:
         wait_until(scene.place.unfinished, "the upload has begun")
         wait_until(scene.fake_groups, "pg_dump knows how it is to behave")
         time.sleep(1)  # the lock does not tell their names apart, the second does
         scene.fake(FakePgDump(silence=1.1))
         during = scene.once(DATABASE_URL=other.uri)
+        ending.touch()
         ended = finished(first)
     assert (during.returncode, ended[0]) == (0, 0), during.stderr + ended[2]
     assert "WARNING Under this prefix is an unfinished upload: " in during.stderr
@@ -125,6 +129,7 @@ def test_another_source_is_not_kept_out_but_seen(scene: Scene, make_database: Ma
     after = scene.once(DATABASE_URL=scene.database.uri)
     assert after.returncode == 0
     assert f"are backups of other sources: {other.name}@" in after.stderr
+    assert f"This source is {scene.database.name}@" in after.stderr
     assert len(complete_archives(scene.place)) == 3
 
 

@@ -134,6 +134,8 @@ def main(folder: Path, arguments: list[str]) -> int:
         write(STDERR, f"pg_dump: detail: password={os.environ.get('PGPASSWORD', '')}\n".encode())
     if not behaviour["empty"]:
         write_rows(behaviour["version"], behaviour["size"])
+    while behaviour["until"] and not Path(behaviour["until"]).exists():
+        time.sleep(0.05)
     write(STDERR, behaviour["stderr"].encode())
     if behaviour["hang"]:
         hang(with_child=behaviour["hang"] == "with child")

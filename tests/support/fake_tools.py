@@ -37,6 +37,7 @@ class FakePgDump:
     leak_password: bool = False  # writes its PGPASSWORD to stderr
     empty: bool = False  # writes neither head nor rows
     size: int = 1 * MIB
+    until: str = ""  # a file that it waits for after the rows
     stderr: str = ""  # written after the rows
     hang: str = ""  # "alone", or "with child": one that holds the pipes
     complete: bool = True  # writes the tail
