@@ -150,7 +150,7 @@ def _exit_codes() -> str:
         "|---|---|---|---|---|",
         _row("0", "", "The command did all that it was asked to do.", "", ""),
     ]
-    errors = sorted(_leaves(PgstashError), key=lambda error: error.exit_code)
+    errors = sorted(_documented(PgstashError), key=lambda error: error.exit_code)
     rows = [
         (
             error.exit_code,
@@ -181,12 +181,13 @@ def _exit_codes() -> str:
     return "\n".join(lines) + "\n"
 
 
-def _leaves(error: type[PgstashError]) -> Iterator[type[PgstashError]]:
-    children = error.__subclasses__()
+def _documented(error: type[PgstashError]) -> Iterator[type[PgstashError]]:
+    """Yield the classes of the tree that have no finer ones next to them, nor a private one."""
+    children = [each for each in error.__subclasses__() if each.__module__ == error.__module__]
     if not children:
         yield error
     for child in children:
-        yield from _leaves(child)
+        yield from _documented(child)
 
 
 def _first_sentence(error: type[PgstashError]) -> str:
