@@ -263,6 +263,7 @@ PERMISSIONS = {
     "abort_multipart_upload": "s3:AbortMultipartUpload",
     "complete_multipart_upload": "s3:PutObject",
     "create_multipart_upload": "s3:PutObject",
+    "delete_object": "s3:DeleteObject",
     "delete_objects": "s3:DeleteObject",
     "get_object": "s3:GetObject",
     "head_object": "s3:GetObject",

@@ -686,7 +686,7 @@ UNRESTORABLE = {
         SET session_replication_role = replica;
         INSERT INTO children VALUES (1);
         """,
-        ["children", "Mend them in the source"],
+        ["children", "Correct them in the source"],
     ),
 }
 
