@@ -5,12 +5,14 @@ pg_dump is careful to call nothing that a user of the database defined, and so i
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import pytest
 
-from pgstash.postgres import copying, source, tools
-from support import backups, pieces
+from pgstash.errors import DatabaseError
+from pgstash.postgres import copying, extensions, source, tools
+from support import backups, extension, pieces
 from support.cli import environment, run_pgstash
 from support.postgres import Database, clean_environment
 
@@ -169,3 +171,42 @@ def test_a_backup_by_a_superuser_can_be_restored(
     target = make_database(on=cluster)
     backups.stored(tmp_path)[-1].restore(target)
     assert target.run_sql("SELECT count(*), sum(id) FROM t") == "2000|2001000\n"
+
+
+EXTENSION = """
+CREATE TABLE part_config (name text PRIMARY KEY);
+SELECT pg_catalog.pg_extension_config_dump('part_config', '');
+"""
+OF_ANYBODY = "default_version = '1.0'\nrelocatable = false\nsuperuser = false\n"
+IN_ITS_PLACE = {
+    "a view": "CREATE FUNCTION run() RETURNS bigint LANGUAGE plpgsql AS "
+    f"$${REFUSE.format('1')}$$;"
+    "CREATE VIEW counter AS SELECT run() AS last_value, true AS is_called",
+    "a table": "CREATE TABLE counter (last_value, is_called) AS "
+    "SELECT '1); CREATE ROLE planted SUPERUSER; SELECT (1', true",
+}
+
+
+@pytest.mark.parametrize("what", IN_ITS_PLACE)
+def test_what_takes_the_place_of_a_sequence(what: str, mallory: Database) -> None:
+    """Mallory owns an extension and a sequence of it, and waits until it is to be read."""
+    name = extension.install(mallory.cluster.major, EXTENSION, OF_ANYBODY)
+    run_as_mallory(
+        mallory,
+        f"CREATE EXTENSION {name}; CREATE SEQUENCE counter;"
+        "ALTER TABLE part_config ADD n bigint DEFAULT nextval('counter');"
+        f"ALTER EXTENSION {name} ADD SEQUENCE counter",
+    )
+    server = source.look(mallory.uri)
+    with mallory.connect() as session, ThreadPoolExecutor(1) as pool:
+        session.execute("SET SESSION AUTHORIZATION mallory")
+        with session.transaction():
+            session.execute(f"ALTER SEQUENCE counter RENAME TO other; {IN_ITS_PLACE[what]}")
+            reading = pool.submit(extensions.additions, server, [])
+            while not mallory.run_sql("SELECT 1 FROM pg_locks WHERE NOT granted"):
+                assert not reading.done()
+        error = reading.exception()
+        added = b"" if error else reading.result().sequences
+    assert error is None or isinstance(error, DatabaseError)
+    assert "it was run as" not in str(error)
+    assert b"CREATE ROLE" not in added

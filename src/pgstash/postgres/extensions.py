@@ -29,6 +29,7 @@ from pgstash.postgres.source import Server
 _SECONDS_TO_ANSWER = 60.0
 _SECONDS_FOR_LOCK = 2
 _NOT_AVAILABLE = "55P03"
+_FIRST_WITH_SEQUENCE_DATA = 18
 _SHOWN = 5
 _TAG_BYTES = 8
 
@@ -82,6 +83,12 @@ SILENT = "-c session_replication_role=replica"
 
 _ROLE = "SELECT pg_catalog.quote_ident(current_user)"
 
+# As pg_dump does: whoever puts a view in the place of a sequence must not have code of it run.
+_NO_VIEWS = """
+    SELECT pg_catalog.set_config(name, 'view, foreign-table', false)
+    FROM pg_catalog.pg_settings WHERE name = 'restrict_nonsystem_relation_kind'
+"""
+
 # Rows that the dump leaves to CREATE EXTENSION may refer to some that it holds: these come back.
 _EMPTYING = b"""\
   pgstash_made := ARRAY(
@@ -110,7 +117,7 @@ _KEYS = """
 
 # Sequences that a column of one of these tables owns, or has in its default.
 _SEQUENCES = """
-    SELECT n.nspname, s.relname,
+    SELECT s.oid, n.nspname, s.relname,
            pg_catalog.has_schema_privilege(n.oid, 'USAGE')
            AND pg_catalog.has_sequence_privilege(s.oid, 'SELECT')
     FROM pg_catalog.pg_class s JOIN pg_catalog.pg_namespace n ON n.oid = s.relnamespace
@@ -133,7 +140,7 @@ _SEQUENCES = """
               WHERE d.classid = 'pg_catalog.pg_attrdef'::pg_catalog.regclass
                     AND d.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass
                     AND d.refobjid = s.oid AND a.adrelid = ANY ('{%s}')))
-    ORDER BY 1, 2
+    ORDER BY 2, 3
 """
 
 # Both estimates may be missing: then only the size tells that there are rows.
@@ -168,6 +175,20 @@ class Registered:
     name: bytes
     extension: bytes
     condition: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class _Sequence:
+    """A sequence that is in no dump; ``readable`` is whether the role may read it."""
+
+    oid: int
+    schema: bytes
+    name: bytes
+    readable: bool
+
+    @property
+    def quoted(self) -> bytes:
+        return _quoted(self.schema) + b"." + _quoted(self.name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,7 +233,7 @@ def look(server: Server, options: Sequence[str]) -> Found:
         )
         if dumped(table.schema, table.name) and read(table.schema, table.name):
             left_out.append(table)
-    closed = [_shown(schema, name, server) for schema, name, readable in sequences if not readable]
+    closed = [inquiry.text(each.quoted, server) for each in sequences if not each.readable]
     return Found(left_out, closed, _text(role, server))
 
 
@@ -259,8 +280,7 @@ def additions(
     """
     with _session(server, options) as session:
         tables = _registered(session, server, options, dumped)
-        open_to_us = [row for row in _sequences(session, tables) if row[2]]
-        values = _values(session, [(schema, name) for schema, name, _ in open_to_us])
+        values = _values(session, server, [s for s in _sequences(session, tables) if s.readable])
         emptied = _referring_first(session, [t for t in tables if _WHERE.fullmatch(t.condition)])
         silenced = _SILENCED if tables and session.ask(_WATCHERS, _SECONDS_TO_ANSWER) else b""
     conditions = {table.oid: table.condition for table in tables}
@@ -276,10 +296,11 @@ def _session(server: Server, options: Sequence[str]) -> Iterator[Session]:
                 f"SET search_path = ''; SET lock_timeout = '{_SECONDS_FOR_LOCK}s'",
                 _SECONDS_TO_ANSWER,
             )
+            session.ask(_NO_VIEWS, _SECONDS_TO_ANSWER)
             if role := dump_options.role(options):
                 inquiry.take(role, server, lambda taken: session.ask(taken, _SECONDS_TO_ANSWER))
             yield session
-        except psycopg.Error as error:
+        except (psycopg.Error, ValueError) as error:
             raise DatabaseUnreachableError(
                 "the database does not say what belongs to its extensions: "
                 f"{' '.join(str(error).split())}"
@@ -318,35 +339,42 @@ def _registered(
     ]
 
 
-def _sequences(session: Session, tables: Sequence[Registered]) -> list[tuple[bytes, bytes, bool]]:
-    """Return what fills columns of these tables, and whether the role may read it."""
+def _sequences(session: Session, tables: Sequence[Registered]) -> list[_Sequence]:
+    """Return what fills columns of these tables."""
     if not tables:
         return []
     oids = ",".join(str(table.oid) for table in tables)
     rows = session.ask(_SEQUENCES % (oids, oids), _SECONDS_TO_ANSWER)
-    return [(schema or b"", name or b"", readable == b"t") for schema, name, readable in rows]
+    return [
+        _Sequence(int(oid or b"0"), schema or b"", name or b"", readable == b"t")
+        for oid, schema, name, readable in rows
+    ]
 
 
-def _values(session: Session, sequences: Sequence[tuple[bytes, bytes]]) -> bytes:
+def _values(session: Session, server: Server, sequences: Sequence[_Sequence]) -> bytes:
     """Return the statements that set these sequences to what they are now."""
     if not sequences:
         return b""
     each = (
-        b"SELECT %d AS place, last_value, is_called FROM %b.%b"
-        % (place, _quoted(schema), _quoted(name))
-        for place, (schema, name) in enumerate(sequences)
+        b"SELECT %d AS place, last_value, is_called FROM %b" % (place, _source(sequence, server))
+        for place, sequence in enumerate(sequences)
     )
     rows = session.ask(b" UNION ALL ".join(each) + b" ORDER BY place", _SECONDS_TO_ANSWER)
+    # A number, whatever may have taken the sequence's name: the script is run by others.
     statements = b"".join(
-        b"SELECT pg_catalog.setval(%b, %b, %b);\n"
-        % (
-            literal(_quoted(schema) + b"." + _quoted(name)),
-            value or b"1",
-            b"true" if called == b"t" else b"false",
-        )
-        for (schema, name), (_, value, called) in zip(sequences, rows, strict=True)
+        b"SELECT pg_catalog.setval(%b, %d, %b);\n"
+        % (literal(sequence.quoted), int(value), b"true" if called == b"t" else b"false")
+        for sequence, (_, value, called) in zip(sequences, rows, strict=True)
+        if value is not None  # it was dropped
     )
     return b"--\n-- Sequences of extensions that pg_dump leaves out\n--\n\n" + statements + b"\n\n"
+
+
+def _source(sequence: _Sequence, server: Server) -> bytes:
+    """Return what to read a sequence from: itself, or its name, which it may lose meanwhile."""
+    if server.major >= _FIRST_WITH_SEQUENCE_DATA:
+        return b"pg_catalog.pg_get_sequence_data(%d)" % sequence.oid
+    return sequence.quoted
 
 
 def _referring_first(session: Session, tables: Sequence[Registered]) -> list[Registered]:
@@ -405,10 +433,6 @@ def literal(text: bytes) -> bytes:
 
 def _text(value: bytes | None, server: Server) -> str:
     return (value or b"").decode(server.codec, "surrogateescape")
-
-
-def _shown(schema: bytes, name: bytes, server: Server) -> str:
-    return inquiry.text(_quoted(schema) + b"." + _quoted(name), server)
 
 
 def _few(one: str, many: str, names: Sequence[str]) -> str:
