@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from support.postgres import Database
 
 # ``units`` is dumped whole, and CREATE EXTENSION fills it; of ``rates`` only what is one's own is
-# dumped, and CREATE EXTENSION makes such a row too; ``log`` is in no dump.
+# dumped, and CREATE EXTENSION makes such a row too; so it is with ``notes``, whose rows go when
+# those of ``systems`` do; ``log`` is in no dump.
 _SCRIPT = """
 CREATE SCHEMA kit;
 CREATE TABLE kit.units (name text PRIMARY KEY, factor numeric NOT NULL);
@@ -28,6 +29,10 @@ CREATE TABLE kit.rates (
     own boolean NOT NULL DEFAULT true, made boolean NOT NULL DEFAULT true
 );
 INSERT INTO kit.rates (unit, rate, own) VALUES ('metre', 1, false), ('foot', 2, true);
+CREATE TABLE kit.systems (name text PRIMARY KEY);
+INSERT INTO kit.systems VALUES ('SI');
+CREATE TABLE kit.notes (system text REFERENCES kit.systems ON DELETE CASCADE, own boolean);
+INSERT INTO kit.notes VALUES ('SI', false);
 CREATE SEQUENCE kit.numbers;
 CREATE TABLE kit.numbered (n bigint PRIMARY KEY DEFAULT nextval('kit.numbers'), what text);
 CREATE TABLE kit.keyed (n bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, what text);
@@ -40,6 +45,8 @@ BEGIN
 END $$;
 SELECT pg_catalog.pg_extension_config_dump('kit.units', '');
 SELECT pg_catalog.pg_extension_config_dump('kit.rates', 'WHERE own AND made');
+SELECT pg_catalog.pg_extension_config_dump('kit.systems', '');
+SELECT pg_catalog.pg_extension_config_dump('kit.notes', 'WHERE own');
 SELECT pg_catalog.pg_extension_config_dump('kit.numbered', '');
 SELECT pg_catalog.pg_extension_config_dump('kit.keyed', '');
 """
@@ -104,6 +111,7 @@ def fill(database: Database) -> str:
         "INSERT INTO kit.rates (unit, rate) VALUES ('ell', 3), ('foot', 4);"
         "DELETE FROM kit.rates WHERE rate = 2;"
         "SELECT setval('kit.rates_id_seq', 70);"
+        "INSERT INTO kit.notes VALUES ('SI', true);"
         "INSERT INTO kit.numbered (what) VALUES ('a'), ('b');"
         "INSERT INTO kit.keyed (what) VALUES ('a'), ('b'), ('c');"
         "CREATE SCHEMA before_kit;"

@@ -89,7 +89,8 @@ _NO_VIEWS = """
     FROM pg_catalog.pg_settings WHERE name = 'restrict_nonsystem_relation_kind'
 """
 
-# Rows that the dump leaves to CREATE EXTENSION may refer to some that it holds: these come back.
+# Rows that the dump leaves to CREATE EXTENSION may refer to some that it holds: these come back,
+# and no key that deletes or changes what refers to them may do so.
 _EMPTYING = b"""\
   pgstash_made := ARRAY(
     SELECT pgstash_rows.ctid
@@ -100,6 +101,12 @@ _EMPTYING = b"""\
       SELECT e.xmin FROM pg_catalog.pg_extension e WHERE e.extname = %b));
   IF pg_catalog.cardinality(pgstash_made) > 0 THEN
     BEGIN
+      IF EXISTS (
+        SELECT FROM pg_catalog.pg_constraint
+        WHERE contype = 'f' AND confrelid = %b::pg_catalog.regclass
+              AND confdeltype NOT IN ('a', 'r')) THEN
+        RAISE foreign_key_violation;
+      END IF;
       DELETE FROM ONLY %b WHERE ctid = ANY (pgstash_made);
     EXCEPTION WHEN foreign_key_violation THEN
       PERFORM pg_catalog.set_config('session_replication_role', 'replica', true);
@@ -414,7 +421,8 @@ def _emptying(tables: Sequence[Registered]) -> bytes:
 
 def _parts(table: Registered) -> tuple[bytes, ...]:
     relation, name = _relation(table), _quoted(table.name)
-    return name, name, relation, table.condition, literal(table.extension), relation, relation
+    extension, known = literal(table.extension), literal(relation)
+    return name, name, relation, table.condition, extension, known, relation, relation
 
 
 def _relation(table: Registered) -> bytes:
