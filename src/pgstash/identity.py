@@ -138,8 +138,14 @@ class Claim:
     """
 
     def __init__(self, sources: Sequence[Identity], origins: Sequence[Origin]) -> None:
-        """Compare the ``sources``, at all their addresses, with everything that is stored."""
-        self._sources = {each for source in sources for each in addresses(source, origins)}
+        """Compare the ``sources``, at all their addresses, with everything that is stored.
+
+        One that names no database stands for those backups alone that tell the same.
+        """
+        self._named = frozenset(sources)
+        self._sources = {
+            each for source in sources if source.database for each in addresses(source, origins)
+        }
         self.since = min(
             (each.since for each in origins if each.since and self._relation(each) == "same"),
             default=None,
@@ -154,12 +160,18 @@ class Claim:
             foreign.relation(origin.identity) == "other" for foreign in self._foreign
         )
 
+    def doubts(self, origin: Origin) -> bool:
+        """Tell whether a backup does not count as theirs, and may be theirs nevertheless."""
+        return self._relation(origin) == "unknown" and not self.covers(origin)
+
     @property
     def is_alone(self) -> bool:
         """Whether nothing under the prefix is certainly of another source."""
         return not self._foreign
 
     def _relation(self, origin: Origin) -> Relation:
+        if origin.identity in self._named:
+            return "same"
         found = {source.relation(origin.identity) for source in self._sources}
         if "same" in found:
             return "same"
@@ -197,9 +209,19 @@ def sources(origins: Sequence[Origin]) -> list[Identity]:
     return found
 
 
-def named(name: str, known: Sequence[Identity]) -> list[Identity]:
-    """Return the sources that a user may mean: the one of this label, or those of this database."""
-    return [each for each in known if each.label == name] or [
+def left_over(known: Sequence[Identity], origins: Sequence[Origin]) -> list[Identity]:
+    """Return what backups tell of their source that count as those of none of the ``known``."""
+    claims = [Claim([each], origins) for each in known]
+    left = (each for each in origins if not any(claim.covers(each) for claim in claims))
+    return list(dict.fromkeys(each.identity for each in left))
+
+
+def named(name: str, known: Sequence[Identity], left: Sequence[Identity] = ()) -> list[Identity]:
+    """Return the sources that a user may mean: the one of this label, or those of this database.
+
+    What is ``left`` of no known source is meant only by its label.
+    """
+    return [each for each in (*known, *left) if each.label == name] or [
         each for each in known if each.database == name
     ]
 

@@ -130,7 +130,8 @@ class Owners:
         origins = self.origins(backups)
         known = identity.sources(origins)
         if named:
-            return [self._named(name, known, backups) for name in named]
+            left = identity.left_over(known, origins)
+            return [self._named(name, known, left, backups) for name in named]
         fitting = known
         if settings is not None:
             fitting = [
@@ -146,8 +147,8 @@ class Owners:
                 return fitting
         if settings is not None and not fitting:
             what = f'there is no backup of the database "{settings.database}" under this prefix'
-            raise self._unclear(f"{what}, only", backups)
-        raise self._unclear("there are backups of several sources under this prefix", backups)
+            raise self.unclear(f"{what}, only", backups)
+        raise self.unclear("there are backups of several sources under this prefix", backups)
 
     def counted(
         self, backups: Sequence[Backup], sources: Sequence[Identity]
@@ -164,15 +165,38 @@ class Owners:
                 found.setdefault(label, []).append(backup.name)
         return [(label, len(names), names[-1]) for label, names in found.items()]
 
-    def _named(self, name: str, known: Sequence[Identity], backups: Sequence[Backup]) -> Identity:
-        found = identity.named(name, known)
+    def doubtful(
+        self, backups: Sequence[Backup], sources: Sequence[Identity], until: datetime
+    ) -> list[Backup]:
+        """Return what began by then, after the last backup of these sources, and may be theirs."""
+        origins = self.origins(backups)
+        claim = Claim(sources, origins)
+        found: list[Backup] = []
+        for backup, origin in zip(backups, origins, strict=True):
+            if backup.started > until:
+                break
+            if claim.covers(origin):
+                found = []
+            elif claim.doubts(origin):
+                found.append(backup)
+        return found
+
+    def _named(
+        self,
+        name: str,
+        known: Sequence[Identity],
+        left: Sequence[Identity],
+        backups: Sequence[Backup],
+    ) -> Identity:
+        found = identity.named(name, known, left)
         if len(found) > 1:
-            raise self._unclear(f'several sources have a database "{name}"', backups)
+            raise self.unclear(f'several sources have a database "{name}"', backups)
         if not found:
-            raise self._unclear(f'there is no source "{name}" under this prefix, only', backups)
+            raise self.unclear(f'there is no source "{name}" under this prefix, only', backups)
         return found[0]
 
-    def _unclear(self, what: str, backups: Sequence[Backup]) -> SourceUnclearError:
+    def unclear(self, what: str, backups: Sequence[Backup]) -> SourceUnclearError:
+        """Return the error that says what is not clear, and lists the sources."""
         lines = [
             f"  {label}: {number} {'backup' if number == 1 else 'backups'}, the newest is {newest}"
             for label, number, newest in self.counted(backups, [])

@@ -95,7 +95,7 @@ def open_archive(settings: Settings, wanted: Wanted, emit: events.Emit) -> archi
     found = catalog.read(storage, settings.backup_prefix)
     own = found
     if wanted.at or wanted.name == "latest":
-        own = _of_one_source(settings, storage, found, wanted.source)
+        own = _where_newest_counts(settings, storage, found, wanted, emit, may_guess=False)
     if wanted.at:
         backup = catalog.find_before(own, wanted.at)
     else:
@@ -107,19 +107,56 @@ def open_archive(settings: Settings, wanted: Wanted, emit: events.Emit) -> archi
 def _of_one_source(
     settings: Settings, storage: Storage, found: catalog.Catalog, named: str | None
 ) -> catalog.Catalog:
-    """Return the backups of the source that is meant. Raises SourceUnclearError, StorageError.
+    """Return the backups of the source that is meant. Raises SourceUnclearError, StorageError."""
+    sources = _chosen(settings, storage, found, named)
+    return replace(found, backups=owners_of(storage).of(found.backups, sources))
+
+
+def _chosen(
+    settings: Settings, storage: Storage, found: catalog.Catalog, named: str | None
+) -> Sequence[Identity]:
+    """Return the source that is meant. Raises SourceUnclearError, StorageError.
 
     The settings say which, also while its server is down, or is a new one without backups: it is
     asked only if several sources fit.
     """
-    owners = owners_of(storage)
-    sources = owners.choose(
+    return owners_of(storage).choose(
         found.backups,
         named=[named] if named else [],
         settings=configured_source(settings),
         ask=lambda: source_that_answers(settings),
     )
-    return replace(found, backups=owners.of(found.backups, sources))
+
+
+def _where_newest_counts(  # noqa: PLR0913 - whose the newest is depends on all of it
+    settings: Settings,
+    storage: Storage,
+    found: catalog.Catalog,
+    wanted: Wanted,
+    emit: events.Emit,
+    *,
+    may_guess: bool,
+) -> catalog.Catalog:
+    """Return the backups of the source that is meant, to take the newest of them.
+
+    A newer one may be of it and not say so: its server does not tell its system identifier any
+    more, or a copy lost the metadata. If neither the server nor the label of a source says whose it
+    is, raise SourceUnclearError, or warn who ``may_guess``. Raises StorageError.
+    """
+    owners, backups = owners_of(storage), found.backups
+    sources = _chosen(settings, storage, found, wanted.source)
+    newer = owners.doubtful(backups, sources, wanted.at or utc_now() + catalog.CLOCKS_APART)
+    if newer and wanted.source not in [each.label for each in sources]:
+        answer = None if wanted.source else source_that_answers(settings)
+        as_answered = owners.of(backups, [answer]) if answer else []
+        if all(each in as_answered for each in newer):
+            return replace(found, backups=as_answered)
+        label = sources[0].label if sources else "this source"
+        what = f"{newer[-1].name} is newer than the backups of {label}, and may be of it too"
+        if not may_guess:
+            raise owners.unclear(f"which backup is the latest cannot be told: {what}", backups)
+        emit(events.Warned(f"{what}: it is not taken for the latest, since it does not say so"))
+    return replace(found, backups=owners.of(backups, sources))
 
 
 def _named(  # noqa: PLR0913 - what a name may mean depends on all of it
@@ -243,7 +280,10 @@ def drill_backup(  # noqa: PLR0913 - what of the world can be another one, and w
 
     def find() -> drill.Found:
         found = catalog.read(storage, settings.backup_prefix)
-        own = _of_one_source(settings, storage, found, source) if name == "latest" else found
+        own = found
+        if name == "latest":
+            wanted = Wanted(name, source=source)
+            own = _where_newest_counts(settings, storage, found, wanted, emit, may_guess=True)
         backup = _named(own, storage, name, now(), emit, may_guess=True)
         access = _access(settings, unverified=False, others=found.backups)
         return drill.Found(backup.name, lambda: archive.open_stored(storage, backup, access))

@@ -264,3 +264,46 @@ def test_a_server_that_does_not_tell_its_identifier(
         is None
     )
     database.cluster.maintenance.run_sql("DROP OWNED BY plain; DROP ROLE plain")
+
+
+def test_a_server_that_tells_its_identifier_no_more(
+    make_database: MakeDatabase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The latest backup is not one of long ago that says more than those after it."""
+    database = make_database()
+    with database.connect() as session:
+        session.execute("REVOKE EXECUTE ON FUNCTION pg_control_system() FROM PUBLIC")
+        session.execute("CREATE ROLE reticent LOGIN IN ROLE pg_read_all_data")
+    service = Service(database, tmp_path)
+    monkeypatch.setenv("PATH", service.env["PATH"])
+    told = service.env["DATABASE_URL"]
+    untold = told.replace(f"//{database.cluster.user}@", "//reticent@")
+    start = datetime.now(UTC) - timedelta(hours=9)
+    for hours, url in enumerate([told, untold, untold]):
+        service.env["DATABASE_URL"] = url
+        service.run(start + timedelta(hours=hours))
+    assert latest(service) == service.made[-1]
+    # Down, or telling it again: nobody knows whose the later ones are.
+    down = settings.load(
+        service.env | {"DATABASE_URL": f"postgresql://127.0.0.1/{database.name}"}, Path("/none")
+    )
+    service.env["DATABASE_URL"] = told
+    unclear = f"cannot be told: {service.made[-1]} is newer than the backups of {database.name}@"
+    for values in (down, service.settings()):
+        with pytest.raises(SourceUnclearError, match=unclear) as caught:
+            recovery.manifest_of(values, recovery.Wanted("latest"), events.ignore)
+        labels = [line.split()[0].rstrip(":") for line in caught.value.message.splitlines()[1:]]
+        for label, made in zip(labels, (service.made[0], service.made[-1]), strict=True):
+            wanted = recovery.Wanted("latest", source=label)
+            assert recovery.manifest_of(values, wanted, events.ignore).archive == made
+    service.run(start + timedelta(hours=5))
+    assert latest(service) == service.made[-1]
+    before = recovery.Wanted("latest", at=start + timedelta(hours=4))
+    with pytest.raises(SourceUnclearError, match=unclear.replace(service.made[-1], ".*")):
+        recovery.manifest_of(service.settings(), before, events.ignore)
+    # The command of the warning can be run.
+    [warning] = [text for text in service.warnings() if "other sources" in text]
+    done = run_pgstash(warning.partition("remove them: pgstash ")[2].split(), service.env)
+    assert done.returncode == 0, done.stderr
+    assert "leave " not in done.stdout
+    database.cluster.maintenance.run_sql("DROP OWNED BY reticent; DROP ROLE reticent")

@@ -145,3 +145,27 @@ def test_a_store_that_is_down_tells_nothing_wrong(storage: Counted) -> None:
     with pytest.raises(StorageUnreachableError):
         Owners(storage, seen).of(backups, [SHOP])
     assert seen == {}
+
+
+def test_what_is_newer_and_may_be_of_the_source(storage: Counted) -> None:
+    silent = Identity("shop", None, "db1", "5432")
+    backups = store(storage, NOBODY, SHOP, silent, BLOG, NOBODY)
+    owners = Owners(storage)
+    assert owners.doubtful(backups, [SHOP], backups[-1].started) == [backups[2], backups[4]]
+    assert owners.doubtful(backups, [SHOP], backups[3].started) == [backups[2]]
+    assert owners.doubtful(store(storage, SHOP), [SHOP], FIRST + timedelta(days=1)) == []
+
+
+def test_what_is_listed_as_a_source_can_be_named(storage: Counted) -> None:
+    silent = Identity("shop", None, "db1", "5432")
+    backups = store(storage, SHOP, Identity("blog", "2"), silent, NOBODY)
+    owners = Owners(storage)
+    labels = {label: newest for label, _, newest in owners.counted(backups, [])}
+    assert list(labels) == ["shop@1", "blog@2", "shop@db1:5432", "unnamed"]
+    for number, label in enumerate(labels):
+        chosen = owners.choose(backups, named=[label])
+        assert backups[number] in owners.of(backups, chosen)
+    assert owners.of(backups, owners.choose(backups, named=["unnamed"])) == [backups[3]]
+    both = owners.choose(backups, named=["shop@1", "unnamed"])
+    assert owners.of(backups, both) == [backups[0], backups[3]]
+    assert owners.choose(backups, named=["shop"]) == [SHOP]
