@@ -168,6 +168,9 @@ def test_facts_are_readable_without_the_key(scene: Scene) -> None:
         "rows": "2101",
         "server": manifest["server"],
         "database": scene.database.name,
+        "system": manifest["database"]["system"],
+        "host": scene.database.cluster.host,
+        "port": str(scene.database.cluster.port),
     }
     assert key.startswith(f"{PREFIX}/backup_")
 
