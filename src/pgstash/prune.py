@@ -124,8 +124,7 @@ class _Run:
             own = self._owners.of(stored.backups, sources)
             self._errors += self._owners.unreadable.values()
             self._tell_of_others(stored.backups, sources)
-        settled = [catalog.settled(self._storage, backup) for backup in own]
-        decisions = retention.decide(settled, self._plan.policy, self._now)
+        decisions = self._decide(own)
         kept = [decision for decision in decisions if decision.keep]
         doomed = [decision for decision in decisions if not decision.keep]
         removed: list[Decision[Backup]] = []
@@ -160,10 +159,18 @@ class _Run:
     def _may_remove(self, stored: Catalog) -> bool:
         """Tell whether anything would be removed if all backups were of one source.
 
-        If nothing would, then nothing of any source: with fewer backups each rule keeps more.
+        If nothing would, then nothing of any source: with fewer backups each rule keeps more. That
+        is looked at by names first, and then with the proofs that only the archives tell of: one
+        that is proven may cost an older one its rule.
         """
-        decisions = retention.decide(stored.backups, self._plan.policy, self._now)
-        return not all(decision.keep for decision in decisions)
+        by_name = retention.decide(stored.backups, self._plan.policy, self._now)
+        if not all(decision.keep for decision in by_name):
+            return True
+        return not all(decision.keep for decision in self._decide(stored.backups))
+
+    def _decide(self, backups: Sequence[Backup]) -> list[Decision[Backup]]:
+        settled = [catalog.settled(self._storage, backup) for backup in backups]
+        return retention.decide(settled, self._plan.policy, self._now)
 
     def _tell_of_others(self, backups: Sequence[Backup], sources: Sequence[Identity]) -> None:
         for label, number, _ in self._owners.counted(backups, sources):

@@ -288,6 +288,20 @@ def test_the_last_backup_of_another_source_is_not_touched(storage: Storage) -> N
     assert sorted(keys(storage)) == sorted([manifest(OLD), proof, archive(OLD), *left])
 
 
+def test_what_is_proven_by_asking_costs_no_other_source_its_last_backup(storage: Storage) -> None:
+    """The names alone tell nothing of a proof where another backup left something, too."""
+    young = (NOW - timedelta(days=1)).strftime("backup_%Y%m%d_%H%M%S")
+    store(storage, OLD, source=BLOG)
+    prove(storage, OLD)
+    store(storage, young, backup_id=OTHER_ID, source=SHOP)
+    prove(storage, young, backup_id=OTHER_ID)
+    storage.put(manifest(young), b"{}", {"id": ID})
+    before = keys(storage)
+    pruned = run(storage, sources=[SHOP], explained=False)
+    assert pruned.removed == []
+    assert keys(storage) == before
+
+
 def test_the_same_name_on_another_server_is_another_source(storage: Storage) -> None:
     store(storage, OLD, source=replace(SHOP, system="1"))
     store(storage, NEW, source=replace(SHOP, host="db2"))
