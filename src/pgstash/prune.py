@@ -266,7 +266,14 @@ class _Run:
         if not (companions or uploads):
             return
         claim = Claim(sources, self._owners.origins(stored.backups))
-        if not claim.is_alone:
+        if uploads and not claim.is_alone:
+            self._emit(
+                events.SweepLeftOut(
+                    f"unfinished uploads ({len(uploads)}), which take space, may be of another "
+                    "source that has backups under this prefix. A lifecycle rule of the bucket "
+                    "removes them"
+                )
+            )
             uploads = []
         try:
             with self._alone():

@@ -282,6 +282,9 @@ def test_the_last_backup_of_another_source_is_not_touched(storage: Storage) -> N
         assert len(list(storage.pending(""))) == 1
     assert sorted(keys(storage)) == sorted([*theirs, manifest(LATEST), archive(LATEST)])
     assert events.OthersLeft(BLOG.label, 2) in heard
+    # Uploads that stay, and cost, are spoken of: by the run that found them old.
+    [left_out] = [each.reason for each in heard if isinstance(each, events.SweepLeftOut)]
+    assert left_out.startswith("unfinished uploads (1), which take space, may be of another source")
     # Asked for by name, it goes as any: its newest stays, and its orphan is swept.
     assert run(storage, now=LATER, sources=[BLOG]).swept == [orphan]
     left = [manifest(young), archive(young), manifest(LATEST), archive(LATEST)]
