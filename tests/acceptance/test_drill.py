@@ -228,10 +228,15 @@ IN_ORDER = """
     CREATE FUNCTION latest() RETURNS int LANGUAGE sql AS 'SELECT max(n) FROM public.m';
     CREATE MATERIALIZED VIEW n AS SELECT latest();
 """
+# Which makes a session of ours fill the views.
+BY_US = "CREATE EXTENSION dblink;"
 
 
-@pytest.mark.parametrize("more", ["", IN_ORDER], ids=["", "views in order"])
-@pytest.mark.parametrize("jobs", ["1", "2"])
+@pytest.mark.parametrize(
+    ("more", "jobs"),
+    [("", "1"), (IN_ORDER, "1"), ("", "2"), (IN_ORDER, "2"), (BY_US, "2")],
+    ids=["one", "one, views in order", "several", "several, views in order", "views by us"],
+)
 def test_logins_that_are_logged(
     more: str, jobs: str, clusters: Clusters, make_database: MakeDatabase, tmp_path: Path
 ) -> None:

@@ -18,7 +18,7 @@ from pgstash.events import Emit, Notice, Warned
 from pgstash.manifest import Extension
 from pgstash.postgres.inquiry import Session
 from pgstash.postgres.source import Server
-from pgstash.postgres.target import connected, said
+from pgstash.postgres.target import connected, said, without_event_triggers
 
 # What backups say nothing of, because they are older, or the role may not read the setting.
 _KNOWN = {"pg_cron": "cron.database_name"}
@@ -97,7 +97,7 @@ def make(
 def warn_of_jobs(server: Server, emit: Emit) -> None:
     """Say which cron jobs run from now on in a database that was restored."""
     try:
-        with connected(server) as session:
+        with connected(without_event_triggers(server)) as session:
             if session.execute(_CRON).fetchone() != (True,):
                 return
             jobs = session.execute(_JOBS).fetchall()

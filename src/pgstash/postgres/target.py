@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any
 
@@ -153,6 +153,21 @@ def may_fire_no_event_triggers(server: Server) -> bool:
     query = "SELECT pg_catalog.has_parameter_privilege(session_user, 'event_triggers', 'SET')"
     with connected(server) as session:
         return session.execute(query).fetchone() == (True,)
+
+
+def without_event_triggers(server: Server) -> Server:
+    """Return the server as it is seen by logins that fire none, if that is theirs to say.
+
+    Which is found out by such a login: any other one would fire them. Raises TargetLostError.
+    """
+    if server.major < _FIRST_WITH_LOGIN_TRIGGERS or not _passes_options_on(server):
+        return server
+    quiet = replace(server, connection=server.connection.with_options(NO_EVENT_TRIGGERS))
+    try:
+        with connected(quiet):
+            return quiet
+    except TargetLostError:
+        return server
 
 
 def _passes_options_on(server: Server) -> bool:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Sequence
-from dataclasses import replace
 
 from pgstash.events import Emit, Warned
 from pgstash.postgres import target
@@ -133,12 +132,8 @@ def fill(  # noqa: PLR0913 - what a session of a restore needs
 
     ``header`` is what sets a session up. Raises RestoreError.
     """
-    connection = server.connection
-    if target.may_fire_no_event_triggers(server):
-        connection = connection.with_options(target.NO_EVENT_TRIGGERS)
-    session = Loader(
-        replace(server, connection=connection), header, lc_monetary=lc_monetary, emit=emit
-    )
+    quiet = target.without_event_triggers(server)
+    session = Loader(quiet, header, lc_monetary=lc_monetary, emit=emit)
     with contextlib.closing(session):
         for view in views:
             session.run(filling(view, for_drill=for_drill))
@@ -148,7 +143,8 @@ def warn_of_empty(server: Server, views: Sequence[bytes], emit: Emit, *, for_dri
     """Name those of the views that were to be filled, and are empty. Raises TargetLostError."""
     if not views:
         return
-    with target.connected(server, "SQL_ASCII") as session:  # names are bytes
+    quiet = target.without_event_triggers(server)
+    with target.connected(quiet, "SQL_ASCII") as session:  # names are bytes
         empty = [
             view.decode(server.codec, "replace")
             for view in views
