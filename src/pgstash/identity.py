@@ -134,7 +134,8 @@ class Claim:
     """Which backups under a prefix are of the given sources, as far as all of their metadata tell.
 
     A backup that does not name its server counts as theirs only if it is from before their first
-    one that does, and if it cannot be of another source under the prefix.
+    one that does, and if it cannot be of another source under the prefix. One that tells a system
+    identifier is never of a source that does not.
     """
 
     def __init__(self, sources: Sequence[Identity], origins: Sequence[Origin]) -> None:
@@ -180,7 +181,9 @@ class Claim:
     def _is_foreign(self, origin: Origin) -> bool:
         relation = self._relation(origin)
         late = self.since is not None and origin.started >= self.since
-        return relation == "other" or (relation == "unknown" and late)
+        # Of a server that tells its identifier, while ours does not: it may have had the address.
+        tells = origin.identity.system is not None
+        return relation == "other" or (relation == "unknown" and (late or tells))
 
 
 def addresses(source: Identity, origins: Iterable[Origin]) -> set[Identity]:

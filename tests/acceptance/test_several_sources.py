@@ -302,7 +302,7 @@ def test_a_server_that_tells_its_identifier_no_more(
     with pytest.raises(SourceUnclearError, match=unclear.replace(service.made[-1], ".*")):
         recovery.manifest_of(service.settings(), before, events.ignore)
     # The command of the warning can be run.
-    [warning] = [text for text in service.warnings() if "other sources" in text]
+    [_, warning] = [text for text in service.warnings() if "other sources" in text]
     done = run_pgstash(warning.partition("remove them: pgstash ")[2].split(), service.env)
     assert done.returncode == 0, done.stderr
     assert "leave " not in done.stdout

@@ -203,3 +203,15 @@ def test_earlier_backups_of_other_names_stay_too(
             assert all(rival.relation(each.origin.identity) == "other" for rival in rivals)
         else:
             assert is_same(each.source, source)
+
+
+def test_what_tells_its_server_is_not_of_one_at_its_address_that_does_not() -> None:
+    """Another server took the address over, and does not tell its identifier: who knows."""
+    silent = Identity("shop", None, "db1", "5432")
+    upgraded = Origin(silent, NOW, UPGRADED)
+    old = Origin(SHOP, UPGRADED - timedelta(days=1), UPGRADED - timedelta(days=9))
+    before = Origin(Identity("shop", None, "db1"), UPGRADED - timedelta(days=1))
+    assert not Claim([silent], [old, upgraded]).covers(old)
+    assert Claim([silent], [old, upgraded]).covers(upgraded)
+    assert Claim([silent, SHOP], [old, upgraded]).covers(old)
+    assert Claim([silent], [before, upgraded]).covers(before)
