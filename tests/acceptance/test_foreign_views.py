@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 NEW = "views_restored"
 FOREIGN = ["direct", "of_view", "of_other", "of_partitions", '"Odd ""name"']
-BY_FUNCTION = "of_function"
+BY_FUNCTION = ["of_function", "of_dblink"]
 
 
 @dataclass
@@ -88,6 +88,8 @@ def stored(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterat
             "CREATE MATERIALIZED VIEW of_other AS SELECT * FROM direct;"
             "CREATE MATERIALIZED VIEW of_partitions AS SELECT * FROM parts;"
             "CREATE MATERIALIZED VIEW of_function AS SELECT * FROM f();"
+            "CREATE EXTENSION dblink; CREATE MATERIALIZED VIEW of_dblink AS"
+            " SELECT * FROM dblink('far', 'SELECT n FROM t') AS t (n int);"
             "CREATE MATERIALIZED VIEW near AS SELECT * FROM own;"
             f"ALTER SERVER far OPTIONS (SET port '{listener.port}')"
         )
@@ -115,10 +117,10 @@ def assert_filled(target: Database) -> None:
 
 def assert_named(told: str) -> None:
     """All views are named that are empty, with what fills them."""
-    [found] = re.findall(r"WARNING (6 materialized views are empty: .*)", told)
-    for view in [*FOREIGN, BY_FUNCTION]:
+    [found] = re.findall(r"WARNING (7 materialized views are empty: .*)", told)
+    for view in [*FOREIGN, *BY_FUNCTION]:
         assert re.search(rf'"?public"?\."?{re.escape(view.strip(chr(34)))}"?', found) or (
-            "and 1 more" in found
+            "and 2 more" in found
         )
     assert "When the foreign server answers, run: REFRESH MATERIALIZED VIEW " in found
 
@@ -147,7 +149,7 @@ def test_a_drill_asks_no_foreign_server(jobs: str, stored: Stored) -> None:
     done = drilled(stored, RESTORE_JOBS=jobs)
     assert done.returncode == 0, done.stdout + done.stderr
     assert len(stored.listener.logins) == before
-    assert "6 materialized views are empty: " in done.stderr
+    assert "7 materialized views are empty: " in done.stderr
     assert "A drill asks nothing of foreign servers" in done.stderr
 
 

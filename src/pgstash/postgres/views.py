@@ -20,8 +20,8 @@ from pgstash.postgres.source import Server
 
 _SHOWN = 5
 
-# Whether the view reads a foreign table, or a view without rows; by way of other views, partitions
-# and children too. What a function reads is in no catalog.
+# Whether the view reads a foreign table, a view without rows, or calls dblink; by way of other
+# views, partitions and children too. What another function reads is in no catalog.
 _READS_FOREIGN = b"""
     EXISTS (
         WITH RECURSIVE reader (oid) AS (
@@ -29,6 +29,18 @@ _READS_FOREIGN = b"""
             WHERE c.relkind = 'f'
                   OR c.relkind = 'm' AND NOT c.relispopulated
                      AND c.oid <> <name>::pg_catalog.regclass
+            UNION ALL
+            SELECT r.ev_class
+            FROM pg_catalog.pg_extension e
+            JOIN pg_catalog.pg_depend f
+                 ON f.refclassid = 'pg_catalog.pg_extension'::pg_catalog.regclass
+                    AND f.refobjid = e.oid AND f.deptype = 'e'
+                    AND f.classid = 'pg_catalog.pg_proc'::pg_catalog.regclass
+            JOIN pg_catalog.pg_depend d
+                 ON d.refclassid = f.classid AND d.refobjid = f.objid
+                    AND d.classid = 'pg_catalog.pg_rewrite'::pg_catalog.regclass
+            JOIN pg_catalog.pg_rewrite r ON r.oid = d.objid
+            WHERE e.extname = 'dblink'
             UNION
             SELECT edge.reader
             FROM reader JOIN (
