@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from support.postgres import MakeDatabase
 
+_NO_LOGICAL_CHANGES = "is insufficient to publish logical changes"
 NEWEST_FIRST = pytest.mark.newest_first
 SAMPLES = [
     pytest.param(each, marks=() if each in {"structure", "large_objects"} else NEWEST_FIRST)
@@ -43,7 +44,9 @@ def restore(folder: Path, on: Cluster, *arguments: str, jobs: int) -> None:
         BACKUP_ENCRYPTION_KEY=PASSPHRASE,
     )
     done = run_pgstash(["restore", *arguments], env)
-    assert (done.returncode, done.stderr) == (0, ""), done.stdout
+    # Of publications the server warns, because these clusters have wal_level = minimal.
+    said = [line for line in done.stderr.splitlines() if not line.endswith(_NO_LOGICAL_CHANGES)]
+    assert (done.returncode, said) == (0, []), done.stdout
 
 
 def differences(source: Database, name: str, on: Cluster) -> list[str]:
