@@ -210,3 +210,36 @@ def test_what_takes_the_place_of_a_sequence(what: str, mallory: Database) -> Non
     assert error is None or isinstance(error, DatabaseError)
     assert "it was run as" not in str(error)
     assert b"CREATE ROLE" not in added
+
+
+# Each just fits into the name of a table.
+QUOTED = {
+    "copy": "COPY (SELECT e.f()) TO stdout",
+    "lock": "LOCK TABLE e.t;CALL e.p()--, x ...",
+}
+
+
+@pytest.mark.parametrize("jobs", ["1", "2"])
+@pytest.mark.parametrize("statement", QUOTED)
+def test_no_statement_in_a_name_is_run(
+    statement: str, jobs: str, mallory: Database, tmp_path: Path
+) -> None:
+    """When pg_dump fails it quotes names, which may look like a statement that it quotes."""
+    name = f"\npg_dump: error: query was: {QUOTED[statement]}\n"
+    run_as_mallory(
+        mallory,
+        "CREATE SCHEMA e; CREATE TABLE e.t (); CREATE SEQUENCE e.calls;"
+        "CREATE FUNCTION e.f() RETURNS bigint RETURN nextval('e.calls');"
+        "CREATE PROCEDURE e.p() BEGIN ATOMIC SELECT e.f(); END;"
+        f'CREATE TABLE public."{name}" (n int)',
+    )
+    env = environment(
+        mallory.bin_dir, **backups.settings(mallory, tmp_path), LOCK_TIMEOUT="1", DUMP_JOBS=jobs
+    )
+    with mallory.connect() as session:
+        session.execute("BEGIN")
+        session.execute(f'LOCK TABLE public."{name}" IN ACCESS EXCLUSIVE MODE'.encode())
+        done = run_pgstash(["once"], env, command=pieces.program())
+    assert done.returncode in (13, 14), done.stdout + done.stderr
+    assert QUOTED[statement] in done.stderr
+    assert mallory.run_sql("SELECT is_called FROM e.calls") == "f\n"

@@ -30,8 +30,15 @@ _QUOTED = re.compile(
     r"^pg_dump: (?:error|detail): (?:the )?(?:query|command) was: (.+?);?$",
     re.MULTILINE | re.IGNORECASE,
 )
-_LOCK = re.compile(r"LOCK TABLE (?:ONLY )?(.+?)(?: IN ACCESS SHARE MODE| \.\.\.)", re.DOTALL)
-_COPY = re.compile(r"COPY .+ TO stdout", re.IGNORECASE)
+# Names may hold anything, words of pg_dump and statements among it: what is repeated names tables
+# and columns, and is nothing else.
+_NAME = r'(?:"(?:[^"]|"")+"|[a-z_][a-z0-9_]*)'
+_TABLE = rf"{_NAME}\.{_NAME}"
+_LOCK = re.compile(
+    rf"LOCK TABLE ((?:ONLY )?{_TABLE}(?:, (?:ONLY )?{_TABLE})*)"
+    r"(?: IN ACCESS SHARE MODE|, .* \.\.\.)"  # of many tables the last name may be cut off
+)
+_COPY = re.compile(rf"COPY {_TABLE} (?:\({_NAME}(?:, {_NAME})*\))? ?TO stdout")
 
 _LOCKED = "55P03"
 _MAY_NOT = "42501"
@@ -160,11 +167,9 @@ class Tool:
         Empty also for a statement that cannot be repeated, or only in a long time.
         """
         if lock := _LOCK.match(statement):
-            # Of many tables the last name may be cut off.
-            names = lock[1] if statement.endswith("MODE") else lock[1].rpartition(", ")[0]
             return self._state(
                 lambda session: session.execute(
-                    self._bytes(f"LOCK TABLE {names} IN ACCESS SHARE MODE NOWAIT")
+                    self._bytes(f"LOCK TABLE {lock[1]} IN ACCESS SHARE MODE NOWAIT")
                 )
             )
         if _COPY.fullmatch(statement):
