@@ -15,7 +15,7 @@ import pytest
 
 from pgstash.check import database as checks
 from pgstash.check.finding import Finding
-from pgstash.postgres import situation, source
+from pgstash.postgres import causes, situation, source
 from pgstash.postgres.source import Connection
 from support.postgres import Cluster, Database, MakeDatabase
 from support.proxy import TcpProxy
@@ -88,7 +88,9 @@ def test_a_pooler_is_told_from_what_only_forwards(make_database: MakeDatabase) -
 def test_a_standby_and_its_settings(major: int) -> None:
     settings = {"wal_level": "replica", "hot_standby": "on"}
     with Cluster(major, settings=settings) as cluster:
-        cluster.maintenance.run_sql("CREATE UNLOGGED TABLE fleeting (a int)")
+        cluster.maintenance.run_sql(
+            "CREATE UNLOGGED TABLE fleeting (a int); CREATE TABLE kept (a int)"
+        )
         assert look(cluster.maintenance.uri)["standby"].found == "none: this is a primary"
         identity = source.identify(cluster.maintenance.uri, 10)
         cluster.stop(signal.SIGINT)
@@ -100,6 +102,9 @@ def test_a_standby_and_its_settings(major: int) -> None:
         assert "max_standby_streaming_delay = 30s" in found["standby"].found
         assert "hot_standby_feedback = off" in found["standby"].found
         assert found["unlogged tables"].state == "warning"
+        tool = causes.Tool("pg_dump", source.look(cluster.maintenance.uri))
+        said = ["pg_dump: detail: Command was: COPY public.kept (a) TO stdout;"]
+        assert "A standby cancels long queries" in tool.failure(1, said).hint
         cluster.stop(signal.SIGINT)
         cluster.settings = settings | {"hot_standby_feedback": "on"}
         cluster.start()

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import psycopg
 
 from pgstash.errors import DatabaseError, DumpError, LockTimeoutError, RoleRefusedError
-from pgstash.postgres import inquiry, login, rights
+from pgstash.postgres import inquiry, login, rights, situation
 from pgstash.postgres import options as dump_options
 from pgstash.postgres.rights import Rights
 from pgstash.postgres.source import Server
@@ -40,8 +40,11 @@ _LOCK = re.compile(
 )
 _COPY = re.compile(rf"COPY {_TABLE} (?:\({_NAME}(?:, {_NAME})*\))? ?TO stdout")
 
+_DONE = "00000"
 _LOCKED = "55P03"
 _MAY_NOT = "42501"
+_CANCELED = "40001"
+_ENDED = "57P01"
 _GONE = ("08", "57P")  # the connection, or somebody ended the session or the server
 
 _DAMAGED = (
@@ -71,7 +74,7 @@ _KILLED = "Was this machine or container short of memory? Then the kernel's log 
 _UNKNOWN = "Look into the server's log for that time, and run the backup again."
 
 _BY_STATE = {
-    "40001": (
+    _CANCELED: (
         "A standby cancels long queries: raise max_standby_streaming_delay there, set "
         "hot_standby_feedback, or back up the primary."
     ),
@@ -153,18 +156,20 @@ class Tool:
             if hint := _lacking(found):
                 return DumpError(message, hint=hint)
             state = self._repeated(statement)
+            if state == _DONE and _COPY.fullmatch(statement):  # it was ended, or its session was
+                state = _CANCELED if situation.look(self.server).standby else _ENDED
         except RoleRefusedError as error:
             return DumpError(message, hint=error.hint)
         except DatabaseError:
             return DumpError(message, hint=_LOST if statement else _UNKNOWN)
-        if _LOCK.match(statement) and not state:  # it is not locked any more
+        if _LOCK.match(statement) and state == _DONE:  # it is not locked any more
             return LockTimeoutError(message)
         return _by_state(state, message)
 
     def _repeated(self, statement: str) -> str:
-        """Return the SQLSTATE with which a statement of pg_dump is refused, if it is.
+        """Return the SQLSTATE with which a statement of pg_dump ends now.
 
-        Empty also for a statement that cannot be repeated, or only in a long time.
+        Empty for a statement that cannot be repeated, or only in a long time.
         """
         if lock := _LOCK.match(statement):
             return self._state(
@@ -192,7 +197,7 @@ class Tool:
                     ask(session)
             except psycopg.Error as error:
                 return error.sqlstate or ""
-        return ""
+            return "" if session.closed else _DONE
 
     def _bytes(self, statement: str) -> bytes:
         return statement.encode(self.server.codec, "surrogateescape")
