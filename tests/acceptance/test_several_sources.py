@@ -296,6 +296,12 @@ def test_a_server_that_tells_its_identifier_no_more(
         for label, made in zip(labels, (service.made[0], service.made[-1]), strict=True):
             wanted = recovery.Wanted("latest", source=label)
             assert recovery.manifest_of(values, wanted, events.ignore).archive == made
+    # A drill is no reason to refuse: it proves what is certain, and says what it leaves out.
+    values = service.settings(VERIFY_DATABASE_URL=database.cluster.maintenance.uri)
+    recovery.drill_backup(values, "latest", service.heard.append)
+    [proven] = [each.name for each in service.heard if isinstance(each, events.DrillSucceeded)]
+    assert proven == service.made[0]
+    assert [each for each in service.warnings() if each.startswith(f"{service.made[-1]} is newer")]
     service.run(start + timedelta(hours=5))
     assert latest(service) == service.made[-1]
     before = recovery.Wanted("latest", at=start + timedelta(hours=4))
