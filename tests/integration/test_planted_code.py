@@ -243,3 +243,18 @@ def test_no_statement_in_a_name_is_run(
     assert done.returncode in (13, 14), done.stdout + done.stderr
     assert QUOTED[statement] in done.stderr
     assert mallory.run_sql("SELECT is_called FROM e.calls") == "f\n"
+
+
+def test_no_command_of_psql_is_run(make_database: MakeDatabase, tmp_path: Path) -> None:
+    """The condition by which rows of an extension's table are read comes to psql first."""
+    ran, place = tmp_path / "ran", tmp_path / "place"
+    place.mkdir()
+    database = make_database()
+    script = EXTENSION.replace("''", f"'WHERE true \\! touch {ran} #\n'")
+    name = extension.install(database.cluster.major, script)
+    database.run_sql(f"CREATE EXTENSION {name}")
+    env = environment(database.bin_dir, **backups.settings(database, place), DUMP_JOBS="2")
+    done = run_pgstash(["once"], env)
+    assert done.returncode == 13, done.stdout + done.stderr
+    assert "by one pg_dump" in done.stderr
+    assert not ran.exists()

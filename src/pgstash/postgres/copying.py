@@ -194,8 +194,11 @@ class Snapshot:
         """Return the tables of extensions among these whose rows can be read by :class:`Chunk`.
 
         In their order: rows of one may refer to rows of an earlier one. ``conditions`` say which
-        rows are dumped, by oid.
+        rows are dumped, by oid. Raises SnapshotError if psql may take one for a command of its own.
         """
+        named = {entry.oid for entry in entries}
+        if any(b"\\" in conditions[oid] for oid in conditions if oid in named):
+            raise SnapshotError("an extension registered a condition that has a backslash")
         return [
             Table(entry.oid, into[0], _qualified(entry), into[1], 0, 1, conditions[entry.oid])
             for entry in entries
