@@ -67,7 +67,8 @@ def test_openssl_and_gunzip_read_it_to_its_end(
     found = {check.name: check.found for check in proof.checks}
     size = stored[encrypted].manifest["raw_bytes"]
     assert found["standard tools"] == f"{NAMES[encrypted]} made {size} bytes of it"
-    assert not [event for event in said if isinstance(event, events.ToolSaid)]
+    tools = {event.tool for event in said if isinstance(event, events.ToolSaid)}
+    assert tools <= {"psql"}  # the server warns of publications
 
 
 REAL = f'PATH={os.pathsep.join(SYSTEM_PATH)} exec {{}} "$@"'
