@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import re
 import shlex
 import threading
@@ -131,6 +132,37 @@ def test_a_table_that_is_rewritten_while_the_lock_is_waited_for(
     scene.assert_full()
     assert AGAIN in said
     assert ONE_PG_DUMP not in said
+
+
+# What becomes of the columns of c (a, b), with one row of 1 and 2, and how it is dumped then.
+COLUMNS = {
+    "exchanged": (
+        "ALTER TABLE c RENAME a TO x; ALTER TABLE c RENAME b TO a; ALTER TABLE c RENAME x TO b",
+        b"COPY public.c (b, a) FROM stdin;\n1\t2\n",
+    ),
+    "another of its name": (
+        "ALTER TABLE c DROP a; ALTER TABLE c ADD a int DEFAULT 7",
+        b"COPY public.c (b, a) FROM stdin;\n2\t7\n",
+    ),
+}
+
+
+@JOBS
+@pytest.mark.parametrize("change", COLUMNS)
+def test_columns_that_change_their_names_while_the_lock_is_waited_for(
+    change: str, jobs: str, scene: Table
+) -> None:
+    statements, dumped = COLUMNS[change]
+    scene.database.run_sql("CREATE TABLE c AS SELECT 1 AS a, 2 AS b")
+    with (
+        rewriting(scene.database, statements) as session,
+        scene.started(DUMP_JOBS=jobs) as process,
+    ):
+        wait_until(lambda: waits_to_lock(scene.database), "pg_dump waits")
+        session.execute("COMMIT")
+        said = finished(process)
+    assert dumped in gzip.decompress(scene.stored.archive.read_bytes())
+    assert f"{AGAIN}public.c was" in said
 
 
 @JOBS

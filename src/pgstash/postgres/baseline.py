@@ -2,8 +2,9 @@
 
 TRUNCATE, VACUUM FULL and some kinds of ALTER TABLE give a table a new file. Under an older snapshot
 that file looks empty, and so does a new table that took the name of another: pg_dump stores either
-without a word (https://www.postgresql.org/docs/current/mvcc-caveats.html). So files and names are
-recorded before the snapshot is taken, and compared when the locks are held, which keep them.
+without a word (https://www.postgresql.org/docs/current/mvcc-caveats.html). Rows are read by the
+names of columns, too, and a column may have taken the name of another. So files, names and columns
+are recorded before the snapshot is taken, and compared when the locks are held, which keep them.
 """
 
 from __future__ import annotations
@@ -25,17 +26,31 @@ search_path is empty, and text arrives as it is stored. Raises DatabaseError.
 # Those of initdb are below, and pg_dump dumps no rows of them.
 _FIRST_OID = 16384
 
+# A number for what COPY makes of the columns of the table c.
+_COLUMNS = """
+    SELECT pg_catalog.hashtextextended(
+               pg_catalog.string_agg(
+                   pg_catalog.format('%s %I %s %s', attnum, attname, atttypid, attisdropped),
+                   ',' ORDER BY attnum
+               ) COLLATE pg_catalog."C", 0) AS columns,
+           pg_catalog.min(pg_catalog.age(xmin)) AS age
+    FROM pg_catalog.pg_attribute WHERE attrelid = c.oid AND attnum > 0
+"""
+
 # Each as a literal for a later question: nothing is made of them here, however many there are.
 _RECORD = f"""
     WITH tables AS (
         SELECT c.oid, c.relfilenode AS file,
-               pg_catalog.format('%I.%I', n.nspname, c.relname) AS name
+               pg_catalog.format('%I.%I', n.nspname, c.relname) AS name,
+               COALESCE(a.columns, 0) AS columns
         FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+        CROSS JOIN LATERAL ({_COLUMNS}) a
         WHERE c.relkind = 'r' AND c.relpersistence <> 't' AND c.oid >= {_FIRST_OID}
     )
     SELECT pg_catalog.quote_literal(COALESCE(pg_catalog.array_agg(oid)::text, '{{}}')),
            pg_catalog.quote_literal(COALESCE(pg_catalog.array_agg(file)::text, '{{}}')),
            pg_catalog.quote_literal(COALESCE(pg_catalog.array_agg(name)::text, '{{}}')),
+           pg_catalog.quote_literal(COALESCE(pg_catalog.array_agg(columns)::text, '{{}}')),
            (SELECT pg_catalog.quote_literal(pg_catalog.array_agg(oid)::text)
             FROM pg_catalog.pg_namespace),
            (SELECT pg_catalog.quote_literal(pg_catalog.array_agg(nspname)::text)
@@ -47,13 +62,15 @@ _BEFORE = """
     before AS (
         SELECT * FROM ROWS FROM (pg_catalog.unnest(%b::pg_catalog.oid[]),
                                  pg_catalog.unnest(%b::pg_catalog.oid[]),
-                                 pg_catalog.unnest(%b::pg_catalog.text[])) AS b (oid, file, name)
+                                 pg_catalog.unnest(%b::pg_catalog.text[]),
+                                 pg_catalog.unnest(%b::pg_catalog.int8[]))
+                      AS b (oid, file, name, columns)
     )
 """
 # A snapshot sees a table as it is now if that was committed before any transaction began that was
 # running when the snapshot was taken: ``age`` is that of the oldest of these, where it is known.
 # Numbers of transactions are used again, so their ages are compared.
-_CHANGED = """
+_CHANGED = f"""
     SELECT now.nspname, now.relname, COALESCE(now.name, before.name),
            before.oid IS NOT NULL AND before.name IS DISTINCT FROM now.name,
            now.relpersistence = 'u',
@@ -67,14 +84,17 @@ _CHANGED = """
     LEFT JOIN (
         SELECT c.oid, c.relkind, c.relpersistence, c.relfilenode AS file, n.nspname, c.relname,
                pg_catalog.format('%I.%I', n.nspname, c.relname) AS name,
-               LEAST(pg_catalog.age(c.xmin), pg_catalog.age(n.xmin)) AS age
+               COALESCE(a.columns, 0) AS columns,
+               LEAST(pg_catalog.age(c.xmin), pg_catalog.age(n.xmin), a.age) AS age
         FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+        CROSS JOIN LATERAL ({_COLUMNS}) a
     ) now ON now.oid = dumped.oid
     WHERE (now.relkind = 'r' OR before.oid IS NOT NULL)
-          AND (before.file, before.name) IS DISTINCT FROM (now.file, now.name)
+          AND (before.file, before.name, before.columns)
+              IS DISTINCT FROM (now.file, now.name, now.columns)
           AND NOT COALESCE(now.age > dumped.age, false)
     ORDER BY 3
-"""
+"""  # noqa: S608 - of constants
 
 _THESE = """
     dumped AS (SELECT oid, NULL::pg_catalog.int4 AS age
@@ -124,7 +144,7 @@ _RENAMED = """
 
 @dataclass(frozen=True, slots=True)
 class Changed:
-    """A table that is not what it was: rewritten, replaced, renamed or dropped.
+    """A table that is not what it was: rewritten, altered, replaced, renamed or dropped.
 
     ``name`` is its schema and its own name as bytes, None if it was dropped; ``shown`` is the name
     for messages. It is ``gone`` if it has not the name any more that it had, and ``unregistered``
