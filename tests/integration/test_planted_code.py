@@ -245,12 +245,23 @@ def test_no_statement_in_a_name_is_run(
     assert mallory.run_sql("SELECT is_called FROM e.calls") == "f\n"
 
 
-def test_no_command_of_psql_is_run(make_database: MakeDatabase, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "condition",
+    [
+        "WHERE true \\! touch RAN #\n",
+        "WHERE true -- own",
+        "WHERE true /* own",
+        "WHERE true; SELECT 1",
+    ],
+)
+def test_no_command_of_psql_is_run(
+    condition: str, make_database: MakeDatabase, tmp_path: Path
+) -> None:
     """The condition by which rows of an extension's table are read comes to psql first."""
     ran, place = tmp_path / "ran", tmp_path / "place"
     place.mkdir()
     database = make_database()
-    script = EXTENSION.replace("''", f"'WHERE true \\! touch {ran} #\n'")
+    script = EXTENSION.replace("''", f"'{condition.replace('RAN', str(ran))}'")
     name = extension.install(database.cluster.major, script)
     database.run_sql(f"CREATE EXTENSION {name}")
     env = environment(database.bin_dir, **backups.settings(database, place), DUMP_JOBS="2")

@@ -8,6 +8,7 @@ cheaper than Python is.
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -30,6 +31,12 @@ _MOST_TABLES = 2000  # each is an option of pg_dump
 _SECONDS_TO_ANSWER = 60.0
 _SECONDS_FOR_LOCK = 2
 _NOT_AVAILABLE = "55P03"
+
+# SQL that psql passes on as it is, to its end: nothing in it may begin a command of psql, name a
+# variable of psql, end the statement, or hide what follows.
+_FOR_SERVER = re.compile(
+    rb"""(?: [^\\'"$;:/-] | :: | -(?!-) | /(?!\*) | '[^'\\]*' | "[^"\\]*" )*""", re.VERBOSE
+)
 
 # Who is one of these may run programs on the server's machine.
 _MIGHTY = """
@@ -197,8 +204,8 @@ class Snapshot:
         rows are dumped, by oid. Raises SnapshotError if psql may take one for a command of its own.
         """
         named = {entry.oid for entry in entries}
-        if any(b"\\" in conditions[oid] for oid in conditions if oid in named):
-            raise SnapshotError("an extension registered a condition that has a backslash")
+        if not all(_FOR_SERVER.fullmatch(conditions[oid]) for oid in conditions if oid in named):
+            raise SnapshotError("an extension registered a condition that psql may misread")
         return [
             Table(entry.oid, into[0], _qualified(entry), into[1], 0, 1, conditions[entry.oid])
             for entry in entries
