@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
@@ -66,4 +67,10 @@ class Retry:
             before_sleep=report,
             reraise=True,
         )
-        return retrying(function)
+        try:
+            return retrying(function)
+        except Exception as error:
+            # The frames of tenacity know the error that knows them: a circle that would keep the
+            # store's client, and its connections, until the next collection.
+            traceback.clear_frames(error.__traceback__)
+            raise
