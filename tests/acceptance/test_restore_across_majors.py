@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from support.postgres import Cluster
 
+_NO_LOGICAL_CHANGES = "is insufficient to publish logical changes"
 SAMPLES = (*databases.ROUND_TRIPPING, "breaks_under_clean")
 MAJORS = majors_under_test()
 FARTHEST = (MAJORS[0], MAJORS[-1])
@@ -51,7 +52,9 @@ def restore(folder: Path, target: Database, *arguments: str) -> None:
         BACKUP_ENCRYPTION_KEY=PASSPHRASE,
     )
     done = run_pgstash(["restore", *arguments], env)
-    assert (done.returncode, done.stderr) == (0, ""), done.stdout
+    # Of publications the server warns, because these clusters have wal_level = minimal.
+    said = [line for line in done.stderr.splitlines() if not line.endswith(_NO_LOGICAL_CHANGES)]
+    assert (done.returncode, said) == (0, []), done.stdout
 
 
 def by_psql_alone(source: Database, target: Database) -> Database:
