@@ -22,7 +22,7 @@ COPY --from=build /opt/pgstash /opt/pgstash
 ENV PATH=/opt/pgstash/bin:$PATH PYTHONDONTWRITEBYTECODE=1
 USER 10001:10001
 WORKDIR /
-# The first backup may take its time; docs/how-to/monitor.md says what to change for a large one.
+# The first backup may take longer. docs/how-to/monitor.md: what to change for a large one.
 HEALTHCHECK --interval=5m --timeout=30s --start-period=10m --retries=3 \
     CMD ["pgstash", "healthcheck"]
 # No shell around it: the process must get the signals itself.

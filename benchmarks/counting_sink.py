@@ -1,6 +1,6 @@
 """An S3 endpoint that counts what it gets and keeps nothing: the upload path without a server.
 
-It knows just the requests of one backup, trusts everybody, and is good for measuring alone.
+It handles only the requests of one backup, checks no signature, and is for measuring alone.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from xml.sax.saxutils import escape
 
 _CHUNK = 1 << 20
 
-# What a later request asks back: the size of each part of an upload, by its number.
+# The size of each part of an upload, by its number: a later request lists them.
 parts: dict[int, int] = {}
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Answers as S3 does, as far as pgstash looks."""
+    """Answers the requests of pgstash as S3 does."""
 
     protocol_version = "HTTP/1.1"
-    wbufsize = -1  # an answer in one piece, which no delayed acknowledgement holds up
+    wbufsize = -1  # one write for each answer, so that no delayed acknowledgement holds it up
 
     def _query(self) -> dict[str, list[str]]:
         return parse_qs(urlsplit(self.path).query, keep_blank_values=True)
@@ -43,7 +43,7 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.flush()
 
     def do_HEAD(self) -> None:
-        """Nothing is ever here."""
+        """Answer that the object does not exist."""
         self._answer(status=404)
 
     def do_GET(self) -> None:
@@ -90,7 +90,7 @@ class Handler(BaseHTTPRequestHandler):
             )
 
     def log_message(self, *_: object) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
 
 def _etag(number: int) -> str:

@@ -83,12 +83,11 @@ def main() -> None:
                     into = ["--no-owner", "--no-acl", "-j2", "-d", target.conninfo, str(parts)]
                     command = [str(source.bin_dir / "pg_restore"), *into]
                 else:
-                    command = [str(COMMAND), "restore"]
-                    env = settings[name] | {"RESTORE_URL": target.uri}
+                    command = [str(COMMAND), "restore", "--no-analyze", "--to", target.uri]
+                    env = settings[name]
                     if name in TOGETHER:
                         target.drop()
-                        command += ["--create", target.name]
-                        env["RESTORE_URL"] = cluster.maintenance.uri
+                        command[4:] = [cluster.maintenance.uri, "--create", target.name]
                 each.add(command, env)
                 target.drop()
                 cluster.maintenance.run_sql("CHECKPOINT")

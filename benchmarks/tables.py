@@ -80,7 +80,9 @@ def main() -> None:
             own = ["--no-owner", "--no-acl", "-j2", "-d", target.conninfo, str(parts)]
             restores[RESTORE].add([str(source.bin_dir / "pg_restore"), *own], tools)
             target.drop()
-            restores[AGAIN].add([str(COMMAND), "restore", "--create", target.name], restored)
+            restores[AGAIN].add(
+                [str(COMMAND), "restore", "--no-analyze", "--create", target.name], restored
+            )
             target.drop()
             cluster.maintenance.run_sql("CHECKPOINT")
     report(backups, DUMP)

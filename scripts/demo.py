@@ -25,14 +25,14 @@ KEY = secrets.token_hex(32)
 SHOP_SCALE = 0.05  # about 50 MB as a plain dump
 
 
-def say(text: str) -> None:
+def show(text: str) -> None:
     """Print at once, before what a child process prints."""
     print(text, flush=True)
 
 
 def show_and_run(command: str, env: dict[str, str]) -> None:
     """Print a shell command and run it; a failure of any of its parts is a failure."""
-    say("   $ " + command.replace("\n", "\n   "))
+    show("   $ " + command.replace("\n", "\n   "))
     subprocess.run(["bash", "-o", "pipefail", "-c", command], env=env, check=True)
 
 
@@ -40,7 +40,7 @@ def make_source(cluster: Cluster) -> Database:
     """Create a shop with a history, and the hard cases of the tests."""
     source = cluster.create_database("shop")
     source.run_sql(databases.big(SHOP_SCALE))
-    # The hard cases beside it: every type, large objects, text that looks like a dump.
+    # The hard cases, too: every type, large objects, text that looks like a dump.
     for sample in ("mixed", "large_objects", "nasty_text"):
         schema = f"CREATE SCHEMA {sample}; SET search_path = {sample};\n"
         source.run_sql(schema.encode() + databases.path(sample).read_bytes())
@@ -57,16 +57,16 @@ def back_up(source: Database, folder: Path) -> Path:
         "BACKUP_ENCRYPTION_KEY": KEY,
     }
     for name, value in settings.items():
-        say(f"   $ export {name}={shlex.quote(value)}")
-    say("   $ pgstash once")
+        show(f"   $ export {name}={shlex.quote(value)}")
+    show("   $ pgstash once")
     env = environment(bin_dir(MAJOR), **settings)
     subprocess.run([COMMAND, "once"], env=env, cwd=folder, check=True)
-    (archive,) = (folder / "demo").glob("backup_*.sql.gz.enc")
+    (archive,) = (folder / "demo").glob("backup_????????_??????.sql.gz.enc")
     return archive
 
 
 def restore(archive: Path, target: Database) -> None:
-    """Run the pipeline that needs no pgstash."""
+    """Restore with standard tools alone."""
     env = environment(
         bin_dir(MAJOR), BACKUP_ENCRYPTION_KEY=KEY, PGOPTIONS="-c client_min_messages=warning"
     )
@@ -83,28 +83,28 @@ def main() -> int:
     """Run the demo; return the exit status."""
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="pgstash-demo-") as name, Cluster(MAJOR) as cluster:
-        say(f"1. A throwaway PostgreSQL {MAJOR} with a sample database: {cluster.folder}")
+        show(f"1. A throwaway PostgreSQL {MAJOR} with a sample database: {cluster.folder}")
         source = make_source(cluster)
         before = read_contents(source.conninfo)
-        say(f"   {len(before.tables)} tables, {before.rows:,} rows")
+        show(f"   {len(before.tables)} tables, {before.rows:,} rows")
 
-        say("\n2. An encrypted backup into a directory")
+        show("\n2. An encrypted backup into a directory")
         archive = back_up(source, Path(name))
-        say(f"   {archive.name}: {archive.stat().st_size:,} bytes")
+        show(f"   {archive.name}: {archive.stat().st_size:,} bytes")
 
-        say("\n3. Back again, without pgstash: openssl, gunzip and psql into an empty database")
+        show("\n3. Back again, without pgstash: openssl, gunzip and psql into an empty database")
         target = cluster.create_database("restored")
         restore(archive, target)
 
-        say("\n4. Every table, row, sequence, large object and definition of both, compared")
+        show("\n4. Every table, row, sequence, large object and definition of both, compared")
         differences = compare(source.conninfo, target.conninfo, bin_dir=source.bin_dir)
     for difference in differences:
-        say(f"   {difference}")
+        show(f"   {difference}")
     if differences:
-        say(f"\nDIFFERENT: {len(differences)} differences, listed above")
+        show(f"\nDIFFERENT: {len(differences)} differences, listed above")
         return 1
     took = time.monotonic() - began
-    say(f"\nOK: {len(before.tables)} tables, {before.rows:,} rows identical ({took:.0f} seconds)")
+    show(f"\nOK: {len(before.tables)} tables, {before.rows:,} rows identical ({took:.0f} seconds)")
     return 0
 
 

@@ -1,8 +1,7 @@
 """Plants the changes of ``mutants.toml`` one by one, and runs only the tests meant for each.
 
-A change that its tests do not notice says that they do not hold what they promise. Nothing is
-changed in the work tree: each worker has a copy of it, and a virtual environment that finds
-pgstash there.
+If its tests pass with the change, they do not guard what they are there for. Nothing is changed
+in the work tree: each worker has a copy of it, and a virtual environment that finds pgstash there.
 """
 
 from __future__ import annotations
@@ -36,16 +35,16 @@ NOT_COPIED = (".git", ".venv", ".cache", ".*_cache", ".hypothesis", "__pycache__
 SECONDS = 300.0  # for the tests of one change
 SECONDS_TO_END = 60.0
 
-# What pytest's exit status says: https://docs.pytest.org/en/stable/reference/exit-codes.html
+# Exit statuses of pytest: https://docs.pytest.org/en/stable/reference/exit-codes.html
 PASSED, FAILED = 0, 1
 
 
 @dataclass(frozen=True)
 class Change:
-    """One change of one file below src/pgstash: ``old``, which it holds once, becomes ``new``.
+    """One change of one file below src/pgstash: ``old``, which occurs once, becomes ``new``.
 
-    ``why`` says what is lost with it, ``tests`` are arguments of pytest. With ``survives`` no test
-    notices it, for that reason.
+    ``why`` is what is lost with it, ``tests`` are arguments of pytest. ``survives`` is the reason
+    why no test can notice the change, if none can.
     """
 
     file: str
@@ -69,7 +68,7 @@ class Change:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a change. ``wrong`` says what has to be done about it, if anything."""
+    """The outcome of one change. ``wrong`` describes the problem, if there is one."""
 
     change: Change
     word: str
@@ -89,15 +88,15 @@ class Copy:
         (folder / ".cache").symlink_to(ROOT / ".cache")
         venv.create(folder / ".venv", symlinks=True)
         self._python = folder / ".venv" / "bin" / "python"
-        # The lines of a .pth file below it, which lead to the work tree, are not read.
+        # A .pth file in those folders, which leads to the work tree, is not read.
         [packages] = (folder / ".venv").glob("lib/python*/site-packages")
         lines = (folder / "src", sysconfig.get_path("purelib"), sysconfig.get_path("platlib"))
         (packages / "copy.pth").write_text("".join(f"{line}\n" for line in lines))
         command = folder / ".venv" / "bin" / "pgstash"
         command.write_text(f"#!{self._python}\nfrom pgstash.__main__ import main\n\nmain()\n")
         command.chmod(0o755)
-        asked = [str(self._python), "-c", "import pgstash; print(pgstash.__file__)"]
-        found = subprocess.run(asked, capture_output=True, text=True, check=True).stdout
+        command_line = [str(self._python), "-c", "import pgstash; print(pgstash.__file__)"]
+        found = subprocess.run(command_line, capture_output=True, text=True, check=True).stdout
         if not Path(found).is_relative_to(folder):
             raise RuntimeError(f"the copy would test {found.strip()}")
 
@@ -156,47 +155,49 @@ def tried(change: Change, copies: queue.SimpleQueue[Copy]) -> Outcome:
     began = time.monotonic()
     try:
         with copy.with_change(change):
-            status, said = copy.test(change.tests, SECONDS)
+            status, output = copy.test(change.tests, SECONDS)
     finally:
         copies.put(copy)
     took = time.monotonic() - began
     if status is None:
         return Outcome(change, "killed: its tests did not end", took)
     if status == FAILED:
-        wrong = f"it is noticed, but called a survivor: {change.survives}"
+        wrong = f"a test notices it, but the table calls it a survivor: {change.survives}"
         return Outcome(change, "killed", took, wrong if change.survives else "")
     if status == PASSED:
         wrong = "" if change.survives else f"no test notices it: {' '.join(change.tests)}"
         return Outcome(change, "survived", took, wrong)
-    return Outcome(change, "not tried", took, f"its tests cannot be run:\n{said[-2000:]}")
+    return Outcome(change, "not tried", took, f"its tests cannot be run:\n{output[-2000:]}")
 
 
 def stale(changes: Sequence[Change]) -> list[str]:
-    """Return what is wrong with the table: changes that do not apply, tests that are not there."""
+    """Return the problems of the table: changes that do not apply, tests that do not exist."""
     wrong = []
     for change in changes:
         try:
             change.planted(ROOT)
         except ValueError as error:
             wrong.append(f"{change}: {error}")
-        wrong += [f"{change}: there is no {test}" for test in change.tests if not _is_there(test)]
+        wrong += [
+            f"{change}: {test} does not exist" for test in change.tests if not _is_there(test)
+        ]
         if not change.tests:
-            wrong.append(f"{change}: no tests are meant for it")
+            wrong.append(f"{change}: it names no tests")
     return wrong
 
 
 def _is_there(test: str) -> bool:
-    """Tell whether there is a file of tests, and in it a test of this name."""
+    """Return whether the file of tests exists, and has a test of this name."""
     file, _, name = test.partition("::")
     path = ROOT / file
     return path.is_file() and (not name or f"def {name.partition('[')[0]}(" in path.read_text())
 
 
 def run(changes: Sequence[Change], jobs: int) -> list[str]:
-    """Try all changes, and print what becomes of each; return what is wrong."""
+    """Try all changes and print the outcome of each; return the problems."""
     wrong = []
     with tempfile.TemporaryDirectory(prefix="pgstash-mutants-") as folder:
-        # Servers run as nobody, and look into the copy.
+        # Servers run as the user nobody, and read files of the copy.
         Path(folder).chmod(0o755)
         copies: queue.SimpleQueue[Copy] = queue.SimpleQueue()
         first = Copy(Path(folder) / "0")
@@ -204,9 +205,9 @@ def run(changes: Sequence[Change], jobs: int) -> list[str]:
         for number in range(1, jobs):
             copies.put(Copy(Path(folder) / str(number)))
         print("Running the tests without any change ...", flush=True)
-        status, said = first.test(_together(changes, jobs), SECONDS * jobs * 4)
+        status, output = first.test(_together(changes, jobs), SECONDS * jobs * 4)
         if status != PASSED:
-            return [f"they fail without any change:\n{said[-4000:]}"]
+            return [f"they fail without any change:\n{output[-4000:]}"]
         lock = threading.Lock()
         with ThreadPoolExecutor(jobs) as pool:
             futures = [pool.submit(tried, change, copies) for change in changes]

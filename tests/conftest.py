@@ -8,12 +8,14 @@ from __future__ import annotations
 import os
 import signal
 from contextlib import ExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 
-from support.postgres import Clusters, temporary_database, test_majors
+from support.cli import PRELOADED
+from support.postgres import Clusters, folder_for_throwaway_servers, temporary_database, test_majors
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,6 +35,8 @@ SETTINGS = (
     "DEBUG",
     "DUMP_",
     "EXCLUDE_",
+    "EXIT_",
+    "GLOBALS_",
     "HEALTH",
     "HOOK_",
     "LOCK_",
@@ -78,9 +82,17 @@ def pytest_configure() -> None:
             del os.environ[name]
 
 
+def pytest_unconfigure() -> None:
+    PRELOADED.close()
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Leave to the second tier what ``newest_first`` says."""
+    """Leave to the second tier what ``newest_first`` says; begin with the test that takes longest.
+
+    While it runs at the end, other workers have nothing to do.
+    """
+    items.sort(key=lambda item: item.path.parent.name != "soak")
     for item in items:
         callspec = getattr(item, "callspec", None)
         older = callspec and callspec.params.get("major", MAJORS[-1]) != MAJORS[-1]
@@ -110,6 +122,13 @@ def cluster(clusters: Clusters, major: int) -> Cluster:
 @pytest.fixture(scope="session")
 def newest_cluster(clusters: Clusters) -> Cluster:
     return clusters.get(MAJORS[-1])
+
+
+@pytest.fixture
+def scratch() -> Iterator[Path]:
+    """Where throwaway servers go."""
+    with folder_for_throwaway_servers() as folder:
+        yield folder
 
 
 @pytest.fixture

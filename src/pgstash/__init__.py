@@ -1,3 +1,3 @@
 """PostgreSQL backups that prove they restore."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -8,12 +8,12 @@ import gc
 def main() -> None:
     """Run the command line.
 
-    What is imported stays until the process ends: to look through it for garbage, again and again
-    while it grows and once more at the end, takes a fifth of the time that a start takes
+    Imported modules stay until the process ends. Searching them for garbage, repeatedly while they
+    are loaded and once more at the end, takes a fifth of the start time
     (https://docs.python.org/3/library/gc.html#gc.freeze).
     """
     gc.disable()
-    from pgstash import cli  # noqa: PLC0415 - only now, for that
+    from pgstash import cli  # noqa: PLC0415 - after gc.disable()
 
     gc.freeze()
     gc.enable()

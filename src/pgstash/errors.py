@@ -1,57 +1,58 @@
-"""Every way in which pgstash can fail, on one page.
+"""Every failure of pgstash, on one page.
 
 ::
 
     PgstashError
     ├── ConfigurationError             1   settings missing, malformed or out of bounds
     ├── DatabaseError
-    │   ├── TableRewrittenError        9   a table was rewritten each time that a dump began
+    │   ├── TableRewrittenError        9   a table was rewritten whenever a dump started
     │   ├── DatabaseUnreachableError  10   no server answers
-    │   ├── DatabaseLoginError        11   the server answers, and refuses the login
-    │   ├── ClientToolsError          12   no pg_dump that fits the server
+    │   ├── DatabaseLoginError        11   the server answers, but refuses the login
+    │   ├── ClientToolsError          12   no suitable pg_dump is installed
     │   ├── DumpError                 13   pg_dump failed, stalled or ended early
     │   ├── LockTimeoutError          14   a table stayed locked for too long
-    │   ├── WriterBusyError           15   another backup of this source to this place runs
-    │   ├── WriterLostError           16   nobody can tell that no other one began meanwhile
-    │   ├── PoolerError               17   a pooler in between swaps sessions, or loses settings
-    │   ├── PoolTooSmallError         18   a pooler in between has no session for us
-    │   └── RoleRefusedError          19   the role of --role does not exist, or is not granted
+    │   ├── WriterBusyError           15   another backup of this source to this prefix is running
+    │   ├── WriterLostError           16   the writer lock was lost; another backup may have started
+    │   ├── PoolerError               17   a connection pooler swaps sessions or loses settings
+    │   ├── PoolTooSmallError         18   a connection pooler has no free session
+    │   └── RoleRefusedError          19   the role of --role does not exist or is not granted
     ├── StorageError
     │   ├── StorageUnreachableError   20   the store does not answer, or answers 5xx
-    │   ├── StorageRefusedError       21   the store answers, and refuses
+    │   ├── StorageRefusedError       21   the store refuses the request
     │   ├── UploadError               22   the archive could not be stored
     │   ├── ObjectExistsError         23   the name is taken; nothing is overwritten
     │   ├── ObjectNotFoundError       24   no such object
     │   ├── BackupNotFoundError       25   no such backup
-    │   ├── ObjectDamagedError        26   an object is shorter than it should be, or unreadable
-    │   └── SourceUnclearError        27   backups of several sources, and none was named
+    │   ├── ObjectDamagedError        26   an object is too short or unreadable
+    │   └── SourceUnclearError        27   backups of several sources, none selected
     ├── PipelineError
     │   ├── EncryptionError           30   encryption could not be set up
     │   ├── CorruptedError            31   stored bytes are damaged, or the key is wrong
-    │   ├── UnverifiedError           32   nothing vouches for the backup
-    │   └── NewerFormatError          33   a newer pgstash is needed to read the backup
+    │   ├── UnverifiedError           32   the backup has no manifest to verify it against
+    │   └── NewerFormatError          33   reading the backup requires a newer pgstash
     ├── HealthError
-    │   ├── CheckFailedError          40   the preflight found something that does not work
+    │   ├── CheckFailedError          40   a check failed
     │   ├── StaleBackupError          41   the newest backup is older than the schedule allows
-    │   ├── DrillFailedError          42   a restored backup is not what it should be
-    │   ├── ScratchError              43   there is no place to try a restore in
-    │   └── WrongClockError           44   a clock is wrong, and what is newest or old depends on it
+    │   ├── DrillFailedError          42   a restored backup did not pass a check
+    │   ├── ScratchError              43   there is no place to restore into for a drill
+    │   └── WrongClockError           44   a clock is wrong, so the age of backups is uncertain
     ├── HookError                     50   a hook failed or took too long
     ├── RequiredTableError            51   a required table is missing or empty
-    ├── OutputError                   52   what was asked for cannot be written to stdout
+    ├── OutputError                   52   the output cannot be written to stdout
     └── RestoreError
-        ├── TargetNotEmptyError       60   the target holds objects, and nobody said to replace them
-        ├── TargetDatabaseError       61   the new database could not be made
+        ├── TargetNotEmptyError       60   the target is not empty, and --overwrite was not given
+        ├── TargetDatabaseError       61   the new database could not be created or put in place
         ├── StatementError            62   the target refused a statement
         ├── TargetLostError           63   psql or the connection ended before the restore did
-        ├── TargetLacksError          59   the target has not the roles or extensions that it takes
-        └── TableNotStoredError       58   no such table, or the backup is not read by tables
+        ├── TargetLacksError          59   the target is missing roles or extensions
+        ├── TableNotStoredError       58   no such table, or no restore of single tables
+        └── WrongTargetError          57   RESTORE_URL leads to another database than the backup's
 
     Interrupted                    128+n   SIGINT or SIGTERM (not a failure of pgstash)
 
 The number is the exit status of the command. Exit status 1 means a configuration
-error and nothing else; 2 is a wrong command line; 70 (``EX_SOFTWARE``) is an error
-that nobody foresaw.
+error and nothing else; 2 is a wrong command line; 70 (``EX_SOFTWARE``) is an
+unexpected error.
 """
 
 from __future__ import annotations
@@ -60,210 +61,187 @@ import signal
 from typing import ClassVar
 
 EXIT_USAGE = 2
-EXIT_UNFORESEEN = 70
+EXIT_UNEXPECTED = 70
 
 
 class PgstashError(Exception):
-    """Base of every failure that pgstash foresees.
+    """Base of every expected failure.
 
-    ``message`` says what is wrong, ``hint`` what the user can do about it. Neither
-    may hold a secret, although the log scrubs them all the same.
+    ``message`` is the problem, ``hint`` what the user can do about it. Neither may contain a
+    secret, although the log scrubs both anyway. ``retryable`` is whether the same command may
+    succeed soon with nothing changed: the service tries only those again before the next run.
     """
 
-    exit_code: ClassVar[int] = EXIT_UNFORESEEN
-    retryable: ClassVar[bool] = False
+    exit_code: ClassVar[int] = EXIT_UNEXPECTED
+    retryable: bool = False
     default_hint: ClassVar[str] = ""
 
-    def __init__(self, message: str, *, hint: str = "") -> None:
-        """Keep the message and the hint, or the hint of the class."""
+    def __init_subclass__(
+        cls, *, exit_code: int | None = None, retryable: bool | None = None
+    ) -> None:
+        """Set what a class differs in from its parent."""
+        super().__init_subclass__()
+        cls.exit_code = cls.exit_code if exit_code is None else exit_code
+        cls.retryable = cls.retryable if retryable is None else retryable
+
+    def __init__(self, message: str, *, hint: str = "", retryable: bool | None = None) -> None:
+        """Store what is given, or else the hint and the judgement of the class."""
         super().__init__(message)
         self.message = message
         self.hint = hint or self.default_hint
+        if retryable is not None:
+            self.retryable = retryable
 
 
-class ConfigurationError(PgstashError):
+class ConfigurationError(PgstashError, exit_code=1):
     """Settings are missing, malformed or out of bounds; lists every problem."""
 
-    exit_code = 1
-
     def __init__(self, problems: list[str]) -> None:
-        """Keep the problems, each a full sentence that names its variable."""
+        """Store the problems, each a full sentence that names its variable."""
         super().__init__("\n".join(problems))
         self.problems = problems
 
 
 class DatabaseError(PgstashError):
-    """Something between pgstash and the source database went wrong."""
+    """A failure between pgstash and the source database."""
 
 
-class TableRewrittenError(DatabaseError):
-    """A table was rewritten or replaced each time that a dump began, for ``LOCK_TIMEOUT``."""
+class TableRewrittenError(DatabaseError, exit_code=9, retryable=True):  # 10 to 19 are taken
+    """A table was rewritten or replaced whenever a dump started, for ``LOCK_TIMEOUT`` seconds."""
 
-    exit_code = 9  # none is left from 10 to 19
-    retryable = True
     default_hint = (
-        "TRUNCATE, VACUUM FULL, CLUSTER, a rewriting ALTER TABLE or another table of its name: let "
-        "the backup run when that rests, raise LOCK_TIMEOUT, or empty the table with DELETE. "
-        "EXCLUDE_TABLE_DATA leaves its rows out."
+        "The cause is TRUNCATE, VACUUM FULL, CLUSTER, a rewriting ALTER TABLE, or a new table of "
+        "the same name. Run the backup when that does not happen, raise LOCK_TIMEOUT, empty the "
+        "table with DELETE, or leave its rows out with EXCLUDE_TABLE_DATA."
     )
 
 
-class DatabaseUnreachableError(DatabaseError):
+class DatabaseUnreachableError(DatabaseError, exit_code=10, retryable=True):
     """No server answers at the address."""
 
-    exit_code = 10
-    retryable = True
-    default_hint = "Check host and port, that the server runs, and the network in between."
+    default_hint = "Check the host, the port, the network, and whether the server is running."
 
 
-class DatabaseLoginError(DatabaseError):
-    """The server answers, and does not let us in."""
+class DatabaseLoginError(DatabaseError, exit_code=11):
+    """The server answers, but refuses the login."""
 
-    exit_code = 11
-    default_hint = "Check user, password, database name and the server's pg_hba.conf."
-
-
-class ClientToolsError(DatabaseError):
-    """No installed pg_dump fits the server."""
-
-    exit_code = 12
+    default_hint = "Check the user, the password, the database name and the server's pg_hba.conf."
 
 
-class DumpError(DatabaseError):
+class ClientToolsError(DatabaseError, exit_code=12):
+    """No installed pg_dump suits the server."""
+
+
+class DumpError(DatabaseError, exit_code=13, retryable=True):
     """pg_dump failed, stalled, or ended before the dump was complete."""
 
-    exit_code = 13
-    retryable = True
 
+class LockTimeoutError(DatabaseError, exit_code=14, retryable=True):
+    """Another session kept a table locked for longer than ``LOCK_TIMEOUT``."""
 
-class LockTimeoutError(DatabaseError):
-    """A table stayed locked by somebody else for longer than ``LOCK_TIMEOUT``."""
-
-    exit_code = 14
-    retryable = True
     default_hint = (
-        "Something holds or waits for an exclusive lock (ALTER TABLE, VACUUM FULL, a forgotten "
-        "transaction): look for it in pg_locks, or raise LOCK_TIMEOUT."
+        "Another session holds or waits for an exclusive lock (ALTER TABLE, VACUUM FULL, a "
+        "forgotten transaction). Find it in pg_locks, or raise LOCK_TIMEOUT."
     )
 
 
-class WriterBusyError(DatabaseError):
-    """Another backup of the same source to the same place runs, and was not waited for."""
+class WriterBusyError(DatabaseError, exit_code=15, retryable=True):
+    """Another backup of the same source to the same prefix is running."""
 
-    exit_code = 15
-    retryable = True
     default_hint = (
-        "Another backup of the same source to the same BACKUP_PREFIX runs, or pgstash prune sweeps "
-        "there: let it finish. If two services are set up alike, stop one of them. If nothing runs "
-        "any more, end that session with pg_terminate_backend."
+        "Another backup of the same source to the same BACKUP_PREFIX is running, or pgstash prune "
+        "is sweeping there: wait until it finishes. If two services have the same settings, stop "
+        "one of them. If neither is running any more, end that session with pg_terminate_backend."
     )
 
 
-class WriterLostError(DatabaseError):
-    """The writer lock was lost on the way, so that another backup may have begun."""
+class WriterLostError(DatabaseError, exit_code=16, retryable=True):
+    """The writer lock was lost during the backup, so another backup may have started."""
 
-    exit_code = 16
-    retryable = True
     default_hint = (
-        "Its session must live as long as the backup: was the server restarted, the session "
-        "ended, or does a pooler or firewall in between cut idle connections?"
+        "The session that holds it must last as long as the backup. Was the server restarted, was "
+        "the session terminated, or does a pooler or firewall close idle connections?"
     )
 
 
-class PoolerError(DatabaseError):
-    """A connection pooler in between swaps the server's sessions, or loses their settings."""
+class PoolerError(DatabaseError, exit_code=17):
+    """A connection pooler swaps the server's sessions, or loses their settings."""
 
-    exit_code = 17
     default_hint = (
-        "Connect to the server itself, or to the pooler's session mode. For example: Supabase has "
-        "port 5432 for it, Neon the host without -pooler, PgBouncer pool_mode = session."
+        "Connect to the server directly, or use the pooler's session mode: port 5432 at Supabase, "
+        "the host without -pooler at Neon, pool_mode = session in PgBouncer."
     )
 
 
-class PoolTooSmallError(DatabaseError):
-    """A connection pooler in between has no session of the server left for pgstash."""
+class PoolTooSmallError(DatabaseError, exit_code=18, retryable=True):
+    """A connection pooler has no session of the server left for pgstash."""
 
-    exit_code = 18
-    retryable = True
     default_hint = (
-        "A backup needs up to DUMP_JOBS + 4 sessions at a time, a restore RESTORE_JOBS + 3: raise "
-        "the size of the pool (PgBouncer: default_pool_size), or connect to the server itself."
+        "A backup needs up to DUMP_JOBS + 4 sessions at a time, a restore RESTORE_JOBS + 3. Raise "
+        "the size of the pool (PgBouncer: default_pool_size), or connect to the server directly."
     )
 
 
-class RoleRefusedError(DatabaseError):
-    """The role that ``--role`` names does not exist, or the login may not take it."""
+class RoleRefusedError(DatabaseError, exit_code=19):
+    """The role given by ``--role`` does not exist, or is not granted to the login."""
 
-    exit_code = 19
     default_hint = (
-        "Check --role in PG_DUMP_EXTRA_ARGS: `\\du` in psql lists the roles. Upper and lower case "
-        "matter."
+        "Check --role in PG_DUMP_EXTRA_ARGS: `\\du` in psql lists the roles. Names are "
+        "case-sensitive."
     )
 
 
 class StorageError(PgstashError):
-    """Something between pgstash and the store went wrong."""
+    """A failure between pgstash and the store."""
 
 
-class StorageUnreachableError(StorageError):
-    """The store does not answer, or answers that it cannot serve now."""
+class StorageUnreachableError(StorageError, exit_code=20, retryable=True):
+    """The store does not answer, or answers that it is unavailable."""
 
-    exit_code = 20
-    retryable = True
-    default_hint = "Check S3_ENDPOINT and the network; the store may be down or overloaded."
+    default_hint = "Check S3_ENDPOINT and the network. The store may be down or overloaded."
 
 
-class StorageRefusedError(StorageError):
-    """The store answers, and refuses: credentials, permissions, bucket, quota."""
+class StorageRefusedError(StorageError, exit_code=21):
+    """The store refuses the request: credentials, permissions, bucket, quota."""
 
-    exit_code = 21
     default_hint = (
-        "Check S3_BUCKET, S3_ACCESS_KEY_ID, S3_SECRET_ACCESS_KEY, S3_REGION "
-        "and what the key is allowed to do."
+        "Check S3_BUCKET, S3_ACCESS_KEY_ID, S3_SECRET_ACCESS_KEY, S3_REGION and the permissions of "
+        "the key."
     )
 
 
-class UploadError(StorageError):
-    """The archive could not be stored whole."""
-
-    exit_code = 22
-    retryable = True
+class UploadError(StorageError, exit_code=22, retryable=True):
+    """The archive could not be stored completely."""
 
 
-class ObjectExistsError(StorageError):
-    """The key is taken, and pgstash overwrites nothing."""
+class ObjectExistsError(StorageError, exit_code=23):
+    """The key exists already, and pgstash overwrites nothing."""
 
-    exit_code = 23
     default_hint = "Another pgstash may be writing under the same BACKUP_PREFIX."
 
 
-class ObjectNotFoundError(StorageError):
-    """There is no object of that key."""
-
-    exit_code = 24
+class ObjectNotFoundError(StorageError, exit_code=24):
+    """There is no object with that key."""
 
 
-class BackupNotFoundError(StorageError):
+class BackupNotFoundError(StorageError, exit_code=25):
     """There is no backup of that name or time."""
 
-    exit_code = 25
     default_hint = "`pgstash list --all` shows the backups under BACKUP_PREFIX."
 
 
-class ObjectDamagedError(StorageError):
-    """A stored object is shorter than it should be, or what is stored about it is unreadable."""
+class ObjectDamagedError(StorageError, exit_code=26):
+    """A stored object is too short, or its metadata or manifest are unreadable."""
 
-    exit_code = 26
     default_hint = (
-        "Was it cut short, replaced or edited in the store? Restore another backup, and take a new "
-        "one."
+        "It was probably truncated, replaced or edited in the store. Restore another backup, and "
+        "make a new one."
     )
 
 
-class SourceUnclearError(StorageError):
-    """The prefix holds backups of several sources, and nothing says which one is meant."""
+class SourceUnclearError(StorageError, exit_code=27):
+    """The prefix contains backups of several sources, and none of them is selected."""
 
-    exit_code = 27
     default_hint = (
         "Name the source with --source, or a backup by its name. Give each database a "
         "BACKUP_PREFIX of its own."
@@ -271,157 +249,137 @@ class SourceUnclearError(StorageError):
 
 
 class PipelineError(PgstashError):
-    """Compression or encryption went wrong."""
+    """A failure of compression or encryption."""
 
 
-class EncryptionError(PipelineError):
+class EncryptionError(PipelineError, exit_code=30):
     """Encryption could not be set up."""
 
-    exit_code = 30
+
+class CorruptedError(PipelineError, exit_code=31):
+    """Stored bytes differ from what was written, or were written with another key."""
+
+    default_hint = "Check BACKUP_ENCRYPTION_KEY. If it is correct, the stored object is damaged."
 
 
-class CorruptedError(PipelineError):
-    """Stored bytes are not what was written, or the key is not the one they were written with."""
-
-    exit_code = 31
-    default_hint = "Check BACKUP_ENCRYPTION_KEY; if it is right, the stored object is damaged."
+class UnverifiedError(PipelineError, exit_code=32):
+    """The backup has no manifest to verify it against, and ``--unverified`` was not given."""
 
 
-class UnverifiedError(PipelineError):
-    """There is nothing to check a backup with, and nobody said to do without."""
-
-    exit_code = 32
-
-
-class NewerFormatError(PipelineError):
-    """The backup has a format that this version does not know: a newer one wrote it."""
-
-    exit_code = 33
+class NewerFormatError(PipelineError, exit_code=33):
+    """The backup has a format that only newer versions of pgstash read."""
 
 
 class HealthError(PgstashError):
-    """Somebody asked whether all is well, and it is not."""
+    """A check of health failed."""
 
 
-class CheckFailedError(HealthError):
-    """The preflight found something that does not work."""
+class CheckFailedError(HealthError, exit_code=40):
+    """A check of ``pgstash check`` failed."""
 
-    exit_code = 40
-    default_hint = "Each line that FAILED says what to do."
+    default_hint = "The lines below each FAILED show what to do."
 
 
-class StaleBackupError(HealthError):
+class StaleBackupError(HealthError, exit_code=41, retryable=True):
     """The newest backup is older than the schedule allows, or there is none."""
 
-    exit_code = 41
-    retryable = True
-    default_hint = "Is the service running, and does its log tell of failed backups?"
+    default_hint = "Check that the service is running, and read its log for failed backups."
 
 
-class DrillFailedError(HealthError):
-    """A backup was restored, and what came out does not pass the checks of a drill."""
+class DrillFailedError(HealthError, exit_code=42):
+    """A backup was restored, but the result did not pass the checks of a drill."""
 
-    exit_code = 42
     default_hint = (
-        "Do not rely on this backup before the reason is known: look at the tables that are named, "
-        "in the source and in the backup (pgstash restore --create NAME)."
+        "Do not rely on this backup until the reason is known. Compare the named tables in the "
+        "source and in the backup (pgstash restore --create NAME)."
     )
 
 
-class ScratchError(HealthError):
-    """There is no place to restore into and to throw away: no server, no room, no rights."""
+class ScratchError(HealthError, exit_code=43):
+    """A drill has no place to restore into: no server, no space, no privileges."""
 
-    exit_code = 43
     default_hint = (
-        "Check VERIFY_DATABASE_URL, whose role needs CREATEDB; or leave it out, and install the "
-        "server's package here for a throwaway server."
+        "Check VERIFY_DATABASE_URL: its role needs CREATEDB. Or leave it out, and install the "
+        "PostgreSQL server package on this machine, so that a drill can start a throwaway server."
     )
 
 
-class WrongClockError(HealthError):
-    """A clock is wrong by an hour or more, and what is the newest or outdated depends on it."""
+class WrongClockError(HealthError, exit_code=44):
+    """A clock is wrong by an hour or more, so the age of backups is uncertain."""
 
-    exit_code = 44
-    default_hint = "Set the clock right that is wrong."
+    default_hint = "Correct the wrong clock."
 
 
-class HookError(PgstashError):
+class HookError(PgstashError, exit_code=50):
     """A hook could not be started, failed, or took longer than ``HOOK_TIMEOUT``."""
 
-    exit_code = 50
     default_hint = (
-        "The log has what the command wrote. Run it by hand; if it only needs longer, raise "
-        "HOOK_TIMEOUT."
+        "The log has the output of the command. Run the command by hand. If it only needs more "
+        "time, raise HOOK_TIMEOUT."
     )
 
 
-class RequiredTableError(PgstashError):
-    """A table that ``REQUIRE_TABLES`` names is missing or empty; nothing was stored."""
+class RequiredTableError(PgstashError, exit_code=51):
+    """A table of ``REQUIRE_TABLES`` is missing or empty; nothing was stored."""
 
-    exit_code = 51
     default_hint = (
-        "Look whether the database is the right one and still whole; where the table is gone for "
-        "good, change REQUIRE_TABLES."
+        "Check that this is the right database and that it is intact. If the table was removed on "
+        "purpose, change REQUIRE_TABLES."
     )
 
 
-class OutputError(PgstashError):
-    """What was asked for could not be written to stdout; do not use what came of it."""
+class OutputError(PgstashError, exit_code=52):
+    """The output could not be written to stdout; what was written is incomplete."""
 
-    exit_code = 52
-    default_hint = "Is the disk full that it goes to?"
+    default_hint = "Is the destination disk full?"
 
 
 class RestoreError(PgstashError):
-    """A backup could not be put back."""
+    """A backup could not be restored."""
 
 
-class TargetNotEmptyError(RestoreError):
-    """The target holds objects of a user, and nothing is replaced unless somebody says so."""
-
-    exit_code = 60
+class TargetNotEmptyError(RestoreError, exit_code=60):
+    """The target contains objects of a user, and ``--overwrite`` was not given."""
 
 
-class TargetDatabaseError(RestoreError):
-    """The database to restore into could not be made."""
-
-    exit_code = 61
+class TargetDatabaseError(RestoreError, exit_code=61):
+    """The new database could not be created, or cannot replace the existing one."""
 
 
-class StatementError(RestoreError):
+class StatementError(RestoreError, exit_code=62):
     """The target refused a statement of the script."""
 
-    exit_code = 62
     default_hint = (
-        "Run the statement by itself in the target to see what it lacks there. If the reason is "
+        "Run the statement by itself in the target to see what is missing there. If the cause is "
         "in the source, fix it there and back up again."
     )
 
 
-class TargetLostError(RestoreError):
+class TargetLostError(RestoreError, exit_code=63):
     """psql, or its connection to the target, ended before the restore did."""
 
-    exit_code = 63
-    default_hint = "Look into the target server's log for that time, and restore again."
+    default_hint = "Check the target server's log for that time, then restore again."
 
 
-class TargetLacksError(RestoreError):
-    """The target's server lacks roles that the backup names, or extensions that it uses."""
+class TargetLacksError(
+    RestoreError, exit_code=59
+):  # sysexits.h uses 64 and above for other meanings
+    """The target server is missing roles or extensions that the backup refers to."""
 
-    exit_code = 59  # from 64 on, sysexits.h has other meanings
+
+class TableNotStoredError(RestoreError, exit_code=58):
+    """The backup has no such table, or single tables cannot be restored from it."""
 
 
-class TableNotStoredError(RestoreError):
-    """The backup has no such table, or cannot be read table by table."""
-
-    exit_code = 58
+class WrongTargetError(RestoreError, exit_code=57):
+    """``RESTORE_URL`` leads to another database than the backup's; no option names the target."""
 
 
 class Interrupted(BaseException):
-    """SIGINT or SIGTERM asks the process to stop; unwinds like KeyboardInterrupt."""
+    """SIGINT, SIGTERM or SIGHUP asks the process to stop; unwinds like KeyboardInterrupt."""
 
     def __init__(self, signum: int) -> None:
-        """Keep the number of the signal."""
+        """Store the number of the signal."""
         super().__init__(f"interrupted by {signal.Signals(signum).name}")
         self.signum = signum
         self.exit_code = 128 + signum

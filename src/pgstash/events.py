@@ -1,6 +1,6 @@
-"""What happened, as frozen values that any room may report and any listener may read.
+"""What happened, as frozen values: any package may emit them, any listener may receive them.
 
-Sizes are in bytes, durations in seconds, ``name`` is the archive's name without its
+Sizes are in bytes, durations in seconds; ``name`` is the name of the archive without its
 prefix (``backup_20260131_020000.sql.gz``).
 """
 
@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 
-from pgstash.errors import EXIT_UNFORESEEN
+from pgstash.errors import EXIT_UNEXPECTED
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,26 +22,33 @@ Emit = Callable[[Event], None]
 
 
 def ignore(_event: Event) -> None:
-    """Listen to nothing: the default where a caller has no listener."""
+    """Ignore an event: for callers without a listener."""
 
 
 @dataclass(frozen=True, slots=True)
 class Notice(Event):
-    """A detail that helps to understand what is going on; for the debug log."""
+    """A detail that helps with debugging."""
+
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Informed(Event):
+    """A fact that users want to know, although nothing is wrong."""
 
     message: str
 
 
 @dataclass(frozen=True, slots=True)
 class Warned(Event):
-    """Something is not as it should be, and the run goes on."""
+    """There is a problem, but the run continues."""
 
     message: str
 
 
 @dataclass(frozen=True, slots=True)
 class ToolSaid(Event):
-    """A client tool wrote a line to its stderr, or a hook one to any of its outputs."""
+    """A client tool wrote a line to stderr, or a hook wrote one to stdout or stderr."""
 
     tool: str
     line: str
@@ -49,7 +56,7 @@ class ToolSaid(Event):
 
 @dataclass(frozen=True, slots=True)
 class Retrying(Event):
-    """A request failed and will be tried again after ``delay`` seconds."""
+    """A request failed and will be retried after ``delay`` seconds."""
 
     request: str
     attempt: int
@@ -60,7 +67,7 @@ class Retrying(Event):
 
 @dataclass(frozen=True, slots=True)
 class UploadLeftBehind(Event):
-    """An upload could not be aborted in time; its parts stay in the store until swept."""
+    """An upload could not be aborted in time; its parts stay in the store until they are swept."""
 
     key: str
     upload_id: str
@@ -69,22 +76,23 @@ class UploadLeftBehind(Event):
 
 @dataclass(frozen=True, slots=True)
 class IterationStarted(Event):
-    """The service begins its run of this number, counted from 1."""
+    """The service starts run ``number``, counted from 1."""
 
     number: int
 
 
 @dataclass(frozen=True, slots=True)
 class NextRunPlanned(Event):
-    """The service waits ``seconds`` for its next run; 0 where that is due already."""
+    """The service waits ``seconds`` for its next run; 0 if that is due already."""
 
     at: datetime
     seconds: float
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class BackupAttempted(Event):
-    """A backup is about to be tried; nothing was asked of the store or the database yet."""
+    """A backup will be tried; neither the store nor the database has been contacted yet."""
 
     host: str
     database: str
@@ -92,14 +100,14 @@ class BackupAttempted(Event):
 
 @dataclass(frozen=True, slots=True)
 class BackupStarted(Event):
-    """A backup begins."""
+    """A backup starts."""
 
     name: str
 
 
 @dataclass(frozen=True, slots=True)
 class DumpStarted(Event):
-    """pg_dump begins to run."""
+    """pg_dump starts."""
 
     name: str
     client: str
@@ -108,7 +116,7 @@ class DumpStarted(Event):
 
 @dataclass(frozen=True, slots=True)
 class UploadStarted(Event):
-    """The first byte goes to the store, while pg_dump still runs."""
+    """The upload starts, while pg_dump is still running."""
 
     name: str
     destination: str
@@ -117,7 +125,7 @@ class UploadStarted(Event):
 
 @dataclass(frozen=True, slots=True)
 class Progressed(Event):
-    """So many bytes were read from pg_dump and handed to the store so far."""
+    """Bytes read from pg_dump and passed to the store so far."""
 
     name: str
     raw_bytes: int
@@ -126,7 +134,7 @@ class Progressed(Event):
 
 @dataclass(frozen=True, slots=True)
 class DumpFinished(Event):
-    """pg_dump ended well."""
+    """pg_dump succeeded."""
 
     name: str
     seconds: float
@@ -146,8 +154,8 @@ class UploadFinished(Event):
 class BackupSucceeded(Event):
     """The backup is complete.
 
-    ``last_proof`` is when a drill last passed, of any backup beside it, as far as was known when
-    this one began.
+    ``last_proof`` is the time of the last passed drill of any backup under the same prefix, as
+    known when this backup started.
     """
 
     name: str
@@ -164,10 +172,7 @@ class BackupSucceeded(Event):
 
 @dataclass(frozen=True, slots=True)
 class BackupFailed(Event):
-    """The backup ended without an archive.
-
-    ``error`` is the name of the error's class, ``exit_code`` the exit status it stands for.
-    """
+    """The backup ended without an archive; ``repeated`` and ``next_attempt`` as in a FollowUp."""
 
     name: str
     seconds: float
@@ -176,14 +181,43 @@ class BackupFailed(Event):
     host: str = ""
     database: str = ""
     error: str = ""
-    exit_code: int = EXIT_UNFORESEEN
+    exit_code: int = EXIT_UNEXPECTED
+    next_attempt: datetime | None = None
+    repeated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class BackupChosen(Event):
+    """A backup was found by a time, or by a part of its name: ``name``, started at ``started``.
+
+    ``at`` is the time, None if it was found by its name. ``before`` and ``after`` are the names of
+    the backups of the same source before and after it; None if there are none, or without ``at``.
+    """
+
+    name: str
+    started: datetime
+    at: datetime | None = None
+    before: str | None = None
+    after: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreTargeted(Event):
+    """A restore will write to this database, or would in a dry run; nothing was contacted yet.
+
+    ``address`` is host and port, as configured. The database will be ``created``, or exists.
+    """
+
+    address: str
+    database: str
+    created: bool
 
 
 @dataclass(frozen=True, slots=True)
 class RestoreStarted(Event):
-    """A restore begins, or a dry run of one; ``host`` and ``database`` are the target's.
+    """A restore starts, or a dry run of one; ``host`` and ``database`` are those of the target.
 
-    ``of`` names the database that the backup is of, as far as that is known.
+    ``of`` names the source database, if it is known.
     """
 
     name: str
@@ -195,7 +229,7 @@ class RestoreStarted(Event):
 
 @dataclass(frozen=True, slots=True)
 class RestorePlanned(Event):
-    """A dry run has found nothing that stands in the way; None where there is no manifest."""
+    """A dry run found no obstacle; figures are None if the backup has no manifest."""
 
     name: str
     host: str
@@ -211,7 +245,7 @@ class RestorePlanned(Event):
 
 @dataclass(frozen=True, slots=True)
 class RestoreProgressed(Event):
-    """So many bytes were read from the store, ``total`` of them in all, and handed to psql."""
+    """Bytes read from the store, of ``total``, and passed to psql so far."""
 
     name: str
     raw_bytes: int
@@ -220,8 +254,19 @@ class RestoreProgressed(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class StatisticsUpdated(Event):
+    """How many restored tables have statistics for the planner so far."""
+
+    done: int
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
 class RestoreSucceeded(Event):
-    """Everything is in the target, and was as it had been written where ``verified``."""
+    """Everything is in the target; if ``verified``, it matched the manifest.
+
+    ``kept`` describes the database that it replaced, if it did.
+    """
 
     name: str
     seconds: float
@@ -229,11 +274,12 @@ class RestoreSucceeded(Event):
     database: str
     raw_bytes: int
     verified: bool
+    kept: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class RestoreFailed(Event):
-    """The restore did not come to its end; ``outcome`` says what became of the target."""
+    """The restore failed; ``outcome`` describes what happened to the target."""
 
     name: str
     seconds: float
@@ -246,14 +292,18 @@ class RestoreFailed(Event):
 
 @dataclass(frozen=True, slots=True)
 class RoleCreated(Event):
-    """A restore made a role, without login, that the target had not had."""
+    """A restore created a role that was missing on the target.
+
+    With ``login`` it has the login and the password that it had on the source.
+    """
 
     name: str
+    login: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class DrillStarted(Event):
-    """A drill of a backup begins; ``where`` says where the scratch is, for people."""
+    """A drill of a backup starts; ``where`` describes the scratch server for people."""
 
     name: str
     where: str
@@ -261,10 +311,10 @@ class DrillStarted(Event):
 
 @dataclass(frozen=True, slots=True)
 class DrillSucceeded(Event):
-    """A backup was restored into scratch and passed all checks, and its proof is stored.
+    """A backup was restored into scratch and passed all checks; its proof is stored.
 
-    ``restore_seconds`` is the measured recovery time, ``at`` the time of the proof, ``location``
-    where it is; ``host`` and ``database`` are those of the source.
+    ``restore_seconds`` is the measured recovery time; ``at`` and ``location`` are those of the
+    proof, ``host`` and ``database`` those of the source.
     """
 
     name: str
@@ -281,10 +331,7 @@ class DrillSucceeded(Event):
 
 @dataclass(frozen=True, slots=True)
 class DrillFailed(Event):
-    """A drill did not prove its backup: it does not restore, fails a check, or nobody could try.
-
-    ``error`` is the name of the error's class, ``exit_code`` the exit status it stands for.
-    """
+    """A drill did not prove its backup: the restore failed or was impossible, or a check failed."""
 
     name: str
     seconds: float
@@ -294,6 +341,10 @@ class DrillFailed(Event):
     database: str
     error: str
     exit_code: int
+
+
+KEPT_AS_PROVEN = "the newest that is proven to restore"
+"""The reason for keeping the one backup that is removed only after a newer one is proven."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -306,7 +357,7 @@ class BackupKept(Event):
 
 @dataclass(frozen=True, slots=True)
 class BackupRemoved(Event):
-    """Pruning removed a backup, or in a dry run would have."""
+    """Pruning removed a backup, or in a dry run would have removed it."""
 
     name: str
     reasons: tuple[str, ...]
@@ -315,7 +366,7 @@ class BackupRemoved(Event):
 
 @dataclass(frozen=True, slots=True)
 class OthersLeft(Event):
-    """Pruning leaves backups alone, because they are of another source; ``label`` names it."""
+    """Pruning skipped backups that belong to another source; ``label`` names it."""
 
     label: str
     number: int
@@ -323,7 +374,7 @@ class OthersLeft(Event):
 
 @dataclass(frozen=True, slots=True)
 class LeftoverSwept(Event):
-    """Pruning removed what a failed backup had left, or in a dry run would have."""
+    """Pruning removed a leftover of a failed backup, or in a dry run would have removed it."""
 
     location: str
     reason: str
@@ -331,15 +382,8 @@ class LeftoverSwept(Event):
 
 
 @dataclass(frozen=True, slots=True)
-class SweepLeftOut(Event):
-    """Pruning does not look for leftovers: it cannot be sure that no backup runs."""
-
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
 class PruneFinished(Event):
-    """Pruning has come to its end, or to what ended it; counts of backups and of leftovers."""
+    """Pruning has ended, successfully or not; counts of backups and leftovers."""
 
     location: str
     kept: int
@@ -350,7 +394,7 @@ class PruneFinished(Event):
 
 @dataclass(frozen=True, slots=True)
 class PruneFailed(Event):
-    """Not everything that was to be pruned could be."""
+    """Pruning failed, completely or in part."""
 
     message: str
     hint: str

@@ -1,4 +1,4 @@
-"""SIGINT, SIGTERM and SIGHUP as an exception in the main thread, once, and not inside a commit."""
+"""Turns SIGINT, SIGTERM and SIGHUP into an exception in the main thread, not inside a commit."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from pgstash.errors import Interrupted
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
-# A signal often comes twice, from a terminal and from a parent that passes it on; only one that
-# comes later means that somebody has lost patience.
+# A signal often comes twice, from a terminal and from a parent that passes it on. Only one that
+# comes later than this means that the user wants to end the process at once.
 _ECHO_SECONDS = 2.0
 
 COMMIT_SECONDS = 1.5
 """How long a commit that has begun may go on after a signal."""
 
-# Python runs a handler wherever it happens to be. In a finalizer or the callback of a weak
-# reference an exception goes nowhere: "Exception ignored in". So it is looked after.
-_SECONDS_BETWEEN_LOOKS = 0.25
+# Python runs a handler at any bytecode. In a finalizer or the callback of a weak reference the
+# exception is lost ("Exception ignored in"), so a timer checks whether it has to be raised again.
+_SECONDS_BETWEEN_CHECKS = 0.25
 
 
 class Interruption:
@@ -35,20 +35,20 @@ class Interruption:
         self._deferred = False
         self._deadline = 0.0
         self._pending: int | None = None
-        self._heard = 0.0
+        self._received = 0.0
 
     @contextlib.contextmanager
     def installed(self) -> Iterator[None]:
-        """Handle the signals for the length of the block, and give them back after it.
+        """Handle the signals inside the block, and restore the handlers after it.
 
-        One that the caller chose to ignore, as nohup does, stays ignored.
+        A signal that the caller ignores, as nohup does, stays ignored.
         """
         before = {
             signum: signal.signal(signum, self._handle)
             for signum in _SIGNALS
             if signal.getsignal(signum) != signal.SIG_IGN
         }
-        before[signal.SIGALRM] = signal.signal(signal.SIGALRM, self._look)
+        before[signal.SIGALRM] = signal.signal(signal.SIGALRM, self._check)
         try:
             yield
         finally:
@@ -57,11 +57,11 @@ class Interruption:
                 signal.signal(signum, handler)
 
     @contextlib.contextmanager
-    def deferred(self) -> Iterator[None]:
-        """Put a signal off until the block has ended, though not for long.
+    def defer_signals(self) -> Iterator[None]:
+        """Defer a signal until the block has ended, for up to COMMIT_SECONDS.
 
-        A commit that is cut off half-way cannot say whether the backup exists. After the
-        block :meth:`hear` raises what was put off.
+        After a commit that is cut off half-way it is unknown whether the backup exists. After the
+        block :meth:`raise_if_interrupted` raises Interrupted for the deferred signal.
         """
         self._deadline = time.monotonic() + COMMIT_SECONDS
         self._deferred = True
@@ -70,34 +70,34 @@ class Interruption:
         finally:
             self._deferred = False
 
-    def hear(self) -> None:
-        """Raise Interrupted if a signal came, and whatever it met was finished all the same."""
+    def raise_if_interrupted(self) -> None:
+        """Raise Interrupted if a signal came, even if the work that it met was finished."""
         if self._pending is not None:
             raise Interrupted(self._pending)
 
     def _handle(self, signum: int, _frame: FrameType | None) -> None:
         now = time.monotonic()
         if self._pending is not None:
-            if now - self._heard > _ECHO_SECONDS:
+            if now - self._received > _ECHO_SECONDS:
                 end_by(signum)
             return
-        self._pending, self._heard = signum, now
-        first = COMMIT_SECONDS if self._deferred else _SECONDS_BETWEEN_LOOKS
+        self._pending, self._received = signum, now
+        first = COMMIT_SECONDS if self._deferred else _SECONDS_BETWEEN_CHECKS
         self._deadline = now + COMMIT_SECONDS
-        signal.setitimer(signal.ITIMER_REAL, first, _SECONDS_BETWEEN_LOOKS)
+        signal.setitimer(signal.ITIMER_REAL, first, _SECONDS_BETWEEN_CHECKS)
         if not self._deferred:
             raise Interrupted(signum)
 
-    def _look(self, _signum: int, _frame: FrameType | None) -> None:
-        """Raise again what a finalizer swallowed, or what was put off for long enough."""
+    def _check(self, _signum: int, _frame: FrameType | None) -> None:
+        """Raise Interrupted again if a finalizer swallowed it, or it was deferred for too long."""
         if self._deferred and time.monotonic() < self._deadline:
             return
         if not _is_handled(sys.exception()):
-            self.hear()
+            self.raise_if_interrupted()
 
 
 def _is_handled(error: BaseException | None) -> bool:
-    """Tell whether an Interrupted is on its way, and somebody is cleaning up for it."""
+    """Return whether an Interrupted is being handled, so that the process is cleaning up."""
     while error is not None:
         if isinstance(error, Interrupted):
             return True
@@ -107,10 +107,10 @@ def _is_handled(error: BaseException | None) -> bool:
 
 @contextlib.contextmanager
 def kept_for_this_thread() -> Iterator[None]:
-    """Let threads that are started in the block leave the signals to this one.
+    """Block the signals in threads that are started inside this block.
 
-    The system may give a signal to any thread that takes it, and then the main thread goes on
-    waiting. Threads inherit what is blocked, those that they start in turn too.
+    The system may deliver a signal to any thread that does not block it, and then the main thread
+    goes on waiting. Threads inherit the blocked signals, as do the threads that they start.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     try:
@@ -120,9 +120,9 @@ def kept_for_this_thread() -> Iterator[None]:
 
 
 def end_by(signum: int) -> NoReturn:
-    """End the process by the signal, so that the caller sees what ended it.
+    """End the process by the signal, so that its parent sees which one it was.
 
-    As process 1 of a container nobody can be ended so; then it exits with 128 and the number.
+    Process 1 of a container cannot be ended like this; it exits with 128 plus the number instead.
     """
     signal.signal(signum, signal.SIG_DFL)
     os.kill(os.getpid(), signum)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from pgstash.manifest import Extension
-from pgstash.postgres import binding
+from pgstash.format.manifest import Extension
+from pgstash.postgres.restore import bound_extensions
 from support import extension, pieces, postgres
 from support.backups import stored
 from support.cli import environment, run_pgstash
@@ -110,19 +108,29 @@ def test_only_a_superuser_can(bound: Cluster, folder: Path) -> None:
     url = bound.maintenance.uri.replace(f"{bound.user}@", "maker@")
     done = run(bound, folder, "restore", "--create", APP, RESTORE_URL=url)
     assert done.returncode == 59, done.stdout + done.stderr
-    assert "Only a superuser can make it before the database has its name." in done.stderr
+    assert "Only a superuser can create it before the database has its name." in done.stderr
+
+
+def test_a_database_of_that_name_is_not_replaced(bound: Cluster, folder: Path) -> None:
+    """The extension cannot be created elsewhere, and the name is in use."""
+    bound.create_database(APP)
+    before = databases(bound)
+    try:
+        done = run(bound, folder, "restore", "--create", APP, "--replace")
+        assert done.returncode == 59, done.stdout + done.stderr
+        assert f"restore with --create {APP}, without --replace" in done.stderr
+        assert databases(bound) == before
+    finally:
+        bound.drop_database(APP)
 
 
 @pytest.mark.parametrize("jobs", ["1", "2"])
-def test_drilled_on_a_server_of_its_own(jobs: str, bound: Cluster, folder: Path) -> None:
-    scratch = Path(tempfile.mkdtemp(prefix="drills-", dir="/tmp"))
-    scratch.chmod(0o777)
-    try:
-        done = run(bound, folder, "drill", TMPDIR=str(scratch), RESTORE_JOBS=jobs)
-        assert (done.returncode, done.stderr) == (0, ""), done.stdout
-        assert list(scratch.iterdir()) == []
-    finally:
-        shutil.rmtree(scratch)
+def test_drilled_on_a_server_of_its_own(
+    jobs: str, bound: Cluster, folder: Path, scratch: Path
+) -> None:
+    done = run(bound, folder, "drill", TMPDIR=str(scratch), RESTORE_JOBS=jobs)
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout
+    assert list(scratch.iterdir()) == []
 
 
 def test_drilled_on_a_server_that_is_named(bound: Cluster, folder: Path) -> None:
@@ -142,11 +150,11 @@ def test_drilled_on_a_server_that_is_named(bound: Cluster, folder: Path) -> None
 
 def test_no_worker_of_a_library_runs_in_a_drill() -> None:
     cron = Extension("pg_cron", "1.6")
-    settings = binding.server_settings([cron, Extension("hstore", "1.8")], "drilled")
+    settings = bound_extensions.server_settings([cron, Extension("hstore", "1.8")], "drilled")
     assert settings == {
         "shared_preload_libraries": "pg_cron",
         "cron.database_name": "drilled",
         "max_worker_processes": "0",
         "max_logical_replication_workers": "0",
     }
-    assert binding.server_settings([Extension("hstore", "1.8")], "drilled") == {}
+    assert bound_extensions.server_settings([Extension("hstore", "1.8")], "drilled") == {}

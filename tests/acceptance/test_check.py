@@ -83,7 +83,7 @@ def test_what_fails_does_not_hide_the_rest(tmp_path: Path) -> None:
     done = check(env)
     assert done.returncode == 40
     assert re.search(r"(?m)^FAILED   login  .*cannot be reached", done.stdout)
-    assert re.search(r"(?m)^ {29}Check host and port", done.stdout)
+    assert re.search(r"(?m)^ {29}Check the host, the port", done.stdout)
     assert re.search(r"(?m)^skipped  large objects ", done.stdout)
     assert re.search(r"(?m)^ok       write ", done.stdout)
     gone = check(env | {"STORAGE_URL": (tmp_path / "gone").as_uri()}, "storage")
@@ -261,15 +261,15 @@ def test_healthcheck_does_not_wait_for_a_server_that_says_nothing(
         assert run_pgstash(["healthcheck"], env, timeout=60).returncode == 10
 
 
-HEAVY = {"cryptography", "isal", "zlib_ng", "rich", "pgstash.backup", "pgstash.prune"}
+HEAVY = {"cryptography", "isal", "zlib_ng", "rich", "pgstash.backup.run", "pgstash.prune.run"}
 HEAVY_HERE = {
     "pgstash.pipeline",
     "pgstash.check.database",
     "pgstash.check.storage",
-    "pgstash.monitoring.health",
+    "pgstash.monitoring.health_server",
     "pgstash.monitoring.progress",
     "pgstash.monitoring.webhook",
-    "pgstash.monitoring.delivery",
+    "pgstash.monitoring.http_delivery",
 }
 
 
@@ -298,7 +298,7 @@ def test_healthcheck_is_cheap(
         check=True,
     )
     loaded = set(done.stdout.split())
-    assert "pgstash.storage.s3" in loaded
+    assert "pgstash.storage.s3.storage" in loaded
     assert loaded & (HEAVY | HEAVY_HERE) == set()
 
 
@@ -371,4 +371,4 @@ def test_a_port_that_is_taken_ends_the_service_with_1(tmp_path: Path) -> None:
         )
         done = run_pgstash(["backup"], env)
     assert done.returncode == 1
-    assert re.search(rf"ERROR HEALTH_PORT {number} cannot be listened on: .*in use", done.stderr)
+    assert re.search(rf"ERROR HEALTH_PORT {number} is not available: .*in use", done.stderr)

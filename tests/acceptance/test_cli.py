@@ -172,7 +172,7 @@ def test_a_short_key_and_a_misspelt_setting_are_warned_of(
     done = run_pgstash(["once"], env)
     assert done.returncode == 0
     assert re.search("WARNING BACKUP_ENCRYPTION_KEY is shorter than 32", done.stderr)
-    assert "did you mean COMPRESSION_LEVEL?" in done.stderr
+    assert "Did you mean COMPRESSION_LEVEL?" in done.stderr
 
 
 def test_a_missing_directory_is_said_and_not_made(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from faults.scene import Bucket, Folder, Scene, assert_failed, complete_archives
+from faults.scene import Bucket, Folder, Scene, archives_in, assert_failed, complete_archives
 from support.backups import PASSPHRASE, PREFIX, StoredBackup, back_up, stored
 from support.cli import environment, run_pgstash
 from support.hooks import Receiver, receiving
@@ -69,10 +69,10 @@ def test_what_is_left_out_and_what_the_manifest_says_of_it(
     assert re.findall(r"^option +(.+)$", shown, re.MULTILINE) == backup.manifest["options"]
 
     target = make_database()
-    done = run_pgstash(["restore"], reader | {"RESTORE_URL": target.uri})
+    done = run_pgstash(["restore", "--to", target.uri], reader)
     assert done.returncode == 0, done.stderr
     assert (
-        f"WARNING {backup.archive.name} may lack what the source had: it was made with "
+        f"WARNING {backup.archive.name} may be a partial backup: it was made with "
         "--exclude-table=log_1 --exclude-table=nothing_like_this --exclude-table-data=public.log_2 "
         "'--exclude-schema=temp*' --no-comments '--exclude-table=no such'\n"
     ) in done.stderr
@@ -144,8 +144,7 @@ def test_a_backup_that_shrank_is_stored_and_warned_of(scene: Scene, bucket: Buck
     [warning] = posted.json["extra"]["warnings"]
     assert rows in warning
     assert posted.json["status"] == "success"
-    archives = [key for key in bucket.objects() if ".sql.gz" in key]
-    assert len(archives) == 4
+    assert len(archives_in(bucket.objects())) == 4
     assert "much smaller" not in scene.once(ANOMALY_RATIO="0").stderr
 
 

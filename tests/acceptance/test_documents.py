@@ -6,6 +6,7 @@ import gzip
 import json
 import re
 import subprocess
+import tomllib
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -20,6 +21,14 @@ RECIPE = REPOSITORY / "docs" / "how-to" / "restore-without-pgstash.md"
 WHAT_IS_DUMPED = REPOSITORY / "docs" / "explanation" / "what-is-dumped.md"
 BLOCK = re.compile(r"<!-- test: ([\w-]+) -->\n```sh\n(.*?)```", re.DOTALL)
 EXAMPLE = re.compile(r"backup_20260131_020000")
+# Pages that name modules by their paths below src/pgstash.
+ABOUT_THE_CODE = [
+    "ARCHITECTURE.md",
+    "CONTRIBUTING.md",
+    "docs/explanation/data-path.md",
+    "docs/explanation/pruning.md",
+    "docs/explanation/service.md",
+]
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 
 
@@ -51,6 +60,7 @@ def run_blocks(
         "MANIFEST": str(backup.manifest_file),
         "TARGET": target.conninfo,
         "GLOBALS": str(next(backup.archive.parent.glob("backup_*.globals.gz*"))),
+        "PRIVILEGES": str(next(backup.archive.parent.glob("backup_*.privileges.sql.gz*"))),
         "BACKUP_ENCRYPTION_KEY": PASSPHRASE,
     }
     return [
@@ -79,6 +89,35 @@ def test_the_recipe_restores(kind: str, make_database: MakeDatabase, tmp_path: P
     assert restore.returncode == 0, restore.stderr
     assert restore.stderr == ""
     assert compare(source.conninfo, target.conninfo, bin_dir=source.bin_dir) == []
+
+
+@pytest.mark.parametrize("kind", ["encrypted", "plain"])
+def test_the_recipe_gives_owners_and_privileges(
+    kind: str, make_database: MakeDatabase, tmp_path: Path
+) -> None:
+    source, target = make_database("mixed"), make_database()
+    source.run_sql(
+        "GRANT SELECT ON ALL TABLES IN SCHEMA public TO pg_monitor;"
+        " ALTER SCHEMA public OWNER TO pg_monitor;"
+        ' ALTER DATABASE :"DBNAME" OWNER TO pg_monitor'
+    )
+    backup = back_up(source, tmp_path, encrypted=kind == "encrypted")
+    _, restore = run_blocks(kind, backup, target)
+    assert restore.returncode == 0, restore.stderr
+    [done] = run_blocks(f"privileges-{kind}", backup, target)
+    assert (done.returncode, done.stderr) == (0, "")
+    query = (
+        "SELECT relname, pg_get_userbyid(relowner), relacl FROM pg_class"
+        " WHERE relnamespace = 'public'::regnamespace UNION ALL"
+        " SELECT nspname, pg_get_userbyid(nspowner), nspacl FROM pg_namespace"
+        " WHERE nspname = 'public' UNION ALL"
+        " SELECT 'database', pg_get_userbyid(datdba), COALESCE(datacl, acldefault('d', datdba))"
+        " FROM pg_database WHERE datname = current_database() ORDER BY 1"
+    )
+    expected = source.run_sql(query)
+    assert "pg_monitor=r/" in expected
+    assert "database|pg_monitor" in expected
+    assert target.run_sql(query) == expected
 
 
 @pytest.mark.parametrize("kind", ["encrypted", "plain"])
@@ -145,16 +184,21 @@ def test_the_recipe_names_the_objects(
     [block] = [block for name, block in BLOCK.findall(RECIPE.read_text()) if name == "names"]
     base = backup.archive.name.partition(".")[0]
     done = subprocess.run(
-        ["bash", "-ec", EXAMPLE.sub(base, block) + 'echo "$ARCHIVE" "$MANIFEST" "$GLOBALS"'],
+        [
+            "bash",
+            "-ec",
+            EXAMPLE.sub(base, block) + 'echo "$ARCHIVE" "$MANIFEST" "$GLOBALS" "$PRIVILEGES"',
+        ],
         env=clean_environment(),
         cwd=backup.archive.parent,
         stdout=subprocess.PIPE,
         text=True,
         check=True,
     )
-    archive, manifest, roles = done.stdout.split()
+    archive, manifest, roles, privileges = done.stdout.split()
     assert (archive, manifest) == (backup.archive.name, backup.manifest_file.name)
     assert ".globals.gz" in roles
+    assert ".privileges.sql.gz" in privileges
 
 
 # As psql was before August 2025.
@@ -251,11 +295,66 @@ def test_links_lead_somewhere(document: Path) -> None:
             assert anchor in anchors(target), link
 
 
-def test_the_architecture_names_tests_that_exist() -> None:
+def paths_named_in(text: str) -> set[str]:
+    """Return what reads as a path of this repository: a file's name, or a folder in backticks."""
+    text = re.sub(r"\]\([^)]*\)|https?://\S+", "", text)
+    files = re.findall(r"(?<![\w./-])[\w.-]+(?:/[\w.-]+)*\.(?:md|py|toml|txt|yml)\b", text)
+    return {*files, *re.findall(r"`(?:\./)?([\w.-]+(?:/[\w.-]*)+)(?=[` ])", text)}
+
+
+@pytest.mark.parametrize("page", ABOUT_THE_CODE)
+def test_every_path_that_is_named_exists(page: str) -> None:
+    named = paths_named_in((REPOSITORY / page).read_text())
+    assert len(named) >= 3
+    below = (REPOSITORY, REPOSITORY / "src" / "pgstash")
+    assert [
+        each for each in sorted(named) if not any((root / each).exists() for root in below)
+    ] == []
+
+
+def test_a_path_is_found_however_it_is_written() -> None:
+    text = (
+        'In `one/` and `a/b.py`, `./c/d --all`, ["label<br>e/f.py"], g.toml; not in `/readyz`, '
+        "[a page](h/i.md), https://example.com/j.md or `k`."
+    )
+    assert paths_named_in(text) == {"one/", "a/b.py", "c/d", "e/f.py", "g.toml"}
+
+
+def test_the_architecture_names_a_test_for_each_invariant() -> None:
     text = (REPOSITORY / "ARCHITECTURE.md").read_text()
-    named = re.findall(r"`(tests/[\w./]+)`", text)
-    assert len(named) >= 6
-    assert [path for path in named if not (REPOSITORY / path).exists()] == []
+    rows = re.findall(r"(?m)^\| (\d+) \|.*$", text)
+    guarded = re.findall(r"(?m)^\| (\d+) \|.*`tests/[\w./]+`.*$", text)
+    assert rows == guarded == [str(number) for number in range(1, len(rows) + 1)]
+    assert len(rows) >= 14
+
+
+def test_the_architecture_has_every_package_in_its_layer() -> None:
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
+    [contract] = [
+        each
+        for each in project["tool"]["importlinter"]["contracts"]
+        if each.get("id") == "packages"
+    ]
+    table = (REPOSITORY / "ARCHITECTURE.md").read_text().partition("## Packages")[2]
+    rows = [re.findall(r"`(\w+)/?`", row) for row in re.findall(r"(?m)^\| (`.*?) \|", table)]
+    layers = [[name.strip() for name in layer.split("|")] for layer in contract["layers"]]
+    assert [sorted(row) for row in rows[: len(layers)]] == [sorted(layer) for layer in layers]
+
+
+# The changelog names files of earlier versions.
+@pytest.mark.parametrize(
+    "document",
+    [
+        path
+        for path in documents()
+        if path.relative_to(REPOSITORY).as_posix() not in {"CHANGELOG.md", *ABOUT_THE_CODE}
+    ],
+    ids=lambda path: path.name,
+)
+def test_documents_name_files_that_exist(document: Path) -> None:
+    path = re.compile(r"`(?:\./)?((?:benchmarks|docs|scripts|src|tests)/[\w./-]+)")
+    named = path.findall(document.read_text())
+    assert [each for each in named if not (REPOSITORY / each).exists()] == []
 
 
 # https://docs.aws.amazon.com/AmazonS3/latest/userguide/using-with-s3-policy-actions.html
@@ -276,7 +375,9 @@ PERMISSIONS = {
 
 
 def test_the_bucket_policy_allows_each_request_and_no_other() -> None:
-    code = "".join(file.read_text() for file in (REPOSITORY / "src/pgstash/storage").glob("s3*.py"))
+    code = "".join(
+        file.read_text() for file in (REPOSITORY / "src/pgstash/storage/s3").glob("*.py")
+    )
     requests = set(re.findall(r"_client\.([a-z_0-9]+)\(", code))
     page = (REPOSITORY / "docs" / "how-to" / "bucket-policy.md").read_text()
     [policy] = re.findall(r"```json\n(.*?)```", page, re.DOTALL)
@@ -300,3 +401,12 @@ def test_every_page_is_listed() -> None:
     pages = [path for path in documents() if path.parent.parent == REPOSITORY / "docs"]
     assert len(pages) >= 9
     assert [path.name for path in pages if path.name not in index] == []
+
+
+def test_each_dependency_has_its_reason() -> None:
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
+    wanted = [*project["project"]["dependencies"], *project["dependency-groups"]["dev"]]
+    text = (REPOSITORY / "CONTRIBUTING.md").read_text().partition("## Dependencies")[2]
+    cells = ", ".join(re.findall(r"(?m)^\| ([^|]+) \| [^|]+ \|$", text)).split(", ")
+    names = [re.split(r"[^\w-]", each)[0] for each in wanted]
+    assert [name for name in names if name not in cells] == []

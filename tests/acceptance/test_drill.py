@@ -7,11 +7,9 @@ import gzip
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +18,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from faults.scene import wait_until
-from pgstash import manifest as manifests
+from pgstash import events
+from pgstash.commands.service import back_up_and_drill
+from pgstash.errors import DatabaseUnreachableError
+from pgstash.format import manifest as manifests
+from pgstash.runtime import FollowUp, Runtime
+from pgstash.service.retries import AFTER_FAILURE
+from pgstash.settings import load
 from support import databases, pieces
 from support.backups import PASSPHRASE, PREFIX, back_up, settings, stored
 from support.cli import NO_DOTENV, environment, run_pgstash, started_pgstash
@@ -28,23 +32,12 @@ from support.postgres import REPOSITORY, bin_dir
 from support.stored import CLOSING, DATABASE, Made, make
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from support.postgres import Cluster, Clusters, Database, MakeDatabase
 
 SECONDS_TO_END = 5.0
 ROWS = b"COPY public.a (n) FROM stdin;\n1\n2\n\\.\n\n"
 SCRIPT = b"CREATE TABLE public.a (n integer);\n\n" + ROWS + CLOSING
 TABLES = [manifests.Table("public", "a", 2)]
-
-
-@pytest.fixture
-def scratch() -> Iterator[Path]:
-    """Where throwaway servers go: a short path, that the server's user may enter."""
-    folder = Path(tempfile.mkdtemp(prefix="drills-", dir="/tmp"))
-    folder.chmod(0o777)
-    yield folder
-    shutil.rmtree(folder)
 
 
 def drill(
@@ -189,7 +182,7 @@ def test_checks_of_the_users(tmp_path: Path, scratch: Path) -> None:
     assert found["VERIFY_SQL, statement 1"] == "ran (SET)"
     assert found["VERIFY_SQL, statement 2"] == "returned true"
     assert found["VERIFY_SQL, statement 3"] == "returned 2 rows"
-    assert found["MIN_TABLE_COUNT"] == "1 tables, and MIN_TABLE_COUNT is 1"
+    assert found["MIN_TABLE_COUNT"] == "1 table, and MIN_TABLE_COUNT is 1"
 
 
 @pytest.mark.parametrize("library", ["session_preload_libraries", "local_preload_libraries"])
@@ -253,13 +246,24 @@ def test_logins_that_are_logged(
 @pytest.mark.parametrize(
     ("asked", "words"),
     [
-        ({"MIN_TABLE_COUNT": "2"}, ["MIN_TABLE_COUNT: 1 tables"]),
-        ({"VERIFY_SQL": "SELECT false"}, ["VERIFY_SQL, statement 1: returned false"]),
-        ({"VERIFY_SQL": "SELECT 1; SELECT n FROM a WHERE n > 2"}, ["statement 2: returned no row"]),
-        ({"VERIFY_SQL": "SELECT max(n) FROM a WHERE n > 2"}, ["statement 1: returned NULL"]),
+        (
+            {
+                "MIN_TABLE_COUNT": "2",
+                "VERIFY_SQL": "SELECT false; SELECT 1; SELECT n FROM a WHERE n > 2;"
+                "SELECT max(n) FROM a WHERE n > 2",
+            },
+            [
+                "4 of ",
+                "MIN_TABLE_COUNT: 1 table",
+                "VERIFY_SQL, statement 1: returned false",
+                "VERIFY_SQL, statement 3: returned no row",
+                "VERIFY_SQL, statement 4: returned NULL",
+            ],
+        ),
+        ({"VERIFY_SQL": "SELECT false"}, ["1 of ", "VERIFY_SQL, statement 1: returned false"]),
         ({"VERIFY_SQL": "SELECT * FROM gone"}, ['relation "gone" does not exist']),
     ],
-    ids=["tables", "false", "no row", "null", "error"],
+    ids=["each", "false", "error"],
 )
 def test_checks_that_fail(
     asked: dict[str, str], words: list[str], tmp_path: Path, scratch: Path
@@ -331,7 +335,8 @@ def test_a_server_that_lets_nobody_in_is_told_with_the_reason(
 ) -> None:
     made(tmp_path)
     sooner = pieces.program(
-        "from pgstash.postgres import cluster", "cluster._SECONDS_TO_START = 9.0"
+        "from pgstash.postgres.scratch import throwaway_server",
+        "throwaway_server._SECONDS_TO_START = 9.0",
     )
     env = environment(
         bin_dir(18),
@@ -341,7 +346,9 @@ def test_a_server_that_lets_nobody_in_is_told_with_the_reason(
         PGSSLNEGOTIATION="direct",
     )
     done = run_pgstash(["drill"], env, command=sooner)
-    assert_failed(done, tmp_path, 43, "does not let us in: ", "sslnegotiation=direct")
+    assert_failed(
+        done, tmp_path, 43, "logging in to the throwaway server failed: ", "sslnegotiation=direct"
+    )
 
 
 def test_no_room(tmp_path: Path, scratch: Path) -> None:
@@ -354,8 +361,8 @@ def test_a_locale_that_the_scratch_lacks_is_told(tmp_path: Path, scratch: Path) 
     made(tmp_path, database=replace(DATABASE, collate="xx_YY.UTF-8", ctype="xx_YY.UTF-8"))
     done = drill(tmp_path, scratch, 18)
     proof = assert_passed(done, tmp_path)
-    assert 'The locale is "C" here' in done.stderr
-    assert 'The locale is "C" here' in proof["warnings"][0]
+    assert 'The locale is "C" instead' in done.stderr
+    assert 'The locale is "C" instead' in proof["warnings"][0]
 
 
 def test_a_backup_that_may_be_a_partial_one_is_told(tmp_path: Path, scratch: Path) -> None:
@@ -363,7 +370,7 @@ def test_a_backup_that_may_be_a_partial_one_is_told(tmp_path: Path, scratch: Pat
     done = drill(tmp_path, scratch, 18)
     proof = assert_passed(done, tmp_path)
     [said] = proof["warnings"]
-    assert said.endswith("may lack what the source had: it was made with --exclude-table-data=big")
+    assert said.endswith("may be a partial backup: it was made with --exclude-table-data=big")
     assert said in done.stderr
 
 
@@ -552,7 +559,7 @@ def test_all_that_are_unproven(tmp_path: Path, scratch: Path) -> None:
     assert drill(tmp_path, scratch, 18, days[0]).returncode == 0
     done = drill(tmp_path, scratch, 18, "--all-unproven")
     assert done.returncode == 62, done.stderr
-    assert f"{shell.name} has no manifest, and cannot be proven" in done.stderr
+    assert f"{shell.name} has no manifest, so it cannot be proven" in done.stderr
     assert [path.name.partition(".")[0] for path in proofs(tmp_path)] == [days[0], days[2]]
     assert done.stdout.index(f"Starting drill: {days[2]}") < done.stdout.index(
         f"Starting drill: {days[1]}"
@@ -645,7 +652,32 @@ class TestInTheService:
         }
         said = self.serve(make_database("mixed"), folder, scratch, "Next run at", **more)
         assert "SUCCESS Backup completed" in said
-        assert "WARNING Whether a drill is due cannot be told: " in said
+        assert "WARNING Could not determine whether a drill is due: " in said
+        assert AFTER_FAILURE not in said, "another try would make another backup"
+
+    @pytest.mark.parametrize("early", [True, False])
+    def test_one_waits_for_a_backup_that_is_tried_again(
+        self,
+        early: bool,  # noqa: FBT001 - parameter
+        make_database: MakeDatabase,
+        tmp_path: Path,
+        scratch: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        database = make_database("mixed")
+        back_up(database, tmp_path)
+        monkeypatch.setenv("PATH", f"{database.bin_dir}:{os.environ['PATH']}")
+        monkeypatch.setenv("TMPDIR", str(scratch))
+        away = settings(database, tmp_path) | {
+            "DATABASE_URL": database.uri.replace(f":{database.cluster.port}/", ":1/"),
+            "VERIFY_INTERVAL": "86400",
+        }
+        heard: list[events.Event] = []
+        runtime = Runtime(heard.append, follow_up=lambda _: FollowUp(early=early))
+        with pytest.raises(DatabaseUnreachableError):
+            back_up_and_drill(load(away, Path("/nonexistent")), runtime)
+        tried = any(isinstance(each, events.DrillStarted | events.DrillFailed) for each in heard)
+        assert tried is not early
 
 
 @pytest.mark.newest_first
@@ -691,7 +723,7 @@ UNRESTORABLE = {
         SET session_replication_role = replica;
         INSERT INTO children VALUES (1);
         """,
-        ["children", "Correct them in the source"],
+        ["children", "Correct the rows in the source"],
     ),
 }
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import gzip
 import json
 import re
-import shutil
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +14,7 @@ import pytest
 
 from support import backups, extension, pieces
 from support.backups import PREFIX
-from support.cli import environment, run_pgstash
+from support.cli import TOOLS_ON_PATH_ALONE, environment, restore_to, run_pgstash
 from support.compare import compare
 from support.postgres import Cluster, Database, temporary_database
 
@@ -100,7 +98,7 @@ def test_rows_of_the_target_stay(stored: Stored, make_database: MakeDatabase) ->
     name = extension.install(target.cluster.major)
     target.run_sql(f"CREATE EXTENSION {name}; UPDATE kit.units SET factor = 2 WHERE name = 'foot'")
     env = environment(target.bin_dir, STORAGE_URL=stored.folder.as_uri(), RESTORE_URL=target.uri)
-    done = run_pgstash(["restore"], env)
+    done = run_pgstash(restore_to(env), env)
     assert done.returncode == 62, done.stdout
     assert "units_pkey" in done.stderr
     assert target.run_sql("SELECT factor FROM kit.units WHERE name = 'foot'").strip() == "2"
@@ -120,19 +118,12 @@ def test_drilled(jobs: str, stored: Stored, scratch: Path) -> None:
     assert proof["warnings"] == []
 
 
-@pytest.fixture
-def scratch() -> Iterator[Path]:
-    folder = Path(tempfile.mkdtemp(prefix="drills-", dir="/tmp"))
-    folder.chmod(0o777)
-    yield folder
-    shutil.rmtree(folder)
-
-
 def drilled(folder: Path, scratch: Path, source: Database, **more: str) -> dict[str, object]:
     env = environment(
         source.bin_dir, **{"STORAGE_URL": folder.as_uri(), "TMPDIR": str(scratch)} | more
     )
-    done = run_pgstash(["drill"], env)
+    # No other server has the extension.
+    done = run_pgstash(["drill"], env, statements=TOOLS_ON_PATH_ALONE)
     assert done.returncode == 0, done.stdout + done.stderr
     *_, proof = sorted((folder / PREFIX).glob("backup_*.proof_*"))
     found: dict[str, object] = json.loads(gzip.decompress(proof.read_bytes()))
@@ -170,7 +161,7 @@ def test_what_no_dump_holds_is_named(source: Database, tmp_path: Path, scratch: 
     warnings = drilled(tmp_path, scratch, source)["warnings"]
     assert isinstance(warnings, list)
     assert len(warnings) == 1
-    assert re.search(LEFT_OUT.replace("pg_dump leaves out", "lacks"), warnings[0])
+    assert re.search(LEFT_OUT.replace("pg_dump leaves out", "does not contain"), warnings[0])
     # Who left them out on purpose knows.
     only = run_pgstash(["once"], env | {"PG_DUMP_EXTRA_ARGS": "-T public.mine -T kit.log"})
     assert "kit.log" not in only.stderr

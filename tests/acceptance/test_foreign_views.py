@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-import shutil
 import socket
-import tempfile
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -16,8 +14,13 @@ from typing import TYPE_CHECKING
 import pytest
 
 from support import pieces
-from support.cli import environment, run_pgstash
-from support.postgres import Cluster, Database, temporary_database
+from support.cli import environment, restore_to, run_pgstash
+from support.postgres import (
+    Cluster,
+    Database,
+    folder_for_throwaway_servers,
+    temporary_database,
+)
 
 if TYPE_CHECKING:
     import subprocess
@@ -104,7 +107,7 @@ def restored(stored: Stored, target: Database, *more: str, **settings: str) -> s
         target.bin_dir,
         **{"STORAGE_URL": stored.folder.as_uri(), "RESTORE_URL": target.uri} | settings,
     )
-    done = run_pgstash(["restore", *more], env)
+    done = run_pgstash(restore_to(env, *more), env)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stderr
 
@@ -150,26 +153,22 @@ def test_a_drill_asks_no_foreign_server(jobs: str, stored: Stored) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert len(stored.listener.logins) == before
     assert "7 materialized views are empty: " in done.stderr
-    assert "A drill asks nothing of foreign servers" in done.stderr
+    assert "A drill contacts no foreign servers" in done.stderr
 
 
 def drilled(stored: Stored, **more: str) -> subprocess.CompletedProcess[str]:
-    scratch = Path(tempfile.mkdtemp(prefix="drills-", dir="/tmp"))
-    scratch.chmod(0o777)
     programs = stored.source.bin_dir
-    env = environment(
-        programs,
-        **{
-            "STORAGE_URL": stored.folder.as_uri(),
-            "TMPDIR": str(scratch),
-            "LD_LIBRARY_PATH": str(programs.parent / "lib"),
-        }
-        | more,
-    )
-    try:
+    with folder_for_throwaway_servers() as scratch:
+        env = environment(
+            programs,
+            **{
+                "STORAGE_URL": stored.folder.as_uri(),
+                "TMPDIR": str(scratch),
+                "LD_LIBRARY_PATH": str(programs.parent / "lib"),
+            }
+            | more,
+        )
         return run_pgstash(["drill"], env)
-    finally:
-        shutil.rmtree(scratch)
 
 
 def test_what_fails_for_another_reason_fails(make_database: MakeDatabase, tmp_path: Path) -> None:
@@ -184,6 +183,6 @@ def test_what_fails_for_another_reason_fails(make_database: MakeDatabase, tmp_pa
     pieces.back_up(source, tmp_path)
     target = make_database()
     env = environment(target.bin_dir, STORAGE_URL=tmp_path.as_uri(), RESTORE_URL=target.uri)
-    done = run_pgstash(["restore"], env)
+    done = run_pgstash(restore_to(env), env)
     assert done.returncode == 62, done.stdout
     assert "division by zero" in done.stderr

@@ -153,7 +153,9 @@ def test_nothing_is_begun_when_the_first_hook_fails(scene: Scene, tmp_path: Path
     words = ("HOOK_BEFORE_BACKUP failed with exit status 9", "the lights are out", "by hand")
     assert_failed(done, 50, *words, nothing_left=scene)
     assert "INFO HOOK_BEFORE_BACKUP: the lights are out" in done.stdout
-    assert json.loads(file.read_text())["PGSTASH_ERROR"] == "HookError"
+    after = json.loads(file.read_text())
+    assert (after["PGSTASH_ERROR"], after["PGSTASH_REPEATED"]) == ("HookError", "false")
+    assert "PGSTASH_NEXT_ATTEMPT" not in after  # nothing is planned after `pgstash once`
 
 
 def test_a_hook_that_takes_too_long(scene: Scene) -> None:

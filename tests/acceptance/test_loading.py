@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import subprocess
 import sys
@@ -14,10 +13,16 @@ from typing import TYPE_CHECKING
 import pytest
 
 from acceptance.test_resources import MEASURE
-from pgstash import archive, catalog, drill, events
+from pgstash import events
+from pgstash.drill import run as drill
+from pgstash.drill.checks import Expected
+from pgstash.drill.scratch import Place
 from pgstash.errors import CorruptedError
-from pgstash.proof import Proof
-from pgstash.storage.directory import DirectoryStorage
+from pgstash.format.proof import Proof
+from pgstash.repository import archive, catalog
+from pgstash.repository.access import Access
+from pgstash.runtime import Runtime
+from pgstash.storage.directory.storage import DirectoryStorage
 from support import backups, pieces
 from support.backups import PASSPHRASE, PREFIX
 from support.cli import COMMAND, environment, run_pgstash
@@ -48,26 +53,19 @@ def drilled(
 
     def find() -> drill.Found:
         backup = catalog.find(catalog.read(storage, PREFIX), "latest", datetime.now(UTC))
-        access = archive.Access(PASSPHRASE, unverified=False, only_encrypted=False)
+        access = Access(PASSPHRASE, unverified=False, only_encrypted=False)
         return drill.Found(backup.name, lambda: archive.open_stored(storage, backup, access))
 
     plan = drill.Plan(
         prefix=PREFIX,
-        scratch_url=on.maintenance.uri,
-        source_url=None,
+        place=Place(scratch_url=on.maintenance.uri, source_url=None),
         passphrase=PASSPHRASE,
         jobs=2,
-        statements=None,
-        min_tables=None,
+        expected=Expected(min_tables=None, statements=None),
         environment=found if path is None else found | {"PATH": path},
     )
-    world = drill.World(
-        now=lambda: datetime.now(UTC),
-        random=lambda count: bytes([chance]) * count,
-        emit=emit,
-        uninterrupted=contextlib.nullcontext,
-    )
-    return drill.run(plan, storage, "latest", find, world)
+    runtime = Runtime(emit, random=lambda count: bytes([chance]) * count)
+    return drill.run(plan, storage, "latest", find, runtime)
 
 
 @pytest.mark.parametrize("encrypted", [False, True], ids=["plain", "encrypted"])
@@ -125,7 +123,7 @@ def test_a_schema_that_is_gone_fails_the_drill(
     pieces.back_up(make_database("mixed"), tmp_path)
     [schema] = (tmp_path / PREFIX).glob("backup_*.schema.gz")
     schema.unlink()
-    with pytest.raises(CorruptedError, match=r"the schema beside backup_.* is gone"):
+    with pytest.raises(CorruptedError, match=r"the schema companion of backup_.* is missing"):
         drilled(tmp_path, newest_cluster, chance)
     assert list((tmp_path / PREFIX).glob("*.proof_*")) == []
     assert left(newest_cluster) == ""
@@ -136,7 +134,7 @@ def test_a_schema_that_is_gone_fails_the_drill(
     )
     done = run_pgstash(["drill"], env)
     assert done.returncode == CorruptedError.exit_code == 31
-    assert "RESTORE_JOBS=1 restores it all the same" in done.stderr
+    assert "with RESTORE_JOBS=1" in done.stderr
 
 
 @pytest.mark.parametrize("encrypted", [False, True], ids=["plain", "encrypted"])

@@ -11,10 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from pgstash import app, events
-from pgstash.postgres import source, writer
+from faults.scene import archives_in
+from pgstash import events
+from pgstash.commands.backup import back_up
+from pgstash.postgres.server import login, writer_lock
+from pgstash.runtime import Runtime
 from pgstash.settings import Settings, load
-from pgstash.storage.directory import DirectoryStorage
+from pgstash.storage.directory.storage import DirectoryStorage
 from support.backups import settings
 from support.cli import environment, run_pgstash, started_pgstash
 from support.fake_tools import fails_after_complete_dump, install_pg_dump
@@ -58,7 +61,7 @@ def test_a_dry_run_and_then_the_real_one(tmp_path: Path) -> None:
         f"INFO remove  {SHELL_SERVICE[0]}  older than 7 days",
         f"INFO remove  {SHELL_SERVICE[1]}  older than 7 days",
         f"INFO keep    {YOUNG}  the newest; within 7 days",
-        f"INFO Dry run of file://{folder}: 1 backups to keep, 2 to remove, 0 leftovers to sweep",
+        f"INFO Dry run of file://{folder}: 1 backup to keep, 2 to remove, 0 leftovers to sweep",
     ]
     assert names(folder) == everything
     real = run_pgstash(["prune"], env)
@@ -67,7 +70,7 @@ def test_a_dry_run_and_then_the_real_one(tmp_path: Path) -> None:
         f"INFO keep    {YOUNG}  the newest; within 7 days",
         f"INFO removed {SHELL_SERVICE[0]}  older than 7 days",
         f"INFO removed {SHELL_SERVICE[1]}  older than 7 days",
-        f"INFO Pruned file://{folder}: 1 backups kept, 2 removed, 0 leftovers swept",
+        f"INFO Pruned file://{folder}: 1 backup kept, 2 removed, 0 leftovers swept",
     ]
     assert names(folder) == sorted([YOUNG, *foreign])
 
@@ -102,7 +105,9 @@ def test_nothing_to_prune(tmp_path: Path) -> None:
 def test_a_store_that_is_not_there(tmp_path: Path) -> None:
     done = run_pgstash(["prune"], prune_environment(tmp_path / "nas"))
     assert done.returncode == 20
-    assert re.search(r"FAILURE Pruning failed: there is no folder .*/nas\n  Create it", done.stderr)
+    assert re.search(
+        r"FAILURE Pruning failed: the folder .*/nas does not exist\n  Create it", done.stderr
+    )
 
 
 def test_a_wrong_setting_prunes_nothing(tmp_path: Path) -> None:
@@ -121,7 +126,7 @@ def test_a_backup_prunes_after_itself(make_database: MakeDatabase, tmp_path: Pat
     lines = told(done.stdout)
     success = next(at for at, line in enumerate(lines) if line.startswith("SUCCESS"))
     assert [line for line in lines if line.startswith("INFO removed")] == lines[success + 2 : -1]
-    [made] = [name for name in names(folder) if name.endswith(".sql.gz")]
+    [made] = archives_in(names(folder))
     assert made not in SHELL_SERVICE
     assert not set(SHELL_SERVICE) & set(names(folder))
 
@@ -139,7 +144,7 @@ def test_a_backup_that_failed_prunes_nothing(make_database: MakeDatabase, tmp_pa
 # Leftovers are swept under the writer lock, which is the database's.
 
 LEFT = ".backup_20200101_000000.sql.gz.20200101T000000Z-0123456789abcdef.partial"
-NOT_SWEPT = "INFO Leftovers are not swept: "
+NOT_SWEPT = "INFO Leftovers were not swept: "
 
 
 def folder_with_leftovers(root: Path) -> Path:
@@ -161,7 +166,7 @@ def assert_not_swept(root: Path, why: str, **source: str) -> None:
 
 
 def test_without_a_database_leftovers_stay(tmp_path: Path) -> None:
-    assert_not_swept(tmp_path, "no database is configured")
+    assert_not_swept(tmp_path, "no source database is configured")
 
 
 def test_while_the_database_is_down_leftovers_stay(tmp_path: Path) -> None:
@@ -173,7 +178,7 @@ def test_while_the_database_is_down_leftovers_stay(tmp_path: Path) -> None:
 def test_while_a_backup_runs_leftovers_stay(make_database: MakeDatabase, tmp_path: Path) -> None:
     database = make_database()
     destination = DirectoryStorage(tmp_path).url("postgres-backups")
-    with writer.hold(source.look(database.uri), destination, events.ignore):
+    with writer_lock.hold(login.inspect(database.uri), destination, events.ignore):
         why = f"the writer lock of this database and {destination} is taken by process "
         assert_not_swept(tmp_path, why, DATABASE_URL=database.uri)
 
@@ -189,7 +194,7 @@ def test_leftovers_are_swept_when_no_backup_runs(
         done = run_pgstash(["prune", *options], env)
         assert (done.returncode, done.stderr) == (0, "")
         assert "an upload that began " in done.stdout
-        assert "1 leftovers" in done.stdout
+        assert "1 leftover " in done.stdout
     assert not (folder / LEFT).exists()
 
 
@@ -255,7 +260,7 @@ def test_a_signal_in_the_commit_is_heard_before_pruning(
         each["Key"] for each in swift_server.client.list_objects_v2(Bucket=s3_bucket)["Contents"]
     }
     assert old in left
-    assert len(left) == 5  # the new archive, its manifest, the schema and the roles
+    assert len(left) == 6  # and the new archive with its four companions
 
 
 def test_even_an_unexpected_error_in_pruning_leaves_the_backup_a_success(
@@ -271,7 +276,7 @@ def test_even_an_unexpected_error_in_pruning_leaves_the_backup_a_success(
 
     heard: list[events.Event] = []
     loaded = load(settings(database, tmp_path), tmp_path / ".env")
-    made = app.back_up(loaded, heard.append, server_now=broken)
+    made = back_up(loaded, Runtime(heard.append), server_now=broken)
     assert made.name in names(loop.parent)
     warnings = [event.message for event in heard if isinstance(event, events.Warned)]
     assert warnings == ["Pruning failed: RuntimeError: planted"]

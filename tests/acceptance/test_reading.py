@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
+import os
 import re
 import signal
 import subprocess
+import termios
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from pgstash.storage.directory import DirectoryStorage
+from pgstash.format import names
+from pgstash.storage.directory.storage import DirectoryStorage
 from support.backups import PASSPHRASE, back_up
 from support.cli import COMMAND, environment, run_pgstash
 from support.stored import CLOSING, make
@@ -20,6 +25,7 @@ from support.stored import CLOSING, make
 if TYPE_CHECKING:
     from support.postgres import MakeDatabase
 
+MIDNIGHT = datetime(2026, 2, 1, tzinfo=UTC)
 KEY = {"BACKUP_ENCRYPTION_KEY": PASSPHRASE}
 
 
@@ -78,6 +84,61 @@ def test_a_backup_is_listed_shown_and_written_out(
     assert (done.stdout, done.stderr) == (backup.script(), b"")
 
 
+def listed_on_a_terminal(columns: int, env: dict[str, str]) -> list[str]:
+    """Return the lines that ``pgstash list`` prints on a terminal of this width."""
+    ours, theirs = os.openpty()
+    termios.tcsetwinsize(theirs, (25, columns))
+    with subprocess.Popen([COMMAND, "list"], env=env, cwd="/", stdout=theirs, stderr=theirs):
+        os.close(theirs)
+        printed = b""
+        # Linux reports an error instead of the end when the last writer is gone.
+        with contextlib.suppress(OSError):
+            while chunk := os.read(ours, 65536):
+                printed += chunk
+    os.close(ours)
+    # The progress bar is not shown, but hides and shows the cursor.
+    text = re.sub(r"\x1b\[[?\d;]*[A-Za-z]|\r", "", printed.decode())
+    return text.rstrip("\n").split("\n")
+
+
+@pytest.mark.parametrize(
+    ("columns", "heads"),
+    [
+        (200, "NAME TIME AGE SIZE DATABASE SERVER ENCRYPTED PROVEN"),
+        (110, "NAME AGE SIZE DATABASE SERVER ENCRYPTED PROVEN"),
+        (80, "NAME AGE SIZE DATABASE PROVEN"),
+        (60, "NAME SIZE PROVEN"),
+        (20, "NAME SIZE PROVEN"),
+    ],
+)
+def test_a_narrow_terminal_shows_fewer_columns(tmp_path: Path, columns: int, heads: str) -> None:
+    made = make(CLOSING, passphrase=PASSPHRASE)
+    storage = DirectoryStorage(tmp_path)
+    facts = {"id": made.manifest.id, "database": "production_1", "host": "h", "server": "16.15"}
+    storage.put(made.key.replace("p/", "postgres-backups/"), made.archive, facts)
+    proof = names.proof_name(made.base, made.manifest.id, MIDNIGHT, encrypted=True)
+    storage.put(f"postgres-backups/{proof}", b"sealed", {"id": made.manifest.id})
+    printed = listed_on_a_terminal(columns, reader(tmp_path))
+    assert printed[0].split() == heads.split()
+    assert printed[1].split()[0] == made.manifest.archive
+    assert printed[1].split()[-1].startswith("2026-02-01")
+    assert max(map(len, printed)) <= max(columns, 53)
+    # COLUMNS does the same for a pipe, which else gets every column.
+    piped = run_pgstash(["list"], reader(tmp_path, COLUMNS=str(columns)))
+    assert piped.stdout.splitlines()[0].split() == heads.split()
+    assert "TIME" in run_pgstash(["list"], reader(tmp_path)).stdout
+
+
+def test_what_a_backup_does_not_record_is_no_key(tmp_path: Path) -> None:
+    recorded = {"host": "db.internal", "client": "18.1", "tool": "pgstash 0.2.0"}
+    store(tmp_path, "backup_20260102_000000", CLOSING, database="shop", **recorded)
+    store(tmp_path, "backup_20260101_000000")
+    full, old = json.loads(run_pgstash(["list", "--json"], reader(tmp_path)).stdout)
+    assert {key: full[key] for key in recorded} == recorded
+    assert full.keys() - old.keys() == recorded.keys()
+    assert old["database"] is None
+
+
 def test_the_newest_twenty_or_all(tmp_path: Path) -> None:
     names = [f"backup_202601{day:02d}_000000" for day in range(1, 26)]
     for name in names:
@@ -129,10 +190,109 @@ def test_nothing_is_there(tmp_path: Path) -> None:
     listed = run_pgstash(["list"], reader(tmp_path))
     assert (listed.returncode, len(listed.stdout.splitlines())) == (0, 1)
     assert json.loads(run_pgstash(["list", "--json"], reader(tmp_path)).stdout) == []
-    for command in ("show", "cat"):
-        done = run_pgstash([command], reader(tmp_path))
+    place = f"under file://{tmp_path}/postgres-backups/\n"
+    assert f" INFO there is no backup {place}" in listed.stderr
+    for command in (["show"], ["cat"], ["cat", "--at", "3 hours ago"]):
+        done = run_pgstash(command, reader(tmp_path))
         assert (done.returncode, done.stdout) == (25, "")
-        assert "FAILURE there is no backup\n" in done.stderr
+        assert f"FAILURE there is no backup {place}  Check BACKUP_PREFIX" in done.stderr
+    done = run_pgstash(["cat", "220003"], reader(tmp_path))
+    assert (done.returncode, done.stdout) == (25, "")
+    assert f"FAILURE there is no backup 220003, nor any other, {place}" in done.stderr
+
+
+def test_nothing_is_there_but_elsewhere(tmp_path: Path) -> None:
+    store(tmp_path, "backup_20260101_000000")
+    (tmp_path / "unreadable").mkdir(mode=0)
+    for command in (["list"], ["cat"], ["restore", "--to", "postgresql://127.0.0.1:1/none"]):
+        done = run_pgstash(command, reader(tmp_path, BACKUP_PREFIX="postgres-backup"))
+        assert done.returncode == (0 if command == ["list"] else 25)
+        assert f"there is no backup under file://{tmp_path}/postgres-backup/\n" in done.stderr
+        assert "There are backups under postgres-backups. Set BACKUP_PREFIX" in done.stderr
+
+
+BASES = ["backup_20260701_100000", "backup_20260701_110000", "backup_20260701_120003"]
+
+
+@pytest.fixture
+def three(tmp_path: Path) -> dict[str, str]:
+    """Three backups of one July day, seen from Berlin."""
+    for base in BASES:
+        store(tmp_path, base, f"SELECT '{base}';\n".encode() + CLOSING)
+    return reader(tmp_path, TZ="Europe/Berlin")
+
+
+@pytest.mark.parametrize(
+    ("time", "moment", "index", "rest"),
+    [
+        ("2026-07-01 13:30", "11:30:00Z", 1, "30m before"),
+        ("2026-07-01 13:30 +00:00", "13:30:00Z", 2, "1h 29m before"),
+        ("2026-07-01 12:00", "10:00:00Z", 0, "0s before"),
+        ("2026-07-01 11:59:59", "11:59:59Z", 1, "59m 59s before"),
+    ],
+)
+def test_a_time_finds_a_backup_and_the_answer_names_its_neighbours(
+    three: dict[str, str], time: str, moment: str, index: int, rest: str
+) -> None:
+    chosen = BASES[index]
+    before, after = ([None, *BASES, None][index + number] for number in (0, 2))
+    done = run_pgstash(["cat", "--at", time], three)
+    assert (done.returncode, chosen in done.stdout) == (0, True)
+    [line] = [line for line in done.stderr.splitlines() if "Chosen: " in line]
+    assert f" INFO Chosen: {chosen}.sql.gz of 2026-07-01T" in line
+    assert f", {rest} 2026-07-01T{moment}; " in line
+    assert f"the next one: {after}.sql.gz, ".replace("None.sql.gz", "none") in line
+    assert line.endswith(f"the one before: {before}.sql.gz".replace("None.sql.gz", "none"))
+    # A form that was read in UTC before is still read so, and a warning gives the local time.
+    assert ('"2026-07-01 11:59:59 +02:00"' in done.stderr) == (time == "2026-07-01 11:59:59")
+
+    shown = run_pgstash(["show", "--at", time, "--json"], three)
+    assert shown.returncode == 0, shown.stderr
+    answer = json.loads(shown.stdout)
+    assert answer["archive"] == f"{chosen}.sql.gz"
+    assert answer.pop("chosen") == {
+        "at": f"2026-07-01T{moment}",
+        "name": f"{chosen}.sql.gz",
+        "before": before and f"{before}.sql.gz",
+        "after": after and f"{after}.sql.gz",
+    }
+    by_name = run_pgstash(["show", chosen, "--json"], three)
+    assert (json.loads(by_name.stdout), by_name.stderr) == (answer, "")
+
+
+def test_times_that_mean_no_backup(three: dict[str, str]) -> None:
+    for time, reason in (
+        ("2026-03-29 02:30", "does not exist in Europe/Berlin"),
+        ("2025-10-26 02:30", "happened twice in Europe/Berlin"),
+        ("2199-01-01 00:00", "is in the future"),
+        ("11/12/2026", "Write 2026-12-11 or 2026-11-12."),
+        ("yesterday", "Give the time of day too"),
+    ):
+        for command in (["show"], ["cat"], ["restore", "--to", "postgresql://127.0.0.1:1/none"]):
+            done = run_pgstash([*command, "--at", time], three)
+            assert done.returncode == 2, done.stderr
+            # Which moment it is depends on a setting; by then a restore has named its target.
+            printed = [line for line in done.stdout.splitlines() if " INFO Target: " not in line]
+            assert printed == []
+            [line] = [line for line in done.stderr.splitlines() if reason in line]
+            assert line.startswith("Error: Invalid value for --at: ")
+            assert "Unexpected" not in done.stderr
+    done = run_pgstash(["show", "--at", "2026-07-01 11:00"], three)
+    assert (done.returncode, done.stdout) == (25, "")
+    assert f"at or before 2026-07-01T09:00:00Z; the oldest is {BASES[0]}.sql.gz" in done.stderr
+    done = run_pgstash(["show", "100000", "--at", "3 hours ago"], three)
+    assert (done.returncode, done.stdout) == (2, "")
+
+
+def test_a_part_of_a_name_finds_a_backup_and_the_answer_names_it(three: dict[str, str]) -> None:
+    for part in ("20260701_110000", "110000", "2026-07-01T11:00:00Z"):
+        done = run_pgstash(["cat", part], three)
+        assert done.returncode == 0
+        assert BASES[1] in done.stdout
+        assert done.stderr.endswith(f" INFO Chosen: {BASES[1]}.sql.gz of 2026-07-01T11:00:00Z\n")
+    done = run_pgstash(["cat", "0000"], three)
+    assert (done.returncode, done.stdout) == (25, "")
+    assert f"0000 may mean {BASES[0]}.sql.gz and {BASES[1]}.sql.gz" in done.stderr
 
 
 @pytest.mark.parametrize("command", ["show", "cat"])
@@ -148,7 +308,7 @@ def test_a_wrong_key_or_none(make_database: MakeDatabase, tmp_path: Path, comman
 def test_damage_ends_the_script_with_an_error(tmp_path: Path) -> None:
     script = b"".join(b"SELECT %d;\n" % number for number in range(1000))
     store(tmp_path, "backup_20260101_000000", script + CLOSING)
-    [archive] = tmp_path.glob("postgres-backups/*.sql.gz")
+    [archive] = tmp_path.glob("postgres-backups/backup_????????_??????.sql.gz")
     data = bytearray(archive.read_bytes())
     data[len(data) // 2] ^= 1
     archive.write_bytes(data)
@@ -191,5 +351,5 @@ def test_a_disk_that_is_full_is_told_in_one_sentence(arguments: list[str], tmp_p
             text=True,
         )
     assert done.returncode == 52
-    assert "FAILURE stdout cannot be written to: No space left on device\n" in done.stderr
+    assert "FAILURE cannot write to stdout: No space left on device\n" in done.stderr
     assert "Traceback" not in done.stderr

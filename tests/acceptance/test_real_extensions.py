@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import gzip
 import json
-import shutil
 import signal
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +20,12 @@ from support import pieces
 from support.backups import PREFIX
 from support.cli import environment, run_pgstash
 from support.compare import compare
-from support.postgres import Cluster, Database, temporary_database
+from support.postgres import (
+    Cluster,
+    Database,
+    folder_for_throwaway_servers,
+    temporary_database,
+)
 
 if TYPE_CHECKING:
     import subprocess
@@ -173,7 +176,7 @@ def test_restored(jobs: str, stored: Stored) -> None:
 
 
 def test_restored_by_standard_tools(stored: Stored) -> None:
-    [archive] = (stored.folder / PREFIX).glob("backup_*.sql.gz")
+    [archive] = (stored.folder / PREFIX).glob("backup_????????_??????.sql.gz")
     with temporary_database(stored.source.cluster) as target:
         target.run_sql(gzip.decompress(archive.read_bytes()))
         assert compare(stored.source.conninfo, target.conninfo, bin_dir=PROGRAMS) == []
@@ -240,12 +243,8 @@ def test_cron_drilled(cron: Stored) -> None:
 
 
 def drill(stored: Stored) -> None:
-    scratch = Path(tempfile.mkdtemp(prefix="drills-", dir="/tmp"))
-    scratch.chmod(0o777)
-    try:
+    with folder_for_throwaway_servers() as scratch:
         for _ in range(TIMES):
             run(stored.folder, "drill", TMPDIR=str(scratch), RESTORE_JOBS="2")
-    finally:
-        shutil.rmtree(scratch)
     for proof in (stored.folder / PREFIX).glob("backup_*.proof_*"):
         assert json.loads(gzip.decompress(proof.read_bytes()))["warnings"] == []

@@ -12,13 +12,15 @@ from pathlib import Path
 import pytest
 
 from support import databases
-from support.cli import COMMAND, environment
+from support.cli import COMMAND, environment, restore_to
 from support.fake_tools import GIB, MIB, install_pg_dump, writes_much
 from support.postgres import Database, MakeDatabase
 from support.stored import CLOSING, make
 from support.swift import SwiftServer
 
 CEILING = 128 * MIB
+# It took 123 to 128 MiB when each thread had its own arena of malloc, and takes 105 since.
+CEILING_OF_RESTORE = 118 * MIB
 CEILING_OF_TWO = 256 * MIB
 MORE_FOR_EACH = 64 * MIB
 
@@ -49,10 +51,10 @@ sys.exit(os.waitstatus_to_exitcode(status))
 """
 
 
-def peak_memory(env: dict[str, str], command: str = "once") -> int:
+def peak_memory(env: dict[str, str], command: str = "once", *options: str) -> int:
     """Run a command and return the largest resident set of its process, in bytes."""
     done = subprocess.run(
-        [sys.executable, "-I", "-S", "-c", MEASURE, COMMAND, command],
+        [sys.executable, "-I", "-S", "-c", MEASURE, COMMAND, command, *options],
         env=env,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
@@ -77,8 +79,9 @@ def test_memory_does_not_grow_with_the_dump(
     s3_bucket: str,
     tmp_path: Path,
 ) -> None:
-    tools = install_pg_dump(tmp_path / "bin", writes_much(size))
-    env = to_swift(make_database(), tools, swift_server, s3_bucket, DUMP_JOBS="1")
+    database = make_database()
+    tools = install_pg_dump(tmp_path / "bin", writes_much(size), real=database.bin_dir)
+    env = to_swift(database, tools, swift_server, s3_bucket, DUMP_JOBS="1")
     assert peak_memory(env) <= CEILING
 
 
@@ -103,7 +106,7 @@ def test_memory_of_a_restore_does_not_grow_with_rows(
         RESTORE_URL=target.uri,
         BACKUP_ENCRYPTION_KEY="k" * 32,
     )
-    assert peak_memory(env, "restore") <= CEILING
+    assert peak_memory(env, *restore_to(env)) <= CEILING_OF_RESTORE
     lengths = target.run_sql("SELECT length(line) FROM a ORDER BY 1").split()
     assert lengths == [str(length) for length in WIDE_ROWS]
 
@@ -119,7 +122,7 @@ def test_memory_on_a_real_database_of_1_gb(
     assert peak_memory(env) <= CEILING_OF_TWO
     assert peak_memory(env | {"DUMP_JOBS": "4"}) <= CEILING_OF_TWO + 2 * MORE_FOR_EACH
     target = make_database()
-    assert peak_memory(env | {"RESTORE_URL": target.uri}, "restore") <= CEILING
+    assert peak_memory(env, "restore", "--to", target.uri) <= CEILING
     count = "SELECT count(*) FROM pg_class WHERE relkind = 'r' AND relnamespace > 16383"
     assert target.run_sql(count) == database.run_sql(count)
 
@@ -190,7 +193,8 @@ def test_no_file_is_opened_for_writing(
     lines = trace.read_text(errors="replace").splitlines()
     assert len(lines) > 100
     writing = re.compile(r"O_WRONLY|O_RDWR|O_TMPFILE|creat\(|mkdir|memfd|rename|link")
-    devices = re.compile(r'"/dev/(null|tty|pts/|ptmx)')
+    # psql opens its standard output by name (\g /dev/stdout), which is a pipe to pgstash.
+    devices = re.compile(r'"/dev/(null|stdout|tty|pts/|ptmx)')
     offending = [
         line
         for line in lines

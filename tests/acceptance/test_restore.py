@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING
 import psycopg
 import pytest
 
-from pgstash.manifest import Table
+from pgstash.format.manifest import Table
 from support import databases, pieces
 from support.backups import PASSPHRASE, back_up
-from support.cli import COMMAND, environment, run_pgstash, started_pgstash
+from support.cli import COMMAND, environment, restore_to, run_pgstash, started_pgstash
 from support.compare import compare
 from support.pieces import PATIENCE
-from support.postgres import Cluster, Database
+from support.postgres import Cluster, Database, beside_publications
 from support.stored import CLOSING, DATABASE, make
 from support.tiers import later
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 def restore(
     folder: Path, target: Database, *arguments: str, **more: str
 ) -> subprocess.CompletedProcess[str]:
-    """Restore by RESTORE_URL, with a passphrase whether it is wanted or not."""
+    """Restore into this target, with a passphrase whether it is wanted or not."""
     env = environment(
         target.bin_dir,
         **{
@@ -41,7 +41,7 @@ def restore(
         }
         | more,
     )
-    return run_pgstash(["restore", *arguments], env)
+    return run_pgstash(restore_to(env, *arguments), env)
 
 
 def assert_same(source: Database, target: Database) -> None:
@@ -107,7 +107,7 @@ def test_into_an_empty_database(
     target = empty(cluster, sample, source)
     drop_later.append(target.name)
     done = restore(tmp_path, target)
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (done.returncode, beside_publications(done.stderr)) == (0, [])
     assert "SUCCESS Restore completed successfully in " in done.stdout
     assert "verified)" in done.stdout
     assert_same(source, target)
@@ -172,7 +172,7 @@ def test_a_target_that_is_not_empty_is_refused(make_database: MakeDatabase, tmp_
     assert_failed(
         restore(tmp_path, target),
         60,
-        "is not empty: it holds 1 objects (table public.mine)",
+        "is not empty: it holds 1 object (table public.mine)",
         "--overwrite",
         "--create",
     )
@@ -194,7 +194,7 @@ def test_a_wait_for_somebody_who_locks_what_is_replaced_is_told(
     source.run_sql("CREATE TABLE held (id int)")
     back_up(source, tmp_path)
     env = environment(source.bin_dir, STORAGE_URL=tmp_path.as_uri(), RESTORE_URL=source.uri)
-    sooner = "from pgstash.postgres import locks; locks._SECONDS_OF_SILENCE = 1.0"
+    sooner = "from pgstash.postgres.server import lock_waits; lock_waits._SECONDS_OF_SILENCE = 1.0"
     with source.connect() as holder:
         blocker = f"process {holder.info.backend_pid} (the holder, idle in transaction)"
         holder.execute("BEGIN; SET LOCAL application_name = 'the holder'; SELECT FROM held")
@@ -258,6 +258,7 @@ def test_a_new_database_that_cannot_be(make_database: MakeDatabase, tmp_path: Pa
     make(CLOSING).store_as_backup(tmp_path)
     assert_failed(restore(tmp_path, target, "--create", "postgres"), 61, "postgres already")
     assert_failed(restore(tmp_path, target, "--create", "ä" * 32), 61, "63 bytes")
+    assert_failed(restore(tmp_path, target, "--create", ""), 61, "cannot be the name")
     elsewhere = replace(DATABASE, collate="xx_XX.UTF-8", ctype="xx_XX.UTF-8")
     make(CLOSING, base="backup_20260301_000000", database=elsewhere).store_as_backup(tmp_path)
     assert_failed(
@@ -299,13 +300,21 @@ def test_which_backup(make_database: MakeDatabase, tmp_path: Path) -> None:
         (["--at", "2026-01-02T23:59:59Z"], 2),
         (["--at", "2026-01-02"], 2),
         (["--at", "2026-01-01 00:00:00"], 1),
+        (["--at", "2026-01-02 01:00 +02:00"], 1),
+        (["0102_000000"], 2),
     ):
         target = make_database()
         done = restore(tmp_path, target, *arguments)
         assert (done.returncode, done.stderr) == (0, "")
         assert f"day_{day}" in objects(target)
+        chosen = f" INFO Chosen: backup_2026010{day}_000000.sql.gz of 2026-01-0{day}T00:00:00Z"
+        assert (chosen in done.stdout) == (arguments[0] in ("--at", "0102_000000"))
     target = make_database()
-    assert_failed(restore(tmp_path, target, "--at", "2025-12-31"), 25, "no backup that began at")
+    assert_failed(
+        restore(tmp_path, target, "--at", "2025-12-31"),
+        25,
+        "started at or before 2025-12-31T",
+    )
     assert_failed(restore(tmp_path, target, "backup_20260105_000000"), 25, "no backup backup_2026")
 
 
@@ -324,29 +333,33 @@ def test_a_file_or_a_pipe_needs_no_storage(
     alone = tmp_path / "alone"
     alone.write_bytes(backup.archive.read_bytes())
 
-    def without_storage(target: Database) -> dict[str, str]:
+    def environment_of(target: Database) -> dict[str, str]:
         return environment(target.bin_dir, RESTORE_URL=target.uri, BACKUP_ENCRYPTION_KEY=PASSPHRASE)
 
+    def without_storage(target: Database, *arguments: str) -> subprocess.CompletedProcess[str]:
+        env = environment_of(target)
+        return run_pgstash(restore_to(env, *arguments), env)
+
     target = make_database()
-    done = run_pgstash(["restore", str(backup.archive)], without_storage(target))
+    done = without_storage(target, str(backup.archive))
     assert done.returncode == 0, done.stderr
     assert_only_warned_of_publications(done.stderr)
     assert "verified)" in done.stdout
     assert_same(source, target)
 
     target = make_database()
-    assert_failed(run_pgstash(["restore", str(alone)], without_storage(target)), 32, "--unverified")
-    done = run_pgstash(["restore", str(alone), "--unverified"], without_storage(target))
+    assert_failed(without_storage(target, str(alone)), 32, "--unverified")
+    done = without_storage(target, str(alone), "--unverified")
     assert done.returncode == 0, done.stderr
     assert_only_warned_of_publications(done.stderr)
-    assert "not verified: there is no manifest" in done.stdout
+    assert "not verified: it has no manifest" in done.stdout
     assert_same(source, target)
 
     target = make_database()
     with alone.open("rb") as file:
         piped = subprocess.run(
-            [COMMAND, "restore", "-", "--unverified"],
-            env=without_storage(target),
+            [COMMAND, *restore_to(environment_of(target), "-", "--unverified")],
+            env=environment_of(target),
             cwd="/",
             stdin=file,
             capture_output=True,
@@ -430,7 +443,7 @@ def test_no_target(tmp_path: Path) -> None:
 def test_nobody_gets_in_whom_a_revoke_kept_out(
     newest_cluster: Cluster, make_database: MakeDatabase, tmp_path: Path
 ) -> None:
-    """The dump has no REVOKE: what is closed to all is the whole database."""
+    """Without its REVOKEs the whole database is closed to all."""
     source = make_database()
     source.run_sql(
         "CREATE FUNCTION peek() RETURNS text LANGUAGE sql SECURITY DEFINER AS $$ SELECT 'x' $$;"
@@ -443,6 +456,14 @@ def test_nobody_gets_in_whom_a_revoke_kept_out(
     try:
         env = environment(source.bin_dir, STORAGE_URL=tmp_path.as_uri(), RESTORE_URL=admin.uri)
         done = run_pgstash(["restore", "--create", made.name], env)
+        assert done.returncode == 0, done.stderr
+        with (
+            psycopg.connect(made.uri.replace("admin@", "nobodys@")) as session,
+            pytest.raises(psycopg.errors.InsufficientPrivilege),
+        ):
+            session.execute("SELECT peek()")
+        made.drop()
+        done = run_pgstash(["restore", "--create", made.name, "--no-privileges"], env)
         assert done.returncode == 0, done.stderr
         with pytest.raises(psycopg.OperationalError, match="permission denied for database"):
             psycopg.connect(made.uri.replace("admin@", "nobodys@"))

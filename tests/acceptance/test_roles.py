@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pgstash import manifest as manifests
+from pgstash.format import manifest as manifests
 from support.backups import PASSPHRASE, PREFIX, StoredBackup, back_up, settings, stored
-from support.cli import environment, run_pgstash
+from support.cli import environment, restore_to, run_pgstash
 from support.stored import CLOSING, make
 
 if TYPE_CHECKING:
@@ -85,7 +85,8 @@ def restore(
         "BACKUP_ENCRYPTION_KEY": PASSPHRASE,
         "LD_LIBRARY_PATH": str(target.bin_dir.parent / "lib"),
     }
-    return run_pgstash(["restore", *arguments], environment(target.bin_dir, **(given | more)))
+    env = environment(target.bin_dir, **(given | more))
+    return run_pgstash(restore_to(env, *arguments), env)
 
 
 @pytest.mark.parametrize("encrypted", [False, True], ids=["plain", "encrypted"])
@@ -116,7 +117,7 @@ def test_all_that_the_target_lacks_is_told_before_it_is_touched(
         done = restore(tmp_path, target, *arguments)
         assert done.returncode == 59, done.stderr
         assert "nothing was changed in the target" in done.stderr
-        assert "lacks 5 roles" in done.stderr
+        assert "is missing 5 roles" in done.stderr
         for role in ('"-dash"', '"by_function"', '"by_mapping"', '"reader"', "forged"):
             assert role in done.stderr
         assert "--create-roles" in done.stderr
@@ -156,7 +157,7 @@ def test_without_the_stored_roles_those_of_the_manifest_are_made(
     before = roles_of(target)
     done = restore(tmp_path, target, "--create-roles")
     assert done.returncode == 0, done.stderr
-    assert "are gone" in done.stderr
+    assert "The roles companion of " in done.stderr
     assert set(roles_of(target)) - set(before) == set(ROLES) - {"in_a_column"}
 
 
@@ -193,7 +194,7 @@ def test_stored_roles_that_somebody_changed(
     before = roles_of(target)
     done = restore(tmp_path, target, "--create-roles")
     assert done.returncode == 31, done.stderr
-    assert "the roles beside" in done.stderr
+    assert "the roles of backup_" in done.stderr
     assert roles_of(target) == before
 
 
@@ -233,7 +234,7 @@ def test_pg_dumpall_that_fails_is_a_warning(make_database: MakeDatabase, tmp_pat
     more = {"LD_LIBRARY_PATH": str(database.bin_dir.parent / "lib")}
     done = run_pgstash(["once"], environment(tools, **settings(database, folder), **more))
     assert done.returncode == 0, done.stderr
-    assert "WARNING The roles of the server are not stored beside the backup" in done.stderr
+    assert "WARNING The roles of the server are not stored with the backup" in done.stderr
     assert "no way" in done.stderr
     [backup] = stored(folder)
     assert backup.manifest["globals_sha256"] is None
@@ -270,7 +271,7 @@ def test_what_a_restricted_role_leaves_out_is_warned_of(
         }
         done = run_pgstash(["once"], environment(database.bin_dir, **told))
         assert done.returncode == 0, done.stderr
-        assert "WARNING pg_dump leaves out the options of 1 user mappings" in done.stderr
+        assert "WARNING pg_dump leaves out the options of 1 user mapping" in done.stderr
         assert "admin on far" in done.stderr
         assert b"planted-mapping" not in stored(folder)[0].script()
         done = run_pgstash(["once"], environment(database.bin_dir, **settings(database, folder)))
@@ -332,7 +333,7 @@ def test_what_drills_made_goes_with_the_last_of_them(
     scratch.run_sql("CREATE SCHEMA used AUTHORIZATION reader")
     done = run_pgstash(["drill"], env)
     assert done.returncode == 0, done.stderr
-    assert "Roles that a drill made could not be dropped: reader: " in done.stderr
+    assert "Roles that a drill created could not be dropped: reader: " in done.stderr
     assert roles_of(scratch) == sorted([*before, "reader"])
     scratch.run_sql("DROP SCHEMA used")
     assert run_pgstash(["drill"], env).returncode == 0
@@ -392,10 +393,10 @@ def test_a_role_that_may_make_none(
         newest_cluster.maintenance.run_sql("DROP ROLE only_databases")
     if named:
         assert done.returncode == 59
-        assert "the role reader cannot be made: permission denied" in done.stderr
+        assert "the role reader cannot be created: permission denied" in done.stderr
     else:
         assert done.returncode == 0, done.stderr
-        assert f"{len(ROLES)} roles of the source cannot be made" in done.stderr
+        assert f"{len(ROLES)} roles of the source cannot be created" in done.stderr
 
 
 @pytest.fixture
@@ -421,7 +422,7 @@ def test_names_of_roles_that_are_not_utf_8(make_database: MakeDatabase, tmp_path
     assert done.returncode == 0, done.stderr
     done = run_pgstash(["drill"], for_drills(database, database.cluster, tmp_path))
     assert done.returncode == 0, done.stderr
-    assert r"Roles that a drill made could not be dropped: ren\udce9e: " in done.stderr
+    assert r"Roles that a drill created could not be dropped: ren\udce9e: " in done.stderr
 
 
 @pytest.mark.parametrize("name", ["магазин", "café"])
@@ -431,7 +432,7 @@ def test_a_name_that_the_database_of_the_login_cannot_give(
     back_up(make_database(), tmp_path)
     done = restore(tmp_path, of_another_encoding, "--create", name)
     assert done.returncode == 61, done.stderr
-    assert f"'{name}' cannot be given as a name from the database latin" in done.stderr
+    assert f"'{name}' cannot be used from the database latin" in done.stderr
     assert "whose encoding is LATIN1" in done.stderr
 
 

@@ -236,7 +236,7 @@ def test_output_and_objects_of_a_success(
     assert [leaks(request.body.decode()) for request in receiver.received] == [[], [], []]
     client = swift_server.client
     objects = client.list_objects_v2(Bucket=s3_bucket)["Contents"]
-    assert len(objects) == 4
+    assert len(objects) == 5
     for each in objects:
         found = client.get_object(Bucket=s3_bucket, Key=each["Key"])
         text = each["Key"] + repr(found["Metadata"]) + found["Body"].read().decode("latin1")

@@ -5,18 +5,27 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shlex
 import signal
 import subprocess
 import time
 from collections.abc import Iterator
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
-from pgstash import app, events, service, settings
+from pgstash import events, settings
+from pgstash.commands.backup import back_up
+from pgstash.commands.notifications import listening
+from pgstash.commands.service import first_run
 from pgstash.errors import Interrupted
-from pgstash.schedule import Interval
+from pgstash.monitoring import log
+from pgstash.monitoring.redaction import Scrubber
+from pgstash.runtime import Runtime
+from pgstash.service import loop
+from pgstash.service.retries import AFTER_FAILURE, Retries
+from pgstash.service.schedule import Interval
 from support.backups import settings as local
 from support.backups import stored
 from support.cli import COMMAND, environment, run_pgstash, started_pgstash
@@ -103,7 +112,7 @@ def test_a_signal_during_a_backup_aborts_it(  # noqa: PLR0917 - fixtures
         [post] = [each for each in receiver.received if each.target == "/hook"]
         assert post.json["extra"]["exit_code"] == 128 + signum
     else:
-        assert "was not delivered before the end" in errors
+        assert "was not delivered before the command ended" in errors
 
 
 def test_the_first_process_of_a_container_ends_with_the_signals_status(tmp_path: Path) -> None:
@@ -259,7 +268,7 @@ def test_drills_are_told_to_a_webhook_of_their_own_if_there_is_one(
     there = {"DATABASE_URL": "postgresql://u@127.0.0.1:1/x", "STORAGE_URL": tmp_path.as_uri()}
     chosen = {name: receiver.url(f"/{name}") for name in urls}
     values = settings.load(there | chosen, Path("/nonexistent"))
-    with app.listening(values) as emit:
+    with listening(values) as emit:
         emit(events.BackupFailed("backup_1", 1.0, "no", ""))
         emit(events.DrillStarted("backup_2", "scratch"))
         emit(events.DrillFailed("backup_2", 1.0, "no", "", "h", "d", "RestoreError", 40))
@@ -286,27 +295,215 @@ def test_a_webhook_that_fails_is_a_warning(
     assert line.endswith("WARNING The webhook could not be delivered in 3 tries: HTTP 500")
 
 
-def test_a_database_that_comes_back_is_backed_up_at_the_next_run(
+def test_an_outage_is_reported_once_and_ends_with_a_backup(
+    make_database: MakeDatabase,
+    tmp_path: Path,
+    receiver: Receiver,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The whole of a service but its clock: nobody answers three times, then somebody does."""
+    database = make_database("mixed")
+    monkeypatch.setenv("PATH", f"{database.bin_dir}:{os.environ['PATH']}")
+    (store := tmp_path / "store").mkdir()
+    told = tmp_path / "told"
+    there = local(database, store) | {
+        "WEBHOOK_URL": receiver.url("/hook"),
+        "HEALTHCHECK_PING_URL": receiver.url("/ping"),
+        "HOOK_AFTER_BACKUP": shlex.join(
+            [
+                "sh",
+                "-c",
+                f'echo "$PGSTASH_STATUS $PGSTASH_REPEATED $PGSTASH_NEXT_ATTEMPT" >> {told}',
+            ]
+        ),
+    }
+    away = there | {"DATABASE_URL": "postgresql://u:p@127.0.0.1:1/x"}
+    answers = iter([away, away, away, there, away, there])
+    clock = FakeClock()
+    clock.signal_at(START + timedelta(minutes=62), signal.SIGTERM)
+    log.start(Scrubber(), layout="text", debug=False)
+    runs: list[float] = []
+
+    def job(given: Runtime) -> None:
+        runs.append((clock.now() - START).total_seconds() / 60)
+        values = settings.load(next(answers), Path("/nonexistent"))
+        back_up(values, given, server_now=lambda _: clock.now())
+
+    with listening(settings.load(there, Path("/nonexistent"))) as emit:
+        runtime = Runtime(emit, now=clock.now, random=bytes)
+        with pytest.raises(Interrupted):
+            loop.run(job, Retries(Interval(3600, START), runtime), runtime, clock.sleep)
+    assert runs == [0, 1, 3, 7, 60, 61]
+    assert len(stored(store)) == 2
+    posts = [each.json for each in receiver.received if each.target == "/hook"]
+    assert [post["extra"]["next_attempt"] for post in posts] == [
+        "2026-01-31T02:01:00Z",
+        "2026-01-31T03:01:00Z",
+    ]
+    assert [target for target in receiver.targets if target[:5] == "/ping"] == [
+        *["/ping/start", "/ping/fail"] * 3,
+        *["/ping/start", "/ping"],
+        *["/ping/start", "/ping/fail"],
+        *["/ping/start", "/ping"],
+    ]
+    assert told.read_text().splitlines() == [
+        "failure false 2026-01-31T02:01:00Z",
+        "failure true 2026-01-31T02:03:00Z",
+        "failure true 2026-01-31T02:07:00Z",
+        "success  ",
+        "failure false 2026-01-31T03:01:00Z",
+        "success  ",
+    ]
+    out, err = capsys.readouterr()
+    assert err.count(" FAILURE Backup failed after ") == 2
+    assert err.count(" WARNING Backup failed again after ") == 2
+    assert out.count("(in 1m): the last one failed") == 2
+
+
+def older(database: Database, folder: Path, age: timedelta) -> datetime:
+    """Store a backup of that age, and return when it began."""
+    began = (datetime.now(UTC) - age).replace(microsecond=0)
+    values = settings.load(local(database, folder), Path("/nonexistent"))
+    back_up(values, at(began), server_now=lambda _: began)
+    return began
+
+
+def at(moment: datetime) -> Runtime:
+    """Return a runtime whose clock stands still."""
+    return Runtime(events.ignore, now=lambda: moment)
+
+
+def test_a_start_makes_no_backup_if_the_newest_is_young_enough(
     make_database: MakeDatabase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The whole of a service but its clock: nobody answers twice, then somebody does."""
     database = make_database("mixed")
-    monkeypatch.setenv("PATH", str(database.bin_dir))
-    there = local(database, tmp_path)
-    away = there | {"DATABASE_URL": "postgresql://u:p@127.0.0.1:1/x"}
-    answers = iter([away, away, there, away, there])
-    clock = FakeClock()
-    clock.signal_at(START + timedelta(seconds=4 * 3600 + 1), signal.SIGTERM)
-    counts = []
+    monkeypatch.setenv("PATH", f"{database.bin_dir}:{os.environ['PATH']}")
+    began = older(database, tmp_path, timedelta(minutes=50))
+    env = environment(database.bin_dir, **local(database, tmp_path), BACKUP_ON_START="false")
+    for _ in range(2):  # a platform may start it as often as it likes
+        with started_pgstash(["backup"], env) as process:
+            log = read_until(process, "Next run at")
+            process.terminate()
+            out, errors = process.communicate(timeout=30)
+        assert process.returncode == -signal.SIGTERM
+        assert (out, errors) == ("", "")
+        [name] = [each.archive.name for each in stored(tmp_path)]
+        due = began + timedelta(hours=1)
+        assert f"Next run at {due:%Y-%m-%dT%H:%M:%SZ} (in " in log
+        assert f": the newest backup, {name}, is 50m " in log
+        assert "Iteration" not in log
 
-    def job() -> None:
-        counts.append(len(stored(tmp_path)))
-        app.back_up(settings.load(next(answers), Path("/nonexistent")), lambda _event: None)
 
-    with pytest.raises(Interrupted):
-        service.run(job, Interval(3600, START), clock, lambda _event: None, lambda: None)
-    assert counts == [0, 0, 0, 1, 1]
+def test_a_start_makes_a_backup_if_the_newest_is_too_old(
+    make_database: MakeDatabase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database = make_database("mixed")
+    monkeypatch.setenv("PATH", f"{database.bin_dir}:{os.environ['PATH']}")
+    older(database, tmp_path, timedelta(minutes=70))
+    env = environment(database.bin_dir, **local(database, tmp_path), BACKUP_ON_START="false")
+    with started_pgstash(["backup"], env) as process:
+        first = read_until(process, "Next run at")
+        assert "(now: it is overdue): the newest backup, " in first
+        second = read_until(process, "Next run at")
+        process.terminate()
+        process.communicate(timeout=30)
+    # The next one counts from this one, and not from the one that is too old.
+    assert re.search(r"Next run at \S+ \(in (59m \d+s|1h)\)$", second, re.MULTILINE)
     assert len(stored(tmp_path)) == 2
+
+
+AGES = [
+    # The schedule, the age of the newest backup, and the time until the first run.
+    ({}, None, 0),
+    ({}, 10, 50),
+    ({}, 60, 0),
+    ({}, 600, 0),
+    ({"BACKUP_INTERVAL": "86400"}, 600, 840),
+    ({"BACKUP_INTERVAL": "60"}, 10, 0),
+    ({"BACKUP_SCHEDULE": "30 3 * * *"}, 60, 90),  # it is 02:00
+    ({"BACKUP_SCHEDULE": "30 1 * * *"}, 60, 0),  # missed half an hour ago
+    ({"BACKUP_SCHEDULE": "30 1 * * *"}, 20, 23 * 60 + 30),
+    ({"BACKUP_SCHEDULE": "0 3 * * 0"}, 5 * 1440, 25 * 60),  # on Sunday, and it is Saturday
+]
+
+
+def test_the_first_run_counts_from_the_newest_backup(
+    make_database: MakeDatabase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database = make_database()
+    monkeypatch.setenv("PATH", f"{database.bin_dir}:{os.environ['PATH']}")
+    for number, (values, age, expected) in enumerate(AGES):
+        (folder := tmp_path / str(number)).mkdir()
+        there = local(database, folder) | {"BACKUP_ON_START": "false"} | values
+        loaded = settings.load(there, Path("/nonexistent"))
+        if age is not None:
+            back_up(loaded, at(START - timedelta(minutes=age)))
+        first = first_run(loaded, at(START))
+        assert first.at == START + timedelta(minutes=expected), (values, age)
+        assert ("there is no recent backup" in first.reason) is (age is None)
+
+
+def test_a_backup_of_another_source_does_not_count(
+    make_database: MakeDatabase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database = make_database()
+    monkeypatch.setenv("PATH", f"{database.bin_dir}:{os.environ['PATH']}")
+    other = settings.load(local(make_database(), tmp_path), Path("/nonexistent"))
+    back_up(other, at(START - timedelta(minutes=10)))
+    ours = settings.load(local(database, tmp_path), Path("/nonexistent"))
+    assert first_run(ours, at(START)).at == START
+
+
+def test_a_store_that_does_not_answer_does_not_put_the_first_run_off() -> None:
+    env = environment(
+        DATABASE_URL="postgresql://u:p@127.0.0.1:1/x",
+        S3_ENDPOINT="http://127.0.0.1:1",
+        S3_BUCKET="bucket",
+        S3_ACCESS_KEY_ID="id",
+        S3_SECRET_ACCESS_KEY="secret",
+        RETRY_DELAY="0.1",
+        BACKUP_ON_START="false",
+    )
+    with started_pgstash(["backup"], env) as process:
+        log = read_until(process, "Iteration 1")
+        log += read_until(process, "Next run at")
+        process.terminate()
+        _, errors = process.communicate(timeout=30)
+    assert "the age of the newest backup is unknown" in log
+    assert "WARNING Could not find the newest backup: " in errors
+    assert "FAILURE Backup failed" in errors
+
+
+def test_a_login_that_is_refused_at_first_ends_it_if_asked_to(
+    make_database: MakeDatabase, tmp_path: Path, receiver: Receiver
+) -> None:
+    database = make_database()
+    refused = {"DATABASE_URL": re.sub("//[^@]*@", "//planted_nobody@", database.uri)}
+    more = {"EXIT_ON_FIRST_FAILURE": "true", "WEBHOOK_URL": receiver.url("/hook")}
+    env = environment(database.bin_dir, **(local(database, tmp_path) | refused | more))
+    with started_pgstash(["backup"], env) as process:
+        out, errors = process.communicate(timeout=60)
+    assert process.returncode == 11
+    assert "FAILURE Backup failed" in errors
+    assert "INFO The service ends" in out
+    assert "Next run" not in out
+    [post] = receiver.received
+    assert post.json["extra"]["next_attempt"] is None
+
+
+def test_a_server_that_is_away_at_first_ends_nothing(tmp_path: Path) -> None:
+    env = environment(
+        DATABASE_URL="postgresql://u:p@127.0.0.1:1/x",
+        STORAGE_URL=tmp_path.as_uri(),
+        EXIT_ON_FIRST_FAILURE="true",
+    )
+    with started_pgstash(["backup"], env) as process:
+        log = read_until(process, "Next run at")
+        process.terminate()
+        process.communicate(timeout=30)
+    assert process.returncode == -signal.SIGTERM
+    assert re.search(rf"\(in 1m( \d+s)?\): {AFTER_FAILURE}$", log, re.MULTILINE)
 
 
 def test_several_databases_side_by_side_on_one_bucket(
@@ -335,7 +532,7 @@ def test_several_databases_side_by_side_on_one_bucket(
             assert process.returncode == -signal.SIGTERM
     client = swift_server.client
     keys = [found["Key"] for found in client.list_objects_v2(Bucket=s3_bucket)["Contents"]]
-    assert len(keys) == 12
+    assert len(keys) == 15
     for prefix, database in databases.items():
         [archive] = [
             key for key in keys if re.fullmatch(rf"{prefix}/backup_\d{{8}}_\d{{6}}\.sql\.gz", key)

@@ -11,11 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pgstash import app, events, recovery, settings, watch
-from pgstash import manifest as manifests
+from pgstash import events, settings
+from pgstash.commands import drill, health, stored
+from pgstash.commands.backup import back_up
+from pgstash.commands.service import is_drill_due
 from pgstash.errors import DatabaseUnreachableError, SourceUnclearError, StaleBackupError
-from pgstash.identity import Identity
-from pgstash.postgres import source
+from pgstash.format import names
+from pgstash.format.identity import Identity
+from pgstash.postgres.server import login
+from pgstash.runtime import Runtime
 from support import backups
 from support.backups import PREFIX
 from support.cli import environment, run_pgstash
@@ -45,10 +49,9 @@ class Service:
         return settings.load(dict(self.env | {"DUMP_JOBS": "1"} | different), Path("/none"))
 
     def run(self, now: datetime, **different: str) -> None:
-        made = app.back_up(
+        made = back_up(
             self.settings(**different),
-            self.heard.append,
-            now=lambda: now,
+            Runtime(self.heard.append, now=lambda: now),
             server_now=lambda _settings: now,
         )
         self.made.append(made.name)
@@ -63,16 +66,16 @@ class Service:
 
 
 def _started(name: str) -> datetime | None:
-    return manifests.started_of(name.partition(".")[0])
+    return names.started_of(name.partition(".")[0])
 
 
 def left(folder: Path) -> set[str]:
-    return {path.name for path in (folder / PREFIX).glob("backup_*.sql.gz")}
+    return {path.name for path in (folder / PREFIX).glob("backup_????????_??????.sql.gz")}
 
 
 def latest(service: Service) -> str:
-    wanted = recovery.Wanted("latest")
-    return recovery.manifest_of(service.settings(), wanted, events.ignore).archive
+    wanted = stored.Wanted("latest")
+    return stored.manifest_of(service.settings(), wanted, events.ignore).archive
 
 
 def unused_port() -> int:
@@ -148,7 +151,7 @@ def test_the_latest_is_that_of_the_source_that_is_meant(
     values = settings.load(dict(anywhere), Path("/none"), needs=["storage"])
 
     def found(name: str = "latest", **more: Any) -> str:
-        return recovery.manifest_of(values, recovery.Wanted(name, **more), events.ignore).archive
+        return stored.manifest_of(values, stored.Wanted(name, **more), events.ignore).archive
 
     for service in two_servers:
         [made] = service.made
@@ -156,7 +159,7 @@ def test_the_latest_is_that_of_the_source_that_is_meant(
     with pytest.raises(SourceUnclearError, match="several sources under this prefix"):
         found(at=datetime.now(UTC))
     with pytest.raises(SourceUnclearError, match="several sources under this prefix"):
-        recovery.drill_backup(values, "latest", events.ignore)
+        drill.drill_backup(values, "latest", Runtime(events.ignore))
     with pytest.raises(SourceUnclearError, match='there is no source "x" under this prefix, only:'):
         found(source="x")
     here = two_servers[0]
@@ -166,8 +169,8 @@ def test_the_latest_is_that_of_the_source_that_is_meant(
     values_of_restore = settings.load(
         {**anywhere, **located, **target}, Path("/none"), needs=["storage", "target"]
     )
-    wanted = recovery.Wanted("latest")
-    assert recovery.open_archive(values_of_restore, wanted, events.ignore).name == here.made[0]
+    wanted = stored.Wanted("latest")
+    assert stored.open_archive(values_of_restore, wanted, events.ignore).name == here.made[0]
     with pytest.raises(SourceUnclearError, match=f'several sources have a database "{here.name}":'):
         found(source=here.name)
     here.env["DATABASE_URL"] = here.env["DATABASE_URL"].replace(here.name, "never_made")
@@ -209,19 +212,19 @@ def test_a_fresh_backup_and_a_proof_of_another_source_count_for_nothing(
     shop, blog = Service(make_database(), tmp_path), Service(make_database(), tmp_path)
     monkeypatch.setenv("PATH", shop.env["PATH"])
     blog.run(datetime.now(UTC))
-    assert blog.made[0] in watch.healthcheck(blog.settings())
+    assert blog.made[0] in health.healthcheck(blog.settings())
     with pytest.raises(StaleBackupError):
-        watch.healthcheck(shop.settings())
+        health.healthcheck(shop.settings())
     [backup] = backups.stored(tmp_path)
     base, backup_id = backup.archive.name.partition(".")[0], backup.manifest["id"]
     now = datetime.now(UTC)
-    proof = manifests.proof_name(base, backup_id, now, encrypted=False)
+    proof = names.proof_name(base, backup_id, now, encrypted=False)
     (tmp_path / PREFIX / proof).write_bytes(b"{}")
     for service, due in ((blog, False), (shop, True)):
         values = service.settings(VERIFY_INTERVAL="3600")
-        assert recovery.is_drill_due(values, now) is due
+        assert is_drill_due(values, now) is due
     shop.run(now + timedelta(seconds=10))
-    found = recovery.unproven(shop.settings(), events.ignore)
+    found = drill.unproven(shop.settings(), events.ignore)
     assert len(found) == 1
     assert found[0] != backup.archive.name
 
@@ -233,7 +236,7 @@ def test_every_object_says_of_which_source_it_is(
     backup = backups.back_up(database, tmp_path)
     host = backup.manifest["database"]
     expected = Identity(database.name, host["system"], host["host"], str(host["port"]))
-    assert source.identify(database.uri, 10) == expected
+    assert login.identify(database.uri, 10) == expected
     system = database.run_sql("SELECT system_identifier FROM pg_control_system()").strip()
     assert host["system"] == system
     for path in backup.archive.parent.glob(".*.metadata.json"):
@@ -255,11 +258,11 @@ def test_a_server_that_does_not_tell_its_identifier(
     for after in range(2):
         service.run(datetime.now(UTC) + timedelta(seconds=after))
     assert not [text for text in service.warnings() if "other sources" in text]
-    found = source.identify(plain, 10)
+    found = login.identify(plain, 10)
     assert found == Identity(database.name, None, "127.0.0.1", str(database.cluster.port))
     assert (
-        recovery.manifest_of(
-            service.settings(), recovery.Wanted("latest"), events.ignore
+        stored.manifest_of(
+            service.settings(), stored.Wanted("latest"), events.ignore
         ).database.system
         is None
     )
@@ -288,25 +291,25 @@ def test_a_server_that_tells_its_identifier_no_more(
         service.env | {"DATABASE_URL": f"postgresql://127.0.0.1/{database.name}"}, Path("/none")
     )
     service.env["DATABASE_URL"] = told
-    unclear = f"cannot be told: {service.made[-1]} is newer than the backups of {database.name}@"
+    unclear = f"latest: {service.made[-1]} is newer than the backups of {database.name}@"
     for values in (down, service.settings()):
         with pytest.raises(SourceUnclearError, match=unclear) as caught:
-            recovery.manifest_of(values, recovery.Wanted("latest"), events.ignore)
+            stored.manifest_of(values, stored.Wanted("latest"), events.ignore)
         labels = [line.split()[0].rstrip(":") for line in caught.value.message.splitlines()[1:]]
         for label, made in zip(labels, (service.made[0], service.made[-1]), strict=True):
-            wanted = recovery.Wanted("latest", source=label)
-            assert recovery.manifest_of(values, wanted, events.ignore).archive == made
+            wanted = stored.Wanted("latest", source=label)
+            assert stored.manifest_of(values, wanted, events.ignore).archive == made
     # A drill is no reason to refuse: it proves what is certain, and says what it leaves out.
     values = service.settings(VERIFY_DATABASE_URL=database.cluster.maintenance.uri)
-    recovery.drill_backup(values, "latest", service.heard.append)
+    drill.drill_backup(values, "latest", Runtime(service.heard.append))
     [proven] = [each.name for each in service.heard if isinstance(each, events.DrillSucceeded)]
     assert proven == service.made[0]
     assert [each for each in service.warnings() if each.startswith(f"{service.made[-1]} is newer")]
     service.run(start + timedelta(hours=5))
     assert latest(service) == service.made[-1]
-    before = recovery.Wanted("latest", at=start + timedelta(hours=4))
+    before = stored.Wanted("latest", at=start + timedelta(hours=4))
     with pytest.raises(SourceUnclearError, match=unclear.replace(service.made[-1], ".*")):
-        recovery.manifest_of(service.settings(), before, events.ignore)
+        stored.manifest_of(service.settings(), before, events.ignore)
     # The command of the warning can be run.
     [_, warning] = [text for text in service.warnings() if "other sources" in text]
     done = run_pgstash(warning.partition("remove them: pgstash ")[2].split(), service.env)

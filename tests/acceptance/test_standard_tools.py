@@ -66,7 +66,7 @@ def test_openssl_and_gunzip_read_it_to_its_end(
     proof = drilled(folder(stored[encrypted]), newest_cluster, PLAIN_WAY, emit=said.append)
     found = {check.name: check.found for check in proof.checks}
     size = stored[encrypted].manifest["raw_bytes"]
-    assert found["standard tools"] == f"{NAMES[encrypted]} made {size} bytes of it"
+    assert found["standard tools"] == f"{NAMES[encrypted]} wrote {size} bytes"
     tools = {event.tool for event in said if isinstance(event, events.ToolSaid)}
     assert tools <= {"psql"}  # the server warns of publications
 
@@ -142,4 +142,4 @@ def test_without_the_tools_a_drill_does_without(
     proof = drilled(folder(stored[True]), newest_cluster, PLAIN_WAY, path=path, emit=said.append)
     assert "standard tools" not in {check.name for check in proof.checks}
     notices = [event.message for event in said if isinstance(event, events.Notice)]
-    assert f"The standard tools are not tried: there is no {tool} on PATH" in notices
+    assert f"Skipping the standard tools: not found on PATH: {tool}" in notices

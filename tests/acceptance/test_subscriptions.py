@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pgstash import manifest as manifests
+from pgstash.format import manifest as manifests
 from support.backups import PASSPHRASE, back_up
 from support.cli import environment, run_pgstash
 from support.compare import compare
@@ -83,7 +83,7 @@ def test_it_is_restored_without_a_connection(
 ) -> None:
     back_up(source, tmp_path)
     with subscribing(make_database(on=cluster)) as target:
-        done = run("restore", tmp_path, target)
+        done = run("restore", tmp_path, target, "--to", target.uri)
         assert done.returncode == 0, done.stderr
         [line] = done.stderr.splitlines()
         assert TOLD.search(line)

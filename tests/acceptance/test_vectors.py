@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pgstash import manifest as manifests
+from pgstash.format import manifest as manifests
+from pgstash.format import names
 from support import backups
 from support.backups import PASSPHRASE
 from support.cli import COMMAND, environment, run_pgstash
@@ -31,8 +32,9 @@ ARCHIVES = [
     pytest.param(name, path.parent.name, path.name, id=f"{name}-{path.parent.name}-{path.name}")
     for name in SETS
     for path in sorted((VECTORS / name).glob("*/backup_*"))
-    if manifests.ARCHIVE_NAME.fullmatch(path.name)
+    if names.ARCHIVE_NAME.fullmatch(path.name)
 ]
+FILLED = ("host", "client", "tool")
 
 
 def store(name: str, prefix: str, *, with_key: bool = True) -> dict[str, str]:
@@ -108,7 +110,16 @@ def test_they_are_listed_without_the_key(name: str, prefix: str) -> None:
     assert listed.keys() == {each["name"] for each in wanted}
     for each in wanted:
         assert each["proven"]
-        assert holds(listed[each["name"]], each), (listed[each["name"]], each)
+        # Earlier versions did not read the metadata that these are in.
+        recorded = {key: each[key] for key in each if key not in FILLED or each[key] is not None}
+        assert holds(listed[each["name"]], recorded), (listed[each["name"]], recorded)
+        shown = expected(name, prefix)["show"][each["name"]]
+        filled = {key: listed[each["name"]][key] for key in FILLED}
+        assert filled == {
+            "host": shown["database"]["host"],
+            "client": shown["client"],
+            "tool": shown["tool"],
+        }
 
 
 @pytest.mark.parametrize(("name", "prefix", "archive"), ARCHIVES)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pgstash.storage.directory import DirectoryStorage
+from pgstash import events
+from pgstash.storage.directory.storage import DirectoryStorage
 from pgstash.storage.memory import MemoryStorage
-from pgstash.storage.s3 import S3Storage
+from pgstash.storage.s3.config import S3Config
+from pgstash.storage.s3.storage import S3Storage
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,28 +26,29 @@ MIB = 1024 * 1024
 
 @pytest.fixture
 def s3(swift_server: SwiftServer, s3_bucket: str) -> Callable[..., S3Storage]:
-    """Return a maker of stores on a fresh bucket, with short waits; any argument may differ.
+    """Return a maker of stores on a fresh bucket, with short waits.
 
-    The one that differs in nothing is made once, because a client takes a while to make.
+    Any value of the config may differ, and ``emit``. The one that differs in nothing is made once,
+    because a client takes a while to make.
     """
     made: list[S3Storage] = []
 
-    def make(**different: object) -> S3Storage:
-        if made and not different:
-            return made[0]
-        arguments: dict[str, object] = {
-            "endpoint": swift_server.endpoint,
-            "bucket": s3_bucket,
-            "region": swift_server.region,
-            "access_key_id": swift_server.access_key_id,
-            "secret_access_key": swift_server.secret_access_key,
-            "retry_delay": 0.01,
-            "part_size": 5 * MIB,
-        }
-        storage = S3Storage(**(arguments | different))  # type: ignore[arg-type]
-        if not different:
-            made.append(storage)
-        return storage
+    usual = S3Config(
+        endpoint=swift_server.endpoint,
+        bucket=s3_bucket,
+        region=swift_server.region,
+        access_key_id=swift_server.access_key_id,
+        secret_access_key=swift_server.secret_access_key,
+        retry_delay=0.01,
+        part_size=5 * MIB,
+    )
+
+    def make(emit: events.Emit = events.ignore, **different: Any) -> S3Storage:
+        if emit is not events.ignore or different:
+            return S3Storage(replace(usual, **different), emit)
+        if not made:
+            made.append(S3Storage(usual))
+        return made[0]
 
     return make
 
@@ -52,7 +56,7 @@ def s3(swift_server: SwiftServer, s3_bucket: str) -> Callable[..., S3Storage]:
 @pytest.fixture
 def seaweedfs(seaweedfs_server: SeaweedServer) -> S3Storage:
     """A fresh bucket of another real store than Swift."""
-    return S3Storage(
+    config = S3Config(
         endpoint=seaweedfs_server.endpoint,
         bucket=seaweedfs_server.create_bucket(),
         region=seaweedfs_server.region,
@@ -61,6 +65,7 @@ def seaweedfs(seaweedfs_server: SeaweedServer) -> S3Storage:
         retry_delay=0.01,
         part_size=5 * MIB,
     )
+    return S3Storage(config)
 
 
 @pytest.fixture(

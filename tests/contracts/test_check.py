@@ -19,7 +19,7 @@ from support.proxy import Answer, Change, HttpProxy
 
 if TYPE_CHECKING:
     from pgstash.storage.interface import Storage
-    from pgstash.storage.s3 import S3Storage
+    from pgstash.storage.s3.storage import S3Storage
     from support.swift import SwiftServer
 
 DENIED = Answer(403, "AccessDenied")
@@ -33,7 +33,7 @@ def now() -> datetime:
 def look(
     storage: Storage, *, clock: Callable[[], datetime] = now, endpoint: str | None = None
 ) -> dict[str, Finding]:
-    plan = checks.Plan("team/db", endpoint, clock, os.urandom)
+    plan = checks.Plan("team/db", endpoint, clock, os.urandom, None, 10_000)
     return {finding.topic: finding for finding in checks.look(plan, storage)}
 
 
@@ -196,7 +196,8 @@ GIB = 1024**3
 def test_part_size_and_memory(
     size: int, wanted: int | None, parts: int, state: str, words: str
 ) -> None:
-    finding = checks.part_size(size, wanted, parts)
+    plan = checks.Plan("team/db", None, lambda: datetime.now(UTC), os.urandom, wanted, parts)
+    finding = checks.part_size(size, plan, None)
     assert finding.state == state
     assert words in finding.found
     assert ("13 or more" in finding.remedy) is (state == "warning")

@@ -1,4 +1,4 @@
-"""How many connections to the store there are: as many as requests are under way, and kept."""
+"""There are as many connections to the store as requests at once, and they are kept."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pgstash import events, settings
-from pgstash.app import open_storage
+from pgstash.commands.storage import open_storage
 from pgstash.storage.interface import Storage
 from support.proxy import HttpProxy
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from pgstash.storage.s3 import S3Storage
+    from pgstash.storage.s3.storage import S3Storage
     from support.swift import SwiftServer
 
 SESSIONS = 64  # the most that RESTORE_JOBS may be

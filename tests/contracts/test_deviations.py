@@ -1,6 +1,6 @@
-"""Stores that answer otherwise than AWS are understood all the same: each known way is played.
+"""Stores that respond differently from AWS are still understood: each known way is tested.
 
-A proxy rewrites the answers of a real store, by the table in ``support/deviations.py``.
+A proxy rewrites the responses of a real store, by the table in ``support/deviations.py``.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from pgstash.errors import (
     StorageError,
     StorageRefusedError,
 )
-from pgstash.storage.s3 import S3Storage
+from pgstash.storage.s3.config import S3Config
+from pgstash.storage.s3.storage import S3Storage
 from support import deviations
 from support.proxy import Answer, HttpProxy, Reply, Rewrite
 
@@ -32,7 +33,7 @@ DATA = b"what is stored"
 
 @dataclass
 class Place:
-    """A bucket, reached by way of the proxy and without it, and what was told of requests."""
+    """A bucket, reached through the proxy and directly, and the events of its requests."""
 
     http: HttpProxy
     storage: S3Storage
@@ -47,15 +48,15 @@ def shared(swift_server: SwiftServer) -> Iterator[Place]:
     bucket = swift_server.create_bucket()
 
     def opened(endpoint: str) -> S3Storage:
-        return S3Storage(
+        config = S3Config(
             endpoint=endpoint,
             bucket=bucket,
             region=swift_server.region,
             access_key_id=swift_server.access_key_id,
             secret_access_key=swift_server.secret_access_key,
             retry_delay=0.01,
-            emit=heard.append,
         )
+        return S3Storage(config, heard.append)
 
     with HttpProxy(swift_server.port) as http:
         yield Place(http, opened(http.endpoint), opened(swift_server.endpoint), heard)
@@ -188,7 +189,7 @@ def test_what_one_key_of_a_batch_met(place: Place, deviation: Deviation, outcome
 def test_a_taken_name_is_seen_without_conditional_writes(
     place: Place, status_and_code: tuple[int, str]
 ) -> None:
-    """The look at the name is all that protects another one's object there."""
+    """Only the check of the name protects the object of another writer there."""
     rule = place.http.rule("CompleteMultipartUpload", Answer(*status_and_code))
     rule.matches = lambda request: "If-None-Match" in request.headers
     upload(place.storage, "free")
@@ -204,7 +205,7 @@ def test_a_taken_name_is_seen_without_conditional_writes(
 
 @pytest.mark.parametrize("status", [304, 412])
 def test_a_condition_that_does_not_hold(place: Place, status: int) -> None:
-    """MinIO was seen to say 304: https://github.com/minio/minio/issues/19442."""
+    """MinIO was seen to return 304: https://github.com/minio/minio/issues/19442."""
     place.http.rule("CompleteMultipartUpload", Answer(status, ""))
     with pytest.raises(ObjectExistsError):
         upload(place.storage)
@@ -242,7 +243,7 @@ def test_an_answer_without_what_it_must_have(
     operation: str,
     request_: Callable[[S3Storage], object],
 ) -> None:
-    """As from a captive portal: 200, and nothing of S3 in it."""
+    """As from a captive portal: status 200 without any S3 content."""
     place.real.put("key", DATA, {})
     portal = Reply(200, [("Content-Type", "text/html")], b"<html><body>Log in</body></html>")
     place.http.rule(operation, Rewrite(lambda _reply: portal))

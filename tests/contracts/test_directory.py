@@ -1,4 +1,4 @@
-"""What is particular to a folder."""
+"""What is specific to a store in a folder."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from pgstash.errors import (
     StorageRefusedError,
     StorageUnreachableError,
 )
-from pgstash.storage import directory_upload
-from pgstash.storage.directory import DirectoryStorage
+from pgstash.storage.directory import upload as directory_upload
+from pgstash.storage.directory.storage import DirectoryStorage
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 KILLED_MIDWAY = """
 import os, signal, sys
 from pathlib import Path
-from pgstash.storage.directory import DirectoryStorage
+from pgstash.storage.directory.storage import DirectoryStorage
 with DirectoryStorage(Path(sys.argv[1])).upload("a/key", metadata={}, expected_size=1) as upload:
     upload.write(b"half")
     os.kill(os.getpid(), signal.SIGKILL)
@@ -97,7 +97,7 @@ def test_objects_are_plain_files_with_their_metadata_beside(tmp_path: Path) -> N
 
 
 def test_nobody_else_may_read_a_backup(tmp_path: Path) -> None:
-    """Whatever the umask allows; a folder that is there keeps its mode."""
+    """Whatever the umask allows. An existing folder keeps its mode."""
     (tmp_path / "theirs").mkdir(mode=0o755)
     storage = DirectoryStorage(tmp_path)
     before = os.umask(0)
@@ -179,7 +179,7 @@ def test_damaged_metadata_are_an_error(tmp_path: Path, damage: bytes) -> None:
     assert [found.key for found in storage.list("")] == ["key"]
 
 
-# What is put there, under a name of ours: nothing may hang on it, or be taken for an object.
+# Other kinds of files under our names must not block pgstash, or be treated as objects.
 
 
 def a_pipe(path: Path) -> None:
@@ -208,7 +208,7 @@ def a_folder(path: Path) -> None:
 
 
 def failure(operation: Callable[[], object]) -> StorageError | None:
-    """Return the error of the store that an operation meets, if it meets one."""
+    """Return the StorageError that an operation raises, or None."""
     try:
         operation()
     except StorageError as error:
@@ -239,7 +239,7 @@ NAME = "p/backup_20261129_000000.sql.gz"
 
 @pytest.fixture
 def impatient() -> Iterator[None]:
-    """End a test that hangs: opening a pipe waits for ever."""
+    """End a test that hangs: opening a pipe can wait forever."""
 
     def fail(*_: object) -> None:
         raise TimeoutError("it hangs")
@@ -325,10 +325,10 @@ def test_folders_that_hold_no_key_of_the_prefix_are_not_opened(
     assert opened == ["p", "p/backup_old"]
 
 
-# What the operating system may answer, and the error and its remedy.
+# The errors of the operating system, each with the expected error and remedy.
 ANSWERS = {
-    errno.EACCES: (StorageRefusedError, "owns"),
-    errno.EPERM: (StorageRefusedError, "owns"),
+    errno.EACCES: (StorageRefusedError, "owner"),
+    errno.EPERM: (StorageRefusedError, "owner"),
     errno.EROFS: (StorageRefusedError, "read-only"),
     errno.ENOSPC: (StorageRefusedError, "space"),
     errno.EDQUOT: (StorageRefusedError, "quota"),
@@ -347,7 +347,7 @@ ANSWERS = {
 def test_what_the_system_answers_is_an_error_of_the_store(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: str, code: int
 ) -> None:
-    """Whichever call it is of: none lets an OSError through."""
+    """Whichever call fails, no OSError gets through."""
     error, remedy = ANSWERS[code]
     storage = DirectoryStorage(tmp_path)
     storage.put("p/key", b"data", {"id": "1"})
@@ -413,7 +413,7 @@ def test_a_file_that_is_cut_short_while_it_is_read_is_an_error(tmp_path: Path) -
 def test_a_disk_that_stumbles_after_the_name_was_given(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The file is there for all that is known: so what belongs to it must not be removed."""
+    """The file may exist, so its companions must not be removed."""
     fsync = os.fsync
 
     def fail_on_folders(descriptor: int) -> None:
@@ -435,7 +435,7 @@ def test_a_disk_that_stumbles_after_the_name_was_given(
 def test_a_signal_while_the_file_is_made_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Python runs the handler before the file has come to whoever would remove it."""
+    """Python runs the handler before the caller has the file that it would remove."""
 
     def opened_by_then(path: str, flags: int) -> int:
         os.close(os.open(path, flags, 0o600))

@@ -8,11 +8,15 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, NoReturn
 
-from pgstash import events, identity, neighbours, record
+from pgstash import events
+from pgstash.backup import other_writers
 from pgstash.errors import StorageRefusedError
-from pgstash.identity import Identity
-from pgstash.owners import Owners
-from pgstash.storage.directory import DirectoryStorage
+from pgstash.format import identity
+from pgstash.format.identity import Identity
+from pgstash.format.metadata import encoded, header
+from pgstash.repository.owners import Owners
+from pgstash.runtime import Runtime
+from pgstash.storage.directory.storage import DirectoryStorage
 from pgstash.storage.memory import MemoryStorage
 
 if TYPE_CHECKING:
@@ -34,10 +38,12 @@ def look(storage: Storage, *, later: timedelta = timedelta(), source: Identity =
 
 def looked(
     storage: Storage, *, later: timedelta = timedelta(), source: Identity = SHOP
-) -> tuple[list[str], neighbours.Neighbourhood]:
+) -> tuple[list[str], other_writers.Neighbourhood]:
     heard: list[events.Event] = []
     now = datetime.now(UTC) + later
-    found = neighbours.look(storage, "db", source, Owners(storage), now=now, emit=heard.append)
+    found = other_writers.look(
+        storage, "db", source, Owners(storage), Runtime(heard.append, now=lambda: now)
+    )
     return [event.message for event in heard if isinstance(event, events.Warned)], found
 
 
@@ -53,11 +59,11 @@ def test_an_upload_that_is_on_its_way(storage: Storage) -> None:
         assert f"(upload id {pending.upload_id})." in warning
         uploads.enter_context(storage.upload(NEW, metadata={}, expected_size=1))
         assert ", and 1 more. " in look(storage)[0]
-        assert look(storage, later=neighbours.YOUNG + timedelta(minutes=1)) == []
+        assert look(storage, later=other_writers.YOUNG + timedelta(minutes=1)) == []
 
 
 def store(storage: Storage, day: int, metadata: dict[str, str]) -> None:
-    storage.put(f"db/backup_202001{day:02}_000000.sql.gz", b"data", record.encoded(metadata))
+    storage.put(f"db/backup_202001{day:02}_000000.sql.gz", b"data", encoded(metadata))
 
 
 def back_up(storage: Storage, day: int, source: Identity = SHOP) -> list[str]:
@@ -90,13 +96,13 @@ def test_more_sources_than_metadata_hold(storage: Storage) -> None:
     [warning] = back_up(storage, 10)
     assert f"{Identity('other', '5').label} and 4 more." in warning
     many = identity.reported_after([], [Identity("other", str(number)) for number in range(100)])
-    assert len(record.header(many)) == len(many) <= 255
+    assert len(header(many)) == len(many) <= 255
 
 
 def test_where_the_bucket_does_not_tell_the_next_backup_asks_anew(storage: Storage) -> None:
     store(storage, 1, Identity("other", "1").metadata())
     assert len(back_up(storage, 2)) == 1
-    store(storage, 3, neighbours.Neighbourhood(SHOP).metadata(datetime.now(UTC)))
+    store(storage, 3, other_writers.Neighbourhood(SHOP).metadata(datetime.now(UTC)))
     warnings, known = looked(storage)
     assert warnings == []
     assert known.since == datetime(2020, 1, 2, tzinfo=UTC)
@@ -118,7 +124,7 @@ def test_a_store_that_cannot_list_uploads() -> None:
     storage = Mute()
     storage.put(OLD, b"data", {"database": "other"})
     heard: list[events.Event] = []
-    neighbours.look(storage, "db", SHOP, Owners(storage), now=datetime.now(UTC), emit=heard.append)
+    other_writers.look(storage, "db", SHOP, Owners(storage), Runtime(heard.append))
     assert [type(event) for event in heard] == [events.Notice, events.Warned]
 
 

@@ -1,4 +1,4 @@
-"""Pruning, over every store: what goes, what stays, and that nothing of others is touched."""
+"""Pruning, with every store: what is removed and kept, and that other sources are not touched."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from pgstash import catalog, events, identity, prune, record, retention
+from pgstash import events
 from pgstash.errors import (
     ObjectNotFoundError,
     SourceUnclearError,
@@ -21,12 +21,18 @@ from pgstash.errors import (
     StorageUnreachableError,
     WriterBusyError,
 )
-from pgstash.identity import Identity
-from pgstash.owners import Owners
-from pgstash.storage.directory import DirectoryStorage
+from pgstash.format import identity
+from pgstash.format.identity import Identity
+from pgstash.format.metadata import encoded
+from pgstash.prune import retention
+from pgstash.prune import run as prune
+from pgstash.repository import catalog
+from pgstash.repository.owners import Owners
+from pgstash.runtime import Runtime
+from pgstash.storage.directory.storage import DirectoryStorage
 from pgstash.storage.interface import PendingUpload, Storage, StoredObject
 from pgstash.storage.memory import MemoryStorage
-from pgstash.storage.s3 import S3Storage
+from pgstash.storage.s3.storage import S3Storage
 from support.proxy import Answer, HttpProxy
 from support.swift import SwiftServer
 
@@ -58,10 +64,10 @@ def store(
 ) -> None:
     """Store backups as pgstash does: the manifest first, its id in the archive's metadata.
 
-    Without a ``source`` they do not say of which they are.
+    Without a ``source`` their metadata names none.
     """
     ending = ".enc" if encrypted else ""
-    metadata = {"id": backup_id, **(record.encoded(source.metadata()) if source else {})}
+    metadata = {"id": backup_id, **(encoded(source.metadata()) if source else {})}
     for base in bases:
         storage.put(manifest(base, backup_id) + ending, b"{}", metadata)
         storage.put(archive(base) + ending, b"data", metadata)
@@ -90,24 +96,24 @@ def run(
     now: datetime = NOW,
     heard: list[events.Event] | None = None,
     dry_run: bool = False,
-    alone: prune.Alone = nullcontext,
+    exclusive: prune.Exclusive = nullcontext,
     sources: Sequence[Identity] = (),
     explained: bool = True,
 ) -> prune.Pruned:
     """Prune: the backups of these sources, or of the only one that there is."""
     policy = retention.Policy(days=days, last=last)
-    plan = prune.Plan("db", policy, sweep_after_days=7, explained=explained)
     owners = Owners(storage)
-    return prune.run(
-        plan,
-        storage,
-        owners=owners,
+    plan = prune.Plan(
+        "db",
+        policy,
+        sweep_after_days=7,
         choose=lambda backups: sources or owners.choose(backups),
-        alone=alone,
-        now=now,
-        emit=events.ignore if heard is None else heard.append,
+        exclusive=exclusive,
+        explained=explained,
         dry_run=dry_run,
     )
+    emit = events.ignore if heard is None else heard.append
+    return prune.run(plan, storage, owners, Runtime(emit, now=lambda: now))
 
 
 def test_an_old_backup_goes_with_its_manifest(storage: Storage) -> None:
@@ -146,7 +152,7 @@ def test_the_newest_proven_one_stays_with_all_of_its_own_until_a_newer_one_is_pr
     run(storage, now=LATER)
     left = [manifest(NEW), archive(NEW), roles, *proofs, manifest(LATEST), archive(LATEST)]
     assert sorted(keys(storage)) == sorted(left)
-    assert events.BackupKept(f"{NEW}.sql.gz", (retention.PROVEN,)) in heard
+    assert events.BackupKept(f"{NEW}.sql.gz", (events.KEPT_AS_PROVEN,)) in heard
 
     newer = prove(storage, LATEST)
     run(storage)
@@ -154,7 +160,7 @@ def test_the_newest_proven_one_stays_with_all_of_its_own_until_a_newer_one_is_pr
 
 
 def test_a_proof_beside_a_stray_manifest_still_counts(storage: Storage) -> None:
-    """Two ids under one name: the archive knows which is its own."""
+    """With two ids under one name, the archive identifies its own."""
     store(storage, OLD, NEW)
     proof = prove(storage, OLD)
     storage.put(manifest(OLD, OTHER_ID), b"{}", {"id": OTHER_ID})
@@ -260,11 +266,11 @@ def test_more_than_a_page_of_them(storage: Storage) -> None:
     assert len(pruned.removed) == 1001
 
 
-# What is of another source.
+# Other sources.
 
 
 def test_the_last_backup_of_another_source_is_not_touched(storage: Storage) -> None:
-    """Nor what lies beside it, what it failed to finish, nor counted for any rule."""
+    """Its companions and unfinished uploads are not touched, and it counts for no rule."""
     store(storage, OLD, source=BLOG)
     proof = prove(storage, OLD)
     orphan = manifest("backup_20191231_000000")
@@ -282,17 +288,19 @@ def test_the_last_backup_of_another_source_is_not_touched(storage: Storage) -> N
         assert len(list(storage.pending(""))) == 1
     assert sorted(keys(storage)) == sorted([*theirs, manifest(LATEST), archive(LATEST)])
     assert events.OthersLeft(BLOG.label, 2) in heard
-    # Uploads that stay, and cost, are spoken of: by the run that found them old.
-    [left_out] = [each.reason for each in heard if isinstance(each, events.SweepLeftOut)]
-    assert left_out.startswith("unfinished uploads (1), which take space, may be of another source")
-    # Asked for by name, it goes as any: its newest stays, and its orphan is swept.
+    # Uploads that stay, and cost, are reported by the run that finds them old.
+    [left_out] = [each.message for each in heard if isinstance(each, events.Informed)]
+    assert left_out.startswith(
+        "Leftovers were not swept: unfinished uploads (1), which take up space, may belong to"
+    )
+    # Selected by name, it is pruned like any: its newest stays, and its orphan is swept.
     assert run(storage, now=LATER, sources=[BLOG]).swept == [orphan]
     left = [manifest(young), archive(young), manifest(LATEST), archive(LATEST)]
     assert sorted(keys(storage)) == sorted([manifest(OLD), proof, archive(OLD), *left])
 
 
 def test_what_is_proven_by_asking_costs_no_other_source_its_last_backup(storage: Storage) -> None:
-    """The names alone tell nothing of a proof where another backup left something, too."""
+    """Names alone do not identify the owner of a proof if another backup left something too."""
     young = (NOW - timedelta(days=1)).strftime("backup_%Y%m%d_%H%M%S")
     store(storage, OLD, source=BLOG)
     prove(storage, OLD)
@@ -334,7 +342,7 @@ def test_earlier_backups_of_the_same_names_go_unless_they_may_be_anothers(
     ours = [manifest(LATEST), archive(LATEST)]
 
     def left(source: Identity) -> list[str]:
-        """Return what is left, but for the backup of this other source."""
+        """Return what is left, except for the backup of this other source."""
         store(storage, other, source=source)
         run(storage, sources=[SHOP])
         storage.delete([archive(other), manifest(other)])
@@ -363,7 +371,7 @@ def test_what_does_not_name_its_source_is_another_s_if_ours_do_by_then(storage: 
     assert keys(storage) == [archive("backup_20200104_000000")]
 
 
-# What was left behind.
+# Leftovers.
 
 
 def test_orphans_are_swept_when_a_day_has_passed(storage: Storage) -> None:
@@ -434,7 +442,7 @@ def test_only_old_uploads_of_our_names_are_swept(storage: Storage) -> None:
         assert sorted(upload.key for upload in storage.pending("")) == sorted(begun[2:])
 
 
-def not_alone() -> AbstractContextManager[object]:
+def not_exclusive() -> AbstractContextManager[object]:
     raise WriterBusyError("a backup runs")
 
 
@@ -443,21 +451,21 @@ def test_leftovers_stay_while_a_backup_may_run_and_old_backups_go(storage: Stora
     storage.put(manifest(NEW, OTHER_ID), b"{}", {"id": OTHER_ID})
     heard: list[events.Event] = []
     with storage.upload(archive(LATEST), metadata={"id": ID}, expected_size=1):
-        would = run(storage, now=LATER, alone=not_alone, dry_run=True)
-        done = run(storage, now=LATER, alone=not_alone, heard=heard)
+        would = run(storage, now=LATER, exclusive=not_exclusive, dry_run=True)
+        done = run(storage, now=LATER, exclusive=not_exclusive, heard=heard)
         assert [upload.key for upload in storage.pending("")] == [archive(LATEST)]
     assert keys(storage) == [manifest(NEW), manifest(NEW, OTHER_ID), archive(NEW)]
     assert done.swept == would.swept == []
     assert len(done.removed) == len(would.removed) == 1
-    assert heard.count(events.SweepLeftOut("a backup runs")) == 1
+    assert heard.count(events.Informed("Leftovers were not swept: a backup runs")) == 1
 
 
 def test_who_has_nothing_to_sweep_keeps_no_backup_waiting(storage: Storage) -> None:
     store(storage, OLD, NEW)
     heard: list[events.Event] = []
     with storage.upload(archive(LATEST), metadata={"id": ID}, expected_size=1):
-        run(storage, alone=not_alone, heard=heard)
-    assert not [event for event in heard if isinstance(event, events.SweepLeftOut)]
+        run(storage, exclusive=not_exclusive, heard=heard)
+    assert not [event for event in heard if isinstance(event, events.Informed)]
 
 
 def test_leftovers_go_within_the_lock() -> None:
@@ -467,12 +475,12 @@ def test_leftovers_go_within_the_lock() -> None:
     seen: list[list[str]] = []
 
     @contextmanager
-    def alone() -> Iterator[None]:
+    def exclusive() -> Iterator[None]:
         seen.append(keys(storage))
         yield
         seen.append(keys(storage))
 
-    run(storage, now=LATER, alone=alone)
+    run(storage, now=LATER, exclusive=exclusive)
     assert seen == [
         [manifest(NEW), manifest(NEW, OTHER_ID), archive(NEW)],
         [manifest(NEW), archive(NEW)],
@@ -488,11 +496,11 @@ def test_a_partial_file_that_a_dead_process_left_is_swept(tmp_path: Path) -> Non
     assert [path.name for path in (tmp_path / "db").iterdir()] == [".hidden.partial"]
 
 
-# What goes wrong.
+# Failures.
 
 
 class Faulty(MemoryStorage):
-    """A store that refuses to delete some keys, and lists what is not there."""
+    """A store that refuses to delete some keys, and lists keys that do not exist."""
 
     def __init__(
         self,
@@ -630,7 +638,7 @@ def test_an_upload_that_cannot_be_aborted_stops_no_other() -> None:
 
 
 def test_a_newest_backup_that_is_only_listed_costs_no_other() -> None:
-    """A listing may be late: it still shows what somebody deleted."""
+    """A listing may be outdated: it still shows deleted objects."""
     storage = Faulty(ghosts=[archive("backup_20200103_000000")])
     store(storage, OLD, NEW)
     before = keys(storage)
@@ -652,7 +660,7 @@ def test_a_newest_proof_that_is_only_listed_costs_no_older_one(ghost: str) -> No
     prove(storage, NEW)
     storage.delete([ghost])
     before = keys(storage)
-    with pytest.raises(ObjectNotFoundError, match="newest proven backup and is not there"):
+    with pytest.raises(ObjectNotFoundError, match="newest proven backup but does not exist"):
         run(storage)
     assert keys(storage) == before
 

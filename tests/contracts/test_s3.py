@@ -1,4 +1,4 @@
-"""What is particular to S3: requests that fail, answers that are lost, a store that stalls."""
+"""What is specific to S3: failed requests, lost responses, a store that stalls."""
 
 # ruff: noqa: PT012 - what must fail is a whole upload
 
@@ -29,7 +29,7 @@ from pgstash.errors import (
     StorageUnreachableError,
     UploadError,
 )
-from pgstash.storage.s3 import S3Storage
+from pgstash.storage.s3.storage import S3Storage
 from support.proxy import (
     PASS,
     REFUSE,
@@ -55,8 +55,9 @@ if TYPE_CHECKING:
 
 MIB = 1024 * 1024
 PART = 5 * MIB
-# What a container has between SIGTERM and SIGKILL; the waits that are to end take a minute.
-HURRIED = 10.0
+# The waits that must be cut short take a minute. Less than that shows that they are, even on a
+# machine so busy that a process takes ten seconds to start.
+HURRIED = 40.0
 
 DATA = bytes(range(256)) * (2 * PART // 256) + b"the end"
 BROKEN = Answer(500, "InternalError")
@@ -106,7 +107,7 @@ PASSING = [
     (operation, fault)
     for operation in OPERATIONS
     for fault in (BROKEN, BUSY, DAMAGED, Drop(forward=False))
-    # An answer to HEAD has no body, and so no code that says what was damaged.
+    # A response to HEAD has no body, and so no code that names the damage.
     if (operation, fault) != ("HeadObject", DAMAGED)
 ]
 
@@ -137,7 +138,7 @@ def test_what_may_pass_is_tried_again(
 def test_a_bare_status_is_tried_again(
     s3: Callable[..., S3Storage], http: HttpProxy, status: int
 ) -> None:
-    """As a gateway answers, which knows no codes of S3."""
+    """As from a gateway, which knows no S3 codes."""
     heard: list[events.Event] = []
     http.rule("UploadPart", Answer(status, ""), times=1)
     upload(s3(endpoint=http.endpoint, emit=heard.append))
@@ -255,10 +256,10 @@ def test_a_commit_is_looked_up_when_all_its_answers_are_lost(
 def test_a_commit_of_which_nothing_is_known_is_a_failure_and_left_alone(
     s3: Callable[..., S3Storage], http: HttpProxy, fault: Answer | Drop
 ) -> None:
-    """For all that is known the store is still at it, and an abort might meet it."""
+    """The store may still be processing the commit, and an abort might collide with it."""
     heard: list[events.Event] = []
     http.rule("CompleteMultipartUpload", fault)
-    with pytest.raises(UploadError, match="cannot tell"):
+    with pytest.raises(UploadError, match="cannot determine"):
         upload(s3(endpoint=http.endpoint, emit=heard.append))
     assert http.count("AbortMultipartUpload") == 0
     assert list(s3().list("")) == []
@@ -301,7 +302,7 @@ def test_a_commit_that_is_cut_off_never_leaves_a_damaged_object(
 def test_another_ones_object_is_not_taken_for_ours(
     s3: Callable[..., S3Storage], http: HttpProxy
 ) -> None:
-    """The name is free when it is looked at, and taken by the time of the commit."""
+    """The name is free when it is checked, and taken by the time of the commit."""
     http.rule("HeadObject", Answer(404, "NoSuchKey"), times=1)
     s3().put("key", DATA, {"id": "theirs"})
     with pytest.raises(ObjectExistsError):
@@ -313,7 +314,7 @@ def test_another_ones_object_is_not_taken_for_ours(
 def test_a_taken_name_is_found_in_a_store_without_conditions(
     s3: Callable[..., S3Storage], http: HttpProxy
 ) -> None:
-    """The look before the commit is all that keeps it from replacing what is there."""
+    """Only the check before the commit keeps it from replacing an existing object."""
     s3().put("key", b"theirs", {"id": "theirs"})
     http.rule("CompleteMultipartUpload", Answer(501, "NotImplemented"), times=1)
     with pytest.raises(ObjectExistsError):
@@ -368,6 +369,7 @@ def test_running_out_of_part_numbers_names_the_setting(s3: Callable[..., S3Stora
     with pytest.raises(UploadError) as caught:
         upload(s3(max_parts=2))
     assert "S3_PART_SIZE" in caught.value.hint
+    assert not caught.value.retryable
     assert_nothing_left(s3())
     upload(s3(max_parts=3))
 
@@ -390,7 +392,7 @@ def test_the_part_size_fits_what_is_expected(
 
 
 def test_parts_grow_before_they_run_out(s3: Callable[..., S3Storage], http: HttpProxy) -> None:
-    """The backup has become ten times as large as the ones before it."""
+    """The backup has become ten times as large as earlier ones."""
     storage = s3(endpoint=http.endpoint, part_size=None, max_parts=4)
     data = os.urandom(MIB) * 35
     with storage.upload(
@@ -456,7 +458,7 @@ def interrupt(signum: int, _frame: object) -> None:
 
 @pytest.fixture
 def alarm() -> Iterator[Callable[[float], None]]:
-    """Interrupt the main thread after so many seconds, as SIGTERM does."""
+    """Interrupt the main thread after some seconds, as SIGTERM does."""
     before = signal.signal(signal.SIGALRM, interrupt)
 
     def set_alarm(seconds: float) -> None:
@@ -532,10 +534,10 @@ def test_an_interrupt_ends_a_wait_for_the_next_attempt(
 
 STALLED = """
 import sys
-from pgstash.storage.s3 import S3Storage
+from pgstash.storage.s3.config import S3Config
+from pgstash.storage.s3.storage import S3Storage
 endpoint, bucket, key, secret = sys.argv[1:]
-storage = S3Storage(endpoint=endpoint, bucket=bucket, region="us-east-1", access_key_id=key,
-                    secret_access_key=secret)
+storage = S3Storage(S3Config(endpoint, bucket, "us-east-1", key, secret))
 with storage.upload("key", metadata={"id": "1"}, expected_size=1) as upload:
     upload.write(bytes(20_000_000))
     raise KeyboardInterrupt
@@ -555,7 +557,7 @@ def test_a_stalled_store_does_not_keep_the_process_alive(
         ],
         check=False,
         stderr=subprocess.DEVNULL,
-        timeout=20,
+        timeout=55,
     )
     assert http.count("AbortMultipartUpload") == 1
     assert time.monotonic() - began < HURRIED
@@ -565,7 +567,7 @@ def test_a_stalled_store_does_not_keep_the_process_alive(
 def test_a_body_that_ends_early_is_read_on(
     extent: dict[str, int], s3: Callable[..., S3Storage], http: HttpProxy
 ) -> None:
-    """Also where that happens more often than one request may be tried again."""
+    """Also if that happens more often than one request is retried."""
     s3().put("key", DATA, {})
     http.rule("GetObject", Cut(after=MIB))
     with s3(endpoint=http.endpoint, retry_attempts=1).read("key", **extent) as chunks:
@@ -591,7 +593,7 @@ def test_a_body_that_stays_away_is_an_error(s3: Callable[..., S3Storage], http: 
 
 
 def shortened(by: int) -> Callable[[Reply], Reply]:
-    """Answer with a range that ends earlier than the one that was asked for, and says so."""
+    """Respond with a range that ends earlier than the requested one, and announce it."""
 
     def shorten(reply: Reply) -> Reply:
         kept = reply.body[: len(reply.body) - by]
@@ -619,7 +621,7 @@ def test_a_range_that_is_answered_with_fewer_bytes_is_read_on(
 def test_a_download_that_is_resumed_with_nothing_ends(
     s3: Callable[..., S3Storage], http: HttpProxy
 ) -> None:
-    """Each answer to the rest is complete by its own length, and has no byte."""
+    """Each response to the rest is complete by its own length, and has no byte."""
     s3().put("key", DATA, {})
     http.rule("GetObject", Cut(after=MIB), times=1)
     http.rule("GetObject", Rewrite(lambda reply: replace(reply, body=b"")))
@@ -647,7 +649,7 @@ def test_a_resumed_download_never_gets_more_than_it_lacks(
 def test_a_resumed_download_of_what_was_cut_short_meanwhile_is_an_error(
     s3: Callable[..., S3Storage], http: HttpProxy
 ) -> None:
-    """Also where the store does not know the condition, and gives both the same ETag."""
+    """Also if the store does not support the condition, and gives both the same ETag."""
     s3().put("key", DATA, {})
     http.rule("GetObject", Cut(after=2 * MIB), times=1)
     http.rule("GetObject", Answer(416, "InvalidRange"))
@@ -712,7 +714,7 @@ def test_pending_uploads_are_listed_in_pages(
     assert sorted(found) == [(upload["Key"], upload["UploadId"]) for upload in begun]
 
 
-# What check() says.
+# The errors of check().
 
 
 def test_check_tells_a_wrong_secret(s3: Callable[..., S3Storage]) -> None:
@@ -816,7 +818,7 @@ def test_no_representation_shows_the_secret(s3: Callable[..., S3Storage]) -> Non
 
 def test_only_the_s3_store_loads_boto3() -> None:
     code = (
-        "import sys, pgstash.storage.memory, pgstash.storage.directory;"
+        "import sys, pgstash.storage.memory, pgstash.storage.directory.storage;"
         "sys.exit('boto3' in sys.modules or 'botocore' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, env=dict(os.environ))
@@ -825,7 +827,7 @@ def test_only_the_s3_store_loads_boto3() -> None:
 def test_a_download_goes_on_after_a_broken_tls_record(
     s3: Callable[..., S3Storage], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """botocore hands on what urllib3 says of it as it is."""
+    """botocore passes the error of urllib3 on unchanged."""
     upload(s3())
     read = StreamingBody.read
     broken = iter([False, True])
@@ -844,7 +846,7 @@ def test_a_download_goes_on_after_a_broken_tls_record(
 def test_a_bucket_that_asks_for_content_md5_gets_it(
     s3: Callable[..., S3Storage], http: HttpProxy, operation: str
 ) -> None:
-    """As AWS does where objects are locked; that it is the right one the store looks itself."""
+    """As AWS does with object lock. The store itself checks that the value is right."""
     said = "Content-MD5 OR x-amz-checksum- HTTP header is required for Put Part requests"
     rule = http.rule(operation, Answer(400, "InvalidRequest", said))
     rule.matches = lambda request: "Content-MD5" not in request.headers

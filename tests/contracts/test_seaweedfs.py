@@ -1,4 +1,4 @@
-"""What SeaweedFS does itself and Swift cannot show; the contract suite runs on it, too."""
+"""What SeaweedFS does itself and Swift cannot show; the contract suite runs on it too."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pgstash.errors import ObjectExistsError, StorageRefusedError
-from pgstash.storage.s3 import S3Storage
+from pgstash.storage.s3.config import S3Config
+from pgstash.storage.s3.storage import S3Storage
 from support.proxy import Answer, HttpProxy
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ pytestmark = pytest.mark.long
 
 
 def opened(server: SeaweedServer, endpoint: str, bucket: str, secret: str = "") -> S3Storage:
-    return S3Storage(
+    config = S3Config(
         endpoint=endpoint,
         bucket=bucket,
         region=server.region,
@@ -25,6 +26,7 @@ def opened(server: SeaweedServer, endpoint: str, bucket: str, secret: str = "") 
         secret_access_key=secret or server.secret_access_key,
         retry_delay=0.01,
     )
+    return S3Storage(config)
 
 
 def test_a_name_that_is_taken_after_the_look_is_not_overwritten(

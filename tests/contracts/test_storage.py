@@ -1,4 +1,4 @@
-"""What every store promises, held against each of them."""
+"""The promises of a store, tested with each store."""
 
 # ruff: noqa: PT012 - what must fail is a whole upload
 
@@ -64,6 +64,17 @@ def test_a_listing_may_begin_after_a_key_that_need_not_exist(storage: Storage) -
     assert [found.key for found in storage.list("a/", start_after="a/3")] == []
     assert [found.key for found in storage.list("b/", start_after="a/1")] == ["b/1"]
     assert [found.key for found in storage.list("a/", start_after="")] == keys(storage, "a/")
+
+
+def test_the_folders_of_a_folder(storage: Storage) -> None:
+    assert list(storage.folders()) == []
+    for key in ("a/1", "a/b/2", "a/b/c/3", "a/d e/ä/4", "a-1", "top", "x/y/z"):
+        storage.put(key, b"x", {"id": "1"})
+    assert list(storage.folders()) == ["a/", "x/"]
+    assert list(storage.folders("a/")) == ["a/b/", "a/d e/"]
+    assert list(storage.folders("a/d e/")) == ["a/d e/ä/"]
+    assert list(storage.folders("a/b/c/")) == []
+    assert list(storage.folders("none/")) == []
 
 
 def test_pieces_of_any_length_are_written_in_order(storage: Storage) -> None:
@@ -179,7 +190,7 @@ def test_a_range_is_read_alone(storage: Storage, start: int, length: int | None)
 def test_a_range_that_the_object_does_not_have_is_an_error(
     storage: Storage, start: int, length: int | None
 ) -> None:
-    """Never a short read, which a reader might take for the whole."""
+    """Never a short read, which a reader might mistake for the whole."""
     storage.put("key", NOISE[:1000], {})
     with pytest.raises(ObjectDamagedError, match="key"):
         fetch(storage, "key", start=start, length=length)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from faults.scene import Bucket, Folder, Place, Scene
-from support.fake_tools import FakePgDump, install_pg_dump
+from support.fake_tools import FakePgDump
 from support.proxy import HttpProxy, TcpProxy
 
 if TYPE_CHECKING:
@@ -56,13 +56,14 @@ def place(request: pytest.FixtureRequest) -> Place:
 
 @pytest.fixture
 def fake_tools(tmp_path: Path) -> Path:
-    return install_pg_dump(tmp_path / "bin", FakePgDump())
+    return tmp_path / "bin"
 
 
 @pytest.fixture
 def scene(database: Database, place: Place, fake_tools: Path) -> Iterator[Scene]:
     """A source, a directory or a bucket, and a fake pg_dump that behaves well until told."""
     scene = Scene(database, place, fake_tools, dict(ONE_PG_DUMP))
+    scene.fake(FakePgDump())
     yield scene
     scene.kill_processes()
 
@@ -71,6 +72,7 @@ def scene(database: Database, place: Place, fake_tools: Path) -> Iterator[Scene]
 def bucket_scene(database: Database, bucket: Bucket, fake_tools: Path) -> Iterator[Scene]:
     """The same with a bucket alone."""
     scene = Scene(database, bucket, fake_tools, dict(ONE_PG_DUMP))
+    scene.fake(FakePgDump())
     yield scene
     scene.kill_processes()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import gzip
 import hashlib
 import json
@@ -20,7 +21,7 @@ from support.cli import environment, run_pgstash, started_pgstash
 from support.fake_tools import FakePgDump, install_pg_dump, recorded_calls
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from contextlib import AbstractContextManager
 
     from mypy_boto3_s3 import S3Client
@@ -127,8 +128,12 @@ class Scene:
         return started_pgstash(["once"], self.environment(**settings))
 
     def fake(self, behaviour: FakePgDump) -> None:
-        """Make pg_dump behave like this from now on."""
-        install_pg_dump(self.tools, behaviour)
+        """Make pg_dump behave like this from now on.
+
+        Its release is a late one of the server's major: pgstash takes it before any real pg_dump.
+        """
+        version = f"{self.database.cluster.major}.99"
+        install_pg_dump(self.tools, dataclasses.replace(behaviour, version=version))
 
     def fake_groups(self) -> list[int]:
         """Return the process groups of all fake pg_dumps so far."""
@@ -166,6 +171,11 @@ def wait_until(happened: Callable[[], object], what: str, patience: float = PATI
         if time.monotonic() > give_up:
             raise AssertionError(f"waited in vain until {what}")
         time.sleep(0.01)
+
+
+def archives_in(keys: Iterable[str]) -> list[str]:
+    """Return the keys of archives, complete or not."""
+    return [key for key in keys if re.fullmatch(rf"(.*/)?{NAME}(\.enc)?", key)]
 
 
 def complete_archives(place: Place) -> list[str]:

@@ -17,6 +17,7 @@ from faults.scene import (
     Bucket,
     Folder,
     Scene,
+    archives_in,
     assert_nothing_left,
     assert_succeeds,
     complete_archives,
@@ -313,8 +314,7 @@ def killed(process: subprocess.Popen[str]) -> None:
 def assert_clean_but_for_parts(scene: Scene, archives: int = 0) -> None:
     """What is visible is whole, pg_dump has noticed, and the next run succeeds."""
     assert len(complete_archives(scene.place)) == archives
-    names = [key for key in scene.place.objects() if ".sql.gz" in key]
-    assert len(names) == archives
+    assert len(archives_in(scene.place.objects())) == archives
     wait_until(lambda: not scene.processes(), "pg_dump is gone")
     done = scene.once(**scene.place.settings)
     assert done.returncode == 0, done.stderr
@@ -389,7 +389,7 @@ def test_killed_at_any_moment(attempt: int, scene: Scene) -> None:
     def what_is_there_is_whole() -> bool:
         with contextlib.suppress(AssertionError):
             archives = complete_archives(scene.place)
-            there = [key for key in scene.place.objects() if ".sql.gz" in key]
+            there = archives_in(scene.place.objects())
             assert len(there) == len(archives)
             assert_clean_but_for_parts(scene, archives=len(archives))
             return True

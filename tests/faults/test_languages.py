@@ -112,7 +112,7 @@ def test_a_role_and_a_login(scene: Scene) -> None:
     maintenance.run_sql(f"ALTER DATABASE {scene.database.name} ALLOW_CONNECTIONS false")
     done = scene.once()
     assert done.returncode == 11
-    assert "takes no connections" in done.stderr
+    assert "accepts no connections" in done.stderr
 
 
 CASTS = """
@@ -127,14 +127,14 @@ BROKEN = {
             AS '$libdir/plpgsql', 'plpgsql_call_handler';
         UPDATE pg_proc SET probin = '/nowhere/lib' WHERE proname = 'z';
         """,
-        ["(SQLSTATE 58P01)", "lacks the library /nowhere/lib"],
+        ["(SQLSTATE 58P01)", "does not have the library /nowhere/lib"],
     ),
     "after the rows": (
         f"""{CASTS}
         CREATE TABLE k (n int PRIMARY KEY); CREATE TABLE r (n int REFERENCES k);
         ALTER TABLE r DISABLE TRIGGER ALL; INSERT INTO r VALUES (1);
         """,
-        ["(SQLSTATE 23503)", "break a constraint"],
+        ["(SQLSTATE 23503)", "violate a constraint"],
     ),
 }
 

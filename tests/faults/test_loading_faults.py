@@ -133,7 +133,7 @@ REFUSED = {
         CREATE OR REPLACE FUNCTION is_good(int) RETURNS boolean LANGUAGE sql IMMUTABLE
             AS 'SELECT $1 <> 77';
         """,
-        ["must_be_good", "checked", "Rows of the source break their own CHECK"],
+        ["must_be_good", "checked", "Rows of the source violate a CHECK"],
     ),
     "a unique index": (
         """
@@ -142,7 +142,7 @@ REFUSED = {
         CREATE INDEX only_once ON twice (n);
         UPDATE pg_index SET indisunique = true WHERE indexrelid = 'only_once'::regclass;
         """,
-        ["only_once", "Rows of the source break a constraint"],
+        ["only_once", "Rows of the source violate a constraint"],
     ),
     "a foreign key": (
         """
@@ -152,7 +152,7 @@ REFUSED = {
         INSERT INTO children VALUES (5);
         ALTER TABLE children ENABLE TRIGGER ALL;
         """,
-        ["has_parent", "children", "Rows of the source break a constraint"],
+        ["has_parent", "children", "Rows of the source violate a constraint"],
     ),
 }
 
@@ -171,7 +171,7 @@ def test_what_the_server_refuses(
 
 def program(*statements: str) -> Sequence[str]:
     """Return a command that is pgstash, with these statements run before."""
-    return pieces.program("from pgstash import loading", *statements)
+    return pieces.program("from pgstash.restore import parallel_restore", *statements)
 
 
 def test_a_role_that_goes_meanwhile(
@@ -189,7 +189,7 @@ def test_a_role_that_goes_meanwhile(
         folder.mkdir()
         pieces.back_up(source, folder)
         source.run_sql("DROP POLICY own ON guarded")
-        stop = pieces.Stop("loading, 'build'", tmp_path)
+        stop = pieces.Stop("parallel_restore, 'build'", tmp_path)
         with started_pgstash(
             ["restore", "--create", NAME],
             restore_environment(folder, newest_cluster),
@@ -427,7 +427,7 @@ def test_planted_settings_do_not_disturb(
 
 
 # A restore that goes the way of several sessions all the same ends with an error.
-BY_ONE_ALONE = "loading.Loading.run = None"
+BY_ONE_ALONE = "parallel_restore.ParallelRestore.run = None"
 
 
 def test_the_schema_is_gone(
@@ -441,8 +441,8 @@ def test_the_schema_is_gone(
     assert done.returncode == 0, done.stderr
     said = done.stderr.splitlines()
     assert len(said) == 1
-    assert "WARNING The schema beside backup_" in said[0]
-    assert "is gone: one session restores" in said[0]
+    assert "WARNING The schema companion of backup_" in said[0]
+    assert "is missing: a single session restores" in said[0]
     made = Database(newest_cluster, NAME)
     assert compare(source.conninfo, made.conninfo, bin_dir=source.bin_dir) == []
 
@@ -491,15 +491,14 @@ def test_a_server_that_is_older_than_pg_dump(
 ) -> None:
     """As where no other major is installed: what the older does not know is left out."""
     source, on = make_database("mixed", on=clusters.get(older)), clusters.get(older)
-    alone = ("from pgstash.postgres import tools", "tools._PACKAGED = ()")
     env = environment(bin_dir(newer), **backups.settings(source, tmp_path))
-    done = run_pgstash(["once"], env, command=pieces.program(*alone))
+    done = run_pgstash(["once"], env, command=pieces.program())
     assert (done.returncode, done.stderr) == (0, "")
     assert backups.stored(tmp_path)[0].manifest["client"].startswith(f"{newer}.")
     env = restore_environment(tmp_path, on) | {"PATH": env["PATH"]}
     arguments = ["restore", "--create", NAME]
     try:
-        done = run_pgstash(arguments, env, command=program(*alone, BY_ONE_ALONE))
+        done = run_pgstash(arguments, env, command=program(BY_ONE_ALONE))
         assert (done.returncode, done.stderr) == (0, "")
         made = Database(on, NAME)
         assert compare(source.conninfo, made.conninfo, bin_dir=source.bin_dir) == []
@@ -508,7 +507,7 @@ def test_a_server_that_is_older_than_pg_dump(
 
 
 def stored_in_bucket(source: Database, bucket: Bucket) -> None:
-    small = ("copying.CHUNK_BYTES = 16 * 1024", "packing.MEMBER_BYTES = 64 * 1024")
+    small = ("snapshot.CHUNK_BYTES = 16 * 1024", "member_writer.MEMBER_BYTES = 64 * 1024")
     env = environment(source.bin_dir, DATABASE_URL=source.uri, **bucket.settings)
     done = run_pgstash(["once"], env, command=pieces.program(*small))
     assert (done.returncode, done.stderr) == (0, "")

@@ -24,7 +24,7 @@ from faults.scene import (
 )
 from pgstash import events
 from pgstash.errors import DatabaseLoginError, WriterBusyError, WriterLostError
-from pgstash.postgres import source, writer
+from pgstash.postgres.server import login, time_limits, writer_lock
 from support.fake_tools import FakePgDump, hangs
 from support.postgres import Cluster, Database
 from support.proxy import Change, HttpProxy
@@ -60,9 +60,9 @@ def terminate(database: Database) -> None:
 @contextmanager
 def held(
     database: Database, destination: str = HERE, heard: list[events.Event] | None = None
-) -> Iterator[writer.Writer]:
+) -> Iterator[writer_lock.Writer]:
     emit = events.ignore if heard is None else heard.append
-    with writer.hold(source.look(database.uri), destination, emit) as lock:
+    with writer_lock.hold(login.inspect(database.uri), destination, emit) as lock:
         yield lock
 
 
@@ -82,7 +82,7 @@ def test_of_two_at_once_one_makes_an_archive_and_the_other_says_why_not(scene: S
     refused = ended[1][2]
     assert "is taken by process " in refused
     assert f"({APPLICATION}, from 127.0.0.1, since 20" in refused
-    assert "let it finish" in refused
+    assert "wait until it finishes" in refused
     assert len(complete_archives(scene.place)) == 1
     assert len(scene.place.objects()) == 3  # the archive, its manifest and the roles
     assert scene.place.unfinished() == scene.processes() == []
@@ -124,7 +124,7 @@ def test_another_source_is_not_kept_out_but_seen(
         ending.touch()
         ended = finished(first)
     assert (during.returncode, ended[0]) == (0, 0), during.stderr + ended[2]
-    assert "WARNING Under this prefix is an unfinished upload: " in during.stderr
+    assert "WARNING There is an unfinished upload under this prefix: " in during.stderr
     assert "upload id " in during.stderr
     after = scene.once(DATABASE_URL=scene.database.uri)
     assert after.returncode == 0
@@ -142,7 +142,7 @@ def test_a_lock_that_is_lost_while_dumping(scene: Scene) -> None:
     assert process.returncode == 16, out + err
     assert "writer lock was lost: " in err
     assert "terminating connection due to administrator command" in err
-    assert "was the server restarted" in err
+    assert "Was the server restarted" in err
     assert_nothing_left(scene)
     assert_succeeds(scene)
 
@@ -203,14 +203,14 @@ def test_a_role_with_too_few_sessions(
 
 def test_the_key_is_what_it_is() -> None:
     """Documented, and the same in every version: two of them must keep each other out."""
-    assert writer.key_of("s3://my-backups/shop") == KEY
-    assert writer.key_of("s3://my-backups/shop2") != KEY
+    assert writer_lock.key_of("s3://my-backups/shop") == KEY
+    assert writer_lock.key_of("s3://my-backups/shop2") != KEY
 
 
 def test_who_is_kept_out_and_who_is_not(
     cluster: Cluster, make_database: MakeDatabase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(writer, "_SECONDS_FOR_THE_DEAD", 0)
+    monkeypatch.setattr(writer_lock, "_SECONDS_FOR_THE_DEAD", 0)
     database, other = make_database(on=cluster), make_database(on=cluster)
     with held(database) as lock, held(database, HERE + "2"), held(other):
         lock.check()
@@ -235,7 +235,7 @@ def test_others_are_told_what_they_may_see(cluster: Cluster, make_database: Make
             url = database.uri.replace(f"//{cluster.user}@", "//nosy@")
             with (
                 pytest.raises(WriterBusyError, match=rf"process {pid} of .* \({APPLICATION}\)$"),
-                writer.hold(source.look(url), HERE, events.ignore),
+                writer_lock.hold(login.inspect(url), HERE, events.ignore),
             ):
                 pass
     finally:
@@ -280,7 +280,7 @@ def test_a_transaction_that_ended_is_a_lost_lock(database: Database) -> None:
 def test_a_server_that_stands_still_is_not_waited_for_for_ever(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(writer, "_SECONDS_TO_ANSWER", 0.5)
+    monkeypatch.setattr(time_limits, "ANSWER", 0.5)
     with ExitStack() as stack:
         with held(database) as lock:
             [pid] = sessions(database)
@@ -295,14 +295,14 @@ def test_a_server_that_stands_still_is_not_waited_for_for_ever(
 
 
 def test_no_connection_is_left_open(database: Database) -> None:
-    server = source.look(database.uri)
+    server = login.inspect(database.uri)
     before = sorted(os.listdir("/proc/self/fd"))  # noqa: PTH208 - the one of listdir goes too
-    with writer.hold(server, HERE, events.ignore):
-        with pytest.raises(WriterBusyError), writer.hold(server, HERE, events.ignore):
+    with writer_lock.hold(server, HERE, events.ignore):
+        with pytest.raises(WriterBusyError), writer_lock.hold(server, HERE, events.ignore):
             pass
         terminate(database)
     database.drop()
-    with pytest.raises(DatabaseLoginError), writer.hold(server, HERE, events.ignore):
+    with pytest.raises(DatabaseLoginError), writer_lock.hold(server, HERE, events.ignore):
         pass
     assert sorted(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
 

@@ -52,12 +52,12 @@ def test_a_table_that_no_piece_holds_or_two(
     database.run_sql(TABLES)
     tools = changed(tmp_path / "bin", database.bin_dir, CHANGES[what])
     scene = Scene(database, folder, tools)
-    only_big = "copying._SMALLEST = 1024 * 1024"
+    only_big = "snapshot._SMALLEST = 1024 * 1024"
     done = run_pgstash(["once"], scene.environment(), command=pieces.program(only_big))
     if what == "nothing":
         assert done.returncode == 0, done.stderr
         assert len(complete_archives(scene.place)) == 1
         return
     table = {"missing": "other", "empty and missing": "empty_one", "twice": "big"}[what]
-    words = ("do not add up to all tables", table, "DUMP_JOBS=1")
+    words = ("dumped twice or not at all", table, "DUMP_JOBS=1")
     assert_failed(done, 13, *words, nothing_left=scene)

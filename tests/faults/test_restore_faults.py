@@ -10,10 +10,11 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import psycopg
 import pytest
 
 from faults.scene import Bucket, wait_until
-from support.cli import environment, run_pgstash, started_pgstash
+from support.cli import environment, restore_to, run_pgstash, started_pgstash
 from support.postgres import Cluster
 from support.proxy import Cut
 from support.stored import CLOSING, Made, make
@@ -52,6 +53,11 @@ def restore_environment(folder: Path, target: Database, **more: str) -> dict[str
         "BACKUP_ENCRYPTION_KEY": PASSPHRASE,
     }
     return environment(target.bin_dir, **(given | more))
+
+
+def restore(folder: Path, target: Database, *arguments: str) -> subprocess.CompletedProcess[str]:
+    env = restore_environment(folder, target)
+    return run_pgstash(restore_to(env, *arguments), env)
 
 
 def held(target: Database) -> str:
@@ -116,7 +122,7 @@ def test_damage(kind: str, database: Database, tmp_path: Path, *, encrypted: boo
     made.store_as_backup(tmp_path)
     path = tmp_path / made.key.replace("p/", "postgres-backups/")
     path.write_bytes(DAMAGE[kind](made))
-    done = run_pgstash(["restore"], restore_environment(tmp_path, database))
+    done = restore(tmp_path, database)
     assert_failed(done, 31)
     assert held(database) == ""
 
@@ -126,7 +132,7 @@ def test_damage_that_shows_after_large_objects(database: Database, tmp_path: Pat
     # More than fits into a pipe: psql has run what comes before it when the damage shows.
     made = make(SCRIPT.replace(ROWS, ROWS * 60), member_bytes=500_000)
     made.store_as_backup(tmp_path)
-    whole = run_pgstash(["restore"], restore_environment(tmp_path, database))
+    whole = restore(tmp_path, database)
     assert (whole.returncode, whole.stderr) == (0, "")
     assert held(database) == "a\n4711\n"
     rows = database.run_sql("SELECT count(*) FROM a WHERE line IN ('BEGIN;', 'COMMIT;')")
@@ -134,12 +140,10 @@ def test_damage_that_shows_after_large_objects(database: Database, tmp_path: Pat
     database.run_sql("DROP TABLE a; SELECT lo_unlink(4711)")
     path = tmp_path / made.key.replace("p/", "postgres-backups/")
     path.write_bytes(_flipped(made.archive, len(made.archive) - 20))
-    done = run_pgstash(["restore"], restore_environment(tmp_path, database))
+    done = restore(tmp_path, database)
     assert_failed(done, 31, f"member {len(made.manifest.members)}, ")
     assert held(database) == ""
-    created = run_pgstash(
-        ["restore", "--create", "never_made"], restore_environment(tmp_path, database)
-    )
+    created = restore(tmp_path, database, "--create", "never_made")
     assert_failed(created, 31)
     assert working(database) == ""
 
@@ -162,7 +166,7 @@ def test_a_script_with_something_open_at_its_end_is_not_whole(
     script = b"CREATE TABLE public.a (line text);\n\n" + CLOSING + OPEN[what]
     make(script).store_as_backup(tmp_path)
     arguments = ["--create", "never_made"] if create else []
-    done = run_pgstash(["restore", *arguments], restore_environment(tmp_path, database))
+    done = restore(tmp_path, database, *arguments)
     assert_failed(done, 62)
     if what == "rows":  # psql ends well
         assert "something in it was still open" in done.stderr
@@ -175,9 +179,9 @@ def test_objects_that_are_gone(database: Database, tmp_path: Path) -> None:
     made.store_as_backup(tmp_path)
     env = restore_environment(tmp_path, database)
     (tmp_path / made.manifest_key.replace("p/", "postgres-backups/")).unlink()
-    assert_failed(run_pgstash(["restore"], env), 32, "has no manifest", "--unverified")
+    assert_failed(run_pgstash(restore_to(env), env), 32, "has no manifest", "--unverified")
     (tmp_path / made.key.replace("p/", "postgres-backups/")).unlink()
-    assert_failed(run_pgstash(["restore"], env), 25, "no backup")
+    assert_failed(run_pgstash(restore_to(env), env), 25, "no backup")
     assert held(database) == ""
 
 
@@ -202,7 +206,7 @@ def test_a_signal(
 ) -> None:
     make(ENDLESS).store_as_backup(tmp_path)
     env = restore_environment(tmp_path, database)
-    with started_pgstash(["restore", *arguments], env) as process:
+    with started_pgstash(restore_to(env, *arguments), env) as process:
         wait_until(lambda: started_endless(database), "the statement runs")
         sent = time.monotonic()
         process.send_signal(signum)
@@ -254,7 +258,8 @@ def psqls(target: Database) -> list[int]:
 
 def test_psql_is_killed(database: Database, tmp_path: Path) -> None:
     make(ENDLESS).store_as_backup(tmp_path)
-    with started_pgstash(["restore"], restore_environment(tmp_path, database)) as process:
+    env = restore_environment(tmp_path, database)
+    with started_pgstash(restore_to(env), env) as process:
         wait_until(lambda: started_endless(database), "the statement runs")
         [pid] = psqls(database)
         os.kill(pid, signal.SIGKILL)
@@ -268,7 +273,8 @@ def test_psql_is_killed(database: Database, tmp_path: Path) -> None:
 
 def test_the_session_is_ended_by_the_server(database: Database, tmp_path: Path) -> None:
     make(ENDLESS).store_as_backup(tmp_path)
-    with started_pgstash(["restore"], restore_environment(tmp_path, database)) as process:
+    env = restore_environment(tmp_path, database)
+    with started_pgstash(restore_to(env), env) as process:
         wait_until(lambda: started_endless(database), "the statement runs")
         database.run_sql(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query ~ '^SELECT pg_sle'"
@@ -314,6 +320,29 @@ def test_a_signal_while_a_server_is_waited_for(newest_cluster: Cluster, tmp_path
     assert re.search("FAILURE .* and the database never_made_pgstash_.* is left, incomplete: ", err)
 
 
+def test_a_signal_while_the_database_is_created(database: Database, tmp_path: Path) -> None:
+    """The server finishes CREATE DATABASE, whoever asked for it is there or not."""
+    make(SCRIPT).store_as_backup(tmp_path)
+    env = restore_environment(tmp_path, database)
+    creating = (
+        "SELECT 1 FROM pg_stat_activity"
+        " WHERE query ~ '^CREATE DATABASE .never_made' AND wait_event_type = 'Lock'"
+    )
+    with psycopg.connect(database.uri) as holder:
+        holder.execute("COMMENT ON DATABASE template0 IS 'a lock that a copy waits for'")
+        with started_pgstash(["restore", "--create", "never_made"], env) as process:
+            wait_until(lambda: database.run_sql(creating), "the database is being created")
+            process.send_signal(signal.SIGTERM)
+            time.sleep(0.3)
+            holder.rollback()
+            out, err = process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGTERM, out + err
+    assert "and nothing was changed in the target: " in err
+    active = creating.replace("wait_event_type = 'Lock'", "state = 'active'")
+    wait_until(lambda: not database.run_sql(active), "the server has finished")
+    assert working(database) == ""
+
+
 def noisy_script() -> bytes:
     """Return a script that does not get small."""
     lines = (hashlib.sha256(b"%d" % number).hexdigest().encode() for number in range(60_000))
@@ -344,7 +373,7 @@ def test_the_connection_to_the_store_breaks(
         BACKUP_ENCRYPTION_KEY=PASSPHRASE,
         **settings,
     )
-    done = run_pgstash(["restore"], env)
+    done = run_pgstash(restore_to(env), env)
     assert "retry 1 of 3" in done.stderr
     if stays:
         assert_failed(done, 20, "the connection broke")

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 ROWS = 3000
 FILL = f"SELECT n, repeat('x', 100) AS filler FROM generate_series(1, {ROWS}) n"
 AGAIN = "Trying again: "
-ONE_PG_DUMP = "is dumped by one pg_dump"
+ONE_PG_DUMP = "Falling back to a single pg_dump"
 
 # What is done in one transaction, so that no committed state is empty.
 REWRITES = {
@@ -312,8 +312,8 @@ def test_a_role_that_may_not_see_sessions(scene: Table) -> None:
 def test_a_schema_that_takes_the_name_of_another(scene: Table, tmp_path: Path) -> None:
     """No lock on a table keeps the name of its schema, and pg_dump reads by name."""
     (talk := tmp_path / "talk").mkdir()
-    stop = Stop("single.Single, 'archive'", talk)
-    scene.more = ("from pgstash import single", stop.statement)
+    stop = Stop("single_dump.SingleDump, 'archive'", talk)
+    scene.more = ("from pgstash.backup import single_dump", stop.statement)
     scene.database.run_sql("CREATE TABLE s.t AS TABLE t; CREATE SCHEMA live; CREATE SCHEMA none")
     scene.database.run_sql("ALTER TABLE t SET SCHEMA live")
     with scene.started(DUMP_JOBS="1") as process:
@@ -324,14 +324,14 @@ def test_a_schema_that_takes_the_name_of_another(scene: Table, tmp_path: Path) -
             )
         out, err = process.communicate(timeout=60)
     assert process.returncode == 13, out + err
-    assert "live.t was renamed while it was read, it or its schema" in err
+    assert "live.t or its schema was renamed while it was read" in err
     assert_nothing_left(scene)
 
 
 def test_a_schema_without_tables_may_be_renamed(scene: Table, tmp_path: Path) -> None:
     (talk := tmp_path / "talk").mkdir()
-    stop = Stop("single.Single, 'archive'", talk)
-    scene.more = ("from pgstash import single", stop.statement)
+    stop = Stop("single_dump.SingleDump, 'archive'", talk)
+    scene.more = ("from pgstash.backup import single_dump", stop.statement)
     with scene.started(DUMP_JOBS="1") as process:
         with stop.reached():
             scene.database.run_sql("ALTER SCHEMA s RENAME TO other")

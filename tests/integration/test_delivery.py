@@ -10,8 +10,8 @@ import time
 import pytest
 
 from pgstash.errors import Interrupted
-from pgstash.monitoring import delivery
-from pgstash.monitoring.delivery import Courier, Request, finished
+from pgstash.monitoring import http_delivery
+from pgstash.monitoring.http_delivery import Courier, Request, finished
 from support.hooks import Receiver, receiving
 
 SECRET_PATH = "/services/T000/planted-webhook-token?key=planted"
@@ -163,7 +163,7 @@ def test_what_nobody_foresaw_is_a_warning_and_the_next_goes_out() -> None:
 
 
 def test_after_a_signal_nobody_waits_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(delivery, "SIGNAL_SECONDS", 0.2)
+    monkeypatch.setattr(http_delivery, "SIGNAL_SECONDS", 0.2)
     warnings: list[str] = []
     with receiving(Receiver(silence=60)) as receiver:
         couriers = [Courier(name, warnings.append) for name in ("One", "Two")]
@@ -175,8 +175,8 @@ def test_after_a_signal_nobody_waits_for_long(monkeypatch: pytest.MonkeyPatch) -
             raise Interrupted(signal.SIGTERM)
         assert time.monotonic() - began < 10
     assert warnings == [
-        "One was not delivered before the end",
-        "Two was not delivered before the end",
+        "One was not delivered before the command ended",
+        "Two was not delivered before the command ended",
     ]
 
 

@@ -10,9 +10,12 @@ import pytest
 
 from pgstash.errors import DumpError, RequiredTableError
 from pgstash.events import ignore
-from pgstash.pipeline.tally import Tally, split_name
-from pgstash.postgres import options, required, source, tools
-from pgstash.postgres.dump import dump
+from pgstash.pipeline.sql_scanner import Tally, split_name
+from pgstash.postgres.dump import required_tables
+from pgstash.postgres.dump.pg_dump import dump
+from pgstash.postgres.server import login
+from pgstash.postgres.tools import installed, pg_dump_options
+from pgstash.postgres.tools.tool_run import Limits, ToolRun
 from support.postgres import clean_environment
 
 if TYPE_CHECKING:
@@ -53,18 +56,15 @@ VALUES = {
 
 def dumped(database: Database, text: str = "", **excluded: str) -> dict[tuple[str, str], int]:
     """Return the rows of each table in a dump with these options, as a backup makes it."""
-    server = source.look(database.uri)
+    server = login.inspect(database.uri)
     environment = clean_environment(database.bin_dir)
-    client = tools.find(server.major, environment["PATH"], environment)
+    client = installed.find(server.major, environment["PATH"], environment)
     tally = Tally()
     with dump(
         server,
-        client,
-        options=options.excluding(**excluded) + options.allowed(text),
-        lock_seconds=60,
-        idle_seconds=60,
-        environment=environment,
-        emit=ignore,
+        ToolRun(client, environment, ignore),
+        pg_dump_options.excluding(**excluded) + pg_dump_options.allowed(text),
+        Limits(lock=60, idle=60),
     ) as chunks:
         for _ in tally.watch(chunks):
             pass
@@ -98,12 +98,12 @@ def test_every_option_is_allowed_or_refused_with_a_reason(database: Database) ->
         said = set()
         for word in words:
             try:
-                options.allowed(word)
+                pg_dump_options.allowed(word)
                 said.add("")
             except ValueError as error:
                 said.add(str(error).rpartition("(")[2])
         assert len(said) == 1, words
-        assert "no option that pgstash knows" not in said.pop(), words
+        assert "not an option that pgstash knows" not in said.pop(), words
 
 
 def test_each_allowed_option_leaves_a_complete_dump_of_all_rows(database: Database) -> None:
@@ -114,7 +114,7 @@ def test_each_allowed_option_leaves_a_complete_dump_of_all_rows(database: Databa
             continue
         word = f"--{name}={VALUES.get(name, 'x')}" if has_value else f"--{name}"
         try:
-            options.allowed(word)
+            pg_dump_options.allowed(word)
         except ValueError:
             continue
         tried += 1
@@ -148,16 +148,18 @@ def test_names_in_the_encoding_of_the_database(encoding: str, cluster: Cluster) 
             f'CREATE TABLE "{name} 2" AS SELECT 1;'
         )
         assert dumped(database, tables=f'"{name}"') == {("public", f"{name} 2"): 1}
-        server = source.look(database.uri)
-        wanted = required.parse(f'{name}:nonempty,"{name} 2"')
-        required.check(required.look_up(server, wanted), dumped(database))
+        server = login.inspect(database.uri)
+        wanted = required_tables.parse(f'{name}:nonempty,"{name} 2"')
+        required_tables.check(required_tables.look_up(server, wanted), dumped(database))
         with pytest.raises(RequiredTableError, match="is it excluded"):
-            required.check(required.look_up(server, wanted), dumped(database, tables=name))
+            required_tables.check(
+                required_tables.look_up(server, wanted), dumped(database, tables=name)
+            )
         if encoding == "LATIN1":
             with pytest.raises(DumpError, match="encoding of the database, LATIN1, lacks"):
                 dumped(database, tables="日本")
             with pytest.raises(RequiredTableError, match="日本 does not exist"):
-                required.look_up(server, required.parse("日本"))
+                required_tables.look_up(server, required_tables.parse("日本"))
     finally:
         database.drop()
 
@@ -173,13 +175,17 @@ def test_what_pg_dump_itself_refuses_has_a_hint(text: str, database: Database) -
 
 @pytest.mark.parametrize("text", ["", "--load-via-partition-root"])
 def test_required_tables(text: str, database: Database) -> None:
-    server = source.look(database.uri)
+    server = login.inspect(database.uri)
     wanted = 'T:nonempty,empty,orders:nonempty,bare,shop."Odd, name":nonempty'
     wanted += "" if text else ",orders_2:nonempty,orders_1:nonempty"
-    required.check(required.look_up(server, required.parse(wanted)), dumped(database, text))
+    required_tables.check(
+        required_tables.look_up(server, required_tables.parse(wanted)), dumped(database, text)
+    )
     with pytest.raises(RequiredTableError) as caught:
-        required.check(
-            required.look_up(server, required.parse("empty:nonempty,bare:nonempty,orders,t")),
+        required_tables.check(
+            required_tables.look_up(
+                server, required_tables.parse("empty:nonempty,bare:nonempty,orders,t")
+            ),
             dumped(database, f"{text} -T orders* -T t"),
         )
     assert str(caught.value).splitlines()[1:] == [
@@ -191,14 +197,14 @@ def test_required_tables(text: str, database: Database) -> None:
 
 
 def test_what_is_no_table_on_the_server(database: Database) -> None:
-    server = source.look(database.uri)
+    server = login.inspect(database.uri)
     with pytest.raises(RequiredTableError) as caught:
-        required.look_up(server, required.parse("t,users,v,m,s,shop.t,T_pkey"))
+        required_tables.look_up(server, required_tables.parse("t,users,v,m,s,shop.t,T_pkey"))
     said = str(caught.value).splitlines()[1:]
     assert [line.partition(":")[0] for line in said] == [
         "public.users does not exist in the database",
-        "public.v is a view",
-        "public.m is a materialized view",
+        "public.v is a view, which has no rows of its own",
+        "public.m is a materialized view, whose rows a restore computes again",
         "public.s is a sequence",
         "shop.t does not exist in the database",
         "public.t_pkey does not exist in the database",

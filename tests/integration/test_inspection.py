@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pgstash.errors import ScratchError
-from pgstash.manifest import Table
-from pgstash.postgres import inspection
+from pgstash.format.manifest import Table
+from pgstash.postgres.scratch import inspection
 
 if TYPE_CHECKING:
     from support.postgres import Cluster, Database, MakeDatabase
@@ -206,7 +206,7 @@ def test_the_number_of_tables(database: Database) -> None:
 
 def test_a_database_that_is_not_there(cluster: Cluster) -> None:
     with (
-        pytest.raises(ScratchError, match="cannot be looked at"),
+        pytest.raises(ScratchError, match="cannot be checked"),
         inspection.opened(cluster.maintenance.uri, "gone"),
     ):
         pass

@@ -11,9 +11,9 @@ import pytest
 
 from pgstash import events
 from pgstash.errors import StatementError, TargetLostError
-from pgstash.postgres import source
-from pgstash.postgres.loader import Loader
-from pgstash.postgres.loader import opened as opened_loaders
+from pgstash.postgres.restore.copy_loader import Loader
+from pgstash.postgres.restore.copy_loader import opened as opened_loaders
+from pgstash.postgres.server import login
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,7 +32,7 @@ def database(make_database: MakeDatabase, cluster: Cluster) -> Database:
 @contextmanager
 def loader(database: Database) -> Iterator[tuple[Loader, list[events.Event]]]:
     told: list[events.Event] = []
-    server = source.look(database.uri)
+    server = login.inspect(database.uri)
     with opened_loaders(server, HEADER, 2, lc_monetary=None, emit=told.append) as (opened, _):
         yield opened, told
 
@@ -85,7 +85,7 @@ def test_a_row_that_is_refused_is_named_with_its_statement(database: Database) -
         assert "is_small" in caught.value.message
         assert "COPY t, line 3" in caught.value.message
         assert COPY.decode().strip() in caught.value.message
-        assert "break their own CHECK" in caught.value.hint
+        assert "violate a CHECK" in caught.value.hint
         # The session is as good as before.
         opened.load(COPY, [b"4\n\\.\n"])
     assert answer(database, "SELECT string_agg(n::text, ' ') FROM t") == "4"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pgstash.errors import DatabaseLoginError
-from pgstash.postgres import login, source
+from pgstash.postgres.server import login, login_refusal
 from support.backups import back_up
 from support.cli import environment, run_pgstash
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from support.postgres import Cluster, Database, MakeDatabase
 
-CLOSED = "takes no connections"
+CLOSED = "accepts no connections"
 
 
 @pytest.fixture
@@ -59,16 +59,17 @@ def test_a_refusal_has_a_code_and_a_remedy(
     database = make_database(on=cluster)
     cluster.maintenance.run_sql(statement.format(database.name))
     url = as_role(database, anybody)
-    assert login.refusal(url.encode()) == state
+    assert login_refusal.refusal(url.encode()) == state
     with pytest.raises(DatabaseLoginError) as caught:
-        source.look(url)
+        login.inspect(url)
     assert words in caught.value.hint
+    assert caught.value.retryable is (why == "full")  # only that ends on its own
     cluster.drop_database(f"{database.name}_away")
 
 
 def test_no_code_where_the_login_is_good_or_nobody_answers(make_database: MakeDatabase) -> None:
-    assert login.refusal(make_database().uri.encode()) == ""
-    assert login.refusal(b"host=127.0.0.1 port=1") == ""
+    assert login_refusal.refusal(make_database().uri.encode()) == ""
+    assert login_refusal.refusal(b"host=127.0.0.1 port=1") == ""
 
 
 def test_every_command_says_that_a_database_takes_no_connections(
@@ -79,7 +80,7 @@ def test_every_command_says_that_a_database_takes_no_connections(
     for arguments, settings, status in (
         (["once"], {"DATABASE_URL": closed.uri}, 11),
         (["check"], {"DATABASE_URL": closed.uri}, 40),
-        (["restore"], {"RESTORE_URL": closed.uri}, 11),
+        (["restore", "--to", closed.uri], {}, 11),
         (["drill"], {"VERIFY_DATABASE_URL": closed.uri}, 43),
     ):
         done = run_pgstash(arguments, environment(closed.bin_dir, **stored, **settings))

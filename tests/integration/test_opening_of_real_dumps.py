@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pgstash.pipeline.opening import Border, Opening
+from pgstash.pipeline.sections import Border, Opening
 from support import databases
 from support.compare import compare
 

@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pgstash.postgres import copying, loader, source
+from pgstash.postgres.dump import snapshot as copying
+from pgstash.postgres.restore import copy_loader
+from pgstash.postgres.server import login
 
 if TYPE_CHECKING:
     from support.postgres import Cluster, MakeDatabase
@@ -79,9 +81,9 @@ def reasons(cluster: Cluster, make_database: MakeDatabase, script: str) -> tuple
     """Say what is found where a dump looks, and where a restore does."""
     database = make_database(on=cluster)
     database.run_sql(script)
-    server = source.look(database.uri)
+    server = login.inspect(database.uri)
     with copying.snapshot(server) as snapshot:
-        return snapshot.kept_order(), loader.order_of_rows(server)
+        return snapshot.kept_order(), copy_loader.order_of_rows(server)
 
 
 @pytest.mark.parametrize("case", ORDERED)
@@ -120,7 +122,7 @@ def test_views(query: str, cluster: Cluster, make_database: MakeDatabase) -> Non
         "CREATE VIEW plain AS SELECT own(1);"
         f"CREATE MATERIALIZED VIEW m AS {(VIEWS_IN_ORDER | VIEWS_IN_ANY_ORDER)[query]}"
     )
-    found = loader.order_of_views(source.look(database.uri))
+    found = copy_loader.order_of_views(login.inspect(database.uri))
     assert (found is not None) == (query in VIEWS_IN_ORDER)
     assert found is None or "on materialized view public.m calls function public.own(" in found
 
@@ -132,4 +134,4 @@ def test_tables_of_extensions(cluster: Cluster, make_database: MakeDatabase) -> 
         'CREATE EXTENSION hstore; CREATE SCHEMA "Odd"; CREATE TABLE "Odd"."t é" (n int);'
         'CREATE TABLE mine (n int); ALTER EXTENSION hstore ADD TABLE "Odd"."t é"'
     )
-    assert loader.tables_of_extensions(source.look(database.uri)) == {("Odd", "t é")}
+    assert copy_loader.tables_of_extensions(login.inspect(database.uri)) == {("Odd", "t é")}

@@ -15,8 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pgstash.events import ignore
-from pgstash.postgres import copying, source, tools
-from pgstash.postgres.reader import Reader
+from pgstash.postgres.dump import snapshot as copying
+from pgstash.postgres.dump.copy_reader import Reader
+from pgstash.postgres.server import login
+from pgstash.postgres.tools import installed
+from pgstash.postgres.tools.tool_run import ToolRun
 from support import backups, pieces
 from support.cli import environment, run_pgstash
 from support.postgres import clean_environment, temporary_database
@@ -25,12 +28,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
-    from pgstash.postgres.source import Server
-    from pgstash.postgres.toc import Entry
-    from pgstash.postgres.tools import ClientTools
+    from pgstash.postgres.server.connection import Server
+    from pgstash.postgres.tools.installed import ClientTools
+    from pgstash.postgres.tools.toc import Entry
     from support.postgres import Cluster, Clusters, Database, MakeDatabase
 
-ONE_PG_DUMP = "is dumped by one pg_dump"
+ONE_PG_DUMP = "Falling back to a single pg_dump"
 ACCOUNTS = 4000
 TOTAL = ACCOUNTS * 1000
 REFILLED = 3000
@@ -254,7 +257,7 @@ def test_a_small_table_that_is_rewritten_before_the_second_lock(
     (folder := tmp_path / "storage").mkdir()
     stop = pieces.Stop(pieces.CUT, talk)
     (talk / "go on 1").touch()
-    program = pieces.program(f"copying._SMALLEST = {smallest}", stop.statement)
+    program = pieces.program(f"snapshot._SMALLEST = {smallest}", stop.statement)
     said: list[str] = []
     running = threading.Thread(target=lambda: said.append(back_up(source, folder, program)))
     running.start()
@@ -282,12 +285,10 @@ class Stage:
     def reader(self, snapshot: copying.Snapshot) -> Iterator[Reader]:
         with Reader(
             self.server,
-            self.client,
+            ToolRun(self.client, clean_environment(), ignore),
             snapshot=snapshot.name,
             role=None,
             idle_seconds=60,
-            environment=clean_environment(),
-            emit=ignore,
         ) as reader:
             yield reader
 
@@ -311,9 +312,9 @@ def stage(clusters: Clusters, major: int) -> Iterator[Stage]:
             ALTER TABLE wide SET (autovacuum_enabled = off, toast_tuple_target = 256);
             """
         )
-        server = source.look(database.uri)
+        server = login.inspect(database.uri)
         env = clean_environment(database.bin_dir)
-        client = tools.find(server.major, env["PATH"], env)
+        client = installed.find(server.major, env["PATH"], env)
         with (
             copying.snapshot(server) as snapshot,
             pieces.contents(server, client, snapshot, env) as contents,

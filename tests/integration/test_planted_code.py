@@ -11,7 +11,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pgstash.errors import DatabaseError
-from pgstash.postgres import copying, extensions, source, tools
+from pgstash.postgres.dump import extension_tables
+from pgstash.postgres.dump import snapshot as copying
+from pgstash.postgres.server import login
+from pgstash.postgres.tools import installed
 from support import backups, extension, pieces
 from support.cli import environment, run_pgstash
 from support.postgres import Database, clean_environment
@@ -65,9 +68,9 @@ def run_as_mallory(database: Database, script: str) -> None:
 
 def cut_for(database: Database, user: str) -> set[bytes]:
     """Return the tables that are cut into pieces."""
-    server = source.look(database.uri.replace("admin@", f"{user}@"))
+    server = login.inspect(database.uri.replace("admin@", f"{user}@"))
     env = clean_environment(database.bin_dir)
-    client = tools.find(server.major, env["PATH"], env)
+    client = installed.find(server.major, env["PATH"], env)
     with (
         pytest.MonkeyPatch.context() as patch,
         copying.snapshot(server) as snapshot,
@@ -197,12 +200,12 @@ def test_what_takes_the_place_of_a_sequence(what: str, mallory: Database) -> Non
         "ALTER TABLE part_config ADD n bigint DEFAULT nextval('counter');"
         f"ALTER EXTENSION {name} ADD SEQUENCE counter",
     )
-    server = source.look(mallory.uri)
+    server = login.inspect(mallory.uri)
     with mallory.connect() as session, ThreadPoolExecutor(1) as pool:
         session.execute("SET SESSION AUTHORIZATION mallory")
         with session.transaction():
             session.execute(f"ALTER SEQUENCE counter RENAME TO other; {IN_ITS_PLACE[what]}")
-            reading = pool.submit(extensions.additions, server, [])
+            reading = pool.submit(extension_tables.additions, server, [])
             while not mallory.run_sql("SELECT 1 FROM pg_locks WHERE NOT granted"):
                 assert not reading.done()
         error = reading.exception()
@@ -267,5 +270,5 @@ def test_no_command_of_psql_is_run(
     env = environment(database.bin_dir, **backups.settings(database, place), DUMP_JOBS="2")
     done = run_pgstash(["once"], env)
     assert done.returncode == 13, done.stdout + done.stderr
-    assert "by one pg_dump" in done.stderr
+    assert "a single pg_dump" in done.stderr
     assert not ran.exists()

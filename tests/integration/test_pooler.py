@@ -23,24 +23,21 @@ from pgstash.errors import (
     PoolTooSmallError,
     TargetLostError,
 )
-from pgstash.postgres import (
-    copying,
-    inquiry,
-    loader,
-    outline,
-    pooler,
-    rights,
-    source,
-    target,
-    tools,
-)
-from pgstash.postgres.dump import dump
-from pgstash.postgres.reader import Reader
-from pgstash.postgres.restore import Psql
-from pgstash.postgres.session import Session
-from pgstash.postgres.target import Outcome
+from pgstash.postgres.dump import schema_dump
+from pgstash.postgres.dump import snapshot as copying
+from pgstash.postgres.dump.copy_reader import Reader
+from pgstash.postgres.dump.pg_dump import dump
+from pgstash.postgres.preflight import privileges
+from pgstash.postgres.restore import copy_loader, target
+from pgstash.postgres.restore.psql import Psql
+from pgstash.postgres.restore.target import Outcome
+from pgstash.postgres.server import login, pooler, query, startup_options
+from pgstash.postgres.server.connection import Server
+from pgstash.postgres.server.session import Session
+from pgstash.postgres.tools import installed
+from pgstash.postgres.tools.tool_run import Limits, ToolRun
 from support.backups import settings, stored
-from support.cli import environment, run_pgstash, started_pgstash
+from support.cli import environment, restore_to, run_pgstash, started_pgstash
 from support.compare import compare
 from support.pgbouncer import Application, PgBouncer, at_work
 from support.postgres import Cluster, Database, MakeDatabase, free_port
@@ -60,12 +57,9 @@ def findings(uri: str) -> dict[str, Finding]:
 
 
 @contextlib.contextmanager
-def logged_in(server: source.Server, count: int) -> Iterator[list[Session]]:
+def logged_in(server: Server, count: int) -> Iterator[list[Session]]:
     with contextlib.ExitStack() as stack:
-        yield [
-            stack.enter_context(contextlib.closing(Session(server.connection)))
-            for _ in range(count)
-        ]
+        yield [stack.enter_context(Session(server.connection)) for _ in range(count)]
 
 
 @pytest.mark.parametrize("round_robin", ["0", "1"], ids=["last-used", "round-robin"])
@@ -78,7 +72,7 @@ def test_swapped_sessions_are_refused(
         with at_work(shared, shop, clients) as application:
             for _ in range(3):
                 with pytest.raises(PoolerError, match="swaps sessions"):
-                    source.look(shared.uri(shop))
+                    login.inspect(shared.uri(shop))
             application.wait_for(clients)
         assert application.errors == []
         assert shared.settings_left(shop) == set()
@@ -92,12 +86,12 @@ def test_sessions_of_a_pool_that_was_idle_for_long(shop: Database) -> None:
                 client = stack.enter_context(psycopg.connect(shared.uri(shop)))
                 client.execute("SELECT 1")
         with pytest.raises(PoolerError):
-            source.look(shared.uri(shop))
+            login.inspect(shared.uri(shop))
 
 
 def test_a_login_that_waits_for_the_transaction_of_another(shop: Database) -> None:
     with PgBouncer(shop.cluster, "session", size=3) as kept:
-        server = source.look(kept.uri(shop))
+        server = login.inspect(kept.uri(shop))
         kept.reconfigure(pool_mode="transaction", default_pool_size="1")
         kept.command("RECONNECT")
         with logged_in(server, 2) as sessions:
@@ -112,12 +106,12 @@ def test_statement_pooling_is_refused(shop: Database) -> None:
         PgBouncer(shop.cluster, "statement") as shared,
         pytest.raises(PoolerError, match="no transaction of several statements"),
     ):
-        source.look(shared.uri(shop))
+        login.inspect(shared.uri(shop))
 
 
 def test_session_pooling_goes_on_working(shop: Database) -> None:
     with PgBouncer(shop.cluster, "session") as kept, at_work(kept, shop, 5) as application:
-        server = source.look(kept.uri(shop))
+        server = login.inspect(kept.uri(shop))
         assert server.pooled
         pooler.refuse_swapping_again(server, lambda event: pytest.fail(str(event)))
         found = findings(kept.uri(shop))
@@ -125,12 +119,12 @@ def test_session_pooling_goes_on_working(shop: Database) -> None:
     assert found["pooler"].state == "warning"
     assert "keeps one session for each login" in found["pooler"].found
     assert application.errors == []
-    assert not source.look(shop.uri).pooled
+    assert not login.inspect(shop.uri).pooled
 
 
 def test_a_pool_for_sessions_that_is_too_small(shop: Database) -> None:
     with PgBouncer(shop.cluster, "session", size=2) as kept:
-        server = source.look(kept.uri(shop))
+        server = login.inspect(kept.uri(shop))
         with psycopg.connect(kept.uri(shop)) as application, logged_in(server, 1) as [ours]:
             application.execute("SELECT 1")
             with pytest.raises(PoolTooSmallError, match="a second login") as caught:
@@ -149,7 +143,7 @@ def test_a_pool_for_sessions_that_is_too_small(shop: Database) -> None:
 def test_a_pool_that_swaps_by_the_end_of_an_operation(shop: Database) -> None:
     warnings: list[object] = []
     with PgBouncer(shop.cluster, "session", size=4) as kept:
-        server = source.look(kept.uri(shop))
+        server = login.inspect(kept.uri(shop))
         with contextlib.ExitStack() as stack:
             # Nobody can tell, and each session of ours was the same to its end.
             kept.reconfigure(default_pool_size="1", max_client_conn="3")
@@ -173,9 +167,9 @@ def test_the_host_that_answered_is_asked_again(which: str, mode: str, shop: Data
         }[which]
         if mode == "transaction":
             with pytest.raises(PoolerError, match="swaps sessions"):
-                source.look(uri)
+                login.inspect(uri)
             return
-        server = source.look(uri)
+        server = login.inspect(uri)
         assert server.pooled
         assert server.connection.parameters["port"] == str(pool.port)
         expected = {"socket": str(pool.folder), "ipv6": "::1", "several": "127.0.0.1"}[which]
@@ -183,14 +177,14 @@ def test_the_host_that_answered_is_asked_again(which: str, mode: str, shop: Data
 
 
 def test_several_hosts_without_a_pooler(shop: Database) -> None:
-    server = source.look(shop.uri.replace("127.0.0.1", f"127.0.0.1:{free_port()},127.0.0.1"))
+    server = login.inspect(shop.uri.replace("127.0.0.1", f"127.0.0.1:{free_port()},127.0.0.1"))
     assert not server.pooled
     assert server.connection.parameters["port"] == str(shop.cluster.port)
 
 
 def test_a_host_of_ipv6_alone(newest_cluster: Cluster) -> None:
     with Cluster(newest_cluster.major, host="::1") as cluster:
-        server = source.look(f"postgresql://{cluster.user}@[::1]:{cluster.port}/postgres")
+        server = login.inspect(f"postgresql://{cluster.user}@[::1]:{cluster.port}/postgres")
     assert not server.pooled
     assert server.connection.parameters["host"] == "::1"
 
@@ -200,7 +194,7 @@ OPTIONS = {"ignore_startup_parameters": "options"}
 
 def refused(uri: str) -> DatabaseError:
     with pytest.raises(PoolerError) as caught:
-        source.look(uri)
+        login.inspect(uri)
     assert "Connect to the server itself" in caught.value.hint
     return caught.value
 
@@ -224,14 +218,14 @@ def test_planted_settings_that_cannot_be_put_back(shop: Database, *, ignoring: b
                 f'ALTER ROLE {shop.cluster.user} IN DATABASE "{shop.name}" SET {name} = {value}'
             )
         kept.command("RECONNECT")
-        assert source.look(kept.uri(shop)).pooled  # by what the hint says
+        assert login.inspect(kept.uri(shop)).pooled  # by what the hint says
 
 
 def test_whether_options_reach_the_server(shop: Database) -> None:
-    assert pooler.passes_options_on(source.look(shop.uri))
+    assert startup_options.passed_on(login.inspect(shop.uri))
     for different in ({}, OPTIONS):
         with PgBouncer(shop.cluster, "session", settings=different) as kept:
-            assert not pooler.passes_options_on(source.look(kept.uri(shop)))
+            assert not startup_options.passed_on(login.inspect(kept.uri(shop)))
 
 
 def test_every_operation_refuses(shop: Database, tmp_path: Path) -> None:
@@ -260,7 +254,7 @@ def test_every_operation_refuses(shop: Database, tmp_path: Path) -> None:
         assert "FAILED   pooler" in check.stdout
         assert application.errors == []
         assert shared.settings_left(shop) == set()
-    assert len(list((tmp_path / "postgres-backups").glob("backup_*.sql.gz"))) == 1
+    assert len(list((tmp_path / "postgres-backups").glob("backup_????????_??????.sql.gz"))) == 1
 
 
 @contextlib.contextmanager
@@ -279,10 +273,10 @@ def test_a_restore_by_a_pool_of_sessions(make_database: MakeDatabase, tmp_path: 
         env = environment(
             database.bin_dir, **settings(database, tmp_path) | through | {"DEBUG": "true"}
         )
-        for arguments in (["once"], ["restore"], ["restore", "--create", "from_pool"]):
+        for arguments in (["once"], restore_to(env), ["restore", "--create", "from_pool"]):
             done = run_pgstash(arguments, env)
             assert (done.returncode, done.stderr) == (0, ""), done.stdout
-        assert "One session restores" in done.stdout
+        assert "with a single session: the pooler" in done.stdout
         drill = run_pgstash(["drill"], env | {"VERIFY_DATABASE_URL": kept.uri(target)})
         assert drill.returncode == 43
         assert "does not pass on the startup parameter options" in drill.stderr
@@ -311,22 +305,20 @@ def test_a_pool_that_swaps_by_the_end_of_a_backup(shop: Database, tmp_path: Path
         done = run_pgstash(["once"], env)
     assert done.returncode == 17, done.stdout + done.stderr
     assert "swaps sessions" in done.stderr
-    assert list((tmp_path / "postgres-backups").glob("backup_*.sql.gz")) == []
+    assert list((tmp_path / "postgres-backups").glob("backup_????????_??????.sql.gz")) == []
 
 
 def test_a_session_that_belongs_to_another_by_now_is_not_ended(shop: Database) -> None:
     """What psql's transaction was in, before it ended."""
     with PgBouncer(shop.cluster, "session", size=4) as kept:
-        server = source.look(kept.uri(shop))
+        server = login.inspect(kept.uri(shop))
         path = os.pathsep.join([str(shop.bin_dir)])
-        found = tools.find(server.major, path, {"PATH": path})
+        found = installed.find(server.major, path, {"PATH": path})
         psql = Psql(
             server,
-            found,
+            ToolRun(found, {"PATH": path}, ignore),
             one_transaction=True,
             lc_monetary=None,
-            environment={"PATH": path},
-            emit=lambda _event: None,
         )
         with contextlib.ExitStack() as stack:
             with psql:
@@ -343,80 +335,77 @@ def test_a_session_that_belongs_to_another_by_now_is_not_ended(shop: Database) -
 
 def in_transaction(database: Database, pid: int) -> bool:
     with database.connect() as session:
-        query = "SELECT xact_start FROM pg_stat_activity WHERE pid = %s"
-        return session.execute(query, [pid]).fetchone() != (None,)
+        statement = "SELECT xact_start FROM pg_stat_activity WHERE pid = %s"
+        return session.execute(statement, [pid]).fetchone() != (None,)
 
 
 @pytest.fixture
-def swapping(make_database: MakeDatabase) -> Iterator[tuple[Database, source.Server]]:
+def swapping(make_database: MakeDatabase) -> Iterator[tuple[Database, Server]]:
     """A server as it was seen before the pool swapped sessions: a new one for each transaction."""
     database = make_database("mixed")
     with PgBouncer(
         database.cluster, "session", size=4, settings={"server_round_robin": "1"}
     ) as pool:
-        server = source.look(pool.uri(database))
+        server = login.inspect(pool.uri(database))
         pool.reconfigure(pool_mode="transaction")
         pool.command("RECONNECT")
         assert pool.settings_left(database) == set()  # all four are there
         yield database, server
 
 
-def client_tools(database: Database) -> tools.ClientTools:
+def tool_run(database: Database) -> ToolRun:
     path = str(database.bin_dir)
-    return tools.find(database.cluster.major, path, {"PATH": path})
+    client = installed.find(database.cluster.major, path, {"PATH": path})
+    return ToolRun(client, {"PATH": path}, ignore)
 
 
-def asks_again(server: source.Server, _: Database) -> None:
-    with source.connect_again(server, 10) as session:
+def asks_again(server: Server, _: Database) -> None:
+    with query.connected(server) as session:
         session.execute("SELECT 1")
 
 
-def inquires(server: source.Server, _: Database) -> None:
-    with inquiry.opened(server) as session:
+def inquires(server: Server, _: Database) -> None:
+    with query.opened(server, "anything") as session:
         session.execute("SELECT 1")
 
 
-def asks_for_mappings(server: source.Server, _: Database) -> None:
-    rights.closed_mappings(server, [])
+def asks_for_mappings(server: Server, _: Database) -> None:
+    privileges.closed_mappings(server, [])
 
 
-def asks_for_policies(server: source.Server, _: Database) -> None:
-    rights.refuse_hidden_rows(server, [], [])
+def asks_for_policies(server: Server, _: Database) -> None:
+    privileges.refuse_hidden_rows(server, [], [])
 
 
-def asks_the_target(server: source.Server, _: Database) -> None:
+def asks_the_target(server: Server, _: Database) -> None:
     target.contents(server)
 
 
-def loads(server: source.Server, _: Database) -> None:
-    with loader.opened(server, b"SELECT 1", 1, lc_monetary=None, emit=ignore) as [session]:
+def loads(server: Server, _: Database) -> None:
+    with copy_loader.opened(server, b"SELECT 1", 1, lc_monetary=None, emit=ignore) as [session]:
         session.refuse_swapped()
 
 
-def restores(server: source.Server, database: Database, *, one_transaction: bool) -> None:
+def restores(server: Server, database: Database, *, one_transaction: bool) -> None:
     psql = Psql(
         server,
-        client_tools(database),
+        tool_run(database),
         one_transaction=one_transaction,
         lc_monetary=None,
-        environment={"PATH": str(database.bin_dir)},
-        emit=ignore,
     )
     with psql:
         psql.feed(b"CREATE TABLE public.restored (n int);\n")
         psql.finish()
 
 
-def reads(server: source.Server, database: Database) -> None:
+def reads(server: Server, database: Database) -> None:
     with copying.snapshot(server) as snapshot:
         reader = Reader(
             server,
-            client_tools(database),
+            tool_run(database),
             snapshot=snapshot.name,
             role=None,
             idle_seconds=PATIENCE,
-            environment={"PATH": str(database.bin_dir)},
-            emit=ignore,
         )
         with database.connect() as session:
             session.execute("CREATE TABLE IF NOT EXISTS big (n int)")
@@ -427,35 +416,29 @@ def reads(server: source.Server, database: Database) -> None:
             reader.refuse_swapped()
 
 
-def dumps(server: source.Server, database: Database) -> None:
+def dumps(server: Server, database: Database) -> None:
     with dump(
         server,
-        client_tools(database),
-        options=[],
-        lock_seconds=PATIENCE,
-        idle_seconds=PATIENCE,
-        environment={"PATH": str(database.bin_dir)},
-        emit=ignore,
+        tool_run(database),
+        [],
+        Limits(lock=PATIENCE, idle=PATIENCE),
     ) as chunks:
         for _ in chunks:
             pass
 
 
-def dumps_contents(server: source.Server, database: Database) -> None:
+def dumps_contents(server: Server, database: Database) -> None:
     with (
         copying.snapshot(server) as snapshot,
-        outline.opened(
+        schema_dump.opened(
             server,
-            client_tools(database),
+            tool_run(database),
+            [],
+            Limits(lock=PATIENCE, idle=PATIENCE),
             snapshot=snapshot.name,
-            options=[],
-            lock_seconds=PATIENCE,
-            idle_seconds=PATIENCE,
-            environment={"PATH": str(database.bin_dir)},
-            emit=ignore,
         ) as contents,
     ):
-        outline.script(contents, client_tools(database), [], {"PATH": str(database.bin_dir)})
+        schema_dump.script(contents, tool_run(database), [])
 
 
 def ignore(_event: object) -> None:
@@ -480,28 +463,28 @@ def ignore(_event: object) -> None:
     ids=lambda use: getattr(use, "__name__", f"restores-{getattr(use, 'keywords', '')}"),
 )
 def test_every_session_notices_that_it_was_swapped(
-    use: Callable[[source.Server, Database], None], swapping: tuple[Database, source.Server]
+    use: Callable[[Server, Database], None], swapping: tuple[Database, Server]
 ) -> None:
     database, server = swapping
     with pytest.raises((PoolerError, TargetLostError), match="swapped the server's session"):
         use(server, database)
     with database.connect() as session:
         session.execute("DROP TABLE IF EXISTS restored")
-    use(source.look(database.uri), database)
+    use(login.inspect(database.uri), database)
 
 
 def test_rows_that_policies_hide_whatever_pg_dump_has_set(make_database: MakeDatabase) -> None:
     """Half of the rows, as a role sees them whose row_security is on."""
     database = make_database()
     with restricted(database) as role:
-        server = source.look(database.uri.replace(database.cluster.user, role, 1))
+        server = login.inspect(database.uri.replace(database.cluster.user, role, 1))
         dumped = {("public", "guarded"), ("public", "open")}
         with pytest.raises(DumpError, match=r"hidden rows of tables .*: public\.guarded$"):
-            rights.refuse_hidden_rows(server, [], dumped)
-        rights.refuse_hidden_rows(server, [], dumped - {("public", "guarded")})
-        rights.refuse_hidden_rows(source.look(database.uri), [], dumped)
+            privileges.refuse_hidden_rows(server, [], dumped)
+        privileges.refuse_hidden_rows(server, [], dumped - {("public", "guarded")})
+        privileges.refuse_hidden_rows(login.inspect(database.uri), [], dumped)
         with pytest.raises(DumpError):
-            rights.refuse_hidden_rows(source.look(database.uri), [f"--role={role}"], dumped)
+            privileges.refuse_hidden_rows(login.inspect(database.uri), [f"--role={role}"], dumped)
 
 
 @contextlib.contextmanager
@@ -543,7 +526,7 @@ def test_half_of_the_rows_are_never_stored(
         assert (done.returncode, "swaps sessions" in done.stderr) == (17, True), done.stderr
         application.wait_for(12)
         assert application.errors == []
-    assert list(tmp_path.rglob("backup_*.sql.gz")) == []
+    assert list(tmp_path.rglob("backup_????????_??????.sql.gz")) == []
 
 
 REPETITIONS = 10  # of each of two ways
@@ -586,7 +569,7 @@ def test_twenty_backups_with_a_busy_application(
         if mode == "transaction":
             assert pool.settings_left(database) == set()
     backups = stored(tmp_path) if mode == "session" else []
-    assert len(list(tmp_path.rglob("backup_*.sql.gz"))) == len(backups)
+    assert len(list(tmp_path.rglob("backup_????????_??????.sql.gz"))) == len(backups)
     assert len(backups) == (REPETITIONS if mode == "session" else 0)
     database.run_sql("TRUNCATE counters")
     for backup in backups:
@@ -620,6 +603,6 @@ def test_a_failed_backup_leaves_nothing_in_a_pool_of_sessions(
 
 def sessions(database: Database, name: str) -> int:
     with database.connect() as session:
-        query = "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE %s"
-        row = session.execute(query, [f"%{name}"]).fetchone()
+        statement = "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE %s"
+        row = session.execute(statement, [f"%{name}"]).fetchone()
     return int(row[0]) if row else 0

@@ -10,8 +10,10 @@ import pytest
 
 from pgstash import events
 from pgstash.errors import RestoreError, StatementError
-from pgstash.postgres import source, tools
-from pgstash.postgres.restore import Psql
+from pgstash.postgres.restore.psql import Psql
+from pgstash.postgres.server import login
+from pgstash.postgres.tools import installed
+from pgstash.postgres.tools.tool_run import ToolRun
 from support.backups import back_up
 from support.cli import environment, run_pgstash
 
@@ -26,14 +28,16 @@ NAME = "refused_and_named"
 def refused(target: Database, script: str) -> tuple[RestoreError, list[events.Event]]:
     """Restore a script by psql; return the error, and what was told before it."""
     told: list[events.Event] = []
-    server = source.look(target.uri)
+    server = login.inspect(target.uri)
     psql = Psql(
         server,
-        tools.ClientTools(target.bin_dir, server.major, server.version),
+        ToolRun(
+            installed.ClientTools(target.bin_dir, server.major, server.version),
+            os.environ,
+            told.append,
+        ),
         one_transaction=True,
         lc_monetary=None,
-        environment=os.environ,
-        emit=told.append,
     )
     try:
         with psql:
@@ -155,7 +159,7 @@ AFTER_ROWS = {
         ALTER TABLE b DISABLE TRIGGER ALL; INSERT INTO b VALUES (1);
         """,
         ["FK CONSTRAINT public.b b_n_fkey: ", "(SQLSTATE 23503)", "ALTER TABLE ONLY public.b"],
-        ["break a constraint"],
+        ["violate a constraint"],
     ),
     "many warnings": (
         """

@@ -15,7 +15,8 @@ import pytest
 
 from pgstash.check import database as checks
 from pgstash.check.finding import Finding
-from pgstash.postgres import options, required
+from pgstash.postgres.dump import required_tables
+from pgstash.postgres.tools import pg_dump_options
 from support.postgres import Cluster, Database, MakeDatabase, clean_environment
 
 NAMES = 'CREATE SCHEMA "Odd; Schema"; CREATE TABLE "Odd; Schema"."It\'s" (a int);'
@@ -256,7 +257,7 @@ def test_user_mappings_without_their_options_are_a_warning(role: Role) -> None:
 
     role.database.run_sql(f"ALTER SERVER s OWNER TO {role.quoted}")
     assert passwords(role) == {"its own", "everybody''s"}
-    assert "options of 1 user mappings" in role.check()["user mappings"].found
+    assert "options of 1 user mapping" in role.check()["user mappings"].found
 
     role.database.run_sql(f"ALTER ROLE {role.quoted} SUPERUSER")
     assert passwords(role) == {"its own", "everybody''s", "theirs"}
@@ -342,7 +343,7 @@ def test_what_is_left_out_needs_no_right(given: list[str], role: Role) -> None:
 
 def assert_as_pg_dump_finds_it(role: Role, given: list[str]) -> None:
     done = role.dump(*given)
-    found = failed(role.check(*options.allowed(shlex.join(given))))
+    found = failed(role.check(*pg_dump_options.allowed(shlex.join(given))))
     assert (found == []) == (done.returncode == 0), (found, done.stderr)
 
 
@@ -377,7 +378,7 @@ def test_tables_that_are_required(role: Role) -> None:
 
     def finding(text: str) -> Finding:
         plan = checks.Plan(
-            role.uri, {"PATH": str(role.database.bin_dir)}, _clock, (), required.parse(text)
+            role.uri, {"PATH": str(role.database.bin_dir)}, _clock, (), required_tables.parse(text)
         )
         return {found.topic: found for found in checks.look(plan)}["required tables"]
 

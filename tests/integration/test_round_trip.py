@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import psycopg
@@ -12,7 +10,7 @@ import pytest
 from psycopg import sql
 
 from support import backups, databases
-from support.cli import environment
+from support.cli import TOOLS_ON_PATH_ALONE, environment, run_pgstash
 from support.compare import compare
 from support.postgres import Cluster, Clusters, Database, MakeDatabase, bin_dir
 from support.postgres import test_majors as majors_under_test
@@ -97,13 +95,10 @@ def test_the_newest_client_dumps_older_servers(
 ) -> None:
     oldest, newest = majors_under_test()[0], majors_under_test()[-1]
     source = make_database(sample, on=clusters.get(oldest))
-    # As on a machine where no other major is installed: the nearest would be taken.
-    program = (
-        "from pgstash.postgres import tools; tools._PACKAGED = ();"
-        "from pgstash.cli import main; main()"
-    )
     env = environment(bin_dir(newest), **backups.settings(source, tmp_path))
-    subprocess.run([sys.executable, "-c", program, "once"], env=env, cwd="/", check=True)
+    # A tool of the server's own major would be taken.
+    done = run_pgstash(["once"], env, statements=TOOLS_ON_PATH_ALONE)
+    assert done.returncode == 0, done.stderr
     [backup] = backups.stored(tmp_path)
     assert backup.manifest["client"].startswith(f"{newest}.")
     target = clusters.get(newest).create_database(f"newer_{source.name}")

@@ -7,11 +7,14 @@ from collections.abc import Iterator
 
 import pytest
 
-from pgstash.postgres import outline, toc
-from pgstash.postgres.patterns import compiled
-from pgstash.postgres.toc import Contents, Section
-from pgstash.postgres.tools import ClientTools
-from pgstash.selection import _Tables
+from pgstash.events import ignore
+from pgstash.postgres.dump import schema_dump
+from pgstash.postgres.tools import toc
+from pgstash.postgres.tools.installed import ClientTools
+from pgstash.postgres.tools.patterns import compiled
+from pgstash.postgres.tools.toc import Contents, Section
+from pgstash.postgres.tools.tool_run import ToolRun
+from pgstash.restore.archived_tables import Tables
 from support.postgres import Cluster, Database, bin_dir, temporary_database
 from support.stored import make
 
@@ -80,11 +83,12 @@ class Dumped:
         database.run_sql(SCRIPT)
         major = database.cluster.major
         self.database = database
-        self.tools = ClientTools(bin_dir(major), major, f"{major}.0", 0)
+        client = ClientTools(bin_dir(major), major, f"{major}.0", 0)
+        self.tool_run = ToolRun(client, {}, ignore)
         contents = toc.read(database.plain_dump("-Fc", "-Z0", "--no-owner", "--no-acl"))
         assert contents
         self.contents: Contents = contents
-        self.tables = _Tables(make(b"").manifest, contents)
+        self.tables = Tables(make(b"").manifest, contents)
         self._numbers = {name: number for number, name in self.tables.names.items()}
 
     def numbers(self, *names: str) -> set[int]:
@@ -94,7 +98,7 @@ class Dumped:
         """Return what is made after the rows of the tables, and what is left out."""
         after, left = self.tables.belonging(self.tables.with_partitions(self.numbers(*names)))
         assert after == [each.number for each in self.contents.entries if each.number in after]
-        made = outline.entries(self.contents.head, self.tools, after, [], {}).decode()
+        made = schema_dump.entries(self.contents.head, self.tool_run, after, []).decode()
         listed = re.findall(r"^-- Name: (.*); Type: ([A-Z ]+); ", made, re.MULTILINE)
         late = {each.number for each in self.contents.entries if each.section == Section.POST_DATA}
         assert len(listed) >= len(late.intersection(after))
@@ -157,14 +161,14 @@ def test_what_refers_to_a_partitioned_table_needs_all_partitions(dumped: Dumped)
     assert {"COMMENT CONSTRAINT refers_pkey ON refers", "STATISTICS both_of"} <= after
     assert {"ROW SECURITY refers", "POLICY refers own", "RULE refers nothing"} <= after
     assert "POLICY refers known" in after
-    assert left == {"RULE refers kept", "PUBLICATION TABLE p refers"}
+    assert left == {"rule refers kept", "publication table p refers"}
     after, left = dumped.belonging("refers", "events_1")
     assert "INDEX ATTACH events_1_pkey" in after
     assert left == {
-        "FK CONSTRAINT events to_plain",
-        "FK CONSTRAINT refers refers_plain_fkey",
-        "FK CONSTRAINT refers to_events",
-        "POLICY refers known",
-        "RULE refers kept",
-        "PUBLICATION TABLE p refers",
+        "foreign key events to_plain",
+        "foreign key refers refers_plain_fkey",
+        "foreign key refers to_events",
+        "policy refers known",
+        "rule refers kept",
+        "publication table p refers",
     }

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pgstash.errors import TargetLostError
-from pgstash.postgres import source
-from pgstash.postgres.restore import Psql
-from pgstash.postgres.target import Outcome
-from pgstash.postgres.tools import ClientTools
+from pgstash.postgres.restore.psql import Psql
+from pgstash.postgres.restore.target import Outcome
+from pgstash.postgres.server import login
+from pgstash.postgres.tools.installed import ClientTools
+from pgstash.postgres.tools.tool_run import ToolRun
 from support.backups import back_up
-from support.cli import environment, run_pgstash
+from support.cli import environment, restore_to, run_pgstash
 from support.postgres import Database
 
 if TYPE_CHECKING:
@@ -66,7 +67,8 @@ def test_a_restore_is_the_roles(
         RESTORE_URL=login_of(target),
         RESTORE_JOBS=jobs or "1",
     )
-    done = run_pgstash(["restore", *(["--create", NAME] if jobs else [])], env)
+    new = ["--create", NAME, "--no-owner", "--no-privileges"]
+    done = run_pgstash(restore_to(env, *(new if jobs else [])), env)
     assert (done.returncode, done.stderr) == (0, "")
     restored = Database(target.cluster, NAME) if jobs else target
     assert restored.run_sql(OWNERS) == f"{OWNER}\n"
@@ -92,14 +94,16 @@ def test_a_drill_of_a_database_that_sets_a_role(
 
 
 def opened(target: Database, folder: Path | None = None) -> Psql:
-    server = source.look(login_of(target))
+    server = login.inspect(login_of(target))
     return Psql(
         server,
-        ClientTools(folder or target.bin_dir, server.major, server.version),
+        ToolRun(
+            ClientTools(folder or target.bin_dir, server.major, server.version),
+            os.environ,
+            lambda _event: None,
+        ),
         one_transaction=True,
         lc_monetary=None,
-        environment=os.environ,
-        emit=lambda _event: None,
     )
 
 
@@ -119,5 +123,5 @@ def test_a_psql_that_answers_something_else_is_not_waited_for(
     fake = tmp_path / "psql"
     fake.write_text("#!/bin/sh\nread -r line\necho '4711|0|'\nexec sleep 600\n")
     fake.chmod(0o755)
-    with pytest.raises(TargetLostError, match=r"but '4711\|0\|'"), opened(target, tmp_path):
+    with pytest.raises(TargetLostError, match=r"printed '4711\|0\|'"), opened(target, tmp_path):
         pass

@@ -15,8 +15,10 @@ import pytest
 
 from pgstash.check import database as checks
 from pgstash.check.finding import Finding
-from pgstash.postgres import causes, situation, source
-from pgstash.postgres.source import Connection
+from pgstash.postgres.dump import failure_cause
+from pgstash.postgres.preflight import topology
+from pgstash.postgres.server import login
+from pgstash.postgres.server.connection import Connection
 from support.postgres import Cluster, Database, MakeDatabase
 from support.proxy import TcpProxy
 
@@ -92,17 +94,17 @@ def test_a_standby_and_its_settings(major: int) -> None:
             "CREATE UNLOGGED TABLE fleeting (a int); CREATE TABLE kept (a int)"
         )
         assert look(cluster.maintenance.uri)["standby"].found == "none: this is a primary"
-        identity = source.identify(cluster.maintenance.uri, 10)
+        identity = login.identify(cluster.maintenance.uri, 10)
         cluster.stop(signal.SIGINT)
         (cluster.folder / "data" / "standby.signal").touch()
         cluster.start()
-        assert source.identify(cluster.maintenance.uri, 10) == identity
+        assert login.identify(cluster.maintenance.uri, 10) == identity
         found = look(cluster.maintenance.uri)
         assert found["standby"].state == "warning"
         assert "max_standby_streaming_delay = 30s" in found["standby"].found
         assert "hot_standby_feedback = off" in found["standby"].found
         assert found["unlogged tables"].state == "warning"
-        tool = causes.Tool("pg_dump", source.look(cluster.maintenance.uri))
+        tool = failure_cause.Tool("pg_dump", login.inspect(cluster.maintenance.uri))
         said = ["pg_dump: detail: Command was: COPY public.kept (a) TO stdout;"]
         assert "A standby cancels long queries" in tool.failure(1, said).hint
         cluster.stop(signal.SIGINT)
@@ -127,7 +129,7 @@ def test_a_standby_and_its_settings(major: int) -> None:
 )
 def test_what_stays_on_this_machine(host: str, address: str | None, *, local: bool) -> None:
     parameters = {"host": host} | ({"hostaddr": address} if address else {})
-    assert situation.is_local(Connection(parameters, {})) is local
+    assert topology.is_local(Connection(parameters, {})) is local
 
 
 @pytest.mark.parametrize(
@@ -135,7 +137,7 @@ def test_what_stays_on_this_machine(host: str, address: str | None, *, local: bo
     [
         ("prefer", False, "warning", "off"),
         ("disable", False, "warning", "off"),
-        ("prefer", True, "warning", "would go on without it"),
+        ("prefer", True, "warning", "permits a connection without it"),
         ("require", True, "ok", "on"),
         ("verify-full", True, "ok", "on"),
     ],
@@ -143,8 +145,8 @@ def test_what_stays_on_this_machine(host: str, address: str | None, *, local: bo
 def test_tls_to_another_machine(
     mode: str, *, encrypted: bool, state: str, words: str, make_database: MakeDatabase
 ) -> None:
-    server = source.look(make_database().uri)
-    found = replace(situation.look(server), encrypted=encrypted)
+    server = login.inspect(make_database().uri)
+    found = replace(topology.check(server), encrypted=encrypted)
     parameters = {"host": "db.example.com", "sslmode": mode}
     far = replace(server, connection=Connection(parameters, {}))
     finding = checks._tls(far, found)  # noqa: SLF001 - no other machine is at hand

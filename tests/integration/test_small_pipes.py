@@ -13,8 +13,12 @@ import pytest
 
 from pgstash.errors import DumpError
 from pgstash.events import ignore
-from pgstash.postgres import copying, process, reader, source, tools
-from pgstash.postgres.copying import Chunk
+from pgstash.postgres.dump import copy_reader
+from pgstash.postgres.dump import snapshot as copying
+from pgstash.postgres.dump.snapshot import Chunk
+from pgstash.postgres.server import login
+from pgstash.postgres.tools import installed, process
+from pgstash.postgres.tools.tool_run import ToolRun
 from support import backups, pieces
 from support.cli import environment, run_pgstash
 from support.compare import compare
@@ -24,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from pgstash.postgres.reader import Reader
+    from pgstash.postgres.dump.copy_reader import Reader
     from support.postgres import Cluster, Database, MakeDatabase
 
 ROWS = 20_000
@@ -42,9 +46,9 @@ def narrow(make_database: MakeDatabase, cluster: Cluster) -> Database:
 @contextlib.contextmanager
 def reading(database: Database) -> Iterator[tuple[Reader, Chunk]]:
     """Yield a reader that is ready for the one chunk of a table."""
-    server = source.look(database.uri)
+    server = login.inspect(database.uri)
     env = clean_environment(database.bin_dir)
-    client = tools.find(server.major, env["PATH"], env)
+    client = installed.find(server.major, env["PATH"], env)
     with (
         copying.snapshot(server) as snapshot,
         pytest.MonkeyPatch.context() as patch,
@@ -52,14 +56,12 @@ def reading(database: Database) -> Iterator[tuple[Reader, Chunk]]:
     ):
         patch.setattr(copying, "_SMALLEST", 0)
         [table] = snapshot.cut(contents.entries)
-        with reader.Reader(
+        with copy_reader.Reader(
             server,
-            client,
+            ToolRun(client, env, ignore),
             snapshot=snapshot.name,
             role=None,
             idle_seconds=60,
-            environment=env,
-            emit=ignore,
         ) as subject:
             subject.begin([table])
             yield subject, Chunk(table, 0)
@@ -105,16 +107,16 @@ def test_the_rows_that_the_server_counted_are_compared(narrow: Database) -> None
 
 def test_a_row_that_is_lost_on_the_way_fails_the_backup(narrow: Database, tmp_path: Path) -> None:
     losing = (
-        "read = reader.Reader._run\n"
+        "read = copy_reader.Reader._run\n"
         "def losing(self, *given):\n"
         "    for piece in read(self, *given):\n"
         "        yield piece.partition(b'\\n')[2] if piece.count(b'\\n') > 1 else piece\n"
-        "reader.Reader._run = losing"
+        "copy_reader.Reader._run = losing"
     )
     env = environment(narrow.bin_dir, **backups.settings(narrow, tmp_path))
     done = run_pgstash(["once"], env, command=pieces.program(losing), timeout=60)
     assert done.returncode == 13, done.stdout + done.stderr
-    assert re.search(r"the server sent \d+ rows of public\.t, of which \d+ were", done.stderr)
+    assert re.search(r"the server sent \d+ rows of public\.t, but \d+ were counted", done.stderr)
     assert backups.stored(tmp_path) == []
 
 
@@ -128,7 +130,7 @@ def test_a_round_trip_through_small_pipes(make_database: MakeDatabase, tmp_path:
     )
     small = (
         "import os",
-        "from pgstash.postgres import process",
+        "from pgstash.postgres.tools import process",
         "process._PIPE_BYTES = 8192",
         "write = os.write",
         f"os.write = lambda *given: (write(*given), time.sleep({PAUSE}))[0]",

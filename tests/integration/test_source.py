@@ -14,6 +14,7 @@ import psycopg
 import pytest
 from psycopg import sql
 
+from pgstash.postgres.server import login, query
 from support import backups, pieces
 from support.backups import PASSPHRASE, StoredBackup, back_up, stored
 from support.cli import environment, run_pgstash
@@ -23,7 +24,15 @@ from support.fake_tools import (
     recorded_calls,
     recorded_version_calls,
 )
-from support.postgres import PASSWORD, Cluster, Clusters, Database, MakeDatabase, bin_dir
+from support.postgres import (
+    PASSWORD,
+    Cluster,
+    Clusters,
+    Database,
+    MakeDatabase,
+    bin_dir,
+    temporary_database,
+)
 from support.proxy import PASS, REFUSE, TcpProxy
 from support.stored import CLOSING, make
 from support.tiers import later
@@ -260,7 +269,7 @@ def test_tls_that_cannot_be(make_database: MakeDatabase, tmp_path: Path) -> None
         assert done.returncode == 10, done.stderr
         assert "Check the TLS parameters" in done.stderr
         assert "sslrootcert=" in done.stderr
-        assert "Check host and port" not in done.stderr
+        assert "Check the host, the port" not in done.stderr
 
 
 def test_a_refusal_is_told_in_the_letters_it_was_written_in(
@@ -392,16 +401,28 @@ PLANTED = {
 }
 
 
+@pytest.fixture(scope="module")
+def undisturbed(
+    cluster: Cluster, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[bytes, list[bytes]]:
+    """What pg_dump and a dump in pieces write of the sample, where nothing is planted."""
+    with temporary_database(cluster, "mixed") as database:
+        in_pieces = pieces.back_up(database, tmp_path_factory.mktemp("undisturbed"))
+        return RESTRICT.sub(b"", database.plain_dump(*CLEAN)), _lines(in_pieces)
+
+
 @pytest.mark.newest_first
 @pytest.mark.parametrize("where", ["database", "role", "environment", "service"])
 def test_nothing_planted_changes_what_is_dumped(
-    where: str, cluster: Cluster, make_database: MakeDatabase, tmp_path: Path
+    where: str,
+    undisturbed: tuple[bytes, list[bytes]],
+    cluster: Cluster,
+    make_database: MakeDatabase,
+    tmp_path: Path,
 ) -> None:
     database = make_database("mixed", on=cluster)
-    expected = RESTRICT.sub(b"", database.plain_dump(*CLEAN))
-    for folder in ("in pieces", "before"):
-        (tmp_path / folder).mkdir()
-    in_pieces = _lines(pieces.back_up(database, tmp_path / "before"))
+    expected, in_pieces = undisturbed
+    (tmp_path / "in pieces").mkdir()
     # These refuse a login, or end our own session, where they come with the connection.
     harmless = {k: v for k, v in PLANTED.items() if not k.endswith("_timeout")}
     options = " ".join(
@@ -433,6 +454,22 @@ def test_nothing_planted_changes_what_is_dumped(
     assert RESTRICT.sub(b"", backup.script()) == expected
     again = pieces.back_up(database, tmp_path / "in pieces", encrypted=False, tools=None, **more)
     assert _lines(again) == in_pieces
+
+
+def test_a_time_limit_of_the_database_ends_no_question(make_database: MakeDatabase) -> None:
+    """Some are set for web applications, and a large catalog takes longer."""
+    database = make_database()
+    database.cluster.maintenance.run_sql(
+        f"ALTER DATABASE {database.name} SET statement_timeout = 100"
+    )
+    server = login.inspect(database.uri)
+    longer = "SELECT 1 FROM pg_catalog.pg_sleep(0.5)"
+    with query.asking(server, "anything") as ask:
+        assert ask(longer) == [[b"1"]]
+    with query.opened(server, "anything") as session:
+        assert session.execute(longer).fetchone() == (1,)
+    with query.connected(server) as session:
+        assert session.execute(longer).fetchone() == (1,)
 
 
 def _lines(backup: StoredBackup) -> list[bytes]:

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import pytest
 
-from pgstash.pipeline.tally import Part, Tally, split_name
+from pgstash.pipeline.sql_scanner import Part, Tally, split_name
 from support import databases
 from support.postgres import Cluster, Database, MakeDatabase
 

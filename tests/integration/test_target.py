@@ -12,16 +12,21 @@ import pytest
 
 from pgstash import events
 from pgstash.errors import Interrupted, TargetDatabaseError, TargetLostError
-from pgstash.postgres import scratch, source, target, working
-from pgstash.postgres.target import Outcome
-from pgstash.postgres.working import _create
+from pgstash.postgres.restore import drop_database, staging_database, target
+from pgstash.postgres.restore.request import Request
+from pgstash.postgres.restore.staging_database import _create
+from pgstash.postgres.restore.target import Outcome, TargetState
+from pgstash.postgres.scratch import scratch_database
+from pgstash.postgres.server import login
+from pgstash.runtime import Runtime
+from pgstash.signals import Interruption
 from support.proxy import STALL, Behaviour, TcpProxy
 from support.stored import DATABASE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from pgstash.postgres.source import Server
+    from pgstash.postgres.server.connection import Server
     from support.postgres import Cluster, MakeDatabase
 
 
@@ -45,16 +50,16 @@ def test_whatever_a_user_made_counts(
     made: str, cluster: Cluster, make_database: MakeDatabase
 ) -> None:
     database = make_database(on=cluster)
-    server = source.look(database.uri)
+    server = login.inspect(database.uri)
     assert target.contents(server).count == 0
     database.run_sql(made)
     assert target.contents(server).count == 1
 
 
 def test_no_question_that_the_target_refuses_is_unforeseen(newest_cluster: Cluster) -> None:
-    server = source.look(newest_cluster.maintenance.uri)
+    server = login.inspect(newest_cluster.maintenance.uri)
     with (
-        pytest.raises(TargetLostError, match="does not do what it is asked: division by zero"),
+        pytest.raises(TargetLostError, match="did not execute a statement: division by zero"),
         target.connected(server) as session,
     ):
         session.execute("SELECT 1 / 0")
@@ -66,26 +71,24 @@ class Naming:
     def __init__(self, cluster: Cluster) -> None:
         self.cluster = cluster
         self.name = f"new_{secrets.token_hex(4)}"
-        self.outcome = Outcome.NOTHING
+        self.state = TargetState()
         self.told: list[events.Event] = []
-        self.at = source.look(cluster.maintenance.uri)
+        self.at = login.inspect(cluster.maintenance.uri)
 
     @contextlib.contextmanager
-    def made(
-        self, uninterrupted: contextlib.AbstractContextManager[None] | None = None
-    ) -> Iterator[Server]:
-        with working.created(
+    def made(self, interruption: Interruption | None = None) -> Iterator[Server]:
+        with staging_database.created(
             self.at,
-            self.name,
+            Request(create=self.name),
             None,
-            lambda: uninterrupted or contextlib.nullcontext(),
-            self.told.append,
-            became=self._became,
+            self.state,
+            Runtime(self.told.append, interruption or Interruption()),
         ) as made:
             yield made
 
-    def _became(self, outcome: Outcome) -> None:
-        self.outcome = outcome
+    @property
+    def outcome(self) -> Outcome:
+        return self.state.outcome
 
     def there(self) -> list[str]:
         """Return the databases that are there, by name or working name."""
@@ -128,10 +131,10 @@ def test_who_looks_into_a_new_database_does_not_keep_it_from_being_dropped(namin
 def test_a_whole_database_that_cannot_be_named_is_kept(
     naming: Naming, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(working, "_SECONDS_FOR_OTHERS_TO_LEAVE", 0.5)
+    monkeypatch.setattr(drop_database, "_SECONDS_FOR_OTHERS_TO_LEAVE", 0.5)
     maintenance = naming.cluster.maintenance
     maintenance.run_sql("DROP ROLE IF EXISTS maker; CREATE ROLE maker LOGIN CREATEDB")
-    naming.at = source.look(maintenance.uri.replace(naming.cluster.user, "maker", 1))
+    naming.at = login.inspect(maintenance.uri.replace(naming.cluster.user, "maker", 1))
     making = naming.made()
     made = making.__enter__()
     # A superuser, whom the role may not send away.
@@ -173,7 +176,7 @@ def test_what_earlier_restores_left_is_told_and_stays(naming: Naming, length: in
     said = {str(each) for each in later.told}
     assert len(said) == 2
     [of_incomplete] = [each for each in said if incomplete in each]
-    assert "is incomplete: a restore is at it, or was killed" in of_incomplete
+    assert "is incomplete: a restore into it is running, or was killed" in of_incomplete
     assert f'drop it by DROP DATABASE "{incomplete}"' in of_incomplete
     [of_whole] = [each for each in said if whole in each]
     assert "is not marked as incomplete" in of_whole
@@ -185,7 +188,7 @@ def test_who_may_end_the_sessions_of_others_need_not_see_what_they_are(naming: N
         "DROP ROLE IF EXISTS ender, watcher; CREATE ROLE watcher LOGIN;"
         "CREATE ROLE ender LOGIN CREATEDB IN ROLE pg_signal_backend"
     )
-    naming.at = source.look(maintenance.uri.replace(naming.cluster.user, "ender", 1))
+    naming.at = login.inspect(maintenance.uri.replace(naming.cluster.user, "ender", 1))
     with naming.made() as made:
         parameters = {**made.connection.parameters, "user": "watcher"}
         maintenance.run_sql(f'GRANT CONNECT ON DATABASE "{parameters["dbname"]}" TO PUBLIC')
@@ -203,7 +206,7 @@ def test_who_logs_in_as_another_role_is_let_in(naming: Naming) -> None:
         "CREATE ROLE entering LOGIN NOINHERIT IN ROLE owning;"
         "ALTER ROLE entering SET role = owning"
     )
-    naming.at = source.look(maintenance.uri.replace(naming.cluster.user, "entering", 1))
+    naming.at = login.inspect(maintenance.uri.replace(naming.cluster.user, "entering", 1))
     with naming.made() as made:
         # Whose session the role that is set may not end.
         left = psycopg.connect(**made.connection.parameters)  # type: ignore[arg-type]
@@ -215,7 +218,7 @@ def test_who_logs_in_as_another_role_is_let_in(naming: Naming) -> None:
 
 def test_a_scratch_database_that_has_not_got_its_name_goes_too(naming: Naming) -> None:
     cluster = naming.cluster
-    with scratch.name(naming.at, naming.told.append) as chosen:
+    with scratch_database.name(naming.at, naming.told.append) as chosen:
         others = ["pgstash_drill_00000002", f"{chosen}_mine"]
         for name in (f"{chosen}_pgstash_12345678", *others):
             cluster.create_database(name)
@@ -235,38 +238,47 @@ def test_a_scratch_database_that_has_not_got_its_name_goes_too(naming: Naming) -
 def test_the_silence_of_a_scratch_server_is_waited_for_once(naming: Naming) -> None:
     with TcpProxy(naming.cluster.port) as proxy:
         uri = naming.cluster.maintenance.uri.replace(str(naming.cluster.port), str(proxy.port))
-        naming.at = source.look(uri)
-        with contextlib.suppress(Interrupted), scratch.name(naming.at, naming.told.append):
+        naming.at = login.inspect(uri)
+        with contextlib.suppress(Interrupted), scratch_database.name(naming.at, naming.told.append):
             proxy.behave(STALL)
             raise Interrupted(15)
     [warned] = naming.told
     assert "could not be dropped: the target cannot be reached" in str(warned)
 
 
-class Signalled:
-    """A context in which a signal was put off, and that it ends with."""
+class Signalled(Interruption):
+    """Once the database is created, a signal comes at the end of a time of deferred signals."""
 
-    def __enter__(self) -> None:
-        pass
+    created = False
 
-    def __exit__(self, *_: object) -> None:
-        raise Interrupted(15)
+    @contextlib.contextmanager
+    def defer_signals(self) -> Iterator[None]:
+        yield
+        if self.created:
+            raise Interrupted(15)
 
 
 class SignalledAtOnce(Signalled):
-    def __enter__(self) -> None:
-        raise Interrupted(15)
+    """Once the database is created, a signal comes just before signals are deferred."""
+
+    @contextlib.contextmanager
+    def defer_signals(self) -> Iterator[None]:
+        if self.created:
+            raise Interrupted(15)
+        yield
 
 
 def test_a_signal_after_the_naming(naming: Naming) -> None:
-    with naming.made(Signalled()):
-        pass
+    signalled = Signalled()
+    with naming.made(signalled):
+        signalled.created = True
     assert (naming.there(), naming.outcome) == ([naming.name], Outcome.COMMITTED)
 
 
 def test_a_signal_before_the_naming(naming: Naming) -> None:
-    with pytest.raises(Interrupted), naming.made(SignalledAtOnce()):
-        pass
+    signalled = SignalledAtOnce()
+    with pytest.raises(Interrupted), naming.made(signalled):
+        signalled.created = True
     assert (naming.there(), naming.outcome) == ([], Outcome.NOTHING)
 
 
@@ -275,9 +287,9 @@ def test_an_answer_to_the_naming_that_is_lost(naming: Naming, *, for_ever: bool)
     with TcpProxy(naming.cluster.port) as proxy:
         proxy.behave(Behaviour(reset_answer_to=b"RENAME TO", then_refuse=for_ever))
         uri = naming.cluster.maintenance.uri.replace(str(naming.cluster.port), str(proxy.port))
-        naming.at = source.look(uri)
+        naming.at = login.inspect(uri)
         if for_ever:
-            with pytest.raises(TargetDatabaseError, match="cannot be told"), naming.made():
+            with pytest.raises(TargetDatabaseError, match="cannot find out"), naming.made():
                 pass
         else:
             with naming.made():

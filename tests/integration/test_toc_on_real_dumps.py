@@ -8,11 +8,14 @@ from dataclasses import dataclass
 
 import pytest
 
-from pgstash.parallel import _before
-from pgstash.pipeline.tally import Tally
-from pgstash.postgres import outline, toc
-from pgstash.postgres.toc import Contents, Section
-from pgstash.postgres.tools import ClientTools
+from pgstash.backup.parallel_dump import _before
+from pgstash.events import ignore
+from pgstash.pipeline.sql_scanner import Tally
+from pgstash.postgres.dump import schema_dump
+from pgstash.postgres.tools import toc
+from pgstash.postgres.tools.installed import ClientTools
+from pgstash.postgres.tools.toc import Contents, Section
+from pgstash.postgres.tools.tool_run import ToolRun
 from support import databases
 from support.postgres import (
     Cluster,
@@ -33,7 +36,7 @@ NOT_DATA = ("--section=pre-data", "--section=post-data")
 class Dumped:
     """What pg_dump writes of a sample, as an archive and as plain SQL, and pg_dump's own tools."""
 
-    tools: ClientTools
+    tool_run: ToolRun
     archive: bytes
     rows: bytes
     rest: bytes
@@ -49,7 +52,7 @@ def dumped_of(database: Database, sample: str) -> Dumped:
     major = database.cluster.major
     options = (*WITHOUT_RIGHTS, *CLEAN, f"--encoding={databases.encoding(sample)}")
     return Dumped(
-        ClientTools(bin_dir(major), major, f"{major}.0", 0),
+        ToolRun(ClientTools(bin_dir(major), major, f"{major}.0", 0), {}, ignore),
         archive=database.plain_dump("-Fc", "-Z0", *options),
         rows=database.plain_dump(*WITHOUT_RIGHTS, options[-1], "--section=data"),
         rest=database.plain_dump(*options, *NOT_DATA),
@@ -71,7 +74,7 @@ def test_the_entries_are_those_that_pg_restore_lists(dumped: Dumped) -> None:
     contents = dumped.contents
     assert dumped.archive.startswith(contents.head)
     said = subprocess.run(
-        [dumped.tools.pg_restore, "--list"],
+        [dumped.tool_run.client.pg_restore, "--list"],
         input=contents.head,
         env=clean_environment(),
         stdout=subprocess.PIPE,
@@ -106,12 +109,12 @@ def test_the_tables_are_those_of_the_dump(dumped: Dumped) -> None:
 
 def test_the_head_alone_makes_the_script_of_all_but_the_rows(dumped: Dumped) -> None:
     head = dumped.contents.head
-    made = outline.plain(head, dumped.tools, [*CLEAN, *NOT_DATA], {})
+    made = schema_dump.plain(head, dumped.tool_run, [*CLEAN, *NOT_DATA])
     assert comparable(made) == comparable(dumped.rest)
 
 
 def test_the_script_is_cut_where_the_rows_belong(dumped: Dumped) -> None:
-    script = outline.script(dumped.contents, dumped.tools, [], {})
+    script = schema_dump.script(dumped.contents, dumped.tool_run, [])
     assert comparable(script.before + script.after) == comparable(dumped.rest)
     made = re.compile(
         rb"^-- Name: .*; Type: (TABLE|INDEX|CONSTRAINT|FK CONSTRAINT|TRIGGER); ", re.MULTILINE
@@ -128,19 +131,19 @@ def test_the_script_is_cut_where_the_rows_belong(dumped: Dumped) -> None:
 
 def test_single_entries_are_made_alone(cluster: Cluster, make_database: MakeDatabase) -> None:
     dumped = dumped_of(make_database("mixed", on=cluster), "mixed")
-    contents, tools = dumped.contents, dumped.tools
+    contents, tool_run = dumped.contents, dumped.tool_run
     late = [entry for entry in contents.entries if entry.section == Section.POST_DATA]
     assert len(late) > 2
     for entry in late[:3]:
-        made = outline.entries(contents.head, tools, [entry.number], [], {})
+        made = schema_dump.entries(contents.head, tool_run, [entry.number], [])
         assert re.findall(rb"^-- Name: (.*); Type: ([A-Z ]+); ", made, re.MULTILINE) == [
             (entry.tag, entry.description)
         ]
         assert b"database dump complete" not in made
         assert b"restrict" not in made
-    every = outline.entries(contents.head, tools, [entry.number for entry in late], [], {})
+    every = schema_dump.entries(contents.head, tool_run, [entry.number for entry in late], [])
     assert len(re.findall(rb"^-- Name: ", every, re.MULTILINE)) >= len(late)
-    assert outline.entries(contents.head, tools, [], [], {}) == b""
+    assert schema_dump.entries(contents.head, tool_run, [], []) == b""
 
 
 def test_a_text_that_looks_like_the_cut_is_none(
@@ -158,7 +161,7 @@ def test_a_text_that_looks_like_the_cut_is_none(
         COMMENT ON CONSTRAINT t_pkey ON t IS '{lazy}{fake}{lazy}';
     """)
     dumped = dumped_of(database, "empty")
-    script = outline.script(dumped.contents, dumped.tools, [], {})
+    script = schema_dump.script(dumped.contents, dumped.tool_run, [])
     assert comparable(script.before + script.after) == comparable(dumped.rest)
     assert script.before.count(fake.encode()) == 2
     assert script.before.count(lazy.encode()) == 3

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from support.cli import environment, run_pgstash
+from support.cli import TOOLS_ON_PATH_ALONE, environment, run_pgstash
 from support.postgres import clean_environment
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def settings(database: Database, folder: Path, *, encrypted: bool = False) -> di
 
 def stored(folder: Path, prefix: str = PREFIX) -> list[StoredBackup]:
     """Return the backups that a reader of the directory sees, oldest first."""
-    archives = sorted((folder / prefix).glob("backup_*.sql.gz*"))
+    archives = sorted((folder / prefix).glob("backup_????????_??????.sql.gz*"))
     found = []
     for archive in archives:
         base = archive.name.partition(".sql.gz")[0]
@@ -116,10 +116,13 @@ def back_up(
     tools: Path | None = None,
     **more: str,
 ) -> StoredBackup:
-    """Run ``pgstash once`` into a directory and return what it stored."""
+    """Run ``pgstash once`` into a directory and return what it stored.
+
+    It uses these ``tools``, by default the server's own, whatever else the machine has.
+    """
     env = environment(
         tools or database.bin_dir, **(settings(database, folder, encrypted=encrypted) | more)
     )
-    done = run_pgstash(["once"], env)
+    done = run_pgstash(["once"], env, statements=TOOLS_ON_PATH_ALONE)
     assert done.returncode == 0, done.stdout + done.stderr
     return stored(folder)[-1]

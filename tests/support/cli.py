@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from support.postgres import clean_environment
+from support.preloaded import Preloaded
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -17,14 +17,30 @@ if TYPE_CHECKING:
 COMMAND = Path(sys.executable).parent / "pgstash"
 # pgstash reads a .env file of its working directory: the developer's must not reach a test.
 NO_DOTENV = Path("/")
-# Coverage finds its way into child processes by these.
-_PASSED_ON = ("COVERAGE_PROCESS_START", "COVERAGE_PROCESS_CONFIG")
+# Statements for a program that knows only the tools on PATH: a machine may have a package of
+# PostgreSQL, and pgstash takes the latest release of the server's major.
+TOOLS_ON_PATH_ALONE = (
+    "from pgstash.postgres.tools import installed",
+    "installed._PACKAGED = ()",
+)
+
+PRELOADED = Preloaded(clean_environment())
 
 
 def environment(*bin_dirs: Path, **settings: str) -> dict[str, str]:
     """Return the environment of a run: these tools on PATH, these settings, nothing else."""
-    passed_on = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
-    return clean_environment(*bin_dirs) | passed_on | settings
+    return clean_environment(*bin_dirs) | settings
+
+
+def restore_to(env: Mapping[str, str], *arguments: str) -> list[str]:
+    """Return the arguments of a restore into the database of RESTORE_URL, whatever its name is."""
+    return ["restore", "--to", env["RESTORE_URL"], *arguments]
+
+
+def program(*statements: str) -> list[str | Path]:
+    """Return a command that is pgstash after these statements."""
+    main = ("from pgstash.cli import main", "main()")
+    return [sys.executable, "-c", "\n".join([*statements, *main])]
 
 
 def run_pgstash(
@@ -34,15 +50,22 @@ def run_pgstash(
     stdin: str | None = None,
     timeout: float = 300,
     cwd: Path = NO_DOTENV,
-    command: Sequence[str | Path] = (COMMAND,),
+    command: Sequence[str | Path] = (),
+    statements: Sequence[str] = (),
 ) -> subprocess.CompletedProcess[str]:
     """Run ``pgstash`` to its end; the result has returncode, stdout and stderr.
 
     ``timeout`` is in seconds; TimeoutExpired is raised after it. ``command`` is what stands before
-    the arguments.
+    the arguments: without one, the run is a fork that has pgstash loaded, and ``statements`` come
+    first in it.
     """
+    if statements and not PRELOADED.can_run(env):
+        command = program(*statements)
+    given = [*map(str, command or (COMMAND,)), *map(str, arguments)]
+    if not command and PRELOADED.can_run(env):
+        return PRELOADED.run(given, env, cwd, statements, stdin=stdin or "", timeout=timeout)
     return subprocess.run(
-        [*command, *arguments],
+        given,
         env=env,
         cwd=cwd,
         input=stdin or "",

@@ -11,7 +11,7 @@ START = datetime(2026, 1, 31, 2, 0, 0, tzinfo=UTC)
 
 
 class FakeClock:
-    """Implements :class:`pgstash.service.Clock`.
+    """Stands in for the clock of a runtime, and for the sleep of the service's loop.
 
     ``plan`` has things happen while somebody sleeps: a signal, a suspend, a clock that is set.
     """

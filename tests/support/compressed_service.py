@@ -16,9 +16,13 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from pgstash import app, service
-from pgstash.cli.running import run
+from pgstash.cli.runner import run
+from pgstash.commands.backup import back_up
+from pgstash.commands.service import schedule_of
 from pgstash.errors import PgstashError
+from pgstash.runtime import Runtime
+from pgstash.service import loop
+from pgstash.service.retries import Retries
 
 if TYPE_CHECKING:
     from pgstash.events import Emit
@@ -27,7 +31,7 @@ if TYPE_CHECKING:
 
 
 class CompressedClock:
-    """Implements :class:`pgstash.service.Clock`: real time, and what nobody slept on top."""
+    """Real time, plus the time that the service would have slept."""
 
     def __init__(self, start: datetime) -> None:
         self._start = start
@@ -44,26 +48,21 @@ def main(start: datetime, control: socket.socket) -> None:
     clock = CompressedClock(start)
 
     def work(values: Settings, emit: Emit, interruption: Interruption) -> None:
-        def job() -> None:
+        runtime = Runtime(emit, interruption, now=clock.now)
+
+        def job(given: Runtime) -> None:
             control.sendall(b"ready\n")
             control.recv(1)
             outcome = "success"
             try:
-                app.back_up(
-                    values,
-                    emit,
-                    interruption.deferred,
-                    interruption.hear,
-                    now=clock.now,
-                    server_now=lambda _: clock.now(),
-                )
+                back_up(values, given, server_now=lambda _: clock.now())
             except PgstashError as error:
                 outcome = type(error).__name__
                 raise
             finally:
                 control.sendall(f"{outcome} {clock.now().isoformat()}\n".encode())
 
-        service.run(job, app.schedule(values, start), clock, emit, interruption.hear)
+        loop.run(job, Retries(schedule_of(values, start), runtime), runtime, clock.sleep)
 
     run(work)
 

@@ -100,10 +100,13 @@ def leaks_password() -> FakePgDump:
     return FakePgDump(leak_password=True, complete=False, status=1)
 
 
-def install_pg_dump(folder: Path, behaviour: FakePgDump | None = None) -> Path:
+def install_pg_dump(
+    folder: Path, behaviour: FakePgDump | None = None, real: Path | None = None
+) -> Path:
     """Put a fake pg_dump into ``folder``, and return the folder for PATH.
 
-    Installing again changes the behaviour.
+    Installing again changes the behaviour. A ``real`` folder of tools makes the dumps in custom
+    format, from which owners and privileges come.
     """
     folder.mkdir(parents=True, exist_ok=True)
     fields = dataclasses.asdict(behaviour or FakePgDump())
@@ -111,7 +114,11 @@ def install_pg_dump(folder: Path, behaviour: FakePgDump | None = None) -> Path:
     # `exec`: the fake has the process id that its parent signals.
     command = shlex.join([sys.executable, "-I", "-S", str(_SCRIPT), str(folder)])
     script = folder / "pg_dump"
-    script.write_text(f'#!/bin/sh\nexec {command} "$@"\n')
+    custom = ""
+    if real:
+        custom = f'case "$*" in *--format=custom*) exec {real / "pg_dump"} "$@" ;; esac\n'
+        (folder / "pg_restore").symlink_to(real / "pg_restore")
+    script.write_text(f'#!/bin/sh\n{custom}exec {command} "$@"\n')
     script.chmod(0o755)
     roles = folder / "pg_dumpall"
     roles.write_text("#!/bin/sh\necho 'CREATE ROLE faked;'\n")

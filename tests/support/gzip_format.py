@@ -13,26 +13,31 @@ _TRAILER = 8  # CRC32 and ISIZE
 
 
 def ignored_bits(packed: bytes) -> set[tuple[int, int]]:
-    """Return the bits of a gzip file of one member that hold nothing: byte and bit, from 0.
+    """Return the bits of a gzip file for which :func:`holds_nothing` is true: byte and bit."""
+    bits = ((at, bit) for at in range(len(packed)) for bit in range(8))
+    return {(at, bit) for at, bit in bits if holds_nothing(packed, at, bit)}
 
-    Those are hints of the header, and what fills up the last byte of the deflate stream (RFC 1951,
-    3.1.1). The file has no flags, and no blocks that are stored as they are.
+
+def holds_nothing(packed: bytes, at: int, bit: int) -> bool:
+    """Return whether a gzip file of one member without flags says the same without this bit.
+
+    Such bits are hints of the header, what fills up the last byte of the deflate stream (RFC 1951,
+    3.1.1), and where one bit makes a match of another place that holds the same text (3.2.5).
     """
     if packed[:4] != b"\x1f\x8b\x08\x00":
         raise ValueError("it is not gzip, or its header has more fields")
-    found = {(at, bit) for at in _HINTS for bit in range(8)}
-    found |= {(_FLAGS, bit) for bit in (_FTEXT, *_RESERVED)}
-    last = len(packed) - _TRAILER - 1
-    deflated = packed[_HINTS.stop : last + 1]
+    if at < _HINTS.stop:
+        return at in _HINTS or (at == _FLAGS and bit in (_FTEXT, *_RESERVED))
+    end = len(packed) - _TRAILER
+    if at >= end:
+        return False
+    deflated = bytearray(packed[_HINTS.stop : end])
     text = _inflated(deflated)
-    for bit in reversed(range(8)):
-        if _inflated(deflated[:-1] + bytes([deflated[-1] ^ (1 << bit)])) != text:
-            break
-        found.add((last, bit))
-    return found
+    deflated[at - _HINTS.stop] ^= 1 << bit
+    return _inflated(deflated) == text
 
 
-def _inflated(deflated: bytes) -> bytes | None:
+def _inflated(deflated: bytes | bytearray) -> bytes | None:
     """Return what zlib reads, None where it is not a whole stream and nothing else."""
     stream = zlib.decompressobj(wbits=-zlib.MAX_WBITS)
     try:

@@ -50,6 +50,7 @@ class PgBouncer:
 
     ``mode`` is its pool_mode, ``size`` the server sessions of each user and database, ``settings``
     what else is in its configuration; ``users`` are those who may log in besides the superuser.
+    ``aliases`` are its own names for databases.
     """
 
     cluster: Cluster
@@ -57,6 +58,7 @@ class PgBouncer:
     size: int = 20
     users: Sequence[str] = ()
     settings: Mapping[str, str] = field(default_factory=dict)
+    aliases: Mapping[str, str] = field(default_factory=dict)
     port: int = 0
     _folder: Path | None = None
     _process: subprocess.Popen[bytes] | None = None
@@ -144,9 +146,11 @@ class PgBouncer:
             "max_client_conn": "200",
             **self.settings,
         }
+        at = f"host={self.cluster.host} port={self.cluster.port}"
         lines = [
             "[databases]",
-            f"* = host={self.cluster.host} port={self.cluster.port}",
+            *(f"{name} = {at} dbname={real}" for name, real in self.aliases.items()),
+            f"* = {at}",
             "[pgbouncer]",
             *(f"{name} = {value}" for name, value in settings.items()),
         ]

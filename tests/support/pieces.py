@@ -10,17 +10,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pgstash.events import ignore
-from pgstash.postgres import outline
+from pgstash.postgres.dump import schema_dump
+from pgstash.postgres.tools.tool_run import Limits, ToolRun
 from support import backups
-from support.cli import environment, run_pgstash
+from support.cli import TOOLS_ON_PATH_ALONE, environment, run_pgstash
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from pgstash.postgres.copying import Snapshot
-    from pgstash.postgres.source import Server
-    from pgstash.postgres.toc import Contents
-    from pgstash.postgres.tools import ClientTools
+    from pgstash.postgres.dump.snapshot import Snapshot
+    from pgstash.postgres.server.connection import Server
+    from pgstash.postgres.tools.installed import ClientTools
+    from pgstash.postgres.tools.toc import Contents
     from support.backups import StoredBackup
     from support.postgres import Database
 
@@ -29,12 +30,12 @@ PATIENCE = 30.0  # seconds
 _PROGRAM = """
 import pathlib
 import time
-from pgstash import pieces
-from pgstash.pipeline import packing
-from pgstash.postgres import copying, outline, reader
+from pgstash.backup import dump_workers
+from pgstash.pipeline import member_writer
+from pgstash.postgres.dump import copy_reader, schema_dump, snapshot
 
-copying._SMALLEST = 0
-copying.CHUNK_BYTES = 65536
+snapshot._SMALLEST = 0
+snapshot.CHUNK_BYTES = 65536
 
 
 def before(owner, name, wait):
@@ -55,19 +56,27 @@ def stop(folder):
 """
 _MAIN = """
 from pgstash.cli import main
+from pgstash.postgres.tools.tool_run import Limits, ToolRun
 main()
 """
 
 # Moments of a dump, by the function that is called next.
-SNAPSHOT_TAKEN = "outline, 'opened'"
-LOCKED_BY_FIRST = "copying.Snapshot, 'cut'"
-CUT = "pieces.Pieces, 'open'"
-LOCKED_BY_ALL = "pieces.Pieces, 'run'"
+SNAPSHOT_TAKEN = "schema_dump, 'opened'"
+LOCKED_BY_FIRST = "snapshot.Snapshot, 'cut'"
+CUT = "dump_workers.DumpWorkers, 'open'"
+LOCKED_BY_ALL = "dump_workers.DumpWorkers, 'run'"
 
 
 def program(*more: str) -> Sequence[str]:
-    """Return a command that is pgstash, but for what is small; ``more`` are statements."""
-    return [sys.executable, "-c", "\n".join([_PROGRAM, *more, _MAIN])]
+    """Return a command that is pgstash, but for what is small; ``more`` are statements.
+
+    It knows only the tools on PATH.
+    """
+    return [sys.executable, "-c", "\n".join([*_statements(*more), _MAIN])]
+
+
+def _statements(*more: str) -> Sequence[str]:
+    return [_PROGRAM, *TOOLS_ON_PATH_ALONE, *more]
 
 
 def back_up(
@@ -79,10 +88,10 @@ def back_up(
     **more: str,
 ) -> StoredBackup:
     """Back every table up in chunks of two pages; nothing may be said that is a warning."""
-    small = ("copying.CHUNK_BYTES = 16 * 1024", "packing.MEMBER_BYTES = 16 * 1024")
+    small = ("snapshot.CHUNK_BYTES = 16 * 1024", "member_writer.MEMBER_BYTES = 16 * 1024")
     settings = backups.settings(database, folder, encrypted=encrypted) | more
     env = environment(tools or database.bin_dir, **settings)
-    done = run_pgstash(["once"], env, command=program(*small))
+    done = run_pgstash(["once"], env, statements=_statements(*small))
     assert (done.returncode, done.stderr) == (0, ""), done.stdout + done.stderr
     return backups.stored(folder)[-1]
 
@@ -92,22 +101,19 @@ def contents(
     server: Server, client: ClientTools, snapshot: Snapshot, env: Mapping[str, str]
 ) -> Iterator[Contents]:
     """Let pg_dump look at a database under a snapshot, and hold its locks for the block."""
-    with outline.opened(
+    with schema_dump.opened(
         server,
-        client,
+        ToolRun(client, env, ignore),
+        [],
+        Limits(lock=PATIENCE, idle=PATIENCE),
         snapshot=snapshot.name,
-        options=[],
-        lock_seconds=PATIENCE,
-        idle_seconds=PATIENCE,
-        environment=env,
-        emit=ignore,
     ) as found:
         yield found
 
 
 def slow(seconds: float) -> str:
     """Return a statement by which each piece begins so much later."""
-    return f"before(reader.Reader, 'read', lambda: time.sleep({seconds}))"
+    return f"before(copy_reader.Reader, 'read', lambda: time.sleep({seconds}))"
 
 
 @dataclass(frozen=True)

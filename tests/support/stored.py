@@ -8,9 +8,10 @@ import os
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from pgstash import manifest as manifests
+from pgstash.format import manifest as manifests
+from pgstash.format import names
 from pgstash.pipeline import compression, encryption
-from pgstash.storage.directory import DirectoryStorage
+from pgstash.storage.directory.storage import DirectoryStorage
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -49,7 +50,7 @@ class Made:
     @property
     def manifest_key(self) -> str:
         encrypted = self.passphrase is not None
-        return f"p/{manifests.manifest_name(self.base, self.manifest.id, encrypted=encrypted)}"
+        return f"p/{names.manifest_name(self.base, self.manifest.id, encrypted=encrypted)}"
 
     def store(self, storage: Storage) -> None:
         storage.put(self.key, self.archive, {"id": self.manifest.id})
@@ -93,7 +94,7 @@ def make(
         format=manifests.FORMAT,
         tool="pgstash test",
         id=os.urandom(8).hex(),
-        archive=manifests.archive_name(base, encrypted=key is not None),
+        archive=names.archive_name(base, encrypted=key is not None),
         started="2026-01-31T02:00:00Z",
         finished="2026-01-31T02:00:09Z",
         server="16.15",

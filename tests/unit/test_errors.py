@@ -10,7 +10,7 @@ import pytest
 
 from pgstash import errors
 from pgstash.errors import (
-    EXIT_UNFORESEEN,
+    EXIT_UNEXPECTED,
     EXIT_USAGE,
     ConfigurationError,
     Interrupted,
@@ -31,7 +31,7 @@ def drawn() -> list[tuple[str, str, int]]:
         depth = len(match[1]) // 4 + ("── " in line)
         path[depth:] = [match[2]]
         parent = path[depth - 1] if depth else "Exception"
-        found.append((parent, match[2], int(match[3] or EXIT_UNFORESEEN)))
+        found.append((parent, match[2], int(match[3] or EXIT_UNEXPECTED)))
     return found
 
 
@@ -42,7 +42,7 @@ def tree(kind: type[PgstashError] = PgstashError) -> Iterator[type[PgstashError]
             yield from tree(child)
 
 
-# Those that a room derives for itself are no branches of the tree.
+# Classes that a package derives for itself are no branches of the tree.
 LEAVES = [kind for kind in tree() if len(list(tree(kind))) == 1]
 
 
@@ -55,13 +55,13 @@ def test_the_drawing_is_the_tree() -> None:
 def test_each_failure_has_an_exit_status_of_its_own() -> None:
     codes = [kind.exit_code for kind in LEAVES]
     assert len(set(codes)) == len(codes)
-    assert not {0, EXIT_USAGE, EXIT_UNFORESEEN} & set(codes)
+    assert not {0, EXIT_USAGE, EXIT_UNEXPECTED} & set(codes)
     assert all(code < 64 for code in codes)  # those of sysexits.h and of signals begin there
     assert [kind for kind in tree() if kind.exit_code == 1] == [ConfigurationError]
 
 
 def test_what_is_not_a_leaf_is_unforeseen() -> None:
-    assert {kind.exit_code for kind in tree() if kind not in LEAVES} == {EXIT_UNFORESEEN}
+    assert {kind.exit_code for kind in tree() if kind not in LEAVES} == {EXIT_UNEXPECTED}
 
 
 @pytest.mark.parametrize("kind", [kind for kind in LEAVES if kind is not ConfigurationError])

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import signal
 
 import pytest
 
-from pgstash import events
+from pgstash import events, failure
+from pgstash.errors import DumpError, Interrupted
 from pgstash.events import Event
-from pgstash.monitoring import listener
+from pgstash.monitoring import event_log
 
 KINDS = [
     kind
@@ -21,6 +23,7 @@ UNLOGGED = {
     events.BackupAttempted: "what goes wrong before BackupStarted is told by BackupFailed",
     events.Progressed: "comes four times a second: monitoring.progress shows it instead",
     events.RestoreProgressed: "as Progressed",
+    events.StatisticsUpdated: "as Progressed",
 }
 
 
@@ -43,8 +46,29 @@ def test_an_event_is_frozen_and_says_what_it_means(kind: type[Event]) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_log_writes_every_event_or_leaves_it_out_for_a_reason(kind: type[Event]) -> None:
-    assert (kind in listener._WRITERS) != (kind in UNLOGGED)  # noqa: SLF001 - the table in question
+    assert (kind in event_log._WRITERS) != (kind in UNLOGGED)  # noqa: SLF001 - the table in question
 
 
 def test_to_ignore_is_to_do_nothing() -> None:
     events.ignore(events.Notice("nobody hears it"))
+
+
+def test_what_a_failed_run_says_of_its_error() -> None:
+    assert failure.fields(DumpError("no", hint="Try.")) == {
+        "message": "no",
+        "hint": "Try.",
+        "error": "DumpError",
+        "exit_code": DumpError.exit_code,
+    }
+    assert failure.fields(Interrupted(signal.SIGTERM)) == {
+        "message": "interrupted by SIGTERM",
+        "hint": "",
+        "error": "Interrupted",
+        "exit_code": 143,
+    }
+    assert failure.fields(KeyError("x")) == {
+        "message": "KeyError: 'x'",
+        "hint": "",
+        "error": "KeyError",
+        "exit_code": 70,
+    }

@@ -51,7 +51,7 @@ def test_a_page_that_is_not_is_named(tmp_path: Path) -> None:
     (tmp_path / PAGES[2]).write_text("changed by hand\n")
     changed = reference(script, "--check")
     assert changed.returncode == 1
-    assert changed.stdout == f"{PAGES[2]} is not as the code says: run scripts/reference\n"
+    assert changed.stdout == f"{PAGES[2]} differs from the code: run scripts/reference\n"
     assert (tmp_path / PAGES[2]).read_text() == "changed by hand\n"
 
 

@@ -46,7 +46,7 @@ def test_without_a_signal_nothing_happens() -> None:
     interruption = Interruption()
     with interruption.installed():
         assert handlers()[:2] != before[:2]
-        with interruption.deferred():
+        with interruption.defer_signals():
             pass
     assert handlers() == before
 
@@ -57,11 +57,11 @@ def test_a_commit_finishes_first(signum: int) -> None:
     interruption = Interruption()
     steps = []
     with pytest.raises(Interrupted) as caught, interruption.installed():  # noqa: PT012
-        with interruption.deferred():
+        with interruption.defer_signals():
             send(signum)
             steps.append("committed")
         steps.append("told of the success")
-        interruption.hear()
+        interruption.raise_if_interrupted()
         steps.append("never reached")
     assert caught.value.signum == signum
     assert steps == ["committed", "told of the success"]
@@ -74,7 +74,7 @@ def test_a_commit_that_takes_too_long_is_cut_off(monkeypatch: pytest.MonkeyPatch
     before = handlers()
     interruption = Interruption()
     cut_off = pytest.raises(Interrupted)
-    with cut_off as caught, interruption.installed(), interruption.deferred():
+    with cut_off as caught, interruption.installed(), interruption.defer_signals():
         send(signal.SIGTERM)
         time.sleep(5)
         pytest.fail("the commit was not cut off")
@@ -85,14 +85,14 @@ def test_a_commit_that_takes_too_long_is_cut_off(monkeypatch: pytest.MonkeyPatch
 def test_an_error_in_the_commit_is_not_hidden() -> None:
     interruption = Interruption()
     refused = pytest.raises(ValueError, match="refused")
-    with refused, interruption.installed(), interruption.deferred():
+    with refused, interruption.installed(), interruption.defer_signals():
         send(signal.SIGTERM)
         raise ValueError("refused")
 
 
 def test_an_alarm_that_is_not_ours_interrupts_nothing() -> None:
     interruption = Interruption()
-    with interruption.installed(), interruption.deferred():
+    with interruption.installed(), interruption.defer_signals():
         send(signal.SIGALRM)
 
 
@@ -176,7 +176,7 @@ def test_process_1_cannot_be_ended_by_a_signal_and_says_the_same() -> None:
 def test_a_second_signal_ends_a_commit_too() -> None:
     done = run(
         IMPATIENT + "interruption = Interruption()\n"
-        "with interruption.installed(), interruption.deferred():\n"
+        "with interruption.installed(), interruption.defer_signals():\n"
         f"    send({int(signal.SIGTERM)})\n"
         "    print('still here', flush=True)\n"
         "    time.sleep(0.2)\n"

@@ -1,7 +1,7 @@
-"""The pieces of a dump by several sessions, and who makes them.
+"""Runs the workers of a parallel dump: one thread for each session that reads rows.
 
-One pg_dump writes the rows that are left to it, each psql reads chunks of big tables; a thread for
-each makes members of what comes, and hands them over in the order in which they are done.
+Each psql reads chunks of big tables; one pg_dump writes the rows of all other tables. The threads
+turn the output into members of the archive, and hand them over as they are finished.
 """
 
 from __future__ import annotations
@@ -10,108 +10,98 @@ import contextlib
 import itertools
 import queue
 import threading
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 
-from pgstash import events
+from pgstash import workers
 from pgstash.errors import DatabaseError, DumpError, LockTimeoutError, PipelineError
-from pgstash.manifest import Section
-from pgstash.pipeline.opening import Border, Opening
-from pgstash.pipeline.packing import Others, Packed, Rows, pack_all
-from pgstash.pipeline.tally import Part, Tally
-from pgstash.postgres import options
-from pgstash.postgres.baseline import Ask
-from pgstash.postgres.copying import Chunk, LockRefusedError, Snapshot, Table
-from pgstash.postgres.dump import dump, without_closing
-from pgstash.postgres.process import Child
-from pgstash.postgres.reader import Reader
-from pgstash.postgres.source import Server
-from pgstash.postgres.tools import ClientTools
+from pgstash.format.manifest import Section
+from pgstash.pipeline.member_writer import Others, Packed, Rows, pack_all
+from pgstash.pipeline.sections import Border, Opening
+from pgstash.pipeline.sql_scanner import Part, Tally
+from pgstash.postgres.dump.baseline import Ask
+from pgstash.postgres.dump.copy_reader import Reader
+from pgstash.postgres.dump.pg_dump import Dump, dump, without_closing
+from pgstash.postgres.dump.snapshot import Chunk, LockRefusedError, Snapshot, Table
+from pgstash.postgres.server.connection import Server
+from pgstash.postgres.tools import pg_dump_options
+from pgstash.postgres.tools.process import Child
+from pgstash.postgres.tools.tool_run import Limits, ToolRun
 
-# By then one pg_dump holds all locks: who waits longer waits behind somebody who waits for it.
+# The first pg_dump already holds every lock. If this second request blocks for longer, a third
+# session is queued behind that pg_dump for a conflicting lock, and we are queued behind the third:
+# a deadlock.
 _SECONDS_FOR_SECOND_LOCK = 2.0
 
 _SECONDS_TO_END = 2.0
 
-# Of small members so many bytes are handed over together.
+# Small members are handed over together, in batches of this size.
 _HANDED_BYTES = 64 * 1024
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What to dump, by how many sessions; ``options`` are the user's own for pg_dump.
+    """What to dump, and by how many sessions; ``options`` are the user's own for pg_dump.
 
-    ``ask`` asks the server in a session that lives until the archive is stored.
+    ``ask`` queries the server in a session that stays open until the archive is stored.
     """
 
     server: Server
-    client: ClientTools
+    tool_run: ToolRun
     jobs: int
     level: int
     options: Sequence[str]
-    lock_seconds: float
-    idle_seconds: float
-    environment: Mapping[str, str]
-    emit: events.Emit
+    limits: Limits
     ask: Ask
 
 
-_Task = Callable[[], Iterator[Packed]]
+_Batch = Sequence[Packed]
 
 
-class Pieces:
-    """All that is dumped, and who dumps it: threads, one for each session that reads rows."""
+class DumpWorkers:
+    """The sessions of a parallel dump, and the threads that make members of what these read."""
 
-    def __init__(  # noqa: PLR0913 - what each part of a dump is made of
+    def __init__(
         self,
         plan: Plan,
-        before: Sequence[tuple[Section, bytes]],
-        after: bytes,
         tables: Sequence[bytes],
         big: Sequence[Table],
-        *,
         first: Sequence[Table] = (),
     ) -> None:
-        """Start nothing yet; ``tables`` are all, by name, ``big`` those that are read in chunks.
+        """Start nothing yet.
 
-        ``first`` are those whose rows come before all others, each in one piece.
+        ``tables`` are the names of all tables, ``big`` are those that are read in chunks. The rows
+        of ``first`` come before all others, each table in one chunk.
         """
-        self.before = before
-        self.after = after
         self.tables = list(dict.fromkeys(tables))
         self._big = [*first, *big]
         self.copied = frozenset(table.name for table in self._big)
         self._plan = plan
         self._tally = Tally()
-        self._children: list[Child] = []
+        self._children: list[Child | Dump] = []
         self._readers: list[Reader] = []
-        self._threads: list[threading.Thread] = []
         self._todo: queue.SimpleQueue[Chunk] = queue.SimpleQueue()
-        self._room: queue.SimpleQueue[None] = queue.SimpleQueue()
-        self._done: queue.SimpleQueue[Sequence[Packed] | Exception | None] = queue.SimpleQueue()
+        self._results: Generator[_Batch, None, None] | None = None
         self._turn = threading.Lock()
-        self._stopping = threading.Event()
         self._first = [chunk for table in first for chunk in table.chunks]
         self._chunks = [chunk for table in big for chunk in table.chunks]
 
     @property
     def left_to_pg_dump(self) -> set[bytes]:
-        """The tables that pg_dump wrote the rows of, by name, as far as it has come."""
+        """The names of the tables whose rows pg_dump has written so far."""
         return set(self._tally.rows)
 
     def open(self, stack: contextlib.ExitStack, snapshot: Snapshot) -> None:
-        """Start all sessions, and return when they have their locks. Raises LockRefusedError."""
+        """Start all sessions, and return when they hold their locks. Raises LockRefusedError."""
         plan = self._plan
         for _ in range(min(plan.jobs, max(len(self._chunks), len(self._first[:1])))):
             reader = Reader(
                 plan.server,
-                plan.client,
+                plan.tool_run,
                 snapshot=snapshot.name,
-                role=options.role(plan.options),
-                idle_seconds=plan.idle_seconds,
-                environment=plan.environment,
-                emit=plan.emit,
+                role=pg_dump_options.role(plan.options),
+                idle_seconds=plan.limits.idle,
             )
             self._readers.append(stack.enter_context(reader))
             self._children.append(reader.child)
@@ -123,21 +113,17 @@ class Pieces:
         rest = stack.enter_context(
             dump(
                 plan.server,
-                plan.client,
-                options=[
-                    *options.of_rows_alone(plan.options),
+                plan.tool_run,
+                [
+                    *pg_dump_options.of_rows_alone(plan.options),
                     "--section=data",
                     f"--snapshot={snapshot.name}",
                     *without,
                 ],
-                lock_seconds=plan.lock_seconds,
-                first_lock_seconds=min(_SECONDS_FOR_SECOND_LOCK, plan.lock_seconds),
-                idle_seconds=plan.idle_seconds,
-                environment=plan.environment,
-                emit=plan.emit,
-                started=self._children.append,
+                replace(plan.limits, first_lock=min(_SECONDS_FOR_SECOND_LOCK, plan.limits.lock)),
             )
         )
+        self._children.append(rest)
         for reader in self._readers:
             reader.begin(self._big)
         try:
@@ -147,55 +133,52 @@ class Pieces:
         self._rest = itertools.chain([first], rest)
         stack.callback(self._end)
 
-    def run(self) -> Iterator[Sequence[Packed]]:
-        """Yield members as they are done, one or many. Raises DumpError, PipelineError."""
+    def run(self) -> Iterator[_Batch]:
+        """Yield members as they are finished, one or many. Raises DumpError, PipelineError."""
         for chunk in self._first:
             yield from _together(self._from_reader(chunk, self._readers[0]))
         for chunk in self._chunks:
             self._todo.put(chunk)
-        first: list[_Task] = [self._from_pg_dump]
-        workers = max(1, min(self._plan.jobs, len(self._chunks)))
-        for _ in range(workers + 2):
-            self._room.put(None)
-        for number in range(workers):
-            tasks = first if number == 0 else []
-            reader = self._readers[number] if self._readers else None
-            thread = threading.Thread(target=self._work, args=(tasks, reader), daemon=True)
-            self._threads.append(thread)
-            thread.start()
-        running = workers
-        while running:
-            result = self._done.get()
-            if result is None:
-                running -= 1
-            elif isinstance(result, Exception):
-                if isinstance(result, DatabaseError | PipelineError):
-                    raise result
-                raise PipelineError(f"the dump failed: {result!r}") from result
-            else:
-                yield result
-                self._room.put(None)
-
-    def _work(self, tasks: Iterable[_Task], reader: Reader | None) -> None:
+        count = max(1, min(self._plan.jobs, len(self._chunks)))
+        tasks = [
+            partial(
+                self._work,
+                reader=self._readers[number] if self._readers else None,
+                reads_pg_dump=number == 0,
+            )
+            for number in range(count)
+        ]
+        self._results = workers.crew(
+            tasks, room=count + 2, stop=self._stop, seconds_to_end=_SECONDS_TO_END
+        )
         try:
-            for task in tasks:
-                self._hand_over(task())
-            while reader and not self._stopping.is_set():
-                try:
-                    chunk = self._todo.get_nowait()
-                except queue.Empty:
-                    break
-                self._hand_over(self._from_reader(chunk, reader))
-            if reader and not self._stopping.is_set():
-                reader.refuse_swapped()
-            self._done.put(None)
-        except Exception as error:  # noqa: BLE001 - carried to the caller's thread whole
-            self._done.put(error)
+            yield from self._results
+        except (DatabaseError, PipelineError):
+            raise
+        except Exception as error:  # whatever a thread met, the dump has failed
+            raise PipelineError(f"the dump failed: {error!r}") from error
 
-    def _hand_over(self, members: Iterable[Packed]) -> None:
-        """Hand over members; those that belong together without one of others in between.
+    def _work(
+        self, crew: workers.Crew[_Batch], *, reader: Reader | None, reads_pg_dump: bool
+    ) -> None:
+        if reads_pg_dump and not self._hand_over(self._from_pg_dump(), crew):
+            return
+        while reader and not crew.stopping:
+            try:
+                chunk = self._todo.get_nowait()
+            except queue.Empty:
+                break
+            if not self._hand_over(self._from_reader(chunk, reader), crew):
+                return
+        if reader and not crew.stopping:
+            reader.refuse_swapped()
 
-        Many small ones at a time: each turn of the two threads may cost more than the member.
+    def _hand_over(self, members: Iterable[Packed], crew: workers.Crew[_Batch]) -> bool:
+        """Hand members over, and return whether to go on.
+
+        Members that have to follow each other are handed over without others in between. Small
+        ones are handed over in batches: to switch between the two threads may cost more than
+        making one member.
         """
         with contextlib.ExitStack() as turn:
             mine = False
@@ -203,24 +186,22 @@ class Pieces:
                 if not mine:
                     turn.enter_context(self._turn)
                     mine = True
-                self._room.get()
-                if self._stopping.is_set():
-                    return
-                self._done.put(packed)
+                if not crew.hand_over(packed):
+                    return False
                 if not packed[-1].goes_on:
                     turn.close()
                     mine = False
+        return True
 
-    def _end(self) -> None:
-        """End all that reads, and then all threads: nothing may be closed under their hands."""
-        self._stopping.set()
+    def _stop(self) -> None:
         for child in self._children:
             child.end()
-        for _ in self._threads:
-            self._room.put(None)
-        give_up = time.monotonic() + _SECONDS_TO_END
-        for thread in self._threads:
-            thread.join(max(0.0, give_up - time.monotonic()))
+
+    def _end(self) -> None:
+        """End the child processes, and then the threads, before anything they use is closed."""
+        self._stop()
+        if self._results:
+            self._results.close()
 
     def _from_reader(self, chunk: Chunk, reader: Reader) -> Iterator[Packed]:
         rows = Rows(self._plan.level, chunk.table.name, chunk.table.load)
@@ -232,7 +213,7 @@ class Pieces:
         reader.confirm(chunk, counted)
 
     def _from_pg_dump(self) -> Iterator[Packed]:
-        """Yield what one pg_dump writes of the rest, without the header, which is there."""
+        """Yield the members of the one pg_dump, without its header: the archive has one."""
         opening = Opening()
         section: Section | None = None
         beginning: list[bytes] = []
@@ -256,7 +237,7 @@ class Pieces:
 
 
 def _together(members: Iterable[Packed]) -> Iterator[Sequence[Packed]]:
-    """Yield the members in their order, as many at a time as have some bytes together."""
+    """Yield the members in their order, in batches."""
     batch: list[Packed] = []
     stored = 0
     for packed in members:
@@ -270,7 +251,7 @@ def _together(members: Iterable[Packed]) -> Iterator[Sequence[Packed]]:
 
 
 def _cut(text: Iterable[bytes], tally: Tally, level: int) -> Iterator[Packed]:
-    """Yield what pg_dump writes as members: rows of one table, or other statements."""
+    """Yield the output of pg_dump as members: rows of one table, or other statements."""
     part: Rows | Others = Others(level, "data")
     for piece in tally.split(text):
         if isinstance(piece, Part):
@@ -281,6 +262,6 @@ def _cut(text: Iterable[bytes], tally: Tally, level: int) -> Iterator[Packed]:
                 part = Others(level, "sequences" if piece.sequences else "data")
         else:
             yield from part.write(piece)
-        # Rows of others may stand between two members: not in the middle of a statement.
+        # Rows of other tables may come between two members, but not within a statement.
         tally.tells_next_statement = isinstance(part, Others) and part.full
     yield from part.close()

@@ -1,27 +1,21 @@
-"""What is said of one backup: in its manifest, in the metadata of its objects, to its hooks."""
+"""The facts of one backup, as its manifest, its metadata and its hooks need them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import UTC, datetime
-from urllib.parse import quote
 
-from pgstash import __version__, anomaly, events
-from pgstash import manifest as manifests
-from pgstash.identity import Identity
+from pgstash import __version__, events
+from pgstash.backup.job import Job
+from pgstash.format import manifest as manifests
+from pgstash.format import metadata as stored_metadata
+from pgstash.format.iso_time import iso
 from pgstash.pipeline import encryption
-from pgstash.pipeline.tally import split_name
-from pgstash.postgres.source import Server
-from pgstash.postgres.tools import ClientTools
-
-# S3 keeps metadata in headers: ASCII, one line, 2 KB together
-# (https://docs.aws.amazon.com/AmazonS3/latest/userguide/UsingMetadata.html).
-_HEADER_SAFE = " !\"#$&'()*+,-./:;<=>?@[\\]^_`{|}~"
-_LONGEST_HEADER = 255
+from pgstash.pipeline.sql_scanner import split_name
+from pgstash.postgres.tools.installed import ClientTools
 
 
 def encryption_of(key: encryption.Key | None) -> manifests.Encryption | None:
-    """Return what openssl must be told, and nothing secret."""
+    """Return the parameters that openssl needs, none of them secret."""
     if key is None:
         return None
     return manifests.Encryption(
@@ -33,7 +27,7 @@ def encryption_of(key: encryption.Key | None) -> manifests.Encryption | None:
 
 
 def tables(rows_by_name: Mapping[bytes, int], codec: str) -> list[manifests.Table]:
-    """Return the tables that were counted, their names decoded."""
+    """Return the tables whose rows were counted, their names decoded."""
     found = []
     for qualified, rows in rows_by_name.items():
         schema, table = (part.decode(codec, "surrogateescape") for part in split_name(qualified))
@@ -41,96 +35,55 @@ def tables(rows_by_name: Mapping[bytes, int], codec: str) -> list[manifests.Tabl
     return found
 
 
-def identity_of(database: manifests.Database) -> Identity:
-    """Return of which source the backup of a database is."""
-    return Identity(database.name, database.system, database.host, str(database.port))
-
-
-def encoded(metadata: Mapping[str, str]) -> dict[str, str]:
-    """Return metadata as they are stored."""
-    return {key: header(value) for key, value in metadata.items()}
-
-
-def metadata(  # noqa: PLR0913 - what is known before the first byte
-    server: Server,
-    client: ClientTools,
-    started: datetime,
-    backup_id: str,
-    *,
-    encrypted: bool,
-    of_source: Mapping[str, str],
-) -> dict[str, str]:
-    """Return what a reader needs to know of an archive when the manifest is not at hand.
-
-    ``of_source`` is what tells its source from others.
-    """
+def metadata(job: Job, client: ClientTools) -> dict[str, str]:
+    """Return the metadata of an archive, which describe it if the manifest is not at hand."""
+    encrypted = job.plan.passphrase is not None
     values = {
-        "timestamp": iso(started),
-        **of_source,
-        "id": backup_id,
+        "timestamp": iso(job.started),
+        **job.others.metadata(job.started),
+        "id": job.id,
         "format": str(manifests.FORMAT),
         "reader": manifests.READER,
         "tool": f"pgstash {__version__}",
-        "server": server.version,
+        "server": job.server.version,
         "client": client.version,
-        "encoding": server.database.encoding,
+        "encoding": job.server.database.encoding,
         "compression": "gzip",
         "encryption": f"aes-256-cbc pbkdf2 {encryption.ROUNDS}" if encrypted else "none",
     }
-    return encoded(values)
+    return stored_metadata.encoded(values)
 
 
-def facts(manifest: manifests.Manifest, seconds: float) -> dict[str, str]:
-    """Return what a reader may want to know of a backup without its key."""
-    size = figures(manifest)
-    values = {
-        "id": manifest.id,
-        "raw-bytes": str(size.raw_bytes),
-        "stored-bytes": str(manifest.stored_bytes),
-        "tables": str(size.tables),
-        "rows": str(size.rows),
-        "seconds": f"{seconds:.1f}",
-        "server": manifest.server,
-        **identity_of(manifest.database).metadata(),
-    }
-    return encoded(values)
-
-
-def figures(manifest: manifests.Manifest) -> anomaly.Figures:
-    """Return how large a backup is."""
-    return anomaly.Figures(
-        raw_bytes=manifest.raw_bytes,
-        tables=len(manifest.tables),
-        rows=sum(table.rows for table in manifest.tables),
-    )
-
-
-def told_to_verify(server: Server, location: str, name: str) -> dict[str, str]:
-    """Return what the hook that reads the script finds in its environment."""
+def hook_environment_to_verify(job: Job) -> dict[str, str]:
+    """Return the variables of the hook that reads the script."""
     return {
         "PGSTASH_HOOK": "verify",
-        "PGSTASH_BACKUP": name,
-        "PGSTASH_LOCATION": location,
-        "PGSTASH_HOST": server.database.host,
-        "PGSTASH_DATABASE": server.database.name,
+        "PGSTASH_BACKUP": job.name,
+        "PGSTASH_LOCATION": job.location,
+        "PGSTASH_HOST": job.server.database.host,
+        "PGSTASH_DATABASE": job.server.database.name,
     }
 
 
-def told_of_failure(event: events.BackupFailed) -> dict[str, str]:
-    """Return what the hook at the end finds in its environment after a failure."""
-    return {
+def hook_environment_after_failure(event: events.BackupFailed) -> dict[str, str]:
+    """Return the variables of the hook at the end after a failure."""
+    following = {"PGSTASH_NEXT_ATTEMPT": iso(event.next_attempt)} if event.next_attempt else {}
+    return following | {
         "PGSTASH_STATUS": "failure",
         "PGSTASH_BACKUP": event.name,
         "PGSTASH_SECONDS": f"{event.seconds:.1f}",
         "PGSTASH_ERROR": event.error,
         "PGSTASH_EXIT_CODE": str(event.exit_code),
+        "PGSTASH_REPEATED": str(event.repeated).lower(),
         "PGSTASH_HOST": event.host,
         "PGSTASH_DATABASE": event.database,
     }
 
 
-def told_of_success(manifest: manifests.Manifest, location: str, seconds: float) -> dict[str, str]:
-    """Return what the hook at the end finds in its environment after a success."""
+def hook_environment_after_success(
+    manifest: manifests.Manifest, location: str, seconds: float
+) -> dict[str, str]:
+    """Return the variables of the hook at the end after a success."""
     return {
         "PGSTASH_STATUS": "success",
         "PGSTASH_BACKUP": manifest.archive,
@@ -142,14 +95,3 @@ def told_of_success(manifest: manifests.Manifest, location: str, seconds: float)
         "PGSTASH_HOST": manifest.database.host,
         "PGSTASH_DATABASE": manifest.database.name,
     }
-
-
-def header(value: str) -> str:
-    """Percent-encode what a header cannot carry: non-ASCII, controls, spaces at the ends."""
-    inner = _HEADER_SAFE if value == value.strip() else _HEADER_SAFE.strip()
-    return quote(value, safe=inner, errors="surrogateescape")[:_LONGEST_HEADER]
-
-
-def iso(moment: datetime) -> str:
-    """Return a moment as ISO 8601 in UTC."""
-    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

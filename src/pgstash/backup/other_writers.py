@@ -1,7 +1,7 @@
-"""Who else writes under our prefix, as far as the bucket can tell.
+"""Finds other writers under our prefix, as far as the bucket shows them.
 
-The writer lock keeps out who backs the same database up from the same server. Another source, or
-another standby of ours, it cannot see; what such a neighbour leaves in the bucket can be seen.
+The writer lock keeps out other backups of the same database of the same server. It cannot see
+another source, or another standby of ours; but what these leave in the bucket can be seen.
 """
 
 from __future__ import annotations
@@ -12,24 +12,27 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from pgstash import catalog, events, identity
+from pgstash import events
 from pgstash.errors import StorageError
-from pgstash.identity import Claim, Identity
-from pgstash.owners import Owners
+from pgstash.format import identity
+from pgstash.format.identity import Claim, Identity
+from pgstash.repository import catalog
+from pgstash.repository.owners import Owners
+from pgstash.runtime import Runtime
 from pgstash.storage.interface import Storage
 
 _MOST_NAMED = 5
 
 YOUNG = timedelta(days=1)
-"""An upload that began no longer ago may well be a backup that still runs."""
+"""An upload younger than this may well be a backup that is still running."""
 
 
 @dataclass(frozen=True, slots=True)
 class Neighbourhood:
-    """What the bucket tells of the source and of others.
+    """What the bucket shows of the source and of others.
 
-    ``since`` is when the source made its first backup that names its server, ``reported`` is what
-    the metadata of its next backup tell of others; None if it is not known.
+    ``since`` is when the source made its first backup that names its server. ``reported`` are the
+    other sources that were reported, for the metadata of the next backup; None if unknown.
     """
 
     source: Identity
@@ -37,7 +40,7 @@ class Neighbourhood:
     reported: str | None = None
 
     def metadata(self, started: datetime) -> dict[str, str]:
-        """Return the metadata that tell the next backup of the source from those of others."""
+        """Return the metadata by which the next backup of the source differs from others."""
         if self.reported is None:
             return self.source.metadata()
         return {
@@ -46,30 +49,25 @@ class Neighbourhood:
         }
 
 
-def look(  # noqa: PLR0913 - who looks, and what at
-    storage: Storage,
-    prefix: str,
-    source: Identity,
-    owners: Owners,
-    *,
-    now: datetime,
-    emit: events.Emit,
+def look(
+    storage: Storage, prefix: str, source: Identity, owners: Owners, runtime: Runtime
 ) -> Neighbourhood:
     """Warn of unfinished uploads, and of backups of other sources that were not reported yet.
 
-    To be called under the writer lock, before a backup begins: what is unfinished then is not
-    of a backup that the lock knows. Nothing that goes wrong here fails a backup: it would have
-    succeeded without.
+    Call this under the writer lock, before a backup begins: then no unfinished upload belongs to a
+    backup that the lock knows. Nothing that goes wrong here fails a backup, which would have
+    succeeded without this check.
     """
-    with _if_it_can_tell(emit):
-        _unfinished(storage, prefix, now, emit)
+    emit = runtime.emit
+    with _never_failing(emit):
+        _warn_of_unfinished(storage, prefix, runtime.now(), emit)
     known = []
-    with _if_it_can_tell(emit):
+    with _never_failing(emit):
         known.append(_others(storage, prefix, source, owners, emit))
     return known[0] if known else Neighbourhood(source)
 
 
-def _unfinished(storage: Storage, prefix: str, now: datetime, emit: events.Emit) -> None:
+def _warn_of_unfinished(storage: Storage, prefix: str, now: datetime, emit: events.Emit) -> None:
     found = [upload for upload in catalog.pending(storage, prefix) if now - upload.started < YOUNG]
     if not found:
         return
@@ -78,10 +76,9 @@ def _unfinished(storage: Storage, prefix: str, now: datetime, emit: events.Emit)
     others = f", and {len(found) - 1} more" if len(found) > 1 else ""
     emit(
         events.Warned(
-            f"Under this prefix is an unfinished upload: {storage.url(newest.key)}, begun "
-            f"{minutes} minutes ago (upload id {newest.upload_id}){others}. Either a backup was "
-            "killed, or somebody backs up another source, or another standby, to the same "
-            "BACKUP_PREFIX"
+            f"There is an unfinished upload under this prefix: {storage.url(newest.key)}, begun "
+            f"{minutes} minutes ago (upload id {newest.upload_id}){others}. A backup was killed, "
+            "or another source (or standby) is being backed up to the same BACKUP_PREFIX"
         )
     )
 
@@ -112,7 +109,7 @@ def _others(
 
 
 @contextmanager
-def _if_it_can_tell(emit: events.Emit) -> Iterator[None]:
+def _never_failing(emit: events.Emit) -> Iterator[None]:
     try:
         yield
     except StorageError as error:

@@ -1,10 +1,10 @@
-"""A dump by several sessions at once that is one plain script all the same.
+"""A dump by several sessions at once, whose result is still one plain script.
 
-pg_dump writes all but the rows of big tables: what makes the objects, the rest of the rows. The
-rows of big tables are read by psql in ranges of pages, under the snapshot that pg_dump has too.
-Each piece becomes a member of the archive, in the order in which they are done: between what makes
-the tables and what makes their indexes and constraints no order is needed, or all rows are left to
-pg_dump (:mod:`pgstash.postgres.ordering`).
+pg_dump writes everything but the rows of big tables: the statements that create the objects, and
+the rows of all other tables. psql reads the rows of big tables in ranges of pages, under the same
+snapshot as pg_dump. Members of rows are stored in the order in which they are finished: between
+creating the tables and creating their indexes and constraints no order is needed. Otherwise all
+rows are left to pg_dump (:mod:`pgstash.postgres.server.row_order`).
 """
 
 from __future__ import annotations
@@ -12,10 +12,12 @@ from __future__ import annotations
 import contextlib
 import itertools
 import textwrap
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
-from pgstash import events, steady
+from pgstash import events
+from pgstash.backup import start_retries
+from pgstash.backup.dump_workers import DumpWorkers, Plan
 from pgstash.errors import (
     DatabaseError,
     DumpError,
@@ -23,15 +25,22 @@ from pgstash.errors import (
     PoolerError,
     WriterLostError,
 )
-from pgstash.manifest import Member, Section
-from pgstash.pieces import Pieces, Plan
-from pgstash.pipeline.opening import Border, Opening
-from pgstash.pipeline.packing import Packed, pack_all
-from pgstash.pipeline.tally import split_name
-from pgstash.postgres import baseline, copying, extensions, outline
-from pgstash.postgres.baseline import Baseline
-from pgstash.postgres.copying import LockRefusedError
-from pgstash.postgres.outline import CompositionError, Script
+from pgstash.format.manifest import Member, Section
+from pgstash.pipeline.member_writer import Packed, pack_all
+from pgstash.pipeline.sections import Border, Opening
+from pgstash.pipeline.sql_scanner import split_name
+from pgstash.postgres.dump import (
+    baseline,
+    extension_tables,
+    owners_and_privileges,
+    schema_dump,
+)
+from pgstash.postgres.dump import snapshot as copying
+from pgstash.postgres.dump.baseline import Baseline
+from pgstash.postgres.dump.owners_and_privileges import Objects
+from pgstash.postgres.dump.schema_dump import CompositionError, Script
+from pgstash.postgres.dump.snapshot import LockRefusedError
+from pgstash.postgres.tools.toc import Contents
 
 _TRIES_TO_LOCK = 3
 _LONGEST_REASON = 1000  # characters: pg_dump names all tables that it could not lock
@@ -39,42 +48,62 @@ _LONGEST_REASON = 1000  # characters: pg_dump names all tables that it could not
 _NOT_SHARED = "--serializable-deferrable"
 
 
-class Impossible(Exception):  # noqa: N818 - no error: one pg_dump does the work then
-    """Why this database cannot be dumped by several sessions, in words."""
+class ParallelDumpUnavailable(Exception):  # noqa: N818 - no error: one pg_dump does it instead
+    """The reason, in words, why several sessions cannot dump this database."""
 
 
-class Parallel:
+@dataclass(frozen=True, slots=True)
+class _Statements:
+    """The script without its rows; ``sequences`` are statements that pg_dump does not write.
+
+    ``schema`` is the table of contents that it was made of, as was the script of the ``owners``.
+    """
+
+    before: Sequence[tuple[Section, bytes]]
+    sequences: bytes
+    after: bytes
+    schema: bytes
+    owners: Objects | CompositionError
+
+
+class ParallelDump:
     """A dump whose sessions hold their snapshot and all their locks.
 
-    ``schema`` is pg_dump's table of contents; ``members`` and ``rows``, the number of rows by the
-    name of the table as the dump writes it, are complete when :meth:`archive` came to its end.
+    ``schema`` is pg_dump's table of contents, ``owners`` the script of owners and privileges, or
+    why there is none. ``members`` and ``rows``, the number of rows by the name of the table as the
+    dump writes it, are complete when :meth:`archive` has ended.
     """
 
     def __init__(
-        self, plan: Plan, schema: bytes, pieces: Pieces, sequences: bytes, tables: Baseline
+        self,
+        plan: Plan,
+        statements: _Statements,
+        workers: DumpWorkers,
+        tables: Baseline,
     ) -> None:
-        """Take over what was prepared; ``sequences`` are statements that pg_dump does not write."""
-        self.schema = schema
+        """Take over the sessions that were started, and what is known of the tables."""
+        self.schema = statements.schema
+        self.owners = statements.owners
         self.members: list[Member] = []
-        self.rows: dict[bytes, int] = dict.fromkeys(pieces.tables, 0)
+        self.rows: dict[bytes, int] = dict.fromkeys(workers.tables, 0)
         self.raw_bytes = 0
         self._plan = plan
-        self._pieces = pieces
-        self._sequences = sequences
+        self._statements = statements
+        self._workers = workers
         self._baseline = tables
         self._offset = 0
-        self._numbers = {name: number for number, name in enumerate(pieces.tables)}
+        self._numbers = {name: number for number, name in enumerate(workers.tables)}
 
     def archive(self) -> Iterator[bytes]:
         """Yield the members, compressed. Raises DumpError, PipelineError."""
-        for section, text in self._pieces.before:
+        for section, text in self._statements.before:
             yield from self._placed(text, section)
-        for done in self._pieces.run():
+        for done in self._workers.run():
             yield b"".join(map(self._place, done))
         self._check()
-        if self._sequences:
-            yield from self._placed(self._sequences, "sequences")
-        yield from self._placed(self._pieces.after, "post-data")
+        if self._statements.sequences:
+            yield from self._placed(self._statements.sequences, "sequences")
+        yield from self._placed(self._statements.after, "post-data")
 
     def _placed(self, text: bytes, section: Section) -> Iterator[bytes]:
         return map(self._place, pack_all(text, self._plan.level, section))
@@ -90,101 +119,109 @@ class Parallel:
         return done.data
 
     def _check(self) -> None:
-        """Raise where the pieces do not hold the rows of just the tables that pg_dump lists.
+        """Compare the tables whose rows were dumped with those that pg_dump lists.
 
-        And where these may be those of others, because their schema was renamed.
+        Raises DumpError if they differ, or if a schema was renamed, so that the rows may be those
+        of other tables.
         """
-        found = self._pieces.left_to_pg_dump
-        twice = found & self._pieces.copied
-        missing = set(self._pieces.tables) - found - self._pieces.copied
+        found = self._workers.left_to_pg_dump
+        twice = found & self._workers.copied
+        missing = set(self._workers.tables) - found - self._workers.copied
         if twice or missing:
             names = ", ".join(
                 name.decode(self._plan.server.codec, "replace")
                 for name in itertools.islice(sorted(twice | missing), 5)
             )
             raise DumpError(
-                f"the pieces of the dump do not add up to all tables: {names}",
+                f"the rows of some tables were dumped twice or not at all: {names}",
                 hint="Set DUMP_JOBS=1, and report this.",
             )
         self._baseline.refuse_renamed(sorted(map(split_name, self.rows)))
 
 
 @contextlib.contextmanager
-def opened(plan: Plan, patience: steady.Patience) -> Iterator[Parallel]:
-    """Start a dump by several sessions; nothing of it is read before it can be whole.
+def opened(plan: Plan, retries: start_retries.Retries) -> Iterator[ParallelDump]:
+    """Start a dump by several sessions; none of it is read before it is known to be whole.
 
-    Raises Impossible where one pg_dump has to do it, what a dump raises otherwise. Leaving the
-    block ends all sessions.
+    Raises ParallelDumpUnavailable if one pg_dump has to make the dump, and what a dump raises
+    otherwise. Leaving the block ends all sessions.
     """
     if plan.server.major < copying.FIRST_MAJOR:
-        raise Impossible(f"PostgreSQL {plan.server.major} cannot read a table by ranges of pages")
+        raise ParallelDumpUnavailable(
+            f"PostgreSQL {plan.server.major} cannot read a table by ranges of pages"
+        )
     if _NOT_SHARED in plan.options:
-        raise Impossible(f"{_NOT_SHARED} needs a snapshot that cannot be shared")
+        raise ParallelDumpUnavailable(f"{_NOT_SHARED} needs a snapshot that cannot be shared")
     refusals = 0
 
-    def prepare(stack: contextlib.ExitStack, tables: Baseline) -> Parallel:
+    def prepare(stack: contextlib.ExitStack, tables: Baseline) -> ParallelDump:
         nonlocal refusals
         try:
             return _prepared(plan, stack, tables)
         except LockRefusedError as error:
             refusals += 1
             if refusals == _TRIES_TO_LOCK:
-                raise Impossible(error.message) from error
+                raise ParallelDumpUnavailable(error.message) from error
             raise
 
     with contextlib.ExitStack() as stack:
         try:
-            made = stack.enter_context(steady.begun(plan, patience, prepare))
+            made = stack.enter_context(start_retries.started(plan, retries, prepare))
         except (LockTimeoutError, PoolerError, WriterLostError):
-            raise  # one pg_dump would wait as long, and be given as many sessions
+            raise  # one pg_dump would fail in the same way
         except DatabaseError as error:
             said = textwrap.shorten(error.message, _LONGEST_REASON, placeholder=" …")
-            raise Impossible(said) from error
+            raise ParallelDumpUnavailable(said) from error
         yield made
 
 
-def _prepared(plan: Plan, stack: contextlib.ExitStack, tables: Baseline) -> Parallel:
+def _prepared(plan: Plan, stack: contextlib.ExitStack, tables: Baseline) -> ParallelDump:
     snapshot = stack.enter_context(copying.snapshot(plan.server))
-    with outline.opened(
-        plan.server,
-        plan.client,
-        snapshot=snapshot.name,
-        options=plan.options,
-        lock_seconds=plan.lock_seconds,
-        idle_seconds=plan.idle_seconds,
-        environment=plan.environment,
-        emit=plan.emit,
+    with schema_dump.opened(
+        plan.server, plan.tool_run, plan.options, plan.limits, snapshot=snapshot.name
     ) as contents:
         loaded = {entry.oid: into[0] for entry in contents.entries if (into := entry.loads_into)}
         baseline.refuse(tables.of_tables(loaded))
-        script = outline.script(contents, plan.client, plan.options, plan.environment)
+        script = schema_dump.script(contents, plan.tool_run, plan.options)
         big = snapshot.cut(contents.entries)
-        # The second pg_dump locks all tables once more, and each reader the big ones.
+        # The second pg_dump locks all tables once more, and each reader locks the big ones.
         wanted = len(loaded) + plan.jobs * len(big)
         if wanted > snapshot.room_for_locks() * 3 // 4:
-            raise Impossible(
+            raise ParallelDumpUnavailable(
                 f"it would take {wanted} more locks, and the server has to have room for others: "
                 "raise its max_locks_per_transaction"
             )
         if big and (reason := snapshot.kept_order()):
-            plan.emit(events.Notice(f"All rows are left to pg_dump, in its order: {reason}"))
+            plan.tool_run.emit(
+                events.Notice(f"All rows are left to pg_dump, in its order: {reason}")
+            )
             big = []
-        more = extensions.additions(plan.server, plan.options, loaded)
+        more = extension_tables.additions(plan.server, plan.options, loaded)
         before = list(_before(script))
         if more.before_rows:
             before.append(("pre-data", more.before_rows))
         first = snapshot.of_extensions(contents.entries, more.conditions)
-        names = list(loaded.values())
-        pieces = Pieces(plan, before, script.after, names, big, first=first)
-        # The others have their locks before the first pg_dump gives its own back at the end of this
-        # block. If all that it writes fits into the pipe it may have done so before: compare again.
-        pieces.open(stack, snapshot)
+        workers = DumpWorkers(plan, list(loaded.values()), big, first)
+        # Normally the readers and the second pg_dump hold their locks before the first pg_dump
+        # releases its own at the end of this block. If its whole output fits into the pipe, it may
+        # have exited earlier: check again for rewritten tables.
+        workers.open(stack, snapshot)
         baseline.refuse(tables.of_tables(loaded))
-        return Parallel(plan, contents.head, pieces, more.sequences, tables)
+        owners = _owners(plan, contents)
+        statements = _Statements(before, more.sequences, script.after, contents.head, owners)
+        return ParallelDump(plan, statements, workers, tables)
+
+
+def _owners(plan: Plan, contents: Contents) -> Objects | CompositionError:
+    """Return the script of owners and privileges. A dump without it is still a dump."""
+    try:
+        return owners_and_privileges.of_objects(plan.tool_run, contents)
+    except CompositionError as error:
+        return error
 
 
 def _before(script: Script) -> Iterator[tuple[Section, bytes]]:
-    """Cut what stands before the rows: the session's header, what drops, what makes the objects."""
+    """Yield the script before the rows in sections: session header, drops, pre-data."""
     opening = Opening()
     section: Section | None = None
     parts: dict[Section, list[bytes]] = {"header": [], "drops": [], "pre-data": []}

@@ -1,98 +1,44 @@
-"""A backup from the first byte to the last: dump, compress, encrypt, upload, then record.
+"""Backs one database up: dump, compress, encrypt, upload, then store what describes it.
 
-The order is what keeps the promises: pg_dump has ended well before the manifest is stored,
-the manifest is stored before the archive becomes visible, and becoming visible is one request.
+The order keeps the promises: pg_dump has ended without an error before the manifest is stored, the
+manifest is stored before the archive becomes visible, and one request makes the archive visible.
 """
 
 from __future__ import annotations
 
-import hashlib
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
 
-from pgstash import (
-    __version__,
-    anomaly,
-    catalog,
-    events,
-    hooks,
-    neighbours,
-    pieces,
-    record,
-    streams,
-)
-from pgstash import manifest as manifests
-from pgstash.beside import Beside
-from pgstash.errors import (
-    EXIT_UNFORESEEN,
-    HookError,
-    Interrupted,
-    ObjectExistsError,
-    PgstashError,
-    StorageError,
-)
-from pgstash.identity import Identity
-from pgstash.owners import Owners
+from pgstash import __version__, events, failure
+from pgstash.backup import dump_stream, dump_workers, earlier_backups, facts, other_writers
+from pgstash.backup.companions import Companions, Digests
+from pgstash.backup.earlier_backups import Earlier
+from pgstash.backup.job import Job, Plan
+from pgstash.backup.observers import Digest, announce_end, report_progress
+from pgstash.errors import HookError, Interrupted, ObjectExistsError, PgstashError
+from pgstash.format import manifest as manifests
+from pgstash.format import metadata, names, size_history
+from pgstash.format.iso_time import iso
+from pgstash.format.manifest import Manifest
 from pgstash.pipeline import encryption
-from pgstash.postgres import (
-    address,
-    extensions,
-    pooler,
-    required,
-    rights,
-    roles,
-    source,
-    tools,
-    writer,
-)
-from pgstash.postgres.source import Server
-from pgstash.postgres.writer import Writer
+from pgstash.postgres.dump import extension_omissions, required_tables
+from pgstash.postgres.dump import globals as globals_dump
+from pgstash.postgres.preflight import privileges
+from pgstash.postgres.server import conninfo, login, pooler, writer_lock
+from pgstash.postgres.tools import installed
+from pgstash.postgres.tools.tool_run import Limits, ToolRun
+from pgstash.processes import hooks
+from pgstash.repository.owners import Owners
+from pgstash.runtime import Runtime
 from pgstash.storage.interface import Storage, Upload
+
+__all__ = ["Backup", "Plan", "run"]
 
 _ID_BYTES = 8
 _NAMES_TRIED = 5
-_SECONDS_BETWEEN_PROGRESS = 0.25
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What to back up, and how; ``environment`` is what client tools may choose from.
-
-    ``jobs`` is how many sessions read rows, ``options`` are added to pg_dump's. A backup smaller
-    than ``anomaly_ratio`` times the usual is warned of; with 0 none is.
-    """
-
-    source_url: str
-    prefix: str
-    compression_level: int
-    passphrase: str | None
-    jobs: int
-    lock_seconds: float
-    idle_seconds: float
-    environment: Mapping[str, str]
-    options: Sequence[str]
-    required: Sequence[required.Requirement]
-    hooks: hooks.Hooks
-    anomaly_ratio: float
-
-
-@dataclass(frozen=True, slots=True)
-class World:
-    """What comes from outside: the time, chance, who is told, and how to put a signal off.
-
-    ``owners`` tells whose the stored backups are. ``uninterrupted`` is a context in which no
-    signal is heard, or only after a while; ``hear`` raises Interrupted if one came meanwhile.
-    """
-
-    now: Callable[[], datetime]
-    random: Callable[[int], bytes]
-    emit: events.Emit
-    owners: Owners
-    uninterrupted: Callable[[], AbstractContextManager[None]]
-    hear: Callable[[], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,255 +47,241 @@ class Backup:
 
     name: str
     location: str
-    manifest: manifests.Manifest
+    manifest: Manifest
     seconds: float
 
 
-def run(plan: Plan, storage: Storage, world: World) -> Backup:
+def run(plan: Plan, storage: Storage, owners: Owners, runtime: Runtime) -> Backup:
     """Back one database up; return only when a complete archive is visible in the store.
 
-    Raises a PgstashError where anything at all went wrong, WriterBusyError among them where
-    another backup of this source to this place runs, and Interrupted on a signal; then there
-    is no archive of this backup. A hook that fails after it is a warning.
+    Raises a PgstashError if anything goes wrong before that, WriterBusyError among them if another
+    backup of this source to this place is running, and Interrupted on a signal; then there is no
+    archive of this backup. A hook that fails afterwards is a warning.
     """
     began = time.monotonic()
     encrypted = plan.passphrase is not None
-    started = world.now()
-    base = manifests.base_name(started)
-    host, database = address.named(plan.source_url)
-    world.emit(events.BackupAttempted(host, database))
-    source_facts = {"PGSTASH_HOST": host, "PGSTASH_DATABASE": database}
+    base = names.base_name(runtime.now())
+    host, database = conninfo.named(plan.source_url)
+    runtime.emit(events.BackupAttempted(host, database))
+    source = {"PGSTASH_HOST": host, "PGSTASH_DATABASE": database}
     try:
         if plan.hooks.before:
-            hooks.run(plan.hooks.before, {"PGSTASH_HOOK": "before", **source_facts}, world.emit)
+            hooks.run(plan.hooks.before, {"PGSTASH_HOOK": "before", **source}, runtime.emit)
         storage.check()
-        server = source.look(plan.source_url)
-        with writer.hold(server, storage.url(plan.prefix), world.emit) as lock:
-            known = neighbours.look(
-                storage,
-                plan.prefix,
-                record.identity_of(server.database),
-                world.owners,
-                now=world.now(),
-                emit=world.emit,
-            )
-            started, base = _unused_name(storage, plan.prefix, world)
+        server = login.inspect(plan.source_url)
+        with writer_lock.hold(server, storage.url(plan.prefix), runtime.emit) as lock:
+            identity = server.database.identity
+            others = other_writers.look(storage, plan.prefix, identity, owners, runtime)
+            started, base = _unused_name(storage, plan.prefix, runtime)
+            backup_id = runtime.random(_ID_BYTES).hex()
             made = _back_up(
-                plan, storage, world, server=server, lock=lock, started=started, known=known
+                Job(plan, storage, owners, runtime, server, lock, others, started, backup_id)
             )
     except BaseException as error:
-        foreseen = isinstance(error, PgstashError | Interrupted)
+        following = runtime.follow_up(error)
         failed = events.BackupFailed(
-            name=manifests.archive_name(base, encrypted=encrypted),
+            name=names.archive_name(base, encrypted=encrypted),
             seconds=time.monotonic() - began,
-            message=str(error) if foreseen else f"{type(error).__name__}: {error}",
-            hint=getattr(error, "hint", ""),
             host=host,
             database=database,
-            error=type(error).__name__,
-            exit_code=getattr(error, "exit_code", EXIT_UNFORESEEN),
+            next_attempt=following.at,
+            repeated=following.repeated,
+            **failure.fields(error),
         )
-        world.emit(failed)
+        runtime.emit(failed)
         if isinstance(error, Exception):
-            _run_hook_after(plan, world, record.told_of_failure(failed))
+            _run_hook_after(plan, runtime, facts.hook_environment_after_failure(failed))
         raise
-    _run_hook_after(plan, world, record.told_of_success(made.manifest, made.location, made.seconds))
+    outcome = facts.hook_environment_after_success(made.manifest, made.location, made.seconds)
+    _run_hook_after(plan, runtime, outcome)
     return made
 
 
-def _run_hook_after(plan: Plan, world: World, facts: Mapping[str, str]) -> None:
-    """Run the hook at the end; by then nothing of it changes how the backup ended."""
+def _run_hook_after(plan: Plan, runtime: Runtime, outcome: Mapping[str, str]) -> None:
+    """Run the hook at the end. It cannot change the outcome of the backup."""
     if plan.hooks.after is None:
         return
-    world.hear()
+    runtime.interruption.raise_if_interrupted()
     try:
-        hooks.run(plan.hooks.after, {"PGSTASH_HOOK": "after", **facts}, world.emit)
+        hooks.run(plan.hooks.after, {"PGSTASH_HOOK": "after", **outcome}, runtime.emit)
     except HookError as error:
-        world.emit(events.Warned(f"{error.message}\n{error.hint}"))
+        runtime.emit(events.Warned(f"{error.message}\n{error.hint}"))
 
 
-def _unused_name(storage: Storage, prefix: str, world: World) -> tuple[datetime, str]:
-    """Take the first second from now on in which no backup of this prefix began."""
+def _unused_name(storage: Storage, prefix: str, runtime: Runtime) -> tuple[datetime, str]:
+    """Return the first second from now on in which no backup of this prefix began, and the name."""
     for _ in range(_NAMES_TRIED):
-        started = world.now()
-        base = manifests.base_name(started)
+        started = runtime.now()
+        base = names.base_name(started)
         if next(iter(storage.list(f"{prefix}/{base}")), None) is None:
             return started, base
         time.sleep(1.05 - started.microsecond / 1_000_000)
     raise ObjectExistsError(f"backups named {base} and before exist already under {prefix}")
 
 
-def _client(plan: Plan, server: Server) -> tools.ClientTools:
-    client = tools.find(server.major, plan.environment.get("PATH", ""), plan.environment)
-    tools.refuse_unknown_parameters(client, server.connection, plan.environment)
-    return client
-
-
-def _back_up(  # noqa: PLR0913 - what was found out so far
-    plan: Plan,
-    storage: Storage,
-    world: World,
-    *,
-    server: Server,
-    lock: Writer,
-    started: datetime,
-    known: neighbours.Neighbourhood,
-) -> Backup:
+def _back_up(job: Job) -> Backup:
+    """Send the data on its way; the commit at the end makes the archive visible."""
     began = time.monotonic()
-    base = manifests.base_name(started)
-    encrypted = plan.passphrase is not None
-    name = manifests.archive_name(base, encrypted=encrypted)
-    key = f"{plan.prefix}/{name}"
-    backup_id = world.random(_ID_BYTES).hex()
-    world.emit(events.BackupStarted(name))
-
-    expected = required.look_up(server, plan.required)
-    needed = roles.needed(server)
-    if closed := rights.closed_mappings(server, plan.options):
-        world.emit(events.Warned("\n".join(rights.told_of_mappings(closed))))
-    of_extensions = extensions.look(server, plan.options)
-    for told in extensions.told_of(of_extensions):
-        world.emit(events.Warned("\n".join(told)))
-    earlier = _earlier(plan, storage, world, known.source, started)
-    client = _client(plan, server)
-    cipher = _key(plan, world)
-    stored = _Digest()
-
-    world.emit(events.DumpStarted(name, client.version, server.version))
+    server, lock, emit = job.server, job.lock, job.emit
+    emit(events.BackupStarted(job.name))
+    contents = _inspect(job)
+    earlier = earlier_backups.find(job)
+    tool_run = _tool_run(job)
+    key = job.new_key()
+    stored = Digest()
+    companions = Companions(job)
     upload: Upload | None = None
-    beside = Beside(
-        storage,
-        plan.prefix,
-        base,
-        backup_id,
-        new_key=lambda: _key(plan, world),
-        of_source=record.encoded(known.source.metadata()),
-        emit=world.emit,
-    )
+    emit(events.DumpStarted(job.name, tool_run.client.version, server.version))
     try:
         with (
-            streams.opened(
-                pieces.Plan(
-                    server=server,
-                    client=client,
-                    jobs=plan.jobs,
-                    level=plan.compression_level,
-                    options=plan.options,
-                    lock_seconds=plan.lock_seconds,
-                    idle_seconds=plan.idle_seconds,
-                    environment=plan.environment,
-                    emit=world.emit,
-                    ask=lock.ask,
-                ),
-                plan.hooks.verify,
-                record.told_to_verify(server, storage.url(key), name),
-                name,
-            ) as stream,
-            storage.upload(
-                key,
-                metadata=record.metadata(
-                    server,
-                    client,
-                    started,
-                    backup_id,
-                    encrypted=encrypted,
-                    of_source=known.metadata(started),
-                ),
+            _opened_dump(job, tool_run) as stream,
+            job.storage.upload(
+                job.object_key,
+                metadata=facts.metadata(job, tool_run.client),
                 expected_size=server.database.bytes,
                 usual_size=earlier.stored_bytes,
             ) as upload,
         ):
-            world.emit(events.UploadStarted(name, storage.url(), upload.part_size))
-            archive = _announce_end(stream, name, began, world.emit)
-            if cipher:
-                archive = encryption.encrypt(archive, cipher)
-            archive = _announce(stored.watch(archive), name, stream, stored, world.emit)
+            emit(events.UploadStarted(job.name, job.storage.url(), upload.part_size))
+            archive = announce_end(stream, job.name, began, emit)
+            if key:
+                archive = encryption.encrypt(archive, key)
+            archive = report_progress(stored.watch(archive), job.name, stream, stored, emit)
             for chunk in lock.watch(archive):
                 upload.write(chunk)
-            tables = record.tables(stream.rows, server.codec)
-            _compare(plan, server, tables, expected, world.emit)
+            tables = facts.tables(stream.rows, server.codec)
+            _refuse_incomplete(job, tables, contents.expected)
             upload.flush()
             lock.check()
 
-            globals_sha256 = beside.store_globals(server, client, plan.environment)
-            schema_sha256 = beside.store_schema(stream.schema) if stream.schema else None
-            manifest = manifests.Manifest(
-                format=manifests.FORMAT,
-                reader=manifests.READER,
-                tool=f"pgstash {__version__}",
-                id=backup_id,
-                archive=name,
-                started=record.iso(started),
-                finished=record.iso(world.now()),
-                server=server.version,
-                client=client.version,
-                database=server.database,
-                raw_bytes=stream.raw_bytes,
-                stored_bytes=stored.bytes,
-                sha256=stored.hexdigest(),
-                compression=manifests.Compression("gzip", plan.compression_level),
-                encryption=record.encryption_of(cipher),
-                tables=tables,
-                members=stream.members,
-                options=list(plan.options),
-                roles=needed.roles,
-                extensions=needed.extensions,
-                globals_sha256=globals_sha256,
-                schema_sha256=schema_sha256,
-                left_out=of_extensions.left_out,
-            )
-            beside.store_manifest(manifest, record.facts(manifest, time.monotonic() - began))
+            digests = companions.store_contents(tool_run, stream)
+            sent = _Sent(tool_run.client, key, stream, stored, tables)
+            manifest = _manifest(job, contents, sent, digests)
+            companions.store_manifest(manifest, time.monotonic() - began)
             lock.check()
-            with world.uninterrupted():
+            with job.runtime.interruption.defer_signals():
                 upload.commit()
     except (PgstashError, Interrupted) as error:
         if upload is None or not upload.committed:
             if upload is not None and upload.committed is False:
-                beside.remove(error)
+                companions.remove(error)
             raise
-        # Cut off while the answer to the commit was on its way, or stumbled after it.
+        # The answer to the commit was cut off, or something failed after the commit.
         if isinstance(error, PgstashError):
-            world.emit(events.Warned(f"{name} is complete, and then: {error}"))
-    made = Backup(name, storage.url(key), manifest, time.monotonic() - began)
-    with world.uninterrupted():
+            emit(events.Warned(f"{job.name} is complete, but then: {error}"))
+    made = Backup(job.name, job.location, manifest, time.monotonic() - began)
+    with job.runtime.interruption.defer_signals():
         lock.release()
-        _tell_success(plan, world, made, earlier)
+        _report_success(job, made, earlier)
     return made
 
 
-def _compare(
-    plan: Plan,
-    server: Server,
-    tables: Iterable[manifests.Table],
-    expected: Iterable[required.Expected],
-    emit: events.Emit,
-) -> None:
-    """Raise where the dump lacks what is required, or pg_dump may have lost its settings."""
-    rows = {(each.schema, each.name): each.rows for each in tables}
-    required.check(expected, rows)
-    rights.refuse_hidden_rows(server, plan.options, rows)
-    pooler.refuse_swapping_again(server, emit)
+@dataclass(frozen=True, slots=True)
+class _Contents:
+    """What is known of the database before the dump.
 
-
-@dataclass(slots=True)
-class _Earlier:
-    """What is known of the backups before this one: how large they are, when one was proven.
-
-    ``stored_bytes`` is the size of the largest of the last ones, as it is stored.
+    ``expected`` are the tables that the dump must hold, ``left_out`` the tables of extensions whose
+    rows it cannot hold.
     """
 
-    stored_bytes: int | None = None
-    figures: Sequence[anomaly.Figures] = ()
-    last_proof: datetime | None = None
+    expected: Sequence[required_tables.Expected]
+    required: globals_dump.Required
+    left_out: Sequence[manifests.LeftOut]
 
 
-def _tell_success(plan: Plan, world: World, made: Backup, earlier: _Earlier) -> None:
-    manifest, figures = made.manifest, record.figures(made.manifest)
-    world.emit(events.UploadFinished(made.name, made.seconds, manifest.stored_bytes))
-    shrunk = anomaly.shrunk(figures, earlier.figures, plan.anomaly_ratio)
+def _inspect(job: Job) -> _Contents:
+    """Query what the dump has to hold, and warn of what it cannot hold."""
+    server, options = job.server, job.plan.options
+    expected = required_tables.look_up(server, job.plan.required)
+    required = globals_dump.required(server)
+    if closed := privileges.closed_mappings(server, options):
+        job.emit(events.Warned("\n".join(privileges.closed_mappings_warning(closed))))
+    omissions = extension_omissions.find(server, options)
+    for warning in extension_omissions.warnings(omissions):
+        job.emit(events.Warned("\n".join(warning)))
+    return _Contents(expected, required, omissions.left_out)
+
+
+@dataclass(frozen=True, slots=True)
+class _Sent:
+    """An archive of which every byte was sent: what made it, and what it holds."""
+
+    client: installed.ClientTools
+    key: encryption.Key | None
+    stream: dump_stream.Stream
+    stored: Digest
+    tables: Sequence[manifests.Table]
+
+
+def _manifest(job: Job, contents: _Contents, sent: _Sent, digests: Digests) -> Manifest:
+    return Manifest(
+        format=manifests.FORMAT,
+        reader=manifests.READER,
+        tool=f"pgstash {__version__}",
+        id=job.id,
+        archive=job.name,
+        started=iso(job.started),
+        finished=iso(job.runtime.now()),
+        server=job.server.version,
+        client=sent.client.version,
+        database=job.server.database,
+        raw_bytes=sent.stream.raw_bytes,
+        stored_bytes=sent.stored.bytes,
+        sha256=sent.stored.hexdigest(),
+        compression=manifests.Compression("gzip", job.plan.compression_level),
+        encryption=facts.encryption_of(sent.key),
+        tables=sent.tables,
+        members=sent.stream.members,
+        options=list(job.plan.options),
+        roles=contents.required.roles,
+        extensions=contents.required.extensions,
+        globals_sha256=digests.globals,
+        globals_passwords=digests.globals_passwords,
+        privileges_sha256=digests.privileges,
+        privilege_roles=digests.privilege_roles,
+        schema_sha256=digests.schema,
+        left_out=contents.left_out,
+    )
+
+
+def _tool_run(job: Job) -> ToolRun:
+    environment = job.plan.environment
+    client = installed.find(job.server.major, environment.get("PATH", ""), environment)
+    installed.refuse_unknown_parameters(client, job.server.connection, environment)
+    return ToolRun(client, environment, job.emit)
+
+
+def _opened_dump(job: Job, tool_run: ToolRun) -> AbstractContextManager[dump_stream.Stream]:
+    plan = dump_workers.Plan(
+        server=job.server,
+        tool_run=tool_run,
+        jobs=job.plan.jobs,
+        level=job.plan.compression_level,
+        options=job.plan.options,
+        limits=Limits(lock=job.plan.lock_seconds, idle=job.plan.idle_seconds),
+        ask=job.lock.ask,
+    )
+    environment = facts.hook_environment_to_verify(job)
+    return dump_stream.opened(plan, job.plan.hooks.verify, environment, job.name)
+
+
+def _refuse_incomplete(
+    job: Job, tables: Iterable[manifests.Table], expected: Iterable[required_tables.Expected]
+) -> None:
+    """Raise if the dump lacks required tables or rows, or pg_dump may have lost its settings."""
+    rows = {(each.schema, each.name): each.rows for each in tables}
+    required_tables.check(expected, rows)
+    privileges.refuse_hidden_rows(job.server, job.plan.options, rows)
+    pooler.refuse_swapping_again(job.server, job.emit)
+
+
+def _report_success(job: Job, made: Backup, earlier: Earlier) -> None:
+    manifest, figures = made.manifest, metadata.figures(made.manifest)
+    job.emit(events.UploadFinished(made.name, made.seconds, manifest.stored_bytes))
+    shrunk = size_history.shrunk(figures, earlier.figures, job.plan.anomaly_ratio)
     if shrunk:
-        world.emit(events.Warned(f"{made.name} is much smaller than usual: {'; '.join(shrunk)}"))
-    world.emit(
+        job.emit(events.Warned(f"{made.name} is much smaller than usual: {'; '.join(shrunk)}"))
+    job.emit(
         events.BackupSucceeded(
             name=made.name,
             seconds=made.seconds,
@@ -363,71 +295,3 @@ def _tell_success(plan: Plan, world: World, made: Backup, earlier: _Earlier) -> 
             last_proof=earlier.last_proof,
         )
     )
-
-
-def _earlier(
-    plan: Plan, storage: Storage, world: World, ours: Identity, started: datetime
-) -> _Earlier:
-    """Look at the backups of the source before this one; not to know them is no reason to fail."""
-    earlier = _Earlier()
-    try:
-        stored = catalog.read(storage, plan.prefix).backups
-        proven = world.owners.last_proven(stored, ours, started)
-        earlier.last_proof = proven.proven_by(started) if proven else None
-        before = [backup for backup in stored if backup.started < started]
-        earlier.stored_bytes = world.owners.usual_size(before, ours)
-        if plan.anomaly_ratio:
-            own = world.owners.newest_first(before, ours)
-            earlier.figures = catalog.figures_of(storage, own)
-    except StorageError as error:
-        world.emit(events.Notice(f"The size of earlier backups is not known: {error}"))
-    return earlier
-
-
-class _Digest:
-    """Observes the bytes of the archive as they will be stored."""
-
-    def __init__(self) -> None:
-        self.bytes = 0
-        self._sha256 = hashlib.sha256()
-
-    def watch(self, chunks: Iterable[bytes]) -> Iterator[bytes]:
-        for chunk in chunks:
-            self.bytes += len(chunk)
-            self._sha256.update(chunk)
-            yield chunk
-
-    def hexdigest(self) -> str:
-        return self._sha256.hexdigest()
-
-
-def _announce_end(
-    stream: streams.Stream, name: str, began: float, emit: events.Emit
-) -> Iterator[bytes]:
-    """Pass the archive on, and tell when the dump has ended well."""
-    yield from stream.archive()
-    emit(events.DumpFinished(name, time.monotonic() - began, stream.raw_bytes))
-
-
-def _announce(
-    chunks: Iterable[bytes],
-    name: str,
-    stream: streams.Stream,
-    stored: _Digest,
-    emit: events.Emit,
-) -> Iterator[bytes]:
-    """Pass chunks on, and tell now and then how far things are."""
-    last = time.monotonic()
-    for chunk in chunks:
-        yield chunk
-        now = time.monotonic()
-        if now - last >= _SECONDS_BETWEEN_PROGRESS:
-            last = now
-            emit(events.Progressed(name, stream.raw_bytes, stored.bytes))
-
-
-def _key(plan: Plan, world: World) -> encryption.Key | None:
-    """Derive a key for one object, with a salt of its own."""
-    if plan.passphrase is None:
-        return None
-    return encryption.Key.derive(plan.passphrase, world.random(encryption.SALT_BYTES))

@@ -7,30 +7,33 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 
-from pgstash import events, steady
-from pgstash.manifest import Member
-from pgstash.pieces import Plan
+from pgstash import events
+from pgstash.backup import start_retries
+from pgstash.backup.dump_workers import Plan
+from pgstash.format.manifest import Member
 from pgstash.pipeline import compression
-from pgstash.pipeline.opening import Opening
-from pgstash.pipeline.tally import Part, Tally, split_name
-from pgstash.postgres import baseline, extensions, patterns
-from pgstash.postgres.baseline import Baseline, Changed
-from pgstash.postgres.dump import dump
+from pgstash.pipeline.sections import Opening
+from pgstash.pipeline.sql_scanner import Part, Tally, split_name
+from pgstash.postgres.dump import baseline, extension_tables
+from pgstash.postgres.dump.baseline import Baseline, Changed
+from pgstash.postgres.dump.pg_dump import dump
+from pgstash.postgres.tools import patterns
 
 _NO_UNLOGGED = "--no-unlogged-table-data"
 
 Watch = Callable[[Iterable[bytes]], Iterator[bytes]]
 
 
-class Single:
-    """What one pg_dump writes; it holds its locks, and its tables are what its snapshot says.
+class SingleDump:
+    """The output of one pg_dump, which holds its locks; its tables match its snapshot.
 
-    ``watch`` may be set to what is to be shown the script. ``members`` and ``rows``, the number of
-    rows by the name of the table as the dump writes it, are complete when :meth:`archive` came to
-    its end.
+    ``watch`` may be set to a function that reads the script on its way. ``members`` and ``rows``,
+    the number of rows by the name of the table as the dump writes it, are complete when
+    :meth:`archive` has ended.
     """
 
     schema = None
+    owners = None
 
     def __init__(
         self,
@@ -40,7 +43,7 @@ class Single:
         tables: Baseline,
         spared: Iterable[Changed],
     ) -> None:
-        """Take over what was begun; ``spared`` are tables that the dump must hold no rows of."""
+        """Take over a started dump; it must hold no rows of the ``spared`` tables."""
         self.members: list[Member] = []
         self.watch: Watch = iter
         self._plan = plan
@@ -74,18 +77,19 @@ class Single:
         )
         self._check()
         if not opening.found:
-            self._plan.emit(
+            self._plan.tool_run.emit(
                 events.Warned(
-                    f"{self._name}: the dump does not begin as expected, so that a restore into an "
-                    "empty database cannot leave its DROP statements out"
+                    f"{self._name}: the dump does not begin as expected, so a restore into an "
+                    "empty database cannot leave out its DROP statements"
                 )
             )
             self.members = [replace(member, section=None) for member in self.members]
 
     def _script(self) -> Iterator[bytes]:
-        """Yield what pg_dump writes, and what is added to it before the first rows.
+        """Yield the output of pg_dump, with the additions for extensions before the first rows.
 
-        By then it has its snapshot: the sequences are as far as the rows are, or further.
+        The additions are queried after pg_dump has its snapshot, so sequences are as far as the
+        rows are, or further.
         """
         found = False
         for piece in self._tally.split(self._chunks):
@@ -93,7 +97,7 @@ class Single:
                 yield piece
             elif not found and piece.table is not None:
                 found = True
-                more = extensions.additions(self._plan.server, self._plan.options)
+                more = extension_tables.additions(self._plan.server, self._plan.options)
                 text = more.before_rows + more.sequences
                 self._added = len(text)
                 if text:
@@ -106,14 +110,14 @@ class Single:
 
 
 @contextlib.contextmanager
-def opened(plan: Plan, patience: steady.Patience, name: str) -> Iterator[Single]:
-    """Start a dump by one pg_dump; nothing of it is read before its tables were compared.
+def opened(plan: Plan, retries: start_retries.Retries, name: str) -> Iterator[SingleDump]:
+    """Start a dump by one pg_dump; none of it is read before its tables were compared.
 
     ``name`` is that of the archive. Leaving the block ends the dump. Raises DumpError,
     LockTimeoutError, TableRewrittenError.
     """
 
-    def prepare(stack: contextlib.ExitStack, tables: Baseline) -> Single:
+    def prepare(stack: contextlib.ExitStack, tables: Baseline) -> SingleDump:
         spared: list[Changed] = []
 
         def compare(mark: str) -> None:
@@ -122,29 +126,20 @@ def opened(plan: Plan, patience: steady.Patience, name: str) -> Iterator[Single]
             spared.extend(changed)
 
         chunks = stack.enter_context(
-            dump(
-                plan.server,
-                plan.client,
-                options=plan.options,
-                lock_seconds=plan.lock_seconds,
-                idle_seconds=plan.idle_seconds,
-                environment=plan.environment,
-                emit=plan.emit,
-                locked=compare,
-            )
+            dump(plan.server, plan.tool_run, plan.options, plan.limits, locked=compare)
         )
         first = next(chunks, b"")
-        return Single(plan, name, itertools.chain([first], chunks), tables, spared)
+        return SingleDump(plan, name, itertools.chain([first], chunks), tables, spared)
 
-    with steady.begun(plan, patience, prepare) as made:
+    with start_retries.started(plan, retries, prepare) as made:
         yield made
 
 
 def _is_read(table: Changed, plan: Plan) -> bool:
-    """Tell whether pg_dump reads the rows of a table, as far as the options say.
+    """Return whether pg_dump reads the rows of a table, as far as its options determine that.
 
-    It has locked some of which it dumps no rows. What is taken for one of these is looked for in
-    the dump when that is complete.
+    pg_dump also locks tables of which it dumps no rows. If this function takes a table for one of
+    them, the complete dump is searched for its rows.
     """
     if table.name is None:
         return True

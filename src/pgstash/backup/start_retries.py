@@ -1,7 +1,7 @@
-"""Begins a dump anew while others rewrite, replace or drop its tables just when it begins.
+"""Starts a dump again if others rewrite, replace or drop its tables just while it starts.
 
-Nothing of a dump is stored before it is known that each table is what its snapshot says, by however
-many sessions it is made.
+Nothing of a dump is stored before each table is known to match the snapshot of the dump, whether
+one session dumps or several.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 from pgstash import events
+from pgstash.backup.dump_workers import Plan
 from pgstash.errors import DatabaseError, TableRewrittenError
-from pgstash.pieces import Plan
-from pgstash.postgres.baseline import Baseline
-from pgstash.postgres.causes import DisturbedError, failed_to_lock
-from pgstash.postgres.copying import LockRefusedError
+from pgstash.postgres.dump.baseline import Baseline
+from pgstash.postgres.dump.failure_cause import DisturbedError, failed_to_lock
+from pgstash.postgres.dump.snapshot import LockRefusedError
 
-# No multiple of another, so that they do not keep time with what is done again and again.
+# The pauses are no multiples of each other, so that they do not keep time with a periodic job.
 _FIRST_PAUSE = 0.2  # seconds
 _GROWTH = 1.6
 _LONGEST_PAUSE = 4.0  # seconds
@@ -26,11 +26,11 @@ _LONGEST_PAUSE = 4.0  # seconds
 Made = TypeVar("Made")
 
 
-class Patience:
-    """For how long a dump is begun anew."""
+class Retries:
+    """Limits for how long a dump is started again, and pauses between the tries."""
 
     def __init__(self, seconds: float) -> None:
-        """Begin to count."""
+        """Begin to count the ``seconds``."""
         self._began = time.monotonic()
         self._seconds = seconds
         self._pause = _FIRST_PAUSE
@@ -41,15 +41,15 @@ class Patience:
         """The seconds since the first try began."""
         return time.monotonic() - self._began
 
-    def half(self) -> Patience:
-        """Return the same, to be over when half of it is."""
-        other = Patience(self._seconds / 2)
+    def half(self) -> Retries:
+        """Return a limit of half the time, which began when this one did."""
+        other = Retries(self._seconds / 2)
         other._began = self._began
         return other
 
     @property
     def is_over(self) -> bool:
-        """Whether no other try may begin."""
+        """Whether there is no time for another try."""
         return self.spent + self._pause >= self._seconds
 
     def wait(self) -> None:
@@ -60,16 +60,16 @@ class Patience:
 
 
 @contextlib.contextmanager
-def begun(
+def started(
     plan: Plan,
-    patience: Patience,
+    retries: Retries,
     prepare: Callable[[contextlib.ExitStack, Baseline], Made],
 ) -> Iterator[Made]:
-    """Yield a dump that ``prepare`` has begun, and whose tables are what its snapshot says.
+    """Yield a dump that ``prepare`` has started, and whose tables match its snapshot.
 
-    Leaving the block ends what it put on the stack. A try that fails because others changed tables
-    is thrown away, and another one begins. Raises what ``prepare`` raises, TableRewrittenError
-    among it, when the patience is over.
+    Leaving the block ends what ``prepare`` put on the stack. If a try fails because others changed
+    tables, it is dropped and another one begins. Raises what ``prepare`` raises; an error that such
+    a change caused, only if there is no time left for another try.
     """
     while True:
         with contextlib.ExitStack() as stack:
@@ -77,27 +77,27 @@ def begun(
             try:
                 made = prepare(stack, baseline)
             except DatabaseError as error:
-                if not _is_passing(error, baseline):
+                if not _is_transient(error, baseline):
                     raise
-                if patience.is_over:
-                    raise _last(error, patience) from error
-                plan.emit(events.Notice(f"Trying again: {error.message}"))
+                if retries.is_over:
+                    raise _last(error, retries) from error
+                plan.tool_run.emit(events.Notice(f"Trying again: {error.message}"))
             else:
                 yield made
                 return
-        patience.wait()
+        retries.wait()
 
 
-def _is_passing(error: DatabaseError, baseline: Baseline) -> bool:
-    """Tell whether others changed tables just when a dump began, and it failed by that."""
+def _is_transient(error: DatabaseError, baseline: Baseline) -> bool:
+    """Return whether a dump failed because others changed tables just while it started."""
     if isinstance(error, TableRewrittenError | LockRefusedError | DisturbedError):
         return True
     return failed_to_lock(error) and bool(baseline.gone())
 
 
-def _last(error: DatabaseError, patience: Patience) -> DatabaseError:
+def _last(error: DatabaseError, retries: Retries) -> DatabaseError:
     if not isinstance(error, TableRewrittenError):
         return error
     return TableRewrittenError(
-        f"{error.message}, in each of {patience.tries} tries within {patience.spent:.0f} s"
+        f"{error.message}, in each of {retries.tries} tries within {retries.spent:.0f} s"
     )

@@ -1,1 +1,1 @@
-"""What works and what does not: the preflight, and whether the newest backup is fresh."""
+"""The preflight of a backup, and the rule for a fresh backup."""

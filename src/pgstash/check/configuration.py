@@ -1,21 +1,43 @@
-"""The preflight of what is configured: all that could be wrong was refused, this is the rest."""
+"""The preflight of the settings: report questionable ones; invalid ones were refused before."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 from pgstash.check.finding import Finding
 
 
-def look(*, encrypted: bool, weak_key: str, misspelt: Sequence[str]) -> Iterator[Finding]:
-    """Yield what is said of the settings; the texts are what is unwise about them."""
-    if not misspelt:
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Facts about the settings.
+
+    ``weak_key``, ``misspelt`` and ``odd_values`` are warnings in full sentences, ``notes`` are
+    facts that the user should know.
+    """
+
+    encrypted: bool
+    weak_key: str
+    misspelt: Sequence[str]
+    odd_values: Sequence[str]
+    odd_value_remedy: str
+    notes: Sequence[str]
+
+
+def look(plan: Plan) -> Iterator[Finding]:
+    """Yield what is questionable about the settings."""
+    if not plan.misspelt and not plan.odd_values:
         yield Finding("configuration", "ok", "every setting is valid")
-    for text in misspelt:
+    for text in plan.misspelt:
         yield Finding("configuration", "warning", text, "Correct the name, or remove it.")
-    if weak_key:
-        yield Finding("encryption key", "warning", weak_key, "Mind that old backups keep theirs.")
-    elif encrypted:
+    for text in plan.odd_values:
+        yield Finding("configuration", "warning", text, plan.odd_value_remedy)
+    for text in plan.notes:
+        yield Finding("configuration", "ok", text)
+    if plan.weak_key:
+        remedy = "Existing backups still need the old passphrase: keep it."
+        yield Finding("encryption key", "warning", plan.weak_key, remedy)
+    elif plan.encrypted:
         yield Finding("encryption key", "ok", "AES-256, and the passphrase is long")
     else:
         yield Finding("encryption key", "ok", "none: backups are stored unencrypted")

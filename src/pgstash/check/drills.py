@@ -1,4 +1,4 @@
-"""The preflight of drills: is there a place to restore to."""
+"""The preflight of drills: is there a place to restore into."""
 
 from __future__ import annotations
 
@@ -7,16 +7,17 @@ from dataclasses import dataclass, field
 
 from pgstash.check.finding import Finding
 from pgstash.errors import PgstashError
-from pgstash.postgres import scratch, tools
-from pgstash.postgres.source import Server
+from pgstash.postgres.scratch import scratch_database
+from pgstash.postgres.server.connection import Server
+from pgstash.postgres.tools import installed
 
 _TOPIC = "drills"
-_NONE_WANTED = "VERIFY_INTERVAL is not set: nothing proves by itself that backups restore"
+_NONE_WANTED = "VERIFY_INTERVAL is not set, so restores are not tested automatically"
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Whether the service is to run drills, and where; None for a throwaway server."""
+    """Whether the service runs drills, and on which server; None for a throwaway server."""
 
     wanted: bool
     scratch_url: str | None = field(repr=False)
@@ -24,17 +25,19 @@ class Plan:
 
 
 def look(plan: Plan, source: Server | None) -> Finding:
-    """Tell whether a drill has a place to restore to; the source says which server that needs."""
+    """Return whether a drill has a place to restore into; ``source`` determines its version."""
     if not plan.wanted:
         return Finding(_TOPIC, "skipped", _NONE_WANTED)
     try:
         if plan.scratch_url is not None:
-            server = scratch.look(scratch.alone(plan.scratch_url))
+            server = scratch_database.look(scratch_database.isolated(plan.scratch_url))
             where = f"{server.database.host}:{server.database.port}"
             return Finding(_TOPIC, "ok", f"restore on PostgreSQL {server.version} at {where}")
         if source is None:
-            return Finding(_TOPIC, "skipped", "the version of the server is not known")
-        found = tools.find_server(source.major, plan.environment.get("PATH", ""), plan.environment)
+            return Finding(_TOPIC, "skipped", "the version of the server is unknown")
+        found = installed.find_server(
+            source.major, plan.environment.get("PATH", ""), plan.environment
+        )
     except PgstashError as error:
         return Finding.of(_TOPIC, error)
     return Finding(_TOPIC, "ok", f"restore into a throwaway server of PostgreSQL {found.version}")

@@ -1,4 +1,4 @@
-"""What one check found."""
+"""The result of one check."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from typing import Literal
 from pgstash.errors import PgstashError
 
 State = Literal["ok", "warning", "failure", "skipped"]
+Part = Literal["database", "storage", "webhook"]
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """``topic`` is what was looked at, ``found`` a sentence, ``remedy`` lines of what to do."""
+    """``topic`` is what was checked, ``found`` the result, ``remedy`` lines with what to do."""
 
     topic: str
     state: State
@@ -22,17 +23,17 @@ class Finding:
 
     @classmethod
     def of(cls, topic: str, error: PgstashError) -> Finding:
-        """Return the failure that an error stands for."""
+        """Return the failure for an error."""
         return cls(topic, "failure", error.message, error.hint)
 
 
 def skipped(topics: tuple[str, ...], why: str) -> Iterator[Finding]:
-    """Yield what could not be looked at."""
+    """Yield a finding for each topic that could not be checked."""
     yield from (Finding(topic, "skipped", why) for topic in topics)
 
 
 def clock(topic: str, ahead: float, whose: str) -> Finding:
-    """Return what a clock that is ``ahead`` of ours, in seconds, means."""
+    """Return the finding for a clock that is ``ahead`` seconds ahead of ours."""
     if abs(ahead) <= LARGEST_SKEW:
         return Finding(topic, "ok", f"within {LARGEST_SKEW:.0f} s of ours")
     way = "ahead of" if ahead > 0 else "behind"
@@ -40,10 +41,10 @@ def clock(topic: str, ahead: float, whose: str) -> Finding:
         topic,
         "warning",
         f"{whose} is {abs(ahead):.0f} s {way} ours",
-        "Set the clocks, best by NTP. Backups are named by the clock of this machine, and a store "
-        "refuses requests when it differs by more than 15 minutes.",
+        "Synchronise the clocks, preferably by NTP. Backups are named by the clock of this "
+        "machine, and a store refuses requests if it differs by more than 15 minutes.",
     )
 
 
 LARGEST_SKEW = 60.0
-"""Seconds by which clocks may differ without a word."""
+"""Seconds by which clocks may differ without a warning."""

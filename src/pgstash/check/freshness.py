@@ -1,46 +1,50 @@
-"""Is the newest backup young enough: the one rule of `pgstash healthcheck` and of `/readyz`."""
+"""Find the newest backup, to decide if it is fresh: for `pgstash healthcheck` and `/readyz`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from pgstash import catalog
-from pgstash.identity import Identity
-from pgstash.owners import Owners
+from pgstash.format.identity import Identity
+from pgstash.repository import catalog
+from pgstash.repository.owners import Owners
 from pgstash.storage.interface import Storage
 
-# Each window is listed only where those before it are empty and a backup as old as their
-# beginning could still be fresh. So what is listed depends on the schedule, and not on how
-# many backups there are.
+# A window is listed only if the windows before it have no backup of the source, and a backup as old
+# as their start could still be fresh. So the listing depends on the schedule, not on the number of
+# backups.
 _WINDOWS = tuple(timedelta(days=days) for days in (1 / 24, 1, 31, 366, 3660))
 
 StaleAt = Callable[[datetime], datetime]
-"""From which moment a backup that began at the given one is too old."""
+"""Returns the time from which a backup that started at the given time is too old."""
 
 
-def newest(  # noqa: PLR0913, PLR0917 - what to look at, and by which rule
-    storage: Storage,
-    prefix: str,
-    source: Identity,
-    owners: Owners,
-    stale_at: StaleAt,
-    now: datetime,
-) -> catalog.Backup | None:
-    """Return the newest backup of a source, or None where there is none that could be fresh.
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Which backups to inspect, and when one of them is too old."""
 
-    One that does not say of which source it is counts if no other does. One that is dated in the
-    future stands for nothing. Raises StorageError.
+    prefix: str
+    source: Identity
+    stale_at: StaleAt
+    now: datetime
+
+
+def newest(plan: Plan, storage: Storage, owners: Owners) -> catalog.Backup | None:
+    """Return the newest backup of a source, or None if there is none that could be fresh.
+
+    A backup that does not name its source counts only if none that does is found in the listed
+    windows. A backup dated in the future is ignored. Raises StorageError.
     """
     doubtful: catalog.Backup | None = None
     for window in _WINDOWS:
-        since = now - window
-        listed = catalog.within(storage, prefix, since=since, until=now)
-        if found := owners.first(reversed(listed), source):
+        since = plan.now - window
+        listed = catalog.within(storage, plan.prefix, since=since, until=plan.now)
+        if found := owners.first(reversed(listed), plan.source):
             backup, certain = found
             if certain:
                 return backup
             doubtful = doubtful or backup
-        if stale_at(since) <= now:
+        if plan.stale_at(since) <= plan.now:
             break
     return doubtful

@@ -1,23 +1,23 @@
-"""The preflight of the prefix: whose backups are under it."""
+"""The preflight of the prefix: are there backups of other sources."""
 
 from __future__ import annotations
 
 import shlex
 
-from pgstash import catalog
 from pgstash.check.finding import Finding
 from pgstash.errors import SourceUnclearError, StorageError
-from pgstash.identity import Identity
-from pgstash.owners import Owners
+from pgstash.format.identity import Identity
+from pgstash.repository import catalog
+from pgstash.repository.owners import Owners
 from pgstash.storage.interface import Storage
 
 _TOPIC = "other sources"
 
 
 def look(storage: Storage, prefix: str, source: Identity | None, owners: Owners) -> Finding:
-    """Tell whether all backups under the prefix are of this source.
+    """Return whether all backups under the prefix are of this source.
 
-    A ``source`` whose server did not answer is known by what the settings tell of it.
+    A ``source`` whose server did not answer is identified by the settings alone.
     """
     try:
         backups = catalog.read(storage, prefix).backups
@@ -39,8 +39,8 @@ def look(storage: Storage, prefix: str, source: Identity | None, owners: Owners)
     return Finding(
         _TOPIC,
         "warning",
-        f"backups under this prefix that are not counted as this source's: {listed}",
-        "Give each database a BACKUP_PREFIX of its own. If they are of this database before it "
-        "was moved, upgraded or renamed, remove the old ones: pgstash prune --dry-run "
+        f"backups under this prefix that do not count as backups of this source: {listed}",
+        "Give each database a BACKUP_PREFIX of its own. If they were made by this database before "
+        "it was moved, upgraded or renamed, remove the old ones: pgstash prune --dry-run "
         + " ".join([*(f"--source {shlex.quote(each.label)}" for each in sources), named]),
     )

@@ -1,4 +1,4 @@
-"""Findings as lines of text: one for each, and indented below it what to do."""
+"""Findings as lines of text: one for each, followed by indented lines with what to do."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _TOPIC_WIDTH = 18
 
 
 def lines(finding: Finding, *, colour: bool = False) -> list[str]:
-    """Return the lines of one finding, without wrapping; columns line up with those of others."""
+    """Return the lines of one finding, not wrapped; its columns align with those of others."""
     state = f"{_SHOWN[finding.state]:{_STATE_WIDTH}}"
     if colour:
         state = f"{_COLOURS[finding.state]}{state}{_RESET}"
@@ -31,7 +31,7 @@ def lines(finding: Finding, *, colour: bool = False) -> list[str]:
 
 
 def _printable(text: str) -> str:
-    """Show control characters as escapes: a name must not forge a line of its own."""
+    """Show control characters as escapes: a name must not be able to forge a line."""
     return "".join(
         char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
     )

@@ -1,6 +1,6 @@
 """The preflight of the store: write, read back, list, delete, an upload, and its clock.
 
-What is stored for it lies under the prefix, has a name that no backup has, and is removed again.
+Its objects are stored under the prefix, have names that no backup has, and are removed again.
 """
 
 from __future__ import annotations
@@ -15,32 +15,37 @@ from urllib.parse import urlsplit
 
 from pgstash.check.finding import Finding, clock, skipped
 from pgstash.errors import ObjectNotFoundError, StorageError
-from pgstash.storage import parts
 from pgstash.storage.interface import PendingUpload, Storage, Upload
+from pgstash.storage.s3 import part_size as parts
 
 _ID_BYTES = 8
 _DELETE = (
-    "Pruning deletes old backups, and a failed one what it had stored. Allow s3:DeleteObject, or "
-    "let something else delete them."
+    "Pruning deletes old backups, and a failed backup deletes what it stored. Allow "
+    "s3:DeleteObject, or delete them by other means."
 )
 _UPLOADS = (
-    "Only pruning asks for them, to remove what a killed process left: allow "
-    "s3:ListBucketMultipartUploads, or have a lifecycle rule of the bucket abort them."
+    "Only pruning lists them, to remove what a killed process left behind. Allow "
+    "s3:ListBucketMultipartUploads, or abort them by a lifecycle rule of the bucket."
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Where to try; ``endpoint`` is None for a directory."""
+    """Where to try; ``endpoint`` is None for a directory.
+
+    ``part_size`` is in bytes, None if pgstash chooses it; ``max_parts`` is the store's limit.
+    """
 
     prefix: str
     endpoint: str | None
     now: Callable[[], datetime]
     random: Callable[[int], bytes]
+    part_size: int | None
+    max_parts: int
 
 
 def look(plan: Plan, storage: Storage) -> Iterator[Finding]:
-    """Try everything that backups and pruning do; yield what came of it."""
+    """Try everything that backups and pruning do; yield the results."""
     yield _tls(plan.endpoint)
     try:
         storage.check()
@@ -61,7 +66,7 @@ def look(plan: Plan, storage: Storage) -> Iterator[Finding]:
 
 
 class _Probe:
-    """Two objects that are stored for a moment."""
+    """Two objects that are stored temporarily."""
 
     def __init__(self, plan: Plan, storage: Storage) -> None:
         self._plan = plan
@@ -91,20 +96,20 @@ class _Probe:
     def _read(self, data: bytes) -> str:
         with self._storage.read(self._key) as chunks:
             if b"".join(chunks) != data:
-                return "the store returns other bytes than were written"
+                return "the store returns different bytes from those that were written"
         if self._storage.head(self._key).metadata.get("id") != self._id:
             return "the store does not keep the metadata of an object"
         return ""
 
     def _list(self) -> str:
         seen = any(found.key == self._key for found in self._storage.list(self._key))
-        return "" if seen else "the object was written, and the listing does not have it"
+        return "" if seen else "the object was written, but it is not listed"
 
     def _clock(self, moment: datetime) -> Finding:
         try:
             modified = self._storage.head(self._key).modified
         except StorageError:
-            return Finding("store clock", "skipped", "the object could not be looked at")
+            return Finding("store clock", "skipped", "the object could not be read")
         return clock("store clock", (modified - moment).total_seconds(), "the store's clock")
 
     def _delete(self) -> Finding:
@@ -117,10 +122,10 @@ class _Probe:
         except StorageError as error:
             left = f"; left behind: {self._storage.url(self._key)}"
             return Finding("delete", "failure", error.message + left, _DELETE)
-        return Finding("delete", "failure", "the object was deleted, and is still there", _DELETE)
+        return Finding("delete", "failure", "the object was deleted, but it still exists", _DELETE)
 
     def of_an_upload(self) -> Iterator[Finding]:
-        tried = _tried("multipart", "an upload appears whole, and none of an aborted one", self._up)
+        tried = _tried("multipart", "completed uploads are visible, aborted ones are not", self._up)
         yield tried
         if tried.state != "ok":
             return
@@ -128,7 +133,7 @@ class _Probe:
             pending = self._pending()
         except StorageError as error:
             yield Finding(
-                "abandoned uploads", "warning", f"not to be seen: {error.message}", _UPLOADS
+                "abandoned uploads", "warning", f"cannot be listed: {error.message}", _UPLOADS
             )
             return
         if pending:
@@ -136,7 +141,7 @@ class _Probe:
                 "abandoned uploads",
                 "warning",
                 "the parts of an aborted upload stay in the store",
-                "Allow s3:AbortMultipartUpload, or have a lifecycle rule of the bucket abort them.",
+                "Allow s3:AbortMultipartUpload, or let a lifecycle rule of the bucket abort them.",
             )
 
     def _up(self) -> str:
@@ -153,7 +158,7 @@ class _Probe:
             upload.commit()
         with self._storage.read(self._upload_key) as chunks:
             same = b"".join(chunks) == data
-        return "" if same else "the store returns other bytes than were uploaded"
+        return "" if same else "the store returns different bytes from those that were uploaded"
 
     def _begun(self) -> AbstractContextManager[Upload]:
         return self._storage.upload(
@@ -164,7 +169,7 @@ class _Probe:
         return list(self._storage.pending(self._upload_key))
 
     def clear(self) -> None:
-        """Remove what is left, if the store lets us; what it refused was told."""
+        """Remove the objects, if the store permits it; a refusal is among the findings."""
         with contextlib.suppress(StorageError):
             self._storage.delete(sorted(self._left))
         with contextlib.suppress(StorageError):
@@ -173,14 +178,17 @@ class _Probe:
 
 
 def _tried(topic: str, works: str, attempt: Callable[[], str]) -> Finding:
-    """Return what came of an attempt that returns what is wrong, or nothing."""
+    """Return the result of an attempt, which returns the problem or an empty text."""
     try:
         wrong = attempt()
     except StorageError as error:
         return Finding.of(topic, error)
     if wrong:
         return Finding(
-            topic, "failure", wrong, "Is there something in between that changes what is sent?"
+            topic,
+            "failure",
+            wrong,
+            "Check for a proxy or gateway that changes data on the way to the store.",
         )
     return Finding(topic, "ok", works)
 
@@ -197,8 +205,8 @@ def _tls(endpoint: str | None) -> Finding:
     return Finding(
         "store TLS",
         "warning",
-        f"off: whoever is between here and {host} reads the backups",
-        "Let S3_ENDPOINT begin with https://, or turn BACKUP_ENCRYPTION on.",
+        f"off: anyone on the network path to {host} can read the backups",
+        "Start S3_ENDPOINT with https://, or turn BACKUP_ENCRYPTION on.",
     )
 
 
@@ -209,34 +217,29 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost" or host.endswith(".localhost")
 
 
-def part_size(
-    bytes_: int,
-    wanted: int | None,
-    max_parts: int,
-    usual: int | None = None,
-    endpoint: str | None = None,
-) -> Finding:
-    """Return what an upload of a database of so many bytes takes, and how much it holds.
+def part_size(database_bytes: int, plan: Plan, usual: int | None) -> Finding:
+    """Return how large a backup of a database of this size may become, and the memory it takes.
 
-    ``usual`` is what the last backups stored, None if there are none.
+    ``usual`` is the size of the last backups in the store, in bytes; None if there are none.
     """
-    sizes = parts.equal(wanted or 0, max_parts)
-    if wanted is None:
-        sizes = parts.sizes_for(bytes_, usual, max_parts, may_grow=parts.may_grow(endpoint))
-    grown = f", with parts that grow up to {_mib(sizes.of(max_parts))}" if sizes.grow else ""
+    sizes = parts.equal(plan.part_size or 0, plan.max_parts)
+    if plan.part_size is None:
+        may_grow = parts.may_grow(plan.endpoint)
+        sizes = parts.sizes_for(database_bytes, usual, plan.max_parts, may_grow=may_grow)
+    grown = f", with parts that grow up to {_mib(sizes.of(plan.max_parts))}" if sizes.grow else ""
     found = (
         f"{_mib(sizes.first)}, {parts.BUFFERS} in memory: {_mib(sizes.first * parts.BUFFERS)}; one "
         f"backup may have {sizes.hold / 1024**3:.0f} GiB stored{grown}, the database has "
-        f"{bytes_ / 1024**3:.1f} GiB"
+        f"{database_bytes / 1024**3:.1f} GiB"
     )
-    if sizes.hold >= bytes_:
+    if sizes.hold >= database_bytes:
         return Finding("part size", "ok", found)
     return Finding(
         "part size",
         "warning",
-        f"{found}, and may not fit where it compresses badly",
-        "Leave S3_PART_SIZE out, or set it to "
-        f"{parts.size_for(bytes_, max_parts) // parts.MIB} or more.",
+        f"{found}, and may not fit if it compresses badly",
+        "Remove S3_PART_SIZE, or set it to "
+        f"{parts.size_for(database_bytes, plan.max_parts) // parts.MIB} or more.",
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import json
 import sys
 from dataclasses import asdict, replace
@@ -9,21 +11,28 @@ from typing import Annotated
 
 import typer
 
-from pgstash import __version__, app, recovery, service, watch
-from pgstash.check import table
-from pgstash.cli import reading
-from pgstash.cli.running import run
+from pgstash import __version__
+from pgstash.check import report
+from pgstash.check.finding import Part
+from pgstash.cli import backups, drill, restore
+from pgstash.cli.output import print_line
+from pgstash.cli.runner import Command, run
+from pgstash.counting import counted
 from pgstash.errors import CheckFailedError, PgstashError
 from pgstash.events import Emit
-from pgstash.monitoring import listener
-from pgstash.monitoring.scrub import Scrubber
+from pgstash.monitoring import event_log
+from pgstash.monitoring.redaction import Scrubber
+from pgstash.runtime import Runtime
+from pgstash.service import loop
 from pgstash.settings import Settings
 from pgstash.signals import Interruption
+
+_M_ARENA_MAX = -8  # of glibc's malloc.h
 
 _cli = typer.Typer(
     name="pgstash",
     help="PostgreSQL backups that prove they restore.\n\n"
-    "Settings come from environment variables and a .env file in the working directory.",
+    "Settings are read from environment variables and from a .env file in the working directory.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
@@ -33,7 +42,17 @@ _cli = typer.Typer(
 
 def main() -> None:
     """Run the command line; the entry point of the ``pgstash`` command."""
+    _allocate_from_one_arena()
     _cli()
+
+
+def _allocate_from_one_arena() -> None:
+    """Let the threads share what the C library keeps of freed memory; each would keep its own.
+
+    A restore needs 20 MB less. See mallopt(3).
+    """
+    with contextlib.suppress(AttributeError):  # another C library, such as musl
+        ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1)
 
 
 def _show_version(*, value: bool) -> None:
@@ -52,43 +71,43 @@ def _options(
         ),
     ] = False,
 ) -> None:
-    """Take what goes before any command."""
+    """Take the options that come before a command."""
 
 
 @_cli.command()
 def once() -> None:
-    """Back the database up once, for cron, a Kubernetes CronJob or by hand.
+    """Back up the database once: for cron, a Kubernetes CronJob, or by hand.
 
-    Then delete what the retention no longer keeps; if only that fails, it is a warning.
-    Exit status 0 means that a complete backup is in the store.
+    Afterwards, backups that the retention settings no longer keep are deleted; if only that fails,
+    it is a warning. Exit status 0 means that a complete backup is in the store.
     """
+    from pgstash.commands.backup import back_up
 
     def work(values: Settings, emit: Emit, interruption: Interruption) -> None:
-        app.back_up(values, emit, interruption.deferred, interruption.hear)
+        back_up(values, Runtime(emit, interruption))
 
     run(work)
 
 
 @_cli.command()
 def backup() -> None:
-    """Back the database up now, and then on and on: the service.
+    """Run as a service: back up now, then repeatedly on a schedule.
 
-    The next run comes every BACKUP_INTERVAL seconds, or when BACKUP_SCHEDULE says. A run that
-    fails is logged and tried again at the next time. SIGTERM or SIGINT ends the service, and
-    a running backup with it. With VERIFY_INTERVAL it proves backups too, as `pgstash drill` does.
+    BACKUP_SCHEDULE sets the times of further runs; without it, a run starts every BACKUP_INTERVAL
+    seconds. A failed run is logged. If another try may succeed, it follows in a minute, then after
+    twice the time, until the next scheduled run. With BACKUP_ON_START=false the first run is due
+    when the newest stored backup is an interval old. SIGTERM or SIGINT ends the service and a
+    running backup. With VERIFY_INTERVAL the service also runs drills, like `pgstash drill`.
     """
+    from pgstash.commands import service
 
     def work(values: Settings, emit: Emit, interruption: Interruption) -> None:
-        clock = service.SystemClock()
-        with watch.health_port(values, emit) as tell:
-            service.run(
-                lambda: recovery.back_up_and_drill(
-                    values, tell, interruption.deferred, interruption.hear
-                ),
-                app.schedule(values, clock.now()),
-                clock,
-                tell,
-                interruption.hear,
+        with service.health_port(values, emit) as emit_all:
+            runtime = Runtime(emit_all, interruption)
+            loop.run(
+                lambda given: service.back_up_and_drill(values, given),
+                service.plan(values, runtime),
+                runtime,
             )
 
     run(work)
@@ -100,85 +119,89 @@ def prune(
     source: Annotated[
         list[str] | None,
         typer.Option(
-            help="Prune the backups of this source, as DATABASE@ID or DATABASE, and not those of "
-            "the configured one. Given several times, all of them count as one.",
+            help="Prune the backups of this source (DATABASE@ID or DATABASE) instead of those of "
+            "the configured one. May be given several times: the sources are treated as one.",
             metavar="SOURCE",
         ),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would be deleted, and delete nothing.")
+        bool, typer.Option("--dry-run", help="Show what would be deleted; delete nothing.")
     ] = False,
 ) -> None:
-    """Delete the backups that the retention no longer keeps, and say why.
+    """Delete the backups that the retention settings no longer keep, and show why.
 
-    Only backups of the configured source are deleted, never its newest one, and nothing that is
-    not a backup of pgstash. `pgstash check` lists other sources under the prefix. What failed
-    backups left behind is swept too, if the source database can tell that no backup runs: all
-    else needs no database.
+    Only backups of the configured source are deleted, never its newest one, and only objects that
+    pgstash made. `pgstash check` lists other sources under the prefix. Leftovers of failed backups
+    are deleted too, but only if a lock in the source database shows that no backup is running;
+    everything else works without the database.
     """
+    from pgstash.commands.prune import remove_old_backups
 
-    def remove(values: Settings, _emit: Emit, _interruption: Interruption) -> None:
-        app.remove_old_backups(values, listener.explain, sources=source or [], dry_run=dry_run)
+    def work(values: Settings, _emit: Emit, _interruption: Interruption) -> None:
+        remove_old_backups(values, event_log.explain, sources=source or [], dry_run=dry_run)
 
-    run(remove, needs=["storage"])
+    run(work, Command(needs=["storage"]))
 
 
 @_cli.command()
 def check(
     part: Annotated[
-        watch.Part | None,
-        typer.Argument(help="Look at this alone; a test notification goes to the webhook."),
+        Part | None,
+        typer.Argument(help="Check this part only; `webhook` sends a test notification."),
     ] = None,
     *,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Look whether a backup can be made, and say of everything that fails what to do.
+    """Check that a backup can be made, and explain how to fix whatever fails.
 
-    Looks at the configuration, the login, the client tools, what the role may read, what
-    stands in between, and tries the store with objects that it removes again. Exit status 0
-    means that nothing failed, 40 that something did; a warning is no failure.
+    Checks the configuration, the login, the client tools, the privileges of the role and the
+    connection, and writes objects to the store that it removes again. Exit status 0 means that no
+    check failed, 40 that one did; a warning is not a failure.
     """
+    from pgstash.commands import check as preflight
 
-    def look(values: Settings, emit: Emit, _interruption: Interruption) -> None:
+    def work(values: Settings, emit: Emit, _interruption: Interruption) -> None:
         scrub = Scrubber(values.secrets()).scrub
         found = []
-        for finding in watch.check(values, part, emit):
+        for finding in preflight.check(values, part, emit):
             clean = replace(finding, found=scrub(finding.found), remedy=scrub(finding.remedy))
             found.append(clean)
             if not as_json:
-                reading.print_line("\n".join(table.lines(clean, colour=sys.stdout.isatty())))
+                print_line("\n".join(report.lines(clean, colour=sys.stdout.isatty())))
         failed = sum(finding.state == "failure" for finding in found)
         if as_json:
             findings = [asdict(finding) for finding in found]
-            reading.print_line(json.dumps({"failed": failed, "findings": findings}))
+            print_line(json.dumps({"failed": failed, "findings": findings}))
         if failed:
-            raise CheckFailedError(f"{failed} of {len(found)} checks failed")
+            raise CheckFailedError(f"{failed} of {counted(len(found), 'check')} failed")
 
-    run(look, only_looks=True)
+    run(work, Command(prints_findings=True))
 
 
 @_cli.command()
 def healthcheck() -> None:
-    """Say in one line whether all is well, for the HEALTHCHECK of a container.
+    """Report health in one line, for a container HEALTHCHECK.
 
-    Looks at the configuration, the database, the store, and whether the newest backup is as
-    fresh as BACKUP_INTERVAL or BACKUP_SCHEDULE promises. Exit status 0 means yes; 41 that
-    there is no fresh backup; what else is wrong has the status that it has in a backup.
+    Checks the configuration, the database, the store, and whether the newest backup is as recent
+    as BACKUP_INTERVAL or BACKUP_SCHEDULE requires. If no recent backup names the configured source,
+    a recent one that names no source counts instead. Exit status 0 means healthy, 41 that there is
+    no recent backup; other problems have the same status as in a backup.
     """
+    from pgstash.commands import health
 
-    def look(values: Settings, _emit: Emit, _interruption: Interruption) -> None:
+    def work(values: Settings, _emit: Emit, _interruption: Interruption) -> None:
         scrub = Scrubber(values.secrets()).scrub
         try:
-            typer.echo(scrub(f"healthy: {watch.healthcheck(values)}"))
+            typer.echo(scrub(f"healthy: {health.healthcheck(values)}"))
         except PgstashError as error:
             typer.echo(scrub(f"unhealthy: {error.message}"))
             raise
 
-    run(look, only_looks=True)
+    run(work, Command(prints_findings=True))
 
 
-_cli.command("list")(reading.list_backups)
-_cli.command()(reading.show)
-_cli.command()(reading.cat)
-_cli.command()(reading.restore)
-_cli.command()(reading.drill)
+_cli.command("list")(backups.list_backups)
+_cli.command()(backups.show)
+_cli.command()(backups.cat)
+_cli.command()(restore.restore)
+_cli.command()(drill.drill)

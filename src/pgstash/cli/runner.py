@@ -1,23 +1,25 @@
-"""What every command has in common: settings, log, signals, and the exit status."""
+"""Run a command: settings, log, signals and the exit status are the same for all."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
 from typing import NoReturn
 
 import typer
 
-from pgstash import app, settings
+from pgstash import settings
+from pgstash.counting import counted
 from pgstash.errors import (
-    EXIT_UNFORESEEN,
+    EXIT_UNEXPECTED,
     ConfigurationError,
     Interrupted,
     OutputError,
     PgstashError,
 )
-from pgstash.events import Emit
-from pgstash.monitoring import listener, log
-from pgstash.monitoring.scrub import Scrubber
+from pgstash.events import Emit, Event
+from pgstash.monitoring import event_log, log
+from pgstash.monitoring.redaction import Scrubber
 from pgstash.settings import Need, Settings
 from pgstash.signals import Interruption, end_by
 
@@ -26,35 +28,31 @@ Work = Callable[[Settings, Emit, Interruption], None]
 _EVERYTHING: Collection[Need] = ("source", "storage")
 
 
-def run(  # noqa: PLR0913 - how each command differs from the others
-    work: Work,
-    *,
-    needs: Collection[Need] = _EVERYTHING,
-    given: Mapping[str, str] | None = None,
-    only_reads: bool = False,
-    stdout_is_data: bool = False,
-    only_looks: bool = False,
-) -> NoReturn:
-    """Do the work of a command with settings, log and signals; leave with its exit status.
+@dataclass(frozen=True, slots=True)
+class Command:
+    """How a command differs from the others.
 
-    ``needs`` is what must be configured, ``given`` are variables that the command line sets. A
-    command that ``only_reads`` what is stored minds no setting that others use.
-    With ``stdout_is_data`` the log goes to stderr, all of it, and an error that no event told
-    of is logged. Of a command that ``only_looks`` nobody else is told, and it tells itself what
-    it found.
+    ``needs`` must be configured; ``given`` are variables that the command line sets. With
+    ``only_reads``, invalid values of settings this command does not use are ignored. With
+    ``stdout_is_data``, the whole log goes to stderr, and an error is logged here, because no event
+    reports it. With ``prints_findings``, no notifications are sent; the command prints its own
+    findings. The event that ``opening`` returns is the first line of the log.
     """
+
+    needs: Collection[Need] = _EVERYTHING
+    given: Mapping[str, str] = field(default_factory=dict)
+    only_reads: bool = False
+    stdout_is_data: bool = False
+    prints_findings: bool = False
+    opening: Callable[[Settings], Event] | None = None
+
+
+def run(work: Work, command: Command = Command()) -> NoReturn:
+    """Do the work of a command with settings, log and signals; exit with its status."""
     interruption = Interruption()
     try:
         with interruption.installed():
-            status = _status_of(
-                work,
-                interruption,
-                needs,
-                given or {},
-                only_reads=only_reads,
-                stdout_is_data=stdout_is_data,
-                only_looks=only_looks,
-            )
+            status = _status_of(work, command, interruption)
     except Interrupted as interrupted:
         log.finish()
         end_by(interrupted.signum)
@@ -62,49 +60,64 @@ def run(  # noqa: PLR0913 - how each command differs from the others
     raise typer.Exit(status)
 
 
-def _status_of(  # noqa: PLR0913 - what run() was given
-    work: Work,
-    interruption: Interruption,
-    needs: Collection[Need],
-    given: Mapping[str, str],
-    *,
-    only_reads: bool,
-    stdout_is_data: bool,
-    only_looks: bool,
-) -> int:
-    log.start(Scrubber(), layout="text", debug=False, stdout_is_data=stdout_is_data)
+def _status_of(work: Work, command: Command, interruption: Interruption) -> int:
+    log.start(
+        Scrubber(),
+        layout=settings.log_format(),
+        debug=False,
+        stdout_is_data=command.stdout_is_data,
+    )
     try:
-        values = settings.load(needs=needs, given=given, only_reads=only_reads)
+        values = settings.load(
+            needs=command.needs, given=command.given, only_reads=command.only_reads
+        )
         log.start(
             Scrubber(values.secrets()),
             layout=values.log_format,
             debug=values.debug,
-            stdout_is_data=stdout_is_data,
+            stdout_is_data=command.stdout_is_data,
         )
-        if only_looks:
-            work(values, listener.listen, interruption)
+        _log_beginning(values, command)
+        if command.prints_findings:
+            work(values, event_log.listen, interruption)
             return 0
-        for warning in values.warnings():
-            log.LOGGER.warning("%s", warning)
-        with app.listening(values) as emit:
+        from pgstash.commands.notifications import listening
+
+        with listening(values) as emit:
             try:
                 work(values, emit, interruption)
             finally:
-                interruption.hear()
+                interruption.raise_if_interrupted()
     except ConfigurationError as error:
         for problem in error.problems:
             log.LOGGER.error("%s", problem)
         log.LOGGER.log(
-            log.FAILURE, "Nothing was done; problems in the configuration: %d", len(error.problems)
+            log.FAILURE,
+            "Invalid configuration: %s. Nothing was done.",
+            counted(len(error.problems), "problem"),
         )
         return error.exit_code
     except PgstashError as error:
-        if stdout_is_data or isinstance(error, OutputError):
+        if command.stdout_is_data or isinstance(error, OutputError):
             hint = f"\n{error.hint}" if error.hint else ""
             log.LOGGER.log(log.FAILURE, "%s%s", error.message, hint)
-        log.LOGGER.debug("What led to it", exc_info=error)
+        log.LOGGER.debug("Traceback of the failure", exc_info=error)
         return error.exit_code
-    except Exception:  # noqa: BLE001 - the last line of defence: whatever it is, it is logged
-        log.LOGGER.exception("Unforeseen error: please report it")
-        return EXIT_UNFORESEEN
+    except typer.BadParameter:  # a time for --at that TZ makes no time of: reported by typer
+        raise
+    except Exception:  # noqa: BLE001 - the last resort: log whatever it is
+        log.LOGGER.exception("Unexpected error. Please report it.")
+        return EXIT_UNEXPECTED
     return 0
+
+
+def _log_beginning(values: Settings, command: Command) -> None:
+    """Log what opens the command, then notes and warnings about the settings."""
+    if command.opening:
+        event_log.listen(command.opening(values))
+    if command.prints_findings:
+        return
+    for note in values.notes:
+        log.LOGGER.info("%s", note)
+    for warning in values.warnings():
+        log.LOGGER.warning("%s", warning)

@@ -1,7 +1,8 @@
-"""The standard tools beside our own: openssl and gunzip read what a drill reads, to its end.
+"""The standard tools: openssl and gunzip read the same archive as the drill, to its end.
 
-What is stored has to open without pgstash. They are shown the bytes and judged afterwards; nothing
-that comes out of them is run, because it is verified only in what we read ourselves.
+Every archive must open without pgstash. The tools only receive a copy of the stream, and their
+verdict is read at the end. Their output is never executed: only bytes that pgstash verified itself
+are.
 """
 
 from __future__ import annotations
@@ -12,9 +13,9 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from pgstash.errors import HookError
 from pgstash.events import Emit, Notice
-from pgstash.hooks import Hook, Running
-from pgstash.manifest import Manifest
-from pgstash.proof import Check
+from pgstash.format.manifest import Manifest
+from pgstash.format.proof import Check
+from pgstash.processes.hooks import Hook, Running
 
 _NAME = "standard tools"
 _SECONDS = 300.0
@@ -23,8 +24,8 @@ _PASSPHRASE = "BACKUP_ENCRYPTION_KEY"  # noqa: S105 - the name of a variable
 _DECRYPT = ("openssl", "enc", "-d", "-aes-256-cbc", "-pbkdf2", "-pass", f"env:{_PASSPHRASE}")
 _PASS_ON = ("cat",)
 
-# A pipe of a POSIX shell has the status of its last command alone: the others say on a descriptor
-# of its own that they failed, and what is no number is not equal to one either.
+# A pipe of a POSIX shell has only the status of its last command. So the other commands report a
+# failure on a descriptor of its own: what arrives there is not a number then, and equals none.
 _COUNT = """\
 count=$({ { "$@" || echo failed >&3; } | { gunzip || echo failed >&3; } | wc -c >&3; } 3>&1)
 [ "$count" -eq "$RAW_BYTES" ] 2>/dev/null || { echo "$count"; exit 1; }
@@ -32,30 +33,30 @@ count=$({ { "$@" || echo failed >&3; } | { gunzip || echo failed >&3; } | wc -c 
 
 
 class Tools:
-    """openssl and gunzip, or gunzip alone, at work."""
+    """openssl and gunzip, or only gunzip, while they run."""
 
     def __init__(self, running: Running, names: str, raw_bytes: int) -> None:
-        """Watch them; ``raw_bytes`` is how much has to come out of them."""
+        """Take the running tools; ``raw_bytes`` is the number of bytes that they have to write."""
         self._running = running
         self._names = names
         self._raw_bytes = raw_bytes
         self._failure: HookError | None = None
 
     def watch(self, chunks: Iterable[bytes]) -> Iterator[bytes]:
-        """Yield the same chunks, shown to the tools, whatever these think of them."""
+        """Yield the same chunks and pass a copy to the tools, even after they failed."""
         for chunk in chunks:
-            # What is wrong with the archive our own reading tells better.
+            # If the archive is damaged, the error of our own reader is more precise.
             with self._judged():
-                self._running.show(chunk)
+                self._running.write(chunk)
             yield chunk
 
     def check(self) -> Check:
-        """Return what they found, after all was shown to them."""
+        """Return the verdict of the tools, after they received everything."""
         with self._judged():
             self._running.finish()
         if self._failure:
             return Check(_NAME, passed=False, found=str(self._failure))
-        return Check(_NAME, passed=True, found=f"{self._names} made {self._raw_bytes} bytes of it")
+        return Check(_NAME, passed=True, found=f"{self._names} wrote {self._raw_bytes} bytes")
 
     @contextlib.contextmanager
     def _judged(self) -> Iterator[None]:
@@ -69,9 +70,9 @@ class Tools:
 def reading(
     manifest: Manifest, passphrase: str | None, environment: Mapping[str, str], emit: Emit
 ) -> Iterator[Tools | None]:
-    """Start the tools that open such an archive; yield None where one of them is not installed.
+    """Start the tools that open such an archive; yield None if one of them is not installed.
 
-    Leaving the block ends them. Raises HookError where they cannot be started.
+    Leaving the block ends them. Raises HookError if they cannot be started.
     """
     path = environment.get("PATH", "")
     first: tuple[str, ...] = _PASS_ON
@@ -81,7 +82,7 @@ def reading(
     needed = ("sh", first[0], "gunzip", "wc")
     missing = [name for name in needed if shutil.which(name, path=path) is None]
     if missing:
-        emit(Notice(f"The standard tools are not tried: there is no {', '.join(missing)} on PATH"))
+        emit(Notice(f"Skipping the standard tools: not found on PATH: {', '.join(missing)}"))
         yield None
         return
     hook = Hook(

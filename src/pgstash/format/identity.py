@@ -1,35 +1,36 @@
-"""Whose a backup is: the name of its database and the identity of its server, as pure values.
+"""The source of a backup: the name of its database and the identity of its server.
 
-PostgreSQL gives a cluster a system identifier when initdb makes it. Standbys have the identifier
+PostgreSQL gives a cluster a system identifier when initdb creates it. Standbys have the identifier
 of their primary, so a failover does not change it; a new cluster has a new one. If a server does
-not tell it, host and port take its place.
+not disclose it, host and port take its place.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from hashlib import sha256
 from typing import Literal, Self
+
+from pgstash.format.iso_time import iso, moment_of
 
 Relation = Literal["same", "other", "unknown"]
 
 SINCE = "source-since"
-"""Key of the metadata: when the source made its first backup with this key."""
+"""Metadata key: the time of the source's first backup with this key."""
 
 OTHERS = "other-sources"
-"""Key of the metadata: digests of the other sources that were reported up to this backup."""
+"""Metadata key: digests of the other sources that were reported up to this backup."""
 
-_TIME = "%Y-%m-%dT%H:%M:%SZ"
 _DIGITS = 8
-_MOST_OTHERS = 28  # what fits into one header of metadata
-_NONE = "none"  # not every store keeps an empty value
+_MOST_OTHERS = 28  # as many as fit into one metadata header
+_NONE = "none"  # not every store keeps empty values
 
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """A source. None stands for what is not known: earlier backups name less, or nothing."""
+    """A source. None is unknown: earlier backups recorded less, or nothing."""
 
     database: str | None = None
     system: str | None = None
@@ -38,7 +39,7 @@ class Identity:
 
     @classmethod
     def of(cls, metadata: Mapping[str, str]) -> Self:
-        """Read it from the metadata of an object, decoded."""
+        """Read it from the decoded metadata of an object."""
         return cls(
             database=metadata.get("database") or None,
             system=metadata.get("system") or None,
@@ -47,7 +48,7 @@ class Identity:
         )
 
     def metadata(self) -> dict[str, str]:
-        """Return what :meth:`of` reads, not encoded."""
+        """Return the metadata that :meth:`of` reads, not encoded."""
         values = {
             "database": self.database,
             "system": self.system,
@@ -58,7 +59,7 @@ class Identity:
 
     @property
     def label(self) -> str:
-        """The source for people, and for the option ``--source``: ``shop@7301234567890123456``."""
+        """The source in messages and in the option ``--source``: ``shop@7301234567890123456``."""
         if self.database is None:
             return "unnamed"
         if self == UNREADABLE:
@@ -68,11 +69,11 @@ class Identity:
 
     @property
     def digest(self) -> str:
-        """A short name that is the same for the same source."""
+        """A short name, the same for the same source."""
         return sha256(self.label.encode("utf-8", "surrogateescape")).hexdigest()[:_DIGITS]
 
     def relation(self, other: Identity) -> Relation:
-        """Tell whether another identity is of the same source, as far as both tell."""
+        """Return whether another identity is the same source, as far as both are known."""
         if self.database is None or other.database is None:
             return "unknown"
         if self.database != other.database:
@@ -81,7 +82,7 @@ class Identity:
             return "same" if self.system == other.system else "other"
         if _differ(self.host, other.host) or _differ(self.port, other.port):
             return "other"
-        # Of two servers that do not tell their identifier, the address is all there is.
+        # If neither server discloses its identifier, only the address remains.
         neither = not self.system and not other.system
         return "same" if neither and self.host and other.host else "unknown"
 
@@ -91,17 +92,17 @@ def _differ(one: str | None, other: str | None) -> bool:
 
 
 UNREADABLE = Identity("\0")
-"""Of a backup whose metadata cannot be read: no database has such a name."""
+"""The source of a backup whose metadata cannot be read: no database has such a name."""
 
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """What the metadata of a backup tell of its source; ``started`` is when it began, in UTC.
+    """The source of a backup as its metadata records it.
 
-    ``id`` is that of the backup and of what lies beside it; None in a copy that lost it.
-
-    ``since`` is when the source made its first backup that names its server, ``reported`` are the
-    digests of the other sources that were reported by then; None in earlier backups.
+    ``started`` is the start of the backup, in UTC. ``id`` is that of the backup and its companions;
+    None in a copy that lost it. ``since`` is the time of the source's first backup that names its
+    server. ``reported`` are the digests of the other sources that were reported by then. Both are
+    None in earlier backups.
     """
 
     identity: Identity
@@ -112,7 +113,7 @@ class Origin:
 
     @classmethod
     def of(cls, metadata: Mapping[str, str], started: datetime) -> Self:
-        """Read it from the metadata of an archive, decoded."""
+        """Read it from the decoded metadata of an archive."""
         reported = metadata.get(OTHERS)
         return cls(
             identity=Identity.of(metadata),
@@ -125,23 +126,23 @@ class Origin:
 
 def _moment(text: str) -> datetime | None:
     try:
-        return datetime.strptime(text, _TIME).replace(tzinfo=UTC)
+        return moment_of(text)
     except ValueError:
         return None
 
 
 class Claim:
-    """Which backups under a prefix are of the given sources, as far as all of their metadata tell.
+    """Decides which backups under a prefix belong to the given sources, by all their metadata.
 
-    A backup that does not name its server counts as theirs only if it is from before their first
-    one that does, and if it cannot be of another source under the prefix. One that tells a system
-    identifier is never of a source that does not.
+    A backup that does not name its server belongs to them only if it is older than their first one
+    that does, and if it cannot belong to another source under the prefix. A backup with a system
+    identifier never belongs to a source without one.
     """
 
     def __init__(self, sources: Sequence[Identity], origins: Sequence[Origin]) -> None:
-        """Compare the ``sources``, at all their addresses, with everything that is stored.
+        """Compare the ``sources``, at all their addresses, with all stored backups.
 
-        One that names no database stands for those backups alone that tell the same.
+        A source without a database name claims only backups with exactly the same identity.
         """
         self._named = frozenset(sources)
         self._sources = {
@@ -154,7 +155,7 @@ class Claim:
         self._foreign = {each.identity for each in origins if self._is_foreign(each)}
 
     def covers(self, origin: Origin) -> bool:
-        """Tell whether a backup is of these sources."""
+        """Return whether a backup belongs to these sources."""
         if self._is_foreign(origin):
             return False
         return self._relation(origin) == "same" or all(
@@ -162,12 +163,12 @@ class Claim:
         )
 
     def doubts(self, origin: Origin) -> bool:
-        """Tell whether a backup does not count as theirs, and may be theirs nevertheless."""
+        """Return whether a backup does not count as theirs but may be theirs."""
         return self._relation(origin) == "unknown" and not self.covers(origin)
 
     @property
     def is_alone(self) -> bool:
-        """Whether nothing under the prefix is certainly of another source."""
+        """Whether no backup under the prefix certainly belongs to another source."""
         return not self._foreign
 
     def _relation(self, origin: Origin) -> Relation:
@@ -181,13 +182,14 @@ class Claim:
     def _is_foreign(self, origin: Origin) -> bool:
         relation = self._relation(origin)
         late = self.since is not None and origin.started >= self.since
-        # Of a server that tells its identifier, while ours does not: it may have had the address.
-        tells = origin.identity.system is not None
-        return relation == "other" or (relation == "unknown" and (late or tells))
+        # The backup has an identifier and our source has none: that server may have had our
+        # address before.
+        identified = origin.identity.system is not None
+        return relation == "other" or (relation == "unknown" and (late or identified))
 
 
 def addresses(source: Identity, origins: Iterable[Origin]) -> set[Identity]:
-    """Return a source as it is given, and as its backups tell: it may have had other addresses."""
+    """Return a source as given and as its backups record it: its address may have changed."""
     same = {each.identity for each in origins if source.relation(each.identity) == "same"}
     return {source, *same}
 
@@ -195,15 +197,15 @@ def addresses(source: Identity, origins: Iterable[Origin]) -> set[Identity]:
 def sources(origins: Sequence[Origin]) -> list[Identity]:
     """Return the sources under a prefix, those with the newest backups first.
 
-    What may be of one of them is not listed by itself.
+    An identity that may be one of the listed sources is not listed separately.
     """
     newest_first = sorted(origins, key=lambda each: each.started, reverse=True)
     every = list(dict.fromkeys(each.identity for each in newest_first))
     found: list[Identity] = []
     known: list[Identity] = []
-    # What tells most goes first: the others are compared with it.
-    for tells in (lambda each: each.system, lambda each: each.database, lambda _each: "anything"):
-        for each in filter(tells, every):
+    # The most complete identities come first: the others are compared with them.
+    for complete in (lambda each: each.system, lambda each: each.database, lambda _each: True):
+        for each in filter(complete, every):
             relations = {one.relation(each) for one in known}
             if relations <= {"other"}:
                 found.append(each)
@@ -213,7 +215,7 @@ def sources(origins: Sequence[Origin]) -> list[Identity]:
 
 
 def left_over(known: Sequence[Identity], origins: Sequence[Origin]) -> list[Identity]:
-    """Return what backups tell of their source that count as those of none of the ``known``."""
+    """Return the identities of the backups that belong to none of the ``known`` sources."""
     claims = [Claim([each], origins) for each in known]
     left = (each for each in origins if not any(claim.covers(each) for claim in claims))
     return list(dict.fromkeys(each.identity for each in left))
@@ -222,7 +224,7 @@ def left_over(known: Sequence[Identity], origins: Sequence[Origin]) -> list[Iden
 def named(name: str, known: Sequence[Identity], left: Sequence[Identity] = ()) -> list[Identity]:
     """Return the sources that a user may mean: the one of this label, or those of this database.
 
-    What is ``left`` of no known source is meant only by its label.
+    Identities that are ``left`` over can only be selected by their label.
     """
     return [each for each in (*known, *left) if each.label == name] or [
         each for each in known if each.database == name
@@ -230,15 +232,15 @@ def named(name: str, known: Sequence[Identity], left: Sequence[Identity] = ()) -
 
 
 def reported_after(before: Iterable[str], seen: Iterable[Identity]) -> str:
-    """Return the metadata of the next backup: what was reported before, and what is now."""
+    """Return the metadata value of the next backup: earlier reported sources and new ones."""
     digests = list(dict.fromkeys([*(each.digest for each in seen), *sorted(before)]))
     return " ".join(digests[:_MOST_OTHERS]) or _NONE
 
 
 def continued(identity: Identity, since: datetime | None, started: datetime) -> dict[str, str]:
-    """Return the metadata that name a source in its next backup, not encoded.
+    """Return the metadata that names a source in its next backup, not encoded.
 
-    ``since`` is that of its earlier backups, None if this is the first one.
+    ``since`` is that of its earlier backups; None if this is the first one.
     """
     first = min(since or started, started)
-    return {**identity.metadata(), SINCE: first.astimezone(UTC).strftime(_TIME)}
+    return {**identity.metadata(), SINCE: iso(first)}

@@ -1,21 +1,23 @@
-"""The record of a drill that passed: what was checked, figures, durations and versions, as JSON."""
+"""The record of a drill that passed: checks, figures, durations and versions, as JSON."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
+from pgstash.format import authenticated_json
+from pgstash.format.authenticated_json import Authenticate
+
 FORMAT = 1
-"""Raised by what an older reader must not ignore. It ignores keys that it does not know."""
+"""Raised for whatever an older reader must not ignore. It ignores keys that it does not know."""
 
 READER = "0.1.0"
-"""The oldest pgstash that reads this format: raised together with it, and stored beside it."""
+"""The oldest pgstash that reads proofs of this format: raised together with it, and stored."""
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One thing that a drill looked at; ``found`` is a sentence with the figure in it."""
+    """One check of a drill; ``found`` is the finding in words, with its figure."""
 
     name: str
     passed: bool
@@ -24,11 +26,11 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class Proof:
-    """A backup was restored and looked at. Times are UTC in ISO 8601, durations in seconds.
+    """A backup was restored and checked. Times are UTC in ISO 8601, durations in seconds.
 
-    ``reader`` is the oldest pgstash that reads this format, ``sha256`` the digest of the archive
-    as it was read, ``restore_seconds`` the measured recovery time, ``scratch`` where it was tried,
-    ``server`` the version that it was restored into and ``client`` that of pg_dump.
+    ``reader`` is the oldest pgstash that reads this proof, ``sha256`` the digest of the archive as
+    it was read, and ``restore_seconds`` the measured recovery time. ``scratch`` is the place of the
+    restore, ``server`` the version of its server and ``client`` that of pg_dump.
     """
 
     format: int
@@ -51,11 +53,6 @@ class Proof:
     warnings: Sequence[str]
 
 
-def dump(proof: Proof, authenticate: Callable[[bytes], str] | None) -> bytes:
-    """Return the proof as JSON, with an ``hmac`` over all that precedes it if there is a key."""
-    value = asdict(proof)
-    lines = (f"{json.dumps(key)}: {json.dumps(item)}" for key, item in value.items())
-    body = ("{\n" + ",\n".join(lines)).encode("ascii")
-    if authenticate is None:
-        return body + b"\n}\n"
-    return body + f',\n"hmac": "{authenticate(body)}"\n}}\n'.encode("ascii")
+def dump(proof: Proof, authenticate: Authenticate | None) -> bytes:
+    """Return the proof as JSON, with an HMAC if there is a key."""
+    return authenticated_json.dump(asdict(proof), authenticate)

@@ -1,4 +1,4 @@
-"""Tells whether a backup is much smaller than the ones before it: a pure comparison."""
+"""Compares the size of a backup with those of earlier ones, as pure values."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from statistics import median
 from typing import Self
 
 MOST = 7
-"""How many predecessors are compared with, the most recent ones."""
+"""The number of predecessors to compare with: the most recent ones."""
 
 FEWEST = 3
-"""With fewer there is nothing to compare with."""
+"""With fewer predecessors nothing is compared."""
 
 _NAMES = {"raw_bytes": "bytes of SQL", "tables": "tables", "rows": "rows"}
 
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """How large a backup is: ``raw_bytes`` of plain SQL, and what was counted in them."""
+    """The size of a backup: ``raw_bytes`` of plain SQL, and the tables and rows in it."""
 
     raw_bytes: int
     tables: int
@@ -26,7 +26,7 @@ class Figures:
 
     @classmethod
     def of(cls, metadata: Mapping[str, str]) -> Self | None:
-        """Read them from a manifest's metadata; None where they are not all in there."""
+        """Read them from the metadata of a manifest; None if they are not complete."""
         found = [metadata.get(field.name.replace("_", "-"), "") for field in fields(cls)]
         if not all(value.isascii() and value.isdecimal() for value in found):
             return None
@@ -34,9 +34,9 @@ class Figures:
 
 
 def shrunk(current: Figures, predecessors: Sequence[Figures], ratio: float) -> list[str]:
-    """Name each figure that is below ``ratio`` times the median of its predecessors.
+    """Return a line for each figure below ``ratio`` times the median of its predecessors.
 
-    ``predecessors`` begin with the most recent one. Nothing is below where there are too few.
+    ``predecessors`` start with the most recent one. If there are too few, no line is returned.
     """
     recent = predecessors[:MOST]
     if len(recent) < FEWEST:

@@ -1,4 +1,4 @@
-"""Reads JSON into dataclasses: every known key with a value of its type; other keys are ignored."""
+"""Reads JSON into dataclasses: known keys must have values of their type, others are ignored."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _Kind = TypeVar("_Kind", bound="DataclassInstance")
 
 
 def read(kind: type[_Kind], value: object, **ready: object) -> _Kind:
-    """Return the dataclass that a JSON object holds, with the fields that are ``ready`` by now.
+    """Return the dataclass of a JSON object, with the fields that are ``ready`` already.
 
-    Keys that it does not know are ignored: a later version may have written them. Raises
-    TypeError if a key is missing that has no default, or a value is not of its type.
+    Unknown keys are ignored: a later version may have written them. Raises TypeError if a key
+    without a default is missing, or if a value is not of its type.
     """
     if not isinstance(value, dict):
         raise TypeError(f"{kind.__name__} is not an object")
@@ -29,8 +29,8 @@ def read(kind: type[_Kind], value: object, **ready: object) -> _Kind:
 def read_rows(kind: type[_Kind], value: object) -> list[_Kind]:
     """Return the dataclasses of ``{"columns": [name, …], "rows": [[value, …], …]}``.
 
-    They are checked by columns, which takes a fraction of the time for a million rows. Raises what
-    :func:`read` raises, KeyError, and ValueError if a row has not one value for each column.
+    The check is by column, which takes a fraction of the time for a million rows. Raises what
+    :func:`read` raises, KeyError, and ValueError if a row does not have one value for each column.
     """
     if not isinstance(value, dict):
         raise TypeError(f"the table of each {kind.__name__} is not an object")
@@ -57,14 +57,14 @@ def read_rows(kind: type[_Kind], value: object) -> list[_Kind]:
 
 
 def _samples(hint: object, column: Iterable[object]) -> Iterable[object]:
-    """Return what has to be checked of a column: one value of each type, or each word."""
+    """Return the values of a column to check: one of each type, or each distinct word."""
     if any(get_origin(each) is Literal for each in (hint, *get_args(hint))):
         return set(column)
     return {type(cell): cell for cell in column}.values()
 
 
 def _typed(hint: object, value: object, name: str) -> object:
-    """Return a value that is of this type, as the dataclass holds it; raise TypeError."""
+    """Return a value of this type as the dataclass holds it. Raises TypeError."""
     if get_origin(hint) in (Union, UnionType):
         if value is None and NoneType in get_args(hint):
             return None
@@ -76,6 +76,6 @@ def _typed(hint: object, value: object, name: str) -> object:
     if get_origin(hint) is Sequence and type(value) is list:
         [item] = get_args(hint)
         return [_typed(item, each, name) for each in value]
-    if type(value) is not hint:  # True is no number here
-        raise TypeError(f"{name} is not what it should be: {value!r:.100}")
+    if type(value) is not hint:  # True is not a number here
+        raise TypeError(f"{name} has a value of the wrong type: {value!r:.100}")
     return value

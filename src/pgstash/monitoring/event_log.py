@@ -1,18 +1,21 @@
-"""Writes every event to the log, each as one of a kind is written."""
+"""Writes events to the log: one function for each kind."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable
 
-from pgstash import events, retention
+from pgstash import events
+from pgstash.counting import counted
+from pgstash.format.iso_time import iso
 from pgstash.monitoring.log import FAILURE, LOGGER, SUCCESS
-from pgstash.monitoring.wording import is_warning, left_behind, seconds, size, span
+from pgstash.monitoring.messages import is_warning, left_behind, seconds, size, span
 
 
 def _next_run(event: events.NextRunPlanned) -> None:
-    wait = f"in {span(event.seconds)}" if event.seconds > 0 else "at once: it is overdue"
-    LOGGER.info("Next run at %s (%s)", event.at.strftime("%Y-%m-%dT%H:%M:%SZ"), wait)
+    wait = f"in {span(event.seconds)}" if event.seconds > 0 else "now: it is overdue"
+    reason = f": {event.reason}" if event.reason else ""
+    LOGGER.info("Next run at %s (%s)%s", iso(event.at), wait, reason)
 
 
 def listen(event: events.Event) -> None:
@@ -23,9 +26,9 @@ def listen(event: events.Event) -> None:
 
 
 def explain(event: events.Event) -> None:
-    """Write an event as :func:`listen` does, and at once what is a detail after a backup.
+    """Write an event as :func:`listen` does, but log what pruning keeps, and why, as information.
 
-    For a user who asked for pruning: which backups are kept and why, and the summary.
+    For a user who asked for pruning. After a backup these are details for the debug log.
     """
     if isinstance(event, events.BackupKept):
         _backup_kept(event, logging.INFO)
@@ -72,15 +75,15 @@ def _dump_finished(event: events.DumpFinished) -> None:
 
 
 def _backup_succeeded(event: events.BackupSucceeded) -> None:
-    # Not by success(): what is written here as a constant survives the scrubber, even where a
-    # secret is one of its words.
+    # Not messages.success(): the redaction keeps constants of the log, even if a secret is one of
+    # their words.
     LOGGER.log(
         SUCCESS,
-        "Backup completed successfully in %s: %s (%d tables, %d rows, %s stored)",
+        "Backup completed successfully in %s: %s (%s, %s, %s stored)",
         seconds(event.seconds),
         event.name,
-        event.tables,
-        event.rows,
+        counted(event.tables, "table"),
+        counted(event.rows, "row"),
         size(event.stored_bytes),
     )
     LOGGER.info("Backup location: %s", event.location)
@@ -88,14 +91,31 @@ def _backup_succeeded(event: events.BackupSucceeded) -> None:
 
 def _backup_failed(event: events.BackupFailed) -> None:
     hint = f"\n{event.hint}" if event.hint else ""
-    LOGGER.log(
-        FAILURE,
-        "Backup failed after %s: %s: %s%s",
-        seconds(event.seconds),
+    what = seconds(event.seconds), event.name, event.message, hint
+    if event.repeated:
+        LOGGER.warning("Backup failed again after %s: %s: %s%s", *what)
+    else:
+        LOGGER.log(FAILURE, "Backup failed after %s: %s: %s%s", *what)
+
+
+def _backup_chosen(event: events.BackupChosen) -> None:
+    if event.at is None:
+        LOGGER.info("Chosen: %s of %s", event.name, iso(event.started))
+        return
+    LOGGER.info(
+        "Chosen: %s of %s, %s before %s; the next one: %s, the one before: %s",
         event.name,
-        event.message,
-        hint,
+        iso(event.started),
+        span((event.at - event.started).total_seconds()),
+        iso(event.at),
+        event.after or "none",
+        event.before or "none",
     )
+
+
+def _restore_targeted(event: events.RestoreTargeted) -> None:
+    what = "new database" if event.created else "database"
+    LOGGER.info("Target: %s %s on %s", what, event.database, event.address)
 
 
 def _restore_started(event: events.RestoreStarted) -> None:
@@ -116,12 +136,12 @@ def _restore_planned(event: events.RestorePlanned) -> None:
         event.client,
     )
     if event.raw_bytes is None:
-        LOGGER.warning("There is no manifest to check %s with", event.name)
+        LOGGER.warning("%s has no manifest to verify it against", event.name)
     else:
         LOGGER.info(
-            "It holds %d rows in %d tables, %s of SQL",
-            event.rows,
-            event.tables,
+            "It contains %s in %s, %s of SQL",
+            counted(event.rows or 0, "row"),
+            counted(event.tables or 0, "table"),
             size(event.raw_bytes),
         )
 
@@ -129,13 +149,14 @@ def _restore_planned(event: events.RestorePlanned) -> None:
 def _restore_succeeded(event: events.RestoreSucceeded) -> None:
     LOGGER.log(
         SUCCESS,
-        "Restore completed successfully in %s: %s to %s on %s (%s of SQL, %s)",
+        "Restore completed successfully in %s: %s to %s on %s (%s of SQL, %s)%s",
         seconds(event.seconds),
         event.name,
         event.database,
         event.host,
         size(event.raw_bytes),
-        "verified" if event.verified else "not verified: there is no manifest",
+        "verified" if event.verified else "not verified: it has no manifest",
+        f"\n{event.kept}" if event.kept else "",
     )
 
 
@@ -155,13 +176,13 @@ def _restore_failed(event: events.RestoreFailed) -> None:
 def _drill_succeeded(event: events.DrillSucceeded) -> None:
     LOGGER.log(
         SUCCESS,
-        "Drill passed in %s: %s is proven to restore, in %s (%d checks, %d tables, %d rows)",
+        "Drill passed in %s: %s is proven to restore, in %s (%s, %s, %s)",
         seconds(event.seconds),
         event.name,
         seconds(event.restore_seconds),
-        event.checks,
-        event.tables,
-        event.rows,
+        counted(event.checks, "check"),
+        counted(event.tables, "table"),
+        counted(event.rows, "row"),
     )
     LOGGER.info("Proof location: %s", event.location)
 
@@ -179,8 +200,8 @@ def _drill_failed(event: events.DrillFailed) -> None:
 
 
 def _backup_kept(event: events.BackupKept, level: int = logging.DEBUG) -> None:
-    if event.reasons == (retention.PROVEN,):
-        # The rules would have it go: whoever looks for what they set up is told why it stays.
+    if event.reasons == (events.KEPT_AS_PROVEN,):
+        # The retention settings alone would remove it, so show why it is kept.
         level = logging.INFO
     LOGGER.log(level, "keep    %s  %s", event.name, "; ".join(event.reasons))
 
@@ -191,8 +212,9 @@ def _backup_removed(event: events.BackupRemoved) -> None:
 
 
 def _others_left(event: events.OthersLeft, level: int = logging.DEBUG) -> None:
-    count = "1 backup" if event.number == 1 else f"{event.number} backups"
-    LOGGER.log(level, "leave   %s of another source  %s", count, event.label)
+    LOGGER.log(
+        level, "leave   %s of another source  %s", counted(event.number, "backup"), event.label
+    )
 
 
 def _swept(event: events.LeftoverSwept) -> None:
@@ -204,13 +226,12 @@ def _swept(event: events.LeftoverSwept) -> None:
 def _prune_finished(event: events.PruneFinished, level: int = logging.DEBUG) -> None:
     if not event.dry_run and (event.removed or event.swept):
         level = logging.INFO
-    counts = event.location, event.kept, event.removed, event.swept
+    kept, swept = counted(event.kept, "backup"), counted(event.swept, "leftover")
+    counts = event.location, kept, event.removed, swept
     if event.dry_run:
-        LOGGER.log(
-            level, "Dry run of %s: %d backups to keep, %d to remove, %d leftovers to sweep", *counts
-        )
+        LOGGER.log(level, "Dry run of %s: %s to keep, %d to remove, %s to sweep", *counts)
     else:
-        LOGGER.log(level, "Pruned %s: %d backups kept, %d removed, %d leftovers swept", *counts)
+        LOGGER.log(level, "Pruned %s: %s kept, %d removed, %s swept", *counts)
 
 
 def _prune_failed(event: events.PruneFailed) -> None:
@@ -220,6 +241,7 @@ def _prune_failed(event: events.PruneFailed) -> None:
 
 _WRITERS: dict[type[events.Event], Callable[..., None]] = {
     events.Notice: lambda event: LOGGER.debug("%s", event.message),
+    events.Informed: lambda event: LOGGER.info("%s", event.message),
     events.Warned: lambda event: LOGGER.warning("%s", event.message),
     events.ToolSaid: _tool_said,
     events.Retrying: _retrying,
@@ -235,11 +257,17 @@ _WRITERS: dict[type[events.Event], Callable[..., None]] = {
     ),
     events.BackupSucceeded: _backup_succeeded,
     events.BackupFailed: _backup_failed,
+    events.BackupChosen: _backup_chosen,
+    events.RestoreTargeted: _restore_targeted,
     events.RestoreStarted: _restore_started,
     events.RestorePlanned: _restore_planned,
     events.RestoreSucceeded: _restore_succeeded,
     events.RestoreFailed: _restore_failed,
-    events.RoleCreated: lambda event: LOGGER.info("Created the role %s, without login", event.name),
+    events.RoleCreated: lambda event: LOGGER.info(
+        "Created the role %s, %s",
+        event.name,
+        "with its login and password" if event.login else "without login",
+    ),
     events.DrillStarted: lambda event: LOGGER.info(
         "Starting drill: %s in %s", event.name, event.where
     ),
@@ -249,7 +277,6 @@ _WRITERS: dict[type[events.Event], Callable[..., None]] = {
     events.BackupRemoved: _backup_removed,
     events.OthersLeft: _others_left,
     events.LeftoverSwept: _swept,
-    events.SweepLeftOut: lambda event: LOGGER.info("Leftovers are not swept: %s", event.reason),
     events.PruneFinished: _prune_finished,
     events.PruneFailed: _prune_failed,
 }

@@ -1,6 +1,7 @@
-"""Serves what is known of the service to probes: `/healthz` (alive) and `/readyz` (all is well).
+"""Answers probes of the service: `/healthz` (alive) and `/readyz` (healthy).
 
-All is well while the newest backup is fresh and no drill has failed since the last that passed.
+The service is healthy while the newest backup is fresh and no drill has failed since the last one
+that passed.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from pgstash import __version__, events
 from pgstash.errors import ConfigurationError
-from pgstash.manifest import ARCHIVE_NAME, started_of
-from pgstash.monitoring.scrub import Scrubber
+from pgstash.format.iso_time import iso
+from pgstash.format.names import ARCHIVE_NAME, started_of
+from pgstash.monitoring.redaction import Scrubber
 from pgstash.signals import kept_for_this_thread
 
 _SECONDS_TO_ASK = 5.0
@@ -51,7 +53,7 @@ class _Proof:
 
 
 class Health:
-    """A listener to events that knows how the service is. Safe to use from any thread."""
+    """An event listener that keeps the state of the service. Safe to use from any thread."""
 
     def __init__(
         self,
@@ -59,7 +61,7 @@ class Health:
         stale_at: Callable[[datetime], datetime],
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
-        """Begin with nothing known; ``stale_at`` is the rule of `pgstash healthcheck`."""
+        """Start without any state; ``stale_at`` is the rule of `pgstash healthcheck`."""
         self._scrubber = scrubber
         self._stale_at = stale_at
         self._now = now
@@ -73,19 +75,19 @@ class Health:
         self._next_run: datetime | None = None
 
     def found(self, name: str, started: datetime, stored_bytes: int) -> None:
-        """Take note of a backup that was in the store before; a newer one stays."""
+        """Record a backup that was in the store before, unless a newer one is known."""
         with self._lock:
             if self._success is None or self._success.started < started:
                 self._success = _Success(name, started, stored_bytes, None)
 
     def found_proof(self, name: str, at: datetime) -> None:
-        """Take note of a drill that passed before; a later one stays, and so does a failure."""
+        """Record a drill that passed before, unless a later one is known; a failure stays."""
         with self._lock:
             if self._proof is None or self._proof.at < at:
                 self._proof = _Proof(name, at)
 
     def __call__(self, event: events.Event) -> None:
-        """Hear of an event; never waits."""
+        """Take an event; never waits."""
         match event:
             case events.BackupSucceeded():
                 named = ARCHIVE_NAME.fullmatch(event.name)
@@ -116,12 +118,12 @@ class Health:
         return _Failure(event.name, event.error, self._now(), message[:_LONGEST_MESSAGE])
 
     def facts(self) -> tuple[bool, dict[str, object]]:
-        """Return whether all is well, and all that is known."""
+        """Return whether the service is healthy, and the body of `/readyz`."""
         now = self._now()
         with self._lock:
             success, failure, next_run = self._success, self._failure, self._next_run
             proof, failed_drill, drill_failed = self._proof, self._failed_drill, self._drill_failed
-        # A fresh backup is worth little where backups do not restore: that is said first.
+        # A failed drill comes first: a fresh backup is worth little if backups do not restore.
         if drill_failed:
             status = "drill failed"
         elif success is None:
@@ -131,11 +133,11 @@ class Health:
         return status == "ready", {
             "status": status,
             "version": __version__,
-            "running_since": _iso(self._running_since),
-            "next_run": _iso(next_run) if next_run else None,
+            "running_since": iso(self._running_since),
+            "next_run": iso(next_run) if next_run else None,
             "last_success": {
                 "name": success.name,
-                "at": _iso(success.started),
+                "at": iso(success.started),
                 "age_seconds": round((now - success.started).total_seconds()),
                 "stored_bytes": success.stored_bytes,
                 "raw_bytes": success.raw_bytes,
@@ -144,14 +146,14 @@ class Health:
             else None,
             "last_failure": {
                 "error": failure.error,
-                "at": _iso(failure.at),
+                "at": iso(failure.at),
                 "message": failure.message,
             }
             if failure
             else None,
             "last_proof": {
                 "name": proof.name,
-                "at": _iso(proof.at),
+                "at": iso(proof.at),
                 "age_seconds": round((now - proof.at).total_seconds()),
             }
             if proof
@@ -159,7 +161,7 @@ class Health:
             "last_failed_drill": {
                 "name": failed_drill.name,
                 "error": failed_drill.error,
-                "at": _iso(failed_drill.at),
+                "at": iso(failed_drill.at),
                 "message": failed_drill.message,
             }
             if failed_drill
@@ -171,14 +173,14 @@ class Health:
 def serving(port: int, health: Health) -> Iterator[int]:
     """Serve on all interfaces until the end of the block; yield the port.
 
-    Port 0 is any free one. Raises ConfigurationError where the port cannot be had.
+    Port 0 is any free one. Raises ConfigurationError if the port is not available.
     """
     try:
         listener = _listener(port)
     except OSError as error:
         reason = error.strerror or str(error)
         raise ConfigurationError(
-            [f"HEALTH_PORT {port} cannot be listened on: {reason} (choose another port)"]
+            [f"HEALTH_PORT {port} is not available: {reason}. Choose another port."]
         ) from error
     server = _Server(listener, health)
     thread = threading.Thread(
@@ -190,13 +192,13 @@ def serving(port: int, health: Health) -> Iterator[int]:
         yield listener.getsockname()[1]
     finally:
         with contextlib.suppress(OSError):
-            listener.shutdown(socket.SHUT_RDWR)  # wakes the thread at once
+            listener.shutdown(socket.SHUT_RDWR)  # wakes the thread immediately
         server.shutdown()
         server.server_close()
 
 
 def _listener(port: int) -> socket.socket:
-    """Listen on IPv6 and IPv4, or on IPv4 where there is no other."""
+    """Listen on IPv6 and IPv4, or on IPv4 alone if the system has no IPv6."""
     if socket.has_dualstack_ipv6():
         return socket.create_server(
             ("", port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=_BACKLOG
@@ -205,7 +207,7 @@ def _listener(port: int) -> socket.socket:
 
 
 class _Server(ThreadingHTTPServer):
-    """One thread for each connection; beyond a few, the oldest is closed for the newest."""
+    """One thread per connection; above a limit, the oldest connection is closed for a new one."""
 
     daemon_threads = True
     block_on_close = False
@@ -219,7 +221,7 @@ class _Server(ThreadingHTTPServer):
         self._guard = threading.Lock()
 
     def process_request(self, request: object, client_address: object) -> None:
-        """Make room, then let a thread answer."""
+        """Close the oldest connection if there are too many, then let a thread answer."""
         if not isinstance(request, socket.socket):
             raise TypeError("connections are sockets")
         with self._guard:
@@ -233,15 +235,16 @@ class _Server(ThreadingHTTPServer):
     def shutdown_request(self, request: object) -> None:
         """Close a connection, answered or not."""
         with self._guard, contextlib.suppress(ValueError):
+            # The stubs allow a datagram too, which no server of TCP gets.
             self._open.remove(request)  # type: ignore[arg-type]
-        super().shutdown_request(request)  # type: ignore[arg-type]
+        super().shutdown_request(request)  # type: ignore[arg-type] # as above
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """Say nothing of a client that went away or was too slow."""
+        """Ignore a client that disconnected or was too slow."""
 
 
 class _Handler(BaseHTTPRequestHandler):
-    """Answers GET and HEAD, one request a connection, and reads no body."""
+    """Answers GET and HEAD, one request per connection, and reads no body."""
 
     timeout = _SECONDS_TO_ASK
     server: _Server
@@ -260,7 +263,7 @@ class _Handler(BaseHTTPRequestHandler):
     do_HEAD = do_GET  # noqa: N815 - a name of the base
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
-        """Answer what the base class refuses: a method that it does not know, or no HTTP at all."""
+        """Answer what the base class refuses: an unknown method, or a request that is not HTTP."""
         del message, explain
         unknown = code == HTTPStatus.NOT_IMPLEMENTED
         status = HTTPStatus.METHOD_NOT_ALLOWED if unknown else HTTPStatus(code)
@@ -280,7 +283,3 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - as in the base
         """Keep probes out of the log."""
-
-
-def _iso(moment: datetime) -> str:
-    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

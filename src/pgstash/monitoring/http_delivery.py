@@ -1,6 +1,6 @@
-"""Sends small HTTP requests on the side: bounded in time, tried again, never fatal.
+"""Sends small HTTP requests in the background: bounded in time, retried, never fatal.
 
-What goes wrong is told in words of our own: a library's would quote the URL, which is a secret.
+Errors are worded here: messages of the library would quote the URL, which is a secret.
 """
 
 from __future__ import annotations
@@ -27,25 +27,26 @@ from urllib3.exceptions import TimeoutError as NoAnswerError
 from urllib3.util import parse_url
 
 from pgstash import __version__
+from pgstash.counting import counted
 from pgstash.errors import Interrupted
 
 TRIES = 3
 ANSWER_SECONDS = 10.0
-"""How long a try may take, from the name's resolution to the answer's status."""
+"""Seconds that a try may take, from resolving the host name to the status of the answer."""
 
 BACKOFF_SECONDS = 1.0
-"""Before the second try; doubled before the third."""
+"""Seconds before the second try; doubled before the third."""
 
 END_SECONDS = 45.0
-"""How long the end of a command waits for what is still to be delivered, all tries included."""
+"""Seconds that the end of a command waits for pending deliveries, all tries included."""
 
 SIGNAL_SECONDS = 1.0
-"""How long it waits for that after a signal."""
+"""Seconds that it waits for them after a signal."""
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One request; ``body`` is made when it is sent, in the thread that sends it."""
+    """One request; ``body`` is called by the thread that sends it."""
 
     method: str
     url: str = field(repr=False)
@@ -55,13 +56,13 @@ class Request:
 
 
 class DeliveryError(Exception):
-    """A request was not answered as it should be; the text is fit for a log."""
+    """A request failed or got an error as its answer; the text may be logged."""
 
 
 class Courier:
     """Sends requests to one destination, in order, from a thread of its own.
 
-    ``what`` names the destination in warnings, ``warn`` takes them.
+    ``what`` names the destination in warnings; ``warn`` receives them.
     """
 
     def __init__(
@@ -82,25 +83,25 @@ class Courier:
         self._thread.start()
 
     def send(self, request: Request) -> None:
-        """Take a request and return at once."""
+        """Queue a request and return immediately."""
         self._queue.put(request)
 
     def finish(self) -> None:
-        """Take no more requests."""
+        """Accept no more requests."""
         self._queue.put(None)
 
     def wait(self, seconds: float) -> None:
-        """Wait for what was taken before :meth:`finish`, and warn if that takes longer."""
+        """Wait for the requests queued before :meth:`finish`; warn if they take longer."""
         self._thread.join(max(seconds, 0))
         if self._thread.is_alive():
-            self._warn(f"{self._what} was not delivered before the end")
+            self._warn(f"{self._what} was not delivered before the command ended")
 
     def _work(self) -> None:
         while (request := self._queue.get()) is not None:
             try:
                 self._deliver(request)
             except DeliveryError as error:
-                tries = "1 try" if request.tries == 1 else f"{request.tries} tries"
+                tries = counted(request.tries, "try", "tries")
                 self._warn(f"{self._what} could not be delivered in {tries}: {error}")
             except Exception as error:  # noqa: BLE001 - the border of a thread
                 self._warn(f"{self._what} could not be delivered: {type(error).__name__}")
@@ -116,7 +117,7 @@ class Courier:
         retrying(lambda: self._within(lambda: self._send(request, body)))
 
     def _within(self, send: Callable[[], None]) -> None:
-        """Wait so long and no longer: a socket's timeout ends neither DNS nor a trickle."""
+        """Enforce the time limit: a socket timeout limits neither DNS nor a trickle of bytes."""
         errors: list[DeliveryError] = []
 
         def work() -> None:
@@ -136,7 +137,7 @@ class Courier:
             raise errors[0]
 
     def _send(self, request: Request, body: bytes | None) -> None:
-        """Send it once. Redirects are not followed: they would take the body elsewhere."""
+        """Send it once. Redirects are not followed: they would send the body elsewhere."""
         headers = {"User-Agent": f"pgstash/{__version__}", **request.headers}
         timeout = urllib3.Timeout(total=self._answer_seconds)
         try:
@@ -159,18 +160,18 @@ class Courier:
         if response.status >= 400:  # noqa: PLR2004 - where HTTP's errors begin
             raise DeliveryError(f"HTTP {response.status}")
         if response.status >= 300:  # noqa: PLR2004 - where HTTP's redirects begin
-            raise DeliveryError(f"HTTP {response.status}, and redirects are not followed")
+            raise DeliveryError(f"HTTP {response.status}: redirects are not followed")
 
     def _reason(self, error: HTTPError) -> str:
         match error:
             case NameResolutionError():
-                return "the name of its host cannot be resolved"
+                return "its host name cannot be resolved"
             case NewConnectionError(__cause__=OSError() as cause) if cause.strerror:
                 return f"no connection ({cause.strerror})"
             case NoAnswerError():
                 return f"no answer within {self._answer_seconds:g}s"
             case SSLError():
-                return "TLS failed: the certificate is not trusted or not for this host"
+                return "TLS failed: the certificate is not trusted, or is not valid for this host"
             case ProtocolError():
                 return "the connection broke"
             case _:
@@ -179,7 +180,7 @@ class Courier:
 
 @contextlib.contextmanager
 def finished(couriers: list[Courier]) -> Iterator[None]:
-    """Wait at the end of the block until all is delivered; after a signal for a moment only."""
+    """Wait at the end of the block until everything is delivered; after a signal, only briefly."""
     seconds = END_SECONDS
     try:
         yield

@@ -1,4 +1,4 @@
-"""The log: one line a record, in UTC, scrubbed, warnings and worse on stderr."""
+"""The log: one line per record, in UTC, without secrets, warnings and errors on stderr."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from datetime import UTC, datetime
 from types import TracebackType
 from typing import Literal, TextIO
 
-from pgstash.monitoring.scrub import Scrubber
+from pgstash.errors import Interrupted
+from pgstash.format.iso_time import iso
+from pgstash.monitoring.redaction import Scrubber
 
 SUCCESS = 25
 FAILURE = 45
@@ -31,14 +33,14 @@ _COLOURS = {
 }
 _RESET = "\033[0m"
 
-# Of a library that logs what it sends, even a debug log wants the failures alone.
+# These libraries log everything they send; even the debug log only needs their failures.
 _CHATTY = ("botocore", "boto3", "urllib3", "psycopg")
 
 Format = Literal["text", "json"]
 
 
 class _Formatter(logging.Formatter):
-    """Formats a record, traceback included, and scrubs what came of it."""
+    """Formats a record, including its traceback, and scrubs the result."""
 
     def __init__(self, scrubber: Scrubber, *, layout: Format, colour: bool) -> None:
         super().__init__()
@@ -47,8 +49,8 @@ class _Formatter(logging.Formatter):
         self._colour = colour
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the line, or the lines where the message has several."""
-        time = datetime.fromtimestamp(record.created, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        """Return the line, or the lines if the message has several."""
+        time = iso(datetime.fromtimestamp(record.created, UTC))
         message = self._scrubbed(record)
         if self._layout == "json":
             line = {"timestamp": time, "level": record.levelname, "message": message}
@@ -62,8 +64,8 @@ class _Formatter(logging.Formatter):
     def _scrubbed(self, record: logging.LogRecord) -> str:
         """Return the message without secrets.
 
-        The words of pgstash's own messages are constants that people search for: they stay also
-        where a secret is one of them ("backup"). All that is put into them is scrubbed first.
+        The words of pgstash's own messages are constants that people search for. They stay even
+        if a secret is the same word ("backup"). Everything that is put into them is scrubbed first.
         """
         if record.name.partition(".")[0] != LOGGER.name:
             return self._scrubber.scrub(f"{record.name}: {super().format(record)}")
@@ -81,7 +83,7 @@ class _Formatter(logging.Formatter):
 
 
 class _Argument:
-    """What is put into a message, and shows itself without secrets."""
+    """An argument of a message whose text has no secrets."""
 
     def __init__(self, value: object, scrub: Callable[[str], str]) -> None:
         self._value = value
@@ -89,7 +91,7 @@ class _Argument:
 
     @classmethod
     def of(cls, value: object, scrub: Callable[[str], str]) -> object:
-        """Return the argument; a number as it is, for ``%d`` wants one."""
+        """Return the wrapped argument; a number stays as it is, because ``%d`` needs one."""
         return value if isinstance(value, int | float) else cls(value, scrub)
 
     def __str__(self) -> str:
@@ -100,14 +102,14 @@ class _Argument:
 
 
 def printable(text: str) -> str:
-    """Return a text whose control characters are written as escapes."""
+    """Return a text with its control characters written as escapes."""
     return "".join(
         char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
     )
 
 
 class _Handler(logging.Handler):
-    """Writes to what is stdout or stderr now: a progress bar replaces them while it shows."""
+    """Writes to the current stdout or stderr: a progress bar replaces them while it is shown."""
 
     def __init__(self, name: Literal["stdout", "stderr"]) -> None:
         super().__init__()
@@ -115,23 +117,23 @@ class _Handler(logging.Handler):
 
     @property
     def stream(self) -> TextIO | None:
-        """What it writes to now; None where the process was started without it."""
+        """The current stream; None if the process was started without it."""
         stream: TextIO | None = getattr(sys, self._name)
         return stream
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write one record; a closed pipe at the other end is no reason to stop a backup."""
+        """Write one record. A closed pipe must not stop a backup."""
         stream = self.stream
         if stream is None:
             return
-        # TypeError: some library's record whose arguments do not fit its message.
+        # TypeError: a library's record whose arguments do not match its message.
         with contextlib.suppress(OSError, ValueError, TypeError):
             stream.write(self.format(record) + "\n")
             stream.flush()
 
 
 def start(scrubber: Scrubber, *, layout: Format, debug: bool, stdout_is_data: bool = False) -> None:
-    """Send all records, third-party loggers' and uncaught exceptions' too, through the scrubber.
+    """Send all records through the scrubber, including those of libraries and uncaught exceptions.
 
     With ``stdout_is_data`` none goes to stdout.
     """
@@ -144,7 +146,7 @@ def start(scrubber: Scrubber, *, layout: Format, debug: bool, stdout_is_data: bo
     for stream in (sys.stdout, sys.stderr):
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure:
-            reconfigure(errors="backslashreplace")  # show what cannot be encoded
+            reconfigure(errors="backslashreplace")  # show characters that cannot be encoded
     for handler in (out, err):
         colour = handler.stream is not None and handler.stream.isatty()
         handler.setFormatter(_Formatter(scrubber, layout=layout, colour=colour))
@@ -152,7 +154,7 @@ def start(scrubber: Scrubber, *, layout: Format, debug: bool, stdout_is_data: bo
     root.setLevel(logging.DEBUG if debug else logging.INFO)
     for name in _CHATTY:
         logging.getLogger(name).setLevel(logging.INFO if debug else logging.WARNING)
-    logging.raiseExceptions = False  # its own complaint would go to stderr unscrubbed
+    logging.raiseExceptions = False  # its own messages would go to stderr unscrubbed
     logging.captureWarnings(capture=True)
     sys.excepthook = _uncaught
     threading.excepthook = _uncaught_in_thread
@@ -160,10 +162,10 @@ def start(scrubber: Scrubber, *, layout: Format, debug: bool, stdout_is_data: bo
 
 
 def finish() -> None:
-    """Write out what is left; where nobody takes it, let go of it.
+    """Flush stdout and stderr; discard what cannot be written.
 
-    Otherwise the interpreter would try once more when it ends, fail, and replace the exit
-    status of the command by its own.
+    Otherwise the interpreter would try again when it ends, fail, and replace the exit status of
+    the command with its own.
     """
     for stream in (sys.stdout, sys.stderr):
         if stream is None:
@@ -179,7 +181,7 @@ def finish() -> None:
 def _uncaught(
     kind: type[BaseException], error: BaseException, traceback: TracebackType | None
 ) -> None:
-    LOGGER.log(FAILURE, "Unforeseen error", exc_info=(kind, error, traceback))
+    LOGGER.log(FAILURE, "Unexpected error", exc_info=(kind, error, traceback))
 
 
 def _uncaught_in_thread(args: threading.ExceptHookArgs) -> None:
@@ -188,6 +190,7 @@ def _uncaught_in_thread(args: threading.ExceptHookArgs) -> None:
 
 
 def _unraisable(args: sys.UnraisableHookArgs) -> None:
-    if args.exc_value is not None:
+    # A signal that came in a finalizer is raised again: see signals.Interruption.
+    if args.exc_value is not None and not isinstance(args.exc_value, Interrupted):
         error = (args.exc_type, args.exc_value, args.exc_traceback)
         LOGGER.warning("Ignored an error in %r", args.object, exc_info=error)

@@ -1,8 +1,10 @@
-"""What is said of events in more than one place, and figures, in words for people."""
+"""Texts that more than one listener uses, and numbers formatted for people."""
 
 from __future__ import annotations
 
 from pgstash import events
+from pgstash.counting import counted
+from pgstash.format.iso_time import iso
 
 
 def size(count: int) -> str:
@@ -22,7 +24,7 @@ def seconds(duration: float) -> str:
 
 
 def span(duration: float) -> str:
-    """Return a time to wait for people, in its two largest units: ``2h 5m``, ``45s``."""
+    """Return a time span for people, in its two largest units: ``2h 5m``, ``45s``."""
     whole = round(duration)
     days, hours = divmod(whole // 3600, 24)
     minutes, rest = whole // 60 % 60, whole % 60
@@ -32,42 +34,45 @@ def span(duration: float) -> str:
 
 
 def success(event: events.BackupSucceeded) -> str:
-    """Say in a sentence that a backup is complete."""
+    """Return the sentence for a complete backup."""
     return (
         f"Backup completed successfully in {seconds(event.seconds)}: {event.name} "
-        f"({event.tables} tables, {event.rows} rows, {size(event.stored_bytes)} stored)"
+        f"({counted(event.tables, 'table')}, {counted(event.rows, 'row')}, "
+        f"{size(event.stored_bytes)} stored)"
     )
 
 
 def failure(event: events.BackupFailed) -> str:
-    """Say in a sentence that there is no backup."""
-    return f"Backup failed after {seconds(event.seconds)}: {event.name}: {event.message}"
+    """Return the sentence for a failed backup."""
+    following = f" (next attempt at {iso(event.next_attempt)})" if event.next_attempt else ""
+    return f"Backup failed after {seconds(event.seconds)}: {event.name}: {event.message}{following}"
 
 
 def left_behind(event: events.UploadLeftBehind) -> str:
-    """Say what an operator may want to clear away."""
+    """Return the sentence for an upload that an operator may want to remove."""
     return (
         f"The upload of {event.key} could not be aborted ({event.reason}). It is not visible as "
-        "a backup, but its parts take space until they are removed; "
+        "a backup, but its parts take up space until they are removed; "
         f"upload id: {event.upload_id}"
     )
 
 
 def drill_success(event: events.DrillSucceeded) -> str:
-    """Say in a sentence that a backup is proven."""
+    """Return the sentence for a drill that passed."""
     return (
         f"Drill passed in {seconds(event.seconds)}: {event.name} is proven to restore, "
         f"in {seconds(event.restore_seconds)} "
-        f"({event.checks} checks, {event.tables} tables, {event.rows} rows)"
+        f"({counted(event.checks, 'check')}, {counted(event.tables, 'table')}, "
+        f"{counted(event.rows, 'row')})"
     )
 
 
 def drill_failure(event: events.DrillFailed) -> str:
-    """Say in a sentence that a backup was not proven."""
+    """Return the sentence for a drill that failed."""
     return f"Drill failed after {seconds(event.seconds)}: {event.name}: {event.message}"
 
 
 def is_warning(event: events.ToolSaid) -> bool:
-    """Tell whether a client tool complained, rather than told of something by the way."""
+    """Return whether the line of a client tool is a warning or an error."""
     words = event.line.lower()
     return "warning:" in words or "error:" in words

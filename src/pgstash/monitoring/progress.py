@@ -1,4 +1,4 @@
-"""How far long work has come: a bar on a terminal, a line in the log now and then elsewhere."""
+"""Shows progress: a bar on a terminal; elsewhere, a line in the log from time to time."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from pgstash.counting import counted
 from pgstash.events import (
     BackupFailed,
     BackupStarted,
@@ -22,16 +23,17 @@ from pgstash.events import (
     RestoreProgressed,
     RestoreStarted,
     RestoreSucceeded,
+    StatisticsUpdated,
 )
 from pgstash.monitoring.log import LOGGER
-from pgstash.monitoring.wording import size
+from pgstash.monitoring.messages import size
 
 _SECONDS_BETWEEN_LINES = 30.0
 
 
 @contextmanager
 def listen() -> Iterator[Emit]:
-    """Yield a listener to events that shows progress the way that suits stderr."""
+    """Yield an event listener that shows progress in the form that suits stderr."""
     if sys.stderr is not None and sys.stderr.isatty():
         with _bar() as listener:
             yield listener
@@ -40,18 +42,18 @@ def listen() -> Iterator[Emit]:
 
 
 class Lines:
-    """Logs a line of progress when the last one is some time ago."""
+    """Logs a line of progress at intervals."""
 
     def __init__(
         self, *, every: float = _SECONDS_BETWEEN_LINES, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        """Log at most one line in ``every`` seconds of ``clock``."""
+        """Log at most one line every ``every`` seconds of ``clock``."""
         self._every = every
         self._clock = clock
         self._started = self._last = clock()
 
     def __call__(self, event: Event) -> None:
-        """Hear of an event."""
+        """Take an event."""
         now = self._clock()
         if isinstance(event, BackupStarted | RestoreStarted | DrillStarted):
             self._started = self._last = now
@@ -76,11 +78,19 @@ class Lines:
                 size(round(event.raw_bytes / elapsed)),
                 elapsed,
             )
+        elif isinstance(event, StatisticsUpdated) and now - self._last >= self._every:
+            self._last = now
+            LOGGER.info(
+                "In progress: statistics of %d of %s, %.0fs elapsed",
+                event.done,
+                counted(event.total, "table"),
+                now - self._started,
+            )
 
 
 @contextmanager
 def _bar() -> Iterator[Emit]:
-    # Imported here: a service in a container has no terminal, and rich has its price.
+    # rich is slow to import, and a service in a container has no terminal.
     from rich.console import Console  # noqa: PLC0415
     from rich.progress import (  # noqa: PLC0415
         DownloadColumn,
@@ -97,7 +107,8 @@ def _bar() -> Iterator[Emit]:
         DownloadColumn(),
         TransferSpeedColumn(),
         TimeElapsedColumn(),
-        console=Console(stderr=True),
+        # The terminal breaks long lines of the log itself, so that they can be copied whole.
+        console=Console(stderr=True, soft_wrap=True),
         transient=True,
         redirect_stdout=sys.stdout is not None and sys.stdout.isatty(),
         redirect_stderr=True,
@@ -114,6 +125,13 @@ def _bar() -> Iterator[Emit]:
                         description="restore",
                         completed=event.stored_bytes,
                         total=event.total,
+                        visible=True,
+                    )
+                case StatisticsUpdated():
+                    tables = counted(event.total, "table")
+                    bar.update(
+                        task,
+                        description=f"statistics of {event.done} of {tables}",
                         visible=True,
                     )
                 case DumpFinished() | BackupSucceeded() | BackupFailed():

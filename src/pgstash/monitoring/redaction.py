@@ -1,4 +1,4 @@
-"""Takes secrets out of text: the one place that every line of output passes."""
+"""Removes secrets from text: every line of output passes through here."""
 
 from __future__ import annotations
 
@@ -12,24 +12,23 @@ from pgstash.monitoring import phrases
 
 MASK = "***"
 
-# A secret of fewer characters may be an everyday word (a password "postgres"): it is taken
-# out where it stands alone, and not out of the middle of other words, nor out of the constant text
-# of pgstash's own messages.
+# A shorter secret may be an everyday word (a password "postgres"). It is removed if it is a whole
+# word, but not from the middle of other words, nor from constant text of pgstash's own messages.
 _DISTINCT_LENGTH = 12
 
-_MOST_WORDS_COMPARED = 1000  # in one text, with the phrases of pgstash
+_MOST_WORDS_COMPARED = 1000  # in one text, against the phrases of pgstash
 
 _KNOWN = (
     # Credentials in a URI: scheme://user:password@host
     (re.compile(r"(?i)\b([a-z][a-z0-9+.-]{0,30}://[^\s:/]*):\S{1,1024}@"), rf"\1:{MASK}@"),
-    # Before "token: Bearer …" is taken for a token of the value "Bearer"
+    # This has to come before the pattern that would take "token: Bearer …" for a token "Bearer"
     (re.compile(r"(?i)\b(Bearer)\s+[A-Za-z0-9+/=._~-]{8,}"), rf"\1 {MASK}"),
-    # Base64, and not a word as in "Basic authentication failed"
+    # Base64, but not a word as in "Basic authentication failed"
     (
         re.compile(r"\b((?i:Basic))\s+(?=[A-Za-z]*(?:[0-9+/=]|[a-z][A-Z]))[A-Za-z0-9+/]{8,}={0,2}"),
         rf"\1 {MASK}",
     ),
-    # password=…, quoted or not, as in connection strings, query strings and JSON; two plain words
+    # password=…, quoted or not, as in connection strings, query strings and JSON. Two plain words
     # after a colon are a message: column "token": value too long
     (
         re.compile(
@@ -40,6 +39,10 @@ _KNOWN = (
         ),
         rf"\1{MASK}",
     ),
+    # What a statement sets a password to, and PostgreSQL's hashes of passwords, even if cut short
+    (re.compile(r"(?i)\b(PASSWORD\s++E?)'(?:[^'\\]|\\.|'')*+'?"), rf"\1'{MASK}'"),
+    (re.compile(r"SCRAM-SHA-256\$[\w+/=:$.-]*+"), MASK),
+    (re.compile(r"\bmd5[0-9a-f]{8,}"), MASK),
     # The signature of a presigned URL, and the header of a signed request
     (re.compile(r"(?i)(X-Amz-(?:Signature|Credential|Security-Token)=)[^\s&]+"), rf"\1{MASK}"),
     (re.compile(r"(?i)(Authorization[\"']?\s*[:=]\s*)[^\r\n]+"), rf"\1{MASK}"),
@@ -49,17 +52,17 @@ _KNOWN = (
 
 
 class Scrubber:
-    """Knows the configured secrets and the shape of others."""
+    """Recognises the configured secrets, and others by their form."""
 
     def __init__(self, secrets: Iterable[str] = ()) -> None:
-        """Prepare for the secrets, in all the forms in which text may hold them."""
+        """Prepare patterns for all forms in which text may contain the secrets."""
         forms = {form for secret in secrets if secret for form in _forms(secret)}
         self._secrets = _any_of(forms)
         self._words = _any_of(form for form in forms if len(form) < _DISTINCT_LENGTH)
         self._distinct = _any_of(form for form in forms if len(form) >= _DISTINCT_LENGTH)
 
     def knows(self, text: str) -> bool:
-        """Tell whether one of the secrets that it was given is in the text."""
+        """Return whether the text contains one of the given secrets."""
         return bool(self._secrets and self._secrets.search(text))
 
     def scrub(self, text: str) -> str:
@@ -69,18 +72,18 @@ class Scrubber:
             return _without(self._secrets, text)
 
         def replaced(match: re.Match[str]) -> str:
-            # A longer secret may begin like a word.
+            # A longer secret may start with such a word.
             is_word = len(match[0]) < _DISTINCT_LENGTH
             return match[0] if is_word and match.start() in kept else MASK
 
         return _without_known(self._secrets.sub(replaced, text))
 
     def scrub_distinct(self, text: str) -> str:
-        """Return the text without secrets that can be no everyday word."""
+        """Return the text without the secrets that cannot be everyday words."""
         return _without(self._distinct, text)
 
     def _own_words(self, text: str) -> set[int]:
-        """Return where a secret that is an everyday word stands in a phrase of pgstash's own."""
+        """Return the positions of secrets that are everyday words in pgstash's own phrases."""
         if not self._words:
             return set()
         found = [match.start() for match in self._words.finditer(text)]
@@ -109,14 +112,16 @@ def _without_known(text: str) -> str:
 
 
 def _forms(secret: str) -> set[str]:
-    """Return the secret as it is, URL-encoded, and as reprs and JSON escape it."""
+    """Return the secret as it is, URL-encoded, and escaped as in reprs and JSON."""
     return {
         secret,
         quote(secret, errors="surrogateescape"),
         quote(secret, safe="", errors="surrogateescape"),
         quote_plus(secret, errors="surrogateescape"),
         repr(secret)[1:-1],
-        repr('"' + secret)[2:-1],  # within a longer text, which decides which quotes are escaped
+        repr('"' + secret)[
+            2:-1
+        ],  # inside a longer text, whose quotes decide which quotes are escaped
         repr(secret.encode(errors="surrogateescape"))[2:-1],
         json.dumps(secret)[1:-1],
         json.dumps(secret, ensure_ascii=False)[1:-1],

@@ -1,4 +1,4 @@
-"""Tells others how backups and drills end: a webhook gets JSON, a dead-man switch gets pings.
+"""Reports how backups and drills end: JSON to a webhook, pings to a dead-man switch.
 
 The payload is described in docs/reference/webhook.md, the pings at
 https://healthchecks.io/docs/http_api/.
@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Literal
 from urllib.parse import urlsplit, urlunsplit
 
 from pgstash import events
-from pgstash.monitoring import wording
-from pgstash.monitoring.delivery import ANSWER_SECONDS, Courier, Request
-from pgstash.monitoring.scrub import Scrubber
+from pgstash.format.iso_time import iso
+from pgstash.monitoring import messages
+from pgstash.monitoring.http_delivery import ANSWER_SECONDS, Courier, Request
+from pgstash.monitoring.redaction import Scrubber
 
 SERVICE = "postgres-backup"
 LONGEST_TEXT = 4000
@@ -23,7 +25,7 @@ MOST_WARNINGS = 20
 
 Payload = dict[str, object]
 
-# Words of pgstash's own, whatever a secret may be.
+# Their values are constants of pgstash: never scrubbed, even if a secret is the same word.
 _CONSTANT = ("status", "service", "operation", "error")
 
 Operation = Literal["backup", "drill"]
@@ -34,33 +36,33 @@ _End = events.BackupSucceeded | events.BackupFailed | events.DrillSucceeded | ev
 
 
 class Report:
-    """Gathers the events of one run, and makes of them what is said of it at its end.
+    """Collects the events of one run and builds the payload when the run ends.
 
-    A run is a backup or a drill. A drill restores: how that ends is no end of a run.
+    A run is a backup or a drill. The end of the restore inside a drill does not end the run.
     """
 
     def __init__(self, now: Callable[[], datetime]) -> None:
-        """Gather nothing yet; ``now`` gives the time of the report."""
+        """Start empty; ``now`` gives the time of the report."""
         self._now = now
         self._warnings: list[str] = []
         self._seconds: dict[str, float] = {}
 
-    def hear(self, event: events.Event) -> Payload | None:
-        """Hear of an event; return the payload if the run ends with it."""
-        self._gather(event)
+    def add(self, event: events.Event) -> Payload | None:
+        """Record an event; return the payload if the event ends the run."""
+        self._collect(event)
         match event:
             case events.BackupSucceeded():
                 return self._payload(
                     event,
                     "success",
-                    wording.success(event),
+                    messages.success(event),
                     {
                         "location": event.location,
                         "raw_bytes": event.raw_bytes,
                         "stored_bytes": event.stored_bytes,
                         "tables": event.tables,
                         "rows": event.rows,
-                        "last_proof": _iso(event.last_proof) if event.last_proof else None,
+                        "last_proof": iso(event.last_proof) if event.last_proof else None,
                         "exit_code": 0,
                     },
                 )
@@ -68,7 +70,7 @@ class Report:
                 return self._payload(
                     event,
                     "success",
-                    wording.drill_success(event),
+                    messages.drill_success(event),
                     {
                         "restore_seconds": round(event.restore_seconds, 3),
                         "location": event.location,
@@ -79,24 +81,32 @@ class Report:
                     },
                 )
             case events.BackupFailed():
-                return self._payload(event, "failure", wording.failure(event), _reason(event))
+                following = iso(event.next_attempt) if event.next_attempt else None
+                return self._payload(
+                    event,
+                    "failure",
+                    messages.failure(event),
+                    {**_reason(event), "next_attempt": following},
+                )
             case events.DrillFailed():
-                return self._payload(event, "failure", wording.drill_failure(event), _reason(event))
+                return self._payload(
+                    event, "failure", messages.drill_failure(event), _reason(event)
+                )
             case _:
                 return None
 
-    def _gather(self, event: events.Event) -> None:
+    def _collect(self, event: events.Event) -> None:
         match event:
             case events.BackupAttempted() | events.DrillStarted():
                 self._warnings, self._seconds = [], {}
             case events.Warned():
                 self._warnings.append(event.message)
-            case events.ToolSaid() if wording.is_warning(event):
+            case events.ToolSaid() if messages.is_warning(event):
                 self._warnings.append(event.line)
             case events.Retrying():
-                self._warnings.append(f"{event.request} was tried again: {event.reason}")
+                self._warnings.append(f"{event.request} was retried: {event.reason}")
             case events.UploadLeftBehind():
-                self._warnings.append(wording.left_behind(event))
+                self._warnings.append(messages.left_behind(event))
             case events.DumpFinished():
                 self._seconds["dump_seconds"] = round(event.seconds, 3)
             case events.UploadFinished():
@@ -112,7 +122,7 @@ class Report:
         more: Payload,
     ) -> Payload:
         return {
-            "timestamp": _iso(self._now()),
+            "timestamp": iso(self._now()),
             "status": status,
             "message": message,
             "service": SERVICE,
@@ -137,36 +147,44 @@ def _reason(event: events.BackupFailed | events.DrillFailed) -> Payload:
     return {"error": event.error, "exit_code": event.exit_code, "hint": event.hint}
 
 
-class Webhook:
-    """A listener to events that posts the end of each backup and of each drill."""
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Which ends of runs a webhook gets."""
 
-    def __init__(  # noqa: PLR0913 - all of them settings of one thing
+    on_success: bool
+    on_failure: bool
+    operations: Collection[Operation] = OPERATIONS
+
+    def includes(self, event: events.Event, status: object) -> bool:
+        """Return whether the webhook gets this end of a run."""
+        if isinstance(event, events.BackupFailed) and event.repeated:
+            return False
+        wanted = self.on_success if status == "success" else self.on_failure
+        return wanted and _operation(event) in self.operations
+
+
+class Webhook:
+    """An event listener that posts the end of each backup and drill."""
+
+    def __init__(
         self,
         url: str,
         courier: Courier,
         scrubber: Scrubber,
-        *,
-        on_success: bool,
-        on_failure: bool,
-        operations: Collection[Operation] = OPERATIONS,
+        wanted: Wanted,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
-        """Post to ``url`` by ``courier`` the ends of ``operations`` that the switches ask for."""
+        """Post the wanted ends of runs to ``url`` by ``courier``."""
         self._url = url
         self._courier = courier
         self._scrubber = scrubber
-        self._wanted = {"success": on_success, "failure": on_failure}
-        self._operations = operations
+        self._wanted = wanted
         self._report = Report(now)
 
     def __call__(self, event: events.Event) -> None:
-        """Hear of an event. Safe to call from any thread, and never waits."""
-        payload = self._report.hear(event)
-        if (
-            payload
-            and self._wanted[str(payload["status"])]
-            and _operation(event) in self._operations
-        ):
+        """Take an event. Safe to call from any thread; never waits."""
+        payload = self._report.add(event)
+        if payload and self._wanted.includes(event, payload["status"]):
             self._courier.send(
                 Request(
                     "POST",
@@ -178,10 +196,11 @@ class Webhook:
 
 
 class Ping:
-    """A listener to events that tells a dead-man switch of starts and ends of backups.
+    """An event listener that pings a dead-man switch when backups start and end.
 
-    Of drills it hears nothing: one that fails must not look like a backup that does, nor one that
-    passes like a backup that was made.
+    It ignores drills: a failed drill must not look like a failed backup, nor a passed drill like a
+    new backup. A repeated failure is pinged too: the switch notifies its users only when a check
+    goes down (https://github.com/healthchecks/healthchecks/issues/48).
     """
 
     def __init__(self, url: str, courier: Courier, scrubber: Scrubber) -> None:
@@ -191,15 +210,15 @@ class Ping:
         self._scrubber = scrubber
 
     def __call__(self, event: events.Event) -> None:
-        """Hear of an event. Safe to call from any thread, and never waits."""
+        """Take an event. Safe to call from any thread; never waits."""
         match event:
             case events.BackupAttempted():
-                # Once: what comes after it says more, and must not wait for it.
+                # One try: the ping of the end matters more, and must not wait for this one.
                 self._courier.send(Request("GET", ping_url(self._url, "start"), tries=1))
             case events.BackupSucceeded():
                 self._courier.send(Request("GET", ping_url(self._url)))
             case events.BackupFailed():
-                text = f"{wording.failure(event)}\n{event.hint}".strip()
+                text = f"{messages.failure(event)}\n{event.hint}".strip()
                 self._courier.send(
                     Request(
                         "POST",
@@ -213,12 +232,12 @@ class Ping:
 
 
 def send_test(url: str, host: str, database: str, scrubber: Scrubber) -> str:
-    """Post a test notification and wait for the answer; return what went wrong, or nothing."""
+    """Post a test notification and wait for the answer; return the problem, or an empty text."""
     problems: list[str] = []
     payload = {
-        "timestamp": _iso(datetime.now(UTC)),
+        "timestamp": iso(datetime.now(UTC)),
         "status": "success",
-        "message": "This is a test of pgstash: no backup was made",
+        "message": "This is a test notification from pgstash. No backup was made.",
         "service": SERVICE,
         "database": {"host": host, "name": database},
         "extra": {"test": True, "exit_code": 0, "warnings": []},
@@ -232,18 +251,14 @@ def send_test(url: str, host: str, database: str, scrubber: Scrubber) -> str:
 
 
 def ping_url(url: str, signal: str = "") -> str:
-    """Return the URL of a signal; a query string stays where it was."""
+    """Return the URL of a signal; a query string is kept."""
     parts = urlsplit(url)
     path = parts.path.rstrip("/") + (f"/{signal}" if signal else "")
     return urlunsplit((parts.scheme, parts.netloc, path, parts.query, ""))
 
 
-def _iso(moment: datetime) -> str:
-    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
 def _scrubbed(value: object, scrubber: Scrubber) -> object:
-    """Return a payload without secrets and without endless texts."""
+    """Return a payload without secrets, with long texts shortened."""
     if isinstance(value, dict):
         return {
             key: inner if key in _CONSTANT else _scrubbed(inner, scrubber)
@@ -255,6 +270,6 @@ def _scrubbed(value: object, scrubber: Scrubber) -> object:
 
 
 def _short(text: str, scrubber: Scrubber) -> str:
-    """Scrub first: half of a secret is not recognised."""
+    """Scrub before shortening: half a secret would not be recognised."""
     text = scrubber.scrub(text)
     return text if len(text) <= LONGEST_TEXT else f"{text[:LONGEST_TEXT]}…"

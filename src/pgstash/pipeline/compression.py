@@ -1,18 +1,18 @@
 """Compresses a stream into gzip members, each of which decompresses by itself.
 
-Members one after the other are an ordinary gzip file (RFC 1952, 2.2), so ``gunzip`` opens
-the whole, and a reader that knows where a member lies opens that member alone.
+Members one after another are an ordinary gzip file (RFC 1952, 2.2), so ``gunzip`` opens the
+whole, and a reader that knows the position of a member opens that member alone.
 
-The levels are gzip's: 1 fastest, 9 smallest. Up to 3 they are made by Intel's ISA-L, which is
-about ten times faster than zlib at nearly the same size; from 7 on by zlib-ng, which is denser;
-in between, and at 9, by what suits the data at hand.
+The levels are gzip's: 1 is the fastest, 9 the smallest. Levels 1 to 3 use Intel's ISA-L, which is
+about ten times faster than zlib at nearly the same size. Levels 7 and 8 use zlib-ng, which is
+denser. Levels 4 to 6, and 9, use what suits the data at hand.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-import queue
-import threading
+import itertools
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
@@ -22,8 +22,9 @@ from isal import isal_zlib
 from zlib_ng import zlib_ng
 
 from pgstash.errors import PipelineError
-from pgstash.manifest import Member, Section
-from pgstash.pipeline.opening import Border
+from pgstash.format.manifest import Member, Section
+from pgstash.pipeline.sections import Border
+from pgstash.workers import in_order
 
 MEMBER_BYTES = 16 * 1024 * 1024
 """Uncompressed size at which a member is closed, in bytes."""
@@ -33,11 +34,10 @@ _GZIP_FORMAT = 31  # window of 2^15 bytes, plus 16 for a gzip header and trailer
 # Chunks of the dump that may wait for the compressor, 120 KiB each.
 _WAITING = 16
 
-# Behind the levels 4 to 6: an engine by how far ISA-L's fastest level shrinks the first chunk
-# of a member. Data that hardly shrinks, as numbers and hashes do, gains nothing from a slower
-# level; text does; data that shrinks to a tenth, as JSON documents do, is where zlib-ng is as
-# fast as ISA-L and much denser.
-# benchmarks/compression.py shows the figures that the borders come from.
+# Levels 4 to 6 choose an engine by how far ISA-L's fastest level shrinks the first chunk of a
+# member. Data that hardly shrinks, such as numbers and hashes, gains nothing from a slower level;
+# text does. On data that shrinks to a tenth, such as JSON documents, zlib-ng is as fast as ISA-L
+# and much denser. benchmarks/compression.py prints the figures that these borders come from.
 _FIRST_BALANCED = 4
 _BALANCED = (
     (3.5, "isa-l", 1),
@@ -48,7 +48,7 @@ _BALANCED = (
 
 _DENSE = {7: 7, 8: 8}
 
-# Which of them is the smallest depends on the data; zlib-ng's own 9 was measured larger than its 8.
+# Which one is smaller depends on the data; zlib-ng's own 9 was measured larger than its 8.
 _SMALLEST = (("zlib-ng", 8), ("zlib", 9))
 
 
@@ -59,7 +59,7 @@ class _Compressor(Protocol):
 
 
 def _compressor(level: int, first_chunk: bytes) -> _Compressor:
-    """Return a compressor for one member, by the level and by what the member begins with."""
+    """Return a compressor for one member, by the level and the first chunk of the member."""
     if level in _DENSE:
         return _engine("zlib-ng", _DENSE[level])
     if level > max(_DENSE):
@@ -81,7 +81,7 @@ def _engine(name: str, level: int) -> _Compressor:
 
 
 class Packing:
-    """One member while it grows; ``raw`` and ``stored`` are its bytes so far."""
+    """One member while it grows; ``raw`` and ``stored`` count its bytes so far."""
 
     def __init__(self, level: int) -> None:
         """Begin an empty one."""
@@ -91,9 +91,9 @@ class Packing:
         self._digest = hashlib.sha256()
 
     def write(self, chunk: bytes) -> bytes:
-        """Take what comes next, and return what there is of it compressed.
+        """Take the next chunk, and return the compressed bytes that are ready.
 
-        The first chunk decides on the engine, so it should be one that is like the rest.
+        The first chunk decides on the engine, so it should be like the rest.
         """
         self.raw += len(chunk)
         if self._compressor is None:
@@ -101,7 +101,7 @@ class Packing:
         return self._count(self._compressor.compress(chunk))
 
     def close(self, section: Section | None) -> tuple[bytes, Member]:
-        """End it: the rest of its bytes, and what it is, as if it stood at the very beginning."""
+        """End the member; return the rest of its bytes, and its entry with offset 0."""
         compressor = self._compressor or _compressor(self._level, b"")
         tail = self._count(compressor.flush())
         return tail, Member(
@@ -119,7 +119,7 @@ class Packing:
 
 
 def pack(text: bytes, level: int, section: Section | None) -> tuple[bytes, Member]:
-    """Return a text as one member, placed as if it stood at the very beginning."""
+    """Return a text as one member, and its entry with offset 0."""
     packing = Packing(level)
     compressed = packing.write(text)
     tail, member = packing.close(section)
@@ -141,7 +141,7 @@ class _MemberWriter:
             closed = self.close() if self._packing.raw else (b"", None)
             self._section = chunk.section
             return closed
-        if not chunk:  # it would begin a member that holds nothing, and is never ended
+        if not chunk:  # it would begin an empty member that is never ended
             return b"", None
         compressed = self._packing.write(chunk)
         if self._packing.raw < self._member_bytes:
@@ -150,7 +150,7 @@ class _MemberWriter:
         return compressed + tail, member
 
     def close(self) -> tuple[bytes, Member | None]:
-        """End the open member; an empty one is written only where it is the first."""
+        """End the open member; an empty one is written only if it is the first."""
         if self._packing.raw == 0 and self._offset > 0:
             return b"", None
         tail, member = self._packing.close(self._section)
@@ -167,60 +167,24 @@ def compress(
     record: Callable[[Member], None],
     member_bytes: int = MEMBER_BYTES,
 ) -> Iterator[bytes]:
-    """Yield the gzip members of a stream; ``record`` hears of each when it is complete.
+    """Yield the gzip members of a stream; ``record`` is called with each when it is complete.
 
     A member is closed at ``member_bytes`` and at every border, whose section the next ones have.
-    The compressor works in a thread of its own (it releases the GIL), so that the caller
-    reads the next chunk and sends the last one meanwhile. Raises PipelineError when it fails.
+    The compressor works in a thread of its own (it releases the GIL), so that the caller reads the
+    next chunk and sends the last one meanwhile. Raises PipelineError if it fails.
     """
-    # Queues without locks of Python's own: a signal's exception cannot leave one locked.
-    room: queue.SimpleQueue[None] = queue.SimpleQueue()
-    todo: queue.SimpleQueue[bytes | Border | None] = queue.SimpleQueue()
-    done: queue.SimpleQueue[tuple[bytes, Member | None] | Exception | None] = queue.SimpleQueue()
-    worker = threading.Thread(
-        target=_work, args=(_MemberWriter(level, member_bytes), room, todo, done), daemon=True
-    )
-    worker.start()
-    for _ in range(_WAITING):
-        room.put(None)
+    writer = _MemberWriter(level, member_bytes)
 
-    def finished(*, wait: bool) -> Iterator[bytes]:
-        while wait or not done.empty():
-            result = done.get()
-            if result is None:
-                return
-            if isinstance(result, Exception):
-                raise PipelineError(f"compression failed: {result}") from result
-            compressed, member = result
+    def work(chunk: bytes | Border | None) -> tuple[bytes, Member | None]:
+        try:
+            return writer.close() if chunk is None else writer.write(chunk)
+        except Exception as error:  # the compressors raise errors of no common class
+            raise PipelineError(f"compression failed: {error}") from error
+
+    compressed = in_order(work, itertools.chain(chunks, [None]), ahead=_WAITING)
+    with contextlib.closing(compressed):
+        for data, member in compressed:
             if member:
                 record(member)
-            if compressed:
-                yield compressed
-
-    try:
-        for chunk in chunks:
-            room.get()
-            todo.put(chunk)
-            yield from finished(wait=False)
-        todo.put(None)
-        yield from finished(wait=True)
-    finally:
-        todo.put(None)
-
-
-def _work(
-    writer: _MemberWriter,
-    room: queue.SimpleQueue[None],
-    todo: queue.SimpleQueue[bytes | Border | None],
-    done: queue.SimpleQueue[tuple[bytes, Member | None] | Exception | None],
-) -> None:
-    try:
-        while (chunk := todo.get()) is not None:
-            done.put(writer.write(chunk))
-            room.put(None)
-        done.put(writer.close())
-        done.put(None)
-    except Exception as error:  # noqa: BLE001 - carried to the caller's thread whole
-        done.put(error)
-        while todo.get() is not None:
-            room.put(None)  # keep the caller moving until it notices
+            if data:
+                yield data

@@ -1,10 +1,9 @@
-"""Decompresses gzip members, with or without a manifest that says what they must be."""
+"""Decompresses gzip members, with or without a manifest to compare them with."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-import queue
-import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Protocol, cast
@@ -12,7 +11,8 @@ from typing import Protocol, cast
 from isal import isal_zlib
 
 from pgstash.errors import CorruptedError
-from pgstash.manifest import Member, Section
+from pgstash.format.manifest import Member, Section
+from pgstash.workers import in_order
 
 _GZIP_FORMAT = 31  # window of 2^15 bytes, plus 16 for a gzip header and trailer (zlib's manual)
 _CHUNK = 256 * 1024
@@ -21,14 +21,14 @@ _IsalError = cast("type[Exception]", isal_zlib.error)  # its stub takes the clas
 
 
 class Edit(Protocol):
-    """Changes statements on their way; see :mod:`pgstash.pipeline.transactions`."""
+    """Changes statements on their way; see :mod:`pgstash.pipeline.transaction_filter`."""
 
     def feed(self, chunk: bytes, /) -> bytes:
-        """Return what can be told by now."""
+        """Return the text that is decided by now."""
         ...
 
     def rest(self) -> bytes:
-        """Return what was held back."""
+        """Return the text that was held back."""
         ...
 
 
@@ -38,56 +38,33 @@ def decompress(
     wanted: Callable[[Section | None], bool] = lambda _section: True,
     edit: Edit | None = None,
 ) -> Iterator[bytes]:
-    """Yield what the members hold, each of them only after it was compared.
+    """Yield the plain text of the members, each one only after it was compared.
 
-    Of sections that are not ``wanted`` nothing is yielded, and all is compared. That is asked
-    when the member's turn comes. All but the rows of tables goes through ``edit``. A thread opens
-    the next member (what it calls releases the GIL) while the caller is at work on the pieces of
-    this one; so one member is held in memory plain, and one stored and plain. Raises CorruptedError
-    where one is not what was written, and where the stream is longer or shorter than all of them.
+    Sections that are not ``wanted`` are compared too, but not yielded; ``wanted`` is called when it
+    is the member's turn. Everything but the rows of tables goes through ``edit``. A thread opens
+    the next member (it releases the GIL) while the caller works on the pieces of this one; so
+    memory holds one plain member, and another a part stored and a part plain. Raises CorruptedError
+    if a member is not what was written, or the stream is longer or shorter than all members
+    together.
     """
-    # Queues without locks of Python's own: a signal's exception cannot leave one locked.
-    todo: queue.SimpleQueue[_Task | None] = queue.SimpleQueue()
-    done: queue.SimpleQueue[deque[bytes] | Exception] = queue.SimpleQueue()
-    threading.Thread(target=_work, args=(todo, done), daemon=True).start()
     taker = Taker(chunks)
-    try:
-        before: Member | None = None
-        plain: deque[bytes] = deque()
-        for number, member in enumerate(members, start=1):
-            todo.put((taker.take(member.stored), member, number))
-            if before and wanted(before.section):
-                yield from _edited(plain, before, edit)
-            before, plain = member, _result(done)
-        if before and wanted(before.section):
-            yield from _edited(plain, before, edit)
-        if edit and (rest := edit.rest()):
-            yield rest
-    finally:
-        todo.put(None)
+    stored = (
+        (taker.take(member.stored), member, number) for number, member in enumerate(members, 1)
+    )
+    opened = in_order(_open, stored, ahead=1, eager=False)
+    with contextlib.closing(opened):
+        for member, plain in opened:
+            if wanted(member.section):
+                yield from _edited(plain, member, edit)
+    if edit and (rest := edit.rest()):
+        yield rest
     if taker.take(1):
-        raise damaged("it goes on where it should end")
+        raise damaged("there is data after its end")
 
 
-_Task = tuple[list[bytes], Member, int]
-
-
-def _work(
-    todo: queue.SimpleQueue[_Task | None], done: queue.SimpleQueue[deque[bytes] | Exception]
-) -> None:
-    while task := todo.get():
-        try:
-            done.put(verified(*task))
-        except Exception as error:  # noqa: BLE001 - carried to the caller's thread whole
-            done.put(error)
-        del task  # it holds a member, and the next one may be long in coming
-
-
-def _result(done: queue.SimpleQueue[deque[bytes] | Exception]) -> deque[bytes]:
-    result = done.get()
-    if isinstance(result, Exception):
-        raise result
-    return result
+def _open(stored: tuple[deque[bytes], Member, int]) -> tuple[Member, deque[bytes]]:
+    pieces, member, number = stored
+    return member, verified(pieces, member, number)
 
 
 def _edited(pieces: deque[bytes], member: Member, edit: Edit | None) -> Iterator[bytes]:
@@ -95,7 +72,7 @@ def _edited(pieces: deque[bytes], member: Member, edit: Edit | None) -> Iterator
         yield from _emptied(pieces)
         return
     if member.table is not None:
-        # What is held back is the beginning of the next statement: rows come between statements.
+        # The text held back is the beginning of the next statement: rows come between statements.
         yield from _emptied(pieces)
         return
     for piece in _emptied(pieces):
@@ -104,13 +81,13 @@ def _edited(pieces: deque[bytes], member: Member, edit: Edit | None) -> Iterator
 
 
 def _emptied(pieces: deque[bytes]) -> Iterator[bytes]:
-    """Yield the pieces, and hold none that was yielded."""
+    """Yield the pieces without keeping those that were yielded."""
     while pieces:
         yield pieces.popleft()
 
 
 def gunzip(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """Yield what gzip members hold, a bounded piece at a time. Raises CorruptedError."""
+    """Yield the plain bytes of gzip members, in bounded pieces. Raises CorruptedError."""
     inflater = None
     for chunk in chunks:
         data, more = chunk, False
@@ -130,23 +107,23 @@ def gunzip(chunks: Iterable[bytes]) -> Iterator[bytes]:
 
 
 def damaged(what: str) -> CorruptedError:
-    """Return the error that says what is wrong with an archive."""
+    """Return the error for a damaged archive; ``what`` is the damage."""
     return CorruptedError(
-        f"the archive is damaged: {what}", hint="Take another backup; `pgstash list` shows them."
+        f"the archive is damaged: {what}", hint="Use another backup; `pgstash list` shows them."
     )
 
 
 class Taker:
-    """Takes so many bytes at a time from chunks of any size."""
+    """Takes any number of bytes at a time from chunks of any size."""
 
     def __init__(self, chunks: Iterable[bytes]) -> None:
-        """Begin before the first of them."""
+        """Begin at the first chunk."""
         self._chunks = iter(chunks)
         self._rest = b""
 
-    def take(self, count: int) -> list[bytes]:
-        """Return so many bytes, or what is left, in pieces."""
-        parts, missing = [], count
+    def take(self, count: int) -> deque[bytes]:
+        """Return ``count`` bytes, or as many as are left, in pieces."""
+        parts, missing = deque[bytes](), count
         while missing:
             chunk = self._rest or next(self._chunks, b"")
             if not chunk:
@@ -157,10 +134,11 @@ class Taker:
         return parts
 
 
-def verified(stored: Sequence[bytes], member: Member, number: int) -> deque[bytes]:
+def verified(stored: deque[bytes], member: Member, number: int) -> deque[bytes]:
     """Return the plain bytes of a member in pieces, after its digest was compared.
 
-    ``number`` is what it is called where that differs, which raises CorruptedError.
+    The stored pieces are taken out of ``stored`` meanwhile: memory need not hold all of both.
+    Raises CorruptedError if it differs; the message names the member by its ``number``.
     """
     which = f"member {number}, {member.stored} bytes from {member.offset} on,"
     if sum(map(len, stored)) < member.stored:
@@ -172,12 +150,12 @@ def verified(stored: Sequence[bytes], member: Member, number: int) -> deque[byte
         raise damaged(f"{which} is not what was stored")
     plain: deque[bytes] = deque()
     total = 0
-    for piece in gunzip(stored):
+    for piece in gunzip(_emptied(stored)):
         total += len(piece)
         if total > member.raw:
             break
         plain.append(piece)
-    # That they are the bytes that were compressed gzip's CRC-32 told on the way.
+    # gzip's CRC-32 has already shown that they are the bytes that were compressed.
     if total != member.raw:
         raise damaged(f"{which} does not decompress to what was compressed")
     return plain

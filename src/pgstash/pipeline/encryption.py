@@ -1,9 +1,9 @@
 """AES-256-CBC in the format of ``openssl enc -aes-256-cbc -salt -pbkdf2``, in both directions.
 
-The format is ``Salted__``, eight bytes of salt, then the ciphertext with PKCS#7 padding. Key
-and IV are 48 bytes of PBKDF2-HMAC-SHA256 of passphrase and salt, 10,000 rounds, which are
-that command's defaults (https://docs.openssl.org/master/man1/openssl-enc/). CBC does not
-notice tampering: digests under an HMAC, kept in the manifest, do.
+The format is ``Salted__``, eight bytes of salt, then the ciphertext with PKCS#7 padding. Key and IV
+are 48 bytes of PBKDF2-HMAC-SHA256 of passphrase and salt with 10,000 rounds, the defaults of that
+command (https://docs.openssl.org/master/man1/openssl-enc/). CBC does not detect tampering; the
+digests under an HMAC in the manifest do.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _GZIP_FORMAT = 31  # window of 2^15 bytes, plus 16 for a gzip header and trailer
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """What PBKDF2 makes of a passphrase and one object's salt; its repr shows the salt alone."""
+    """The output of PBKDF2 for a passphrase and one object's salt; its repr shows only the salt."""
 
     salt: bytes
     _derived: bytes = field(repr=False)
@@ -51,14 +51,14 @@ class Key:
     def authenticate(self, message: bytes) -> str:
         """Return the HMAC-SHA256 of a message, in hex.
 
-        Its key comes by HKDF (RFC 5869) from the PBKDF2 output, so that a guess at the
+        The HMAC key is derived by HKDF (RFC 5869) from the PBKDF2 output, so that guessing the
         passphrase costs no less here than at the ciphertext.
         """
         hkdf = HKDF(hashes.SHA256(), length=32, salt=None, info=b"pgstash manifest v1")
         return hmac.new(hkdf.derive(self._derived), message, hashlib.sha256).hexdigest()
 
     def _cipher(self, before: bytes | None = None) -> Cipher[modes.CBC]:
-        """Return the cipher from the beginning, or behind the block ``before``."""
+        """Return the cipher from the beginning, or after the block ``before``."""
         return Cipher(
             algorithms.AES(self._derived[:_KEY_BYTES]),
             modes.CBC(self._derived[_KEY_BYTES:] if before is None else before),
@@ -70,7 +70,7 @@ def encrypt(chunks: Iterable[bytes], key: Key) -> Iterator[bytes]:
     try:
         encryptor = key._cipher().encryptor()  # noqa: SLF001 - the key is this module's own
     except (UnsupportedAlgorithm, ValueError) as error:
-        raise EncryptionError(f"AES-256-CBC cannot be had from this OpenSSL: {error}") from error
+        raise EncryptionError(f"this OpenSSL does not offer AES-256-CBC: {error}") from error
     yield _MAGIC + key.salt
     plain_bytes = 0
     for chunk in chunks:
@@ -81,19 +81,19 @@ def encrypt(chunks: Iterable[bytes], key: Key) -> Iterator[bytes]:
 
 
 def stored_range(offset: int, length: int) -> tuple[int, int]:
-    """Return where to begin to read of an encrypted object, and how much, for a plain range.
+    """Return the offset and the length to read of an encrypted object for a plain range.
 
-    A block is decrypted by the one before it, which is read along
-    (NIST SP 800-38A, 6.2); ``length`` is more than 0.
+    To decrypt a block takes the block before it, which is read too (NIST SP 800-38A, 6.2).
+    ``length`` is more than 0.
     """
     first, last = offset // _BLOCK, (offset + length - 1) // _BLOCK
     return first * _BLOCK, (last - first + 2) * _BLOCK
 
 
 def decrypt_range(stored: Iterable[bytes], key: Key, offset: int, length: int) -> Iterator[bytes]:
-    """Yield a plain range out of what :func:`stored_range` says is to be read for it.
+    """Yield a plain range from the bytes that :func:`stored_range` names.
 
-    Nothing of it is verified. It yields less where there is less.
+    None of it is verified. If the object is shorter, less is yielded.
     """
     source, before = iter(stored), b""
     while len(before) < _BLOCK and (chunk := next(source, b"")):
@@ -110,9 +110,9 @@ def decrypt_range(stored: Iterable[bytes], key: Key, offset: int, length: int) -
 
 
 def is_whole(head: bytes, tail: bytes, key: Key, plain_bytes: int) -> bool:
-    """Tell whether an object begins and ends as :func:`encrypt` writes it.
+    """Return whether an object begins and ends as :func:`encrypt` writes it.
 
-    ``head`` is its first block, ``tail`` are its last two; ``plain_bytes`` is how long it is plain.
+    ``head`` is its first block, ``tail`` are its last two; ``plain_bytes`` is its plain size.
     """
     padding = _BLOCK - plain_bytes % _BLOCK
     cipher = key._cipher() if plain_bytes < _BLOCK else key._cipher(tail[:_BLOCK].ljust(_BLOCK))  # noqa: SLF001 - the key is this module's own
@@ -121,18 +121,17 @@ def is_whole(head: bytes, tail: bytes, key: Key, plain_bytes: int) -> bool:
 
 
 def sealed(text: bytes, key: Key | None) -> bytes:
-    """Return a small object as it is stored beside an archive: gzip, then encrypted with a key."""
-    # What pg_dump knows of 3,000 tables is 5 MB: zlib takes 8 times as long, and saves 3 % more.
+    """Return a small object as companions are stored: compressed, encrypted if there is a key."""
+    # The schema of 3,000 tables is 5 MB: zlib takes 8 times as long, and saves 3 % more.
     compressed = zlib_ng.compress(text, _SEALED_LEVEL, _GZIP_FORMAT)
     return b"".join(encrypt([compressed], key)) if key else compressed
 
 
 def decrypt(chunks: Iterable[bytes], passphrase: str) -> Iterator[bytes]:
-    """Yield the plaintext of what :func:`encrypt` or ``openssl enc`` wrote.
+    """Yield the plaintext of an object that :func:`encrypt` or ``openssl enc`` wrote.
 
-    Raises CorruptedError where the header is missing, the end is, or the padding is not
-    one: damage or a wrong passphrase, which CBC cannot tell apart. Bytes that were yielded
-    before are not verified by this.
+    Raises CorruptedError if the header or the end is missing, or the padding is wrong: by damage or
+    a wrong passphrase, which are the same to CBC. This does not verify the bytes yielded before.
     """
     source = iter(chunks)
     header = b""
@@ -141,7 +140,9 @@ def decrypt(chunks: Iterable[bytes], passphrase: str) -> Iterator[bytes]:
         if len(header) >= _HEADER_BYTES:
             break
     if len(header) < _HEADER_BYTES or not header.startswith(_MAGIC):
-        raise CorruptedError("not an encrypted object: it does not begin as openssl enc's do")
+        raise CorruptedError(
+            "not an encrypted object: it does not begin like the output of openssl enc"
+        )
     key = Key.derive(passphrase, header[len(_MAGIC) : _HEADER_BYTES])
     decryptor = key._cipher().decryptor()  # noqa: SLF001 - the key is this module's own
 

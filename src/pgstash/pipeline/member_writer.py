@@ -1,11 +1,11 @@
-"""Makes members of what several sessions dump: rows of one table, or other statements."""
+"""Makes members from the output of several sessions: rows of one table, or other statements."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
-from pgstash.manifest import Member, Section
+from pgstash.format.manifest import Member, Section
 from pgstash.pipeline.compression import Packing, pack
 
 MEMBER_BYTES = 8 * 1024 * 1024
@@ -16,10 +16,10 @@ _END_OF_ROWS = b"\\.\n\n\n"
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """A member that is done; ``table`` is the name as the dump writes it.
+    """A finished member; ``table`` is the name as the dump writes it.
 
-    Where it ends in the middle of a row or of a statement it ``goes_on``: the next one of the same
-    has to follow it.
+    If it ends in the middle of a row or of a statement, it ``goes_on``: the next member of the same
+    table or statements has to follow it.
     """
 
     data: bytes = field(repr=False)
@@ -29,10 +29,10 @@ class Packed:
 
 
 class Rows:
-    """Makes members of COPY blocks of one table, each of them a whole block.
+    """Makes members from COPY blocks of one table, each of them a whole block.
 
-    Where a row is as long as two members, the block goes on in the next one. With ``written`` what
-    is handed in begins with the COPY statement and holds the block's end.
+    If a row is as long as two members, the block goes on in the next one. With ``written`` the
+    input begins with the COPY statement and holds the end of the block.
     """
 
     def __init__(self, level: int, table: bytes, load: bytes, *, written: bool = False) -> None:
@@ -49,10 +49,10 @@ class Rows:
         self._ended = self._goes_on = False
 
     def write(self, piece: bytes) -> Iterator[Packed]:
-        """Take the next piece, and yield the members that are done with it."""
+        """Take the next piece, and yield the members that it completes."""
         self._count(piece[len(self._load) :] if self._has_header else piece)
         if self._needs_header and not self._has_header:
-            # In one piece: the first one decides on the engine, and should be like the rest.
+            # In one piece: the first piece decides on the engine, and should be like the rest.
             piece = self._load + piece
         self._needs_header = self._has_header = False
         whole = not self._ended and self._packing.raw + len(piece) >= MEMBER_BYTES
@@ -70,12 +70,12 @@ class Rows:
             self._needs_header = True
 
     def _count(self, piece: bytes) -> None:
-        """Count the rows of a block, which may end in this piece: each ends with a line break."""
+        """Count the rows of a block, which may end in this piece; each row ends with a newline."""
         if self._ended:
             return
         end = -1
         if self._written:
-            # The end stands at the beginning of a line, whose break may be in the piece before.
+            # The end is at the beginning of a line; the newline may be in the piece before.
             end = (self._last + piece).find(b"\n" + _END_OF_ROWS[:3])
             self._ended = end >= 0
         self._last = piece[-1:] or self._last
@@ -94,20 +94,20 @@ class Rows:
         return done
 
     def close(self) -> Iterator[Packed]:
-        """End the last member; where there were no rows at all there is none."""
+        """End the last member; without any rows there is none."""
         if self._packing.raw or self._goes_on:
             yield self._finish(b"" if self._written else _END_OF_ROWS)
 
 
 class Others:
-    """Makes members of statements that are no COPY blocks.
+    """Makes members from statements that are not COPY blocks.
 
-    Whoever writes them closes one that is full where a statement begins; one that grows to twice
-    the size before that is cut anywhere.
+    The caller closes a full member where a statement begins. A member that grows to twice the size
+    before that is cut anywhere.
     """
 
     def __init__(self, level: int, section: Section) -> None:
-        """Begin; all members are of this section."""
+        """Begin; all members belong to this section."""
         self._level = level
         self._section = section
         self._packing = Packing(level)
@@ -119,13 +119,13 @@ class Others:
         return self._packing.raw >= MEMBER_BYTES
 
     def write(self, piece: bytes) -> Iterator[Packed]:
-        """Take the next piece, and yield the members that are done with it."""
+        """Take the next piece, and yield the members that it completes."""
         self._data.append(self._packing.write(piece))
         if self._packing.raw >= 2 * MEMBER_BYTES:
             yield self._done(goes_on=True)
 
     def close(self) -> Iterator[Packed]:
-        """End the last member, if there is one: what was written ends with a statement."""
+        """End the last member, if there is one: the input ends with a statement."""
         if self._packing.raw:
             yield self._done(goes_on=False)
 
@@ -137,7 +137,7 @@ class Others:
 
 
 def pack_all(text: bytes, level: int, section: Section) -> Iterator[Packed]:
-    """Yield a text as members that have to follow each other."""
+    """Yield a text as members, which have to follow each other."""
     ends = range(MEMBER_BYTES, len(text) + MEMBER_BYTES, MEMBER_BYTES)
     for end in ends or [MEMBER_BYTES]:
         part = text[end - MEMBER_BYTES : end]

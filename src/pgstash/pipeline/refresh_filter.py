@@ -1,7 +1,7 @@
-"""Puts other statements in the place of those that fill materialized views in a plain dump.
+"""Replaces the statements that fill materialized views in a plain dump.
 
 pg_dump writes one REFRESH for each view, on a line of its own. It is found the way rows are
-counted, by reading statements: the same line in a function or in data is left alone.
+counted, by reading statements: the same line in a function or in data stays.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator
 
-from pgstash.pipeline.tally import LONGEST_STATEMENT, Tally
-from pgstash.pipeline.transactions import WithoutTransactions
+from pgstash.pipeline.sql_scanner import LONGEST_STATEMENT, Tally
+from pgstash.pipeline.transaction_filter import WithoutTransactions
 
 _REFRESH = b"REFRESH MATERIALIZED VIEW "
 _NAME = rb'(?:"(?:[^"]|"")++"|[A-Za-z_\x80-\xff][A-Za-z0-9_$\x80-\xff]*+)'
@@ -19,15 +19,15 @@ _SPACE = re.compile(rb"\s*+")
 
 
 class Refreshes(WithoutTransactions):
-    """Reads a script that comes bit by bit; what it could not read yet it holds back.
+    """Edits a script that comes bit by bit; text that it cannot decide on is held back.
 
-    ``views`` are those that the script fills, as it names them.
+    ``views`` are the views that the script fills, by their names in the script.
     """
 
     def __init__(self, instead: Callable[[bytes], bytes], *, keeps_transactions: bool) -> None:
-        """Replace the statement that fills a view by what ``instead`` makes of its name.
+        """Replace the statement that fills a view by the one that ``instead`` returns for its name.
 
-        Unless it ``keeps_transactions``, those of large objects are taken out as well.
+        Unless it ``keeps_transactions``, the transactions of large objects are removed as well.
         """
         super().__init__()
         self._instead = instead
@@ -35,7 +35,7 @@ class Refreshes(WithoutTransactions):
         self.views: list[bytes] = []
 
     def edit(self, chunks: Iterable[bytes]) -> Iterator[bytes]:
-        """Yield a whole script, changed."""
+        """Yield a whole script, edited."""
         for chunk in chunks:
             if plain := self.feed(chunk):
                 yield plain

@@ -1,10 +1,10 @@
-"""Finds where a plain dump's session header ends, and its drops, which come next.
+"""Finds the end of a plain dump's session header, and of its drops, which come next.
 
-``pg_dump --clean --if-exists`` writes the settings of the session, then a block of statements
-that drop what the rest creates, then the rest. Into an empty database the drops do nothing, or
-break: so they become a member of their own, which a restore can leave out. That they stand so is
-how pg_dump works (RestoreArchive() in pg_backup_archiver.c) and nothing it promises: each
-statement is read, and where one is not what is expected there, nothing is told apart.
+``pg_dump --clean --if-exists`` writes the settings of the session, then a block of statements that
+drop what the rest creates, then the rest. In an empty database the drops do nothing, or fail, so
+they become a member of their own, which a restore can leave out. pg_dump works in this order
+(RestoreArchive() in pg_backup_archiver.c) but does not promise it: each statement is read, and if
+one is not what is expected at its place, no sections are found.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from pgstash.manifest import Section
+from pgstash.format.manifest import Section
 
 _SPACE = re.compile(rb"\s*+")
 _STATEMENT = re.compile(rb"""(?:[^"';]++|"[^"]*+"|'[^']*+')*+;""")
@@ -27,8 +27,8 @@ _HEADER_LINE = re.compile(
 )
 _HEADER = re.compile(rb"SET |SELECT pg_catalog\.set_config\(")
 
-# What drops, and nothing that creates: but for a view that another one hangs on, which pg_dump
-# replaces by an empty one first. Matched against a statement whose quotes were emptied.
+# Statements that drop, and none that create, except for a view that another view depends on, which
+# pg_dump first replaces by an empty one. Matched against a statement whose quotes were emptied.
 _DROP_LINE = re.compile(rb"-- \*not\* dropping .*\n")
 _DROP = re.compile(
     rb"DROP |ALTER .* (?:DROP|DETACH PARTITION) |SELECT pg_catalog\.lo_unlink\("
@@ -36,8 +36,8 @@ _DROP = re.compile(
     re.DOTALL,
 )
 
-# What the rest begins with: an entry of the table of contents, the end, or a setting that
-# pg_dump writes only where an entry needs it.
+# The beginning of the rest: an entry of the table of contents, the end, or a setting that pg_dump
+# writes only if an entry needs it.
 _REST = re.compile(
     rb"--\n-- (?:TOC entry |(?:Data for |Statistics for )?Name: "
     rb"|PostgreSQL database dump complete\n)"
@@ -50,7 +50,7 @@ _Kind = Literal["header", "drops", "rest", "unknown", "more"]
 
 @dataclass(frozen=True, slots=True)
 class Border:
-    """Between two chunks: what follows, up to the next border, is of this section."""
+    """Between two chunks: the chunks up to the next border belong to this section."""
 
     section: Section | None
 
@@ -58,8 +58,8 @@ class Border:
 class Opening:
     """Puts borders around the session header and the drops of one plain dump.
 
-    ``found`` is True once both were read to their ends and hold what they should; it stays
-    False where they do not, and then the borders mean nothing.
+    ``found`` becomes True once both were read to their ends and hold what they should. As long as
+    it is False, the borders mean nothing.
     """
 
     def __init__(self) -> None:
@@ -101,19 +101,23 @@ class Opening:
 
 
 def _read(buffer: bytes, position: int, *, last: bool) -> tuple[_Kind, int]:
-    """Tell what stands at a position, and where it ends.
+    """Return the kind of statement at a position, and where it ends.
 
-    ``more`` means that it cannot be told without more bytes, of which there are none if ``last``.
+    ``more`` means that more bytes are needed to decide; if ``last``, there are none.
     """
     start = _end(_SPACE, buffer, position)
     if not last and len(buffer) - start < _LOOK_BYTES:
         return "more", position
     if _REST.match(buffer, start):
         return "rest", position
-    for kind, line in (("header", _HEADER_LINE), ("drops", _DROP_LINE)):
+    kinds: tuple[tuple[_Kind, re.Pattern[bytes]], ...] = (
+        ("header", _HEADER_LINE),
+        ("drops", _DROP_LINE),
+    )
+    for kind, line in kinds:
         end = _end(line, buffer, start)
         if end > start:
-            return kind, end  # type: ignore[return-value]
+            return kind, end
     end = _end(_STATEMENT, buffer, start)
     if end == start:
         may_grow = not last and len(buffer) - start < _LONGEST_STATEMENT

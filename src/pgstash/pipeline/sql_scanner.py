@@ -1,12 +1,11 @@
-"""Counts what goes by: the bytes of a plain dump and the rows of every COPY block in it.
+"""Counts the bytes of a plain dump, and the rows of every COPY block in it.
 
-The dump is text that pg_dump wrote, but names, comments, defaults and function bodies in
-it are the user's, and may hold whole COPY blocks of their own. So the statements are read
-the way PostgreSQL's lexer reads them (quotes, dollar quotes, comments:
-https://www.postgresql.org/docs/current/sql-syntax-lexical.html), and a COPY counts only
-where a statement begins. Inside a block only line ends are counted: text-format COPY
-escapes a newline within a value, so one line is one row
-(https://www.postgresql.org/docs/current/sql-copy.html).
+pg_dump wrote the dump, but names, comments, defaults and function bodies in it are the user's, and
+may contain whole COPY blocks. So the statements are read the way PostgreSQL's lexer reads them
+(quotes, dollar quotes, comments:
+https://www.postgresql.org/docs/current/sql-syntax-lexical.html), and a COPY counts only where a
+statement begins. Inside a block only line ends are counted: text-format COPY escapes a newline
+within a value, so one line is one row (https://www.postgresql.org/docs/current/sql-copy.html).
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from dataclasses import dataclass
 _WORD = rb"[A-Za-z0-9_\x80-\xff][A-Za-z0-9_$\x80-\xff]*+"
 _NAME = rb'(?:"(?:[^"]|"")++"|[A-Za-z_\x80-\xff][A-Za-z0-9_$\x80-\xff]*+)'
 
-# A run of SQL with nothing in it that could open a quote, a comment or end a statement.
+# A run of SQL that contains nothing to open a quote or a comment, or to end a statement.
 _PLAIN = re.compile(rb"(?:[^'\"$;\-A-Za-z0-9_\x80-\xff]++|" + _WORD + rb"|-(?!-))*+")
 _CUT_TOKEN = re.compile(rb"(?:[A-Za-z0-9_$\x80-\xff]{1,256}|-)\Z")
 _SPACE = re.compile(rb"[\s]*+")
@@ -27,7 +26,7 @@ _COPY = re.compile(
     rb" (?:\(" + _NAME + rb"(?:, " + _NAME + rb")*+\))? FROM stdin;\n"
 )
 _DOLLAR_TAG = re.compile(rb"\$(?:[A-Za-z_\x80-\xff][A-Za-z0-9_\x80-\xff]*+)?\$")
-# pg_dump lengthens a tag until the body does not hold it, so the body decides how long it gets.
+# pg_dump lengthens a tag until the body does not contain it, so the body determines its length.
 _CUT_DOLLAR_TAG = re.compile(rb"\$(?:[A-Za-z_\x80-\xff][A-Za-z0-9_\x80-\xff]{0,1048576})?\Z")
 _ESCAPED_END = re.compile(rb"(?:[^'\\]|\\.)*+'", re.DOTALL)
 _END_OF_ROWS = re.compile(rb"\\\.\n")
@@ -36,20 +35,20 @@ _NAME_PART = re.compile(rb'"((?:[^"]|"")++)"|([^."]++)')
 _SETVAL = b"SELECT pg_catalog.setval("
 
 LONGEST_STATEMENT = 1 << 20
-"""Bytes of a COPY statement: 1,600 columns of 63 quotes fit, what is longer is not pg_dump's."""
+"""Bytes of a COPY statement: 1,600 columns of 63 quotes fit; pg_dump writes nothing longer."""
 
-# Each state reads from a position and returns the next one, or _MORE for "not without the
-# next chunk" after it has put what it could not read yet into the carry.
+# Each state reads from a position and returns the next one. It returns _MORE if it needs the next
+# chunk, after it has put the bytes that it could not read yet into the carry.
 _MORE = -1
 _State = Callable[[bytes, int], int]
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Between two pieces of a dump: what follows is the COPY block of this table, or is not one.
+    """Between two pieces of a dump: the COPY block of a table follows, or other statements.
 
     ``table`` is the name as the dump writes it, None for other statements, and ``load`` the COPY
-    statement; ``sequences`` tells statements that set sequences.
+    statement; ``sequences`` marks statements that set sequences.
     """
 
     table: bytes | None
@@ -60,9 +59,9 @@ class Part:
 class Tally:
     """Observes chunks of one plain dump without changing them.
 
-    ``raw_bytes`` is the number of bytes seen, ``rows`` maps each table's name as the dump
-    writes it (quoted where SQL needs it, in the dump's encoding) to its number of rows. With
-    ``tells_next_statement`` :meth:`split` cuts once more, where the next statement begins.
+    ``raw_bytes`` is the number of bytes seen. ``rows`` maps each table's name as the dump writes it
+    (quoted if SQL needs it, in the dump's encoding) to its number of rows. If
+    ``tells_next_statement`` is set, :meth:`split` cuts once more, where the next statement begins.
     """
 
     def __init__(self) -> None:
@@ -88,12 +87,12 @@ class Tally:
             yield chunk
 
     def split(self, chunks: Iterable[bytes]) -> Iterator[bytes | Part]:
-        """Yield the same bytes, counted, and cut where a table begins or other statements do."""
+        """Yield the same bytes, counted, cut where a table or other statements begin."""
         self._splits = True
         held, position = b"", 0
         for chunk in self.watch(chunks):
             held += chunk
-            # What is carried may turn out to begin a part.
+            # The carry may turn out to begin a part.
             end = self.raw_bytes - len(self._carry)
             parts, self._parts = self._parts, []
             for start, part in parts:
@@ -108,8 +107,8 @@ class Tally:
             yield held
 
     def _begin(self, part: Part, position: int) -> None:
-        told = self.tells_next_statement
-        if self._splits and (told or part != self._part or part.table is not None):
+        wanted = self.tells_next_statement
+        if self._splits and (wanted or part != self._part or part.table is not None):
             self._part = part
             self.tells_next_statement = False
             self._parts.append((self._base + position, part))
@@ -199,7 +198,7 @@ class Tally:
         return position + 1
 
     def _quoted(self, data: bytes, position: int) -> int:
-        # A doubled quote closes and opens again, which comes to the same.
+        # A doubled quote closes and opens again, with the same result.
         found = data.find(self._closing, position)
         if found < 0:
             return len(data)
@@ -233,7 +232,7 @@ class Tally:
                 self._count(data, position, at)
                 self._state = self._statement_start
                 return end.end()
-        # The last bytes may be the beginning of the end.
+        # The last bytes may be the beginning of the end mark.
         keep = max(position, len(data) - 2)
         self._count(data, position, keep)
         if keep > position:
@@ -245,7 +244,7 @@ class Tally:
 
 
 def _is_escape_prefix(data: bytes, quote: int) -> bool:
-    """Tell whether the quote at this position opens an ``E'…'`` string."""
+    """Return whether the quote at this position opens an ``E'…'`` string."""
     if data[quote - 1 : quote] not in (b"E", b"e"):
         return False
     before = data[quote - 2 : quote - 1] if quote > 1 else b""
@@ -253,7 +252,7 @@ def _is_escape_prefix(data: bytes, quote: int) -> bool:
 
 
 def load_statement(block: bytes) -> bytes | None:
-    """Return the COPY statement that a block begins with; None where that is none, or cut off."""
+    """Return the COPY statement that begins a block; None if there is none, or it is cut."""
     match = _COPY.match(block)
     return match[0] if match else None
 
@@ -261,7 +260,7 @@ def load_statement(block: bytes) -> bytes | None:
 def split_name(name: bytes) -> tuple[bytes, bytes]:
     """Split a table name as the dump writes it into schema and table, unquoted.
 
-    The schema is empty where the dump names none.
+    The schema is empty if the dump names none.
     """
     parts = [
         quoted.replace(b'""', b'"') if quoted else bare for quoted, bare in _NAME_PART.findall(name)

@@ -1,18 +1,17 @@
-"""Takes the transactions out of a plain dump, so that it can be run inside a single one.
+"""Removes the transactions of a plain dump, so that it can be run inside a single one.
 
 pg_dump puts large objects between a BEGIN and a COMMIT of their own (StartRestoreLOs() in
 pg_backup_archiver.c), which would end the transaction around them. They are found the way rows are
-counted, by reading statements: a line "COMMIT;" in a function or in data is left alone. And only
-where they stand as pg_dump writes them: the data of a script of somebody else, whose COPY is not
-recognised, must not lose a line.
+counted, by reading statements: a line "COMMIT;" in a function or in data stays. They are removed
+only in the form in which pg_dump writes them: the data of a script from another program, whose COPY
+is not recognised, must not lose a line.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
 
-from pgstash.pipeline.tally import Tally
+from pgstash.pipeline.sql_scanner import Tally
 
 _BEGIN = b"BEGIN;\n"
 _LARGE_OBJECTS = b"BEGIN;\n\nSELECT pg_catalog.lo_"
@@ -20,20 +19,12 @@ _COMMIT = b"COMMIT;\n"
 _SPACE = re.compile(rb"\s*+")
 
 
-def without_transactions(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """Yield the script with spaces where it begins or commits a transaction."""
-    reader = WithoutTransactions()
-    for chunk in chunks:
-        if plain := reader.feed(chunk):
-            yield plain
-    if rest := reader.rest():
-        yield rest
-
-
 class WithoutTransactions(Tally):
-    """The same for a script that comes bit by bit; what it could not read yet it holds back.
+    """Replaces BEGIN and COMMIT by spaces in a script that comes bit by bit.
 
-    Whole COPY blocks of pg_dump's hold none, and need not be shown.
+    Text that it cannot decide on is held back.
+
+    Whole COPY blocks of pg_dump contain no transactions, and need not be fed.
     """
 
     def __init__(self) -> None:
@@ -43,7 +34,7 @@ class WithoutTransactions(Tally):
         self._among_large_objects = False
 
     def feed(self, chunk: bytes) -> bytes:
-        """Return what is read by now, and was not returned before."""
+        """Return the text that is decided by now, and was not returned before."""
         data = self._carry + chunk
         self._found.clear()
         self._read(chunk)
@@ -56,12 +47,12 @@ class WithoutTransactions(Tally):
         return bytes(changed)
 
     def rest(self) -> bytes:
-        """Return what was held back, at the end of the script."""
+        """Return the text that was held back, at the end of the script."""
         rest, self._carry = self._carry, b""
         return rest
 
     def _count(self, data: bytes, start: int, end: int) -> None:
-        """Leave rows uncounted: nobody asks for their number, and a restore is to be fast."""
+        """Leave rows uncounted: their number is not needed, and a restore should be fast."""
 
     def _statement_start(self, data: bytes, position: int) -> int:
         match = _SPACE.match(data, position)

@@ -1,4 +1,4 @@
-"""What is true of every child process: all that it started ends with it, its words are bounded."""
+"""Every child process: all processes that it started end with it, and its output is bounded."""
 
 from __future__ import annotations
 
@@ -12,70 +12,73 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 
 SECONDS_TO_TERMINATE = 1.0
-"""How long a group may take to end when it is told to, before it is killed."""
+"""How long a group may take to end after SIGTERM, before it is killed."""
 
-_SECONDS_BETWEEN_LOOKS = 0.01
+_SECONDS_BETWEEN_CHECKS = 0.01
 _SECONDS_TO_EXIT = 60.0
 _LONGEST_LINE = 4096  # bytes
-_LINES_TOLD = 200
+_LINES_REPORTED = 200
 _LINES_KEPT = 20
 
 
 class Group:
-    """A child that was started in a session of its own, and all that it started in there."""
+    """A child that was started in a session of its own, and all processes that it started there."""
 
     def __init__(self, leader: subprocess.Popen[bytes]) -> None:
         """Take charge of the child and its group."""
         self._leader = leader
-        self._ending = threading.RLock()  # whoever reads from the child may end it, too
+        self._ending = threading.RLock()  # the thread that reads from the child may end it, too
 
     def exits(self, seconds: float) -> bool:
-        """Wait until the child has exited, and leave it a zombie: so its id stays its own."""
+        """Wait until the child has exited; it stays a zombie, so that its process id stays its own.
+
+        Returns False if it has not exited after ``seconds``.
+        """
         give_up = time.monotonic() + seconds
         how = os.WEXITED | os.WNOWAIT | os.WNOHANG
-        # Another thread may have been at its end a moment ago: then there is no child any more.
+        # Another thread may have reaped it a moment ago: then there is no child any more.
         with contextlib.suppress(ChildProcessError):
             while os.waitid(os.P_PID, self._leader.pid, how) is None:
                 if time.monotonic() >= give_up:
                     return False
-                time.sleep(_SECONDS_BETWEEN_LOOKS)
+                time.sleep(_SECONDS_BETWEEN_CHECKS)
         return True
 
     def end(self, seconds: float = SECONDS_TO_TERMINATE) -> None:
-        """End the whole group, also what outlived the child itself: politely, then surely."""
+        """End the whole group, with processes that outlived the child: by SIGTERM, then SIGKILL."""
         with self._ending:
             self._end(seconds)
 
     def _end(self, seconds: float) -> None:
         if self._leader.returncode is not None:
-            return  # done before; the group's id may be somebody else's by now
+            return  # done before; another group may have this id by now
         for signum, patience in ((signal.SIGTERM, seconds), (signal.SIGKILL, SECONDS_TO_TERMINATE)):
-            # Where it is not ours to end, what it has done is done all the same.
+            # If we may not end it, its work is done nevertheless.
             with contextlib.suppress(OSError):
                 os.killpg(self._leader.pid, signum)
-            # pg_dump asks the server to cancel its query when it is told to stop.
+            # On SIGTERM pg_dump asks the server to cancel its query.
             self.exits(patience)
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._leader.wait(_SECONDS_TO_EXIT)
 
 
 class Lines:
-    """Makes lines of what a child writes, however long a line and however many.
+    """Splits the output of a child into lines, with limits for their length and number.
 
-    Of a long line the beginning is kept: pg_dump quotes whole statements, and one that locks
+    The beginning of a long line is kept: pg_dump quotes whole statements, and one that locks
     thousands of tables must not push the reason out of the last lines.
     """
 
     def __init__(
         self,
-        tell: Callable[[str], None],
+        report: Callable[[str], None],
         secrets: Sequence[str],
-        most_told: float = _LINES_TOLD,
+        most_reported: float = _LINES_REPORTED,
     ) -> None:
-        """Tell the first lines; ``secrets`` are those that the child may write."""
-        self._tell = tell
+        """Report the first lines; ``secrets`` are those that the child may write."""
+        self._report = report
         self._secrets = secrets
-        self._most_told = most_told
+        self._most_reported = most_reported
         self._last: collections.deque[str] = collections.deque(maxlen=_LINES_KEPT)
         self._line = b""
         self._cut = False
@@ -84,10 +87,10 @@ class Lines:
     @property
     def last(self) -> list[str]:
         """The last lines so far."""
-        return list(self._last.copy())  # at one blow: another thread may still append
+        return list(self._last.copy())  # copy() is atomic: another thread may still append
 
     def feed(self, data: bytes) -> None:
-        """Take what the child wrote next."""
+        """Take the next output of the child."""
         for number, part in enumerate(data.split(b"\n")):
             if number:
                 self._end_line()
@@ -100,10 +103,10 @@ class Lines:
                 self._cut = True
 
     def finish(self) -> None:
-        """Tell what is left at the end."""
+        """Report the rest at the end."""
         self._end_line()
-        if self._count > self._most_told:
-            self._tell(f"({self._count - self._most_told:.0f} more lines were left out)")
+        if self._count > self._most_reported:
+            self._report(f"({self._count - self._most_reported:.0f} more lines were left out)")
 
     def _end_line(self) -> None:
         line = self._line.decode(errors="replace").rstrip()
@@ -114,21 +117,21 @@ class Lines:
     def _keep(self, line: str) -> None:
         self._last.append(line)
         self._count += 1
-        if self._count <= self._most_told:
-            self._tell(line)
+        if self._count <= self._most_reported:
+            self._report(line)
 
 
 def shortened(text: str, length: int, secrets: Iterable[str]) -> str:
-    """Return the beginning of a text that is longer than so many characters."""
+    """Return a text, or its beginning if it is longer than ``length`` characters."""
     if len(text) <= length:
         return text
     return _without_half_a_secret(text[:length], secrets) + " ..."
 
 
 def _without_half_a_secret(line: str, secrets: Iterable[str]) -> str:
-    """Shorten a line that was cut off: half a secret is one that nobody recognises any more.
+    """Shorten a line that was cut off: redaction does not recognise half a secret.
 
-    The last word goes, whatever it is, since a secret may be written in many ways; then the
+    The last word is removed, whatever it is, since a secret may be written in many ways; then the
     beginning of a secret that has several words.
     """
     line = line.rpartition(" ")[0]

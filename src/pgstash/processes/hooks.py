@@ -1,7 +1,7 @@
-"""The user's own commands: run without a shell, with what they need to know and no secret of ours.
+"""Runs the user's own commands, without a shell, with the facts they need and none of our secrets.
 
-One pipe takes both outputs of a command, and the thread that waits for the command reads it, so
-that nothing is left to wait for once it has exited, whoever may still hold the pipe.
+One pipe takes both outputs of a command, and the thread that waits for the command reads it. So
+nothing is left to wait for once the command has exited, even if other processes hold the pipe.
 """
 
 from __future__ import annotations
@@ -17,25 +17,25 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass, field
 from typing import IO, Self
 
-from pgstash.child import SECONDS_TO_TERMINATE, Group, Lines
 from pgstash.errors import HookError
 from pgstash.events import Emit, ToolSaid
+from pgstash.processes.child import SECONDS_TO_TERMINATE, Group, Lines
 
 _SECONDS_TO_TIDY_UP = 5.0
-_SECONDS_BETWEEN_LOOKS = 0.05
-_READ_BYTES = 64 * 1024  # what a pipe holds
+_SECONDS_BETWEEN_CHECKS = 0.05
+_READ_BYTES = 64 * 1024  # the default size of a pipe
 _PIPE_BYTES = 1024 * 1024
 
-# A command cannot run without these, even where a short secret happens to be a part of one.
+# A command cannot run without these, even if a short secret happens to be a part of one.
 _NEEDED = frozenset({"PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "PWD", "TMPDIR", "TZ"})
 
 
 @dataclass(frozen=True, slots=True)
 class Hook:
-    """A command of the user's. ``name`` is that of its setting, ``timeout`` is in seconds.
+    """A command of the user. ``name`` is the name of its setting, ``timeout`` is in seconds.
 
-    ``environment`` is what the command sees beside the facts of the moment; ``secrets`` are
-    taken out where a line of its output is cut.
+    ``environment`` is what the command sees in addition to the facts of the moment. ``secrets`` are
+    removed where a line of its output is cut.
     """
 
     name: str
@@ -47,7 +47,7 @@ class Hook:
 
 @dataclass(frozen=True, slots=True)
 class Hooks:
-    """The commands around a backup, each of them None where there is none."""
+    """The commands around a backup; None for each that is not set."""
 
     before: Hook | None = None
     after: Hook | None = None
@@ -55,9 +55,9 @@ class Hooks:
 
 
 def words(command: str) -> list[str]:
-    """Split a command line like a POSIX shell, which it is never given to.
+    """Split a command line as a POSIX shell does; no shell ever runs it.
 
-    Raises ValueError where a quote is not closed, or there is nothing in it.
+    Raises ValueError if a quote is not closed, or the line is empty.
     """
     try:
         split = shlex.split(command)
@@ -73,9 +73,9 @@ def visible(
     hidden: Collection[str],
     holds_secret: Callable[[str], bool],
 ) -> dict[str, str]:
-    """Return what of an environment a hook may see.
+    """Return the part of an environment that a hook may see.
 
-    Not the variables that are ``hidden``, nor libpq's ``PG…``, nor any whose value holds a
+    It lacks the ``hidden`` variables, libpq's ``PG…``, and every variable whose value contains a
     secret, whatever its name.
     """
     return {
@@ -90,8 +90,8 @@ def visible(
 def run(hook: Hook, facts: Mapping[str, str], emit: Emit) -> None:
     """Run a hook to its end; ``facts`` are variables for it.
 
-    Raises HookError where it cannot be started, exits with another status than 0, or takes
-    longer than its timeout.
+    Raises HookError if it cannot be started, exits with a status other than 0, or takes longer
+    than its timeout.
     """
     with Running(hook, facts, emit, fed=False) as running:
         running.finish()
@@ -101,11 +101,11 @@ def run(hook: Hook, facts: Mapping[str, str], emit: Emit) -> None:
 def verifying(
     hook: Hook | None, facts: Mapping[str, str], emit: Emit
 ) -> Iterator[Callable[[Iterable[bytes]], Iterator[bytes]]]:
-    """Start a hook, and yield a function that passes chunks on and shows them to it.
+    """Start a hook, and yield a function that passes chunks on and writes them to the hook.
 
-    The stream that the function returns ends only after the hook exited with 0; everything
-    else raises HookError in the place of its end, as early as it is known. A hook that exits
-    with 0 before, or closes its stdin, is shown no more. Leaving the block ends the hook.
+    The stream that the function returns ends only after the hook has exited with 0. Anything else
+    raises HookError instead of the end, as early as it is known. A hook that exits with 0 earlier,
+    or closes its stdin, gets no more. Leaving the block ends the hook.
     """
     if hook is None:
         yield iter
@@ -118,7 +118,7 @@ class Running:
     """A hook that runs. A context manager: leaving it ends the hook and all that it started."""
 
     def __init__(self, hook: Hook, facts: Mapping[str, str], emit: Emit, *, fed: bool) -> None:
-        """Start the hook; it reads what :meth:`show` writes if it is ``fed``. Raises HookError."""
+        """Start the hook; if ``fed``, it reads what :meth:`write` writes. Raises HookError."""
         self._hook = hook
         self._lines = Lines(lambda line: emit(ToolSaid(hook.name, line)), hook.secrets)
         self._ended = False
@@ -129,11 +129,11 @@ class Running:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 env={**hook.environment, **facts},
-                # A group of its own: a terminal's Ctrl-C reaches us alone, we end the group.
+                # A group of its own: a terminal's Ctrl-C reaches only us, and we end the group.
                 start_new_session=True,
             )
         except (OSError, ValueError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "a value holds a NUL"
+            reason = error.strerror if isinstance(error, OSError) else "a value contains a NUL"
             raise HookError(f"{hook.name} cannot be started: {reason}") from error
         self._group = Group(self._process)
         self._stdin = self._process.stdin
@@ -148,7 +148,7 @@ class Running:
         return self
 
     def __exit__(self, *_: object) -> None:
-        # Before its stdin is closed: it must not take a stream that was cut off for a whole one.
+        # Before its stdin is closed: the hook must not take a stream that was cut off for a whole.
         self._end()
         self._close_stdin()
 
@@ -157,44 +157,44 @@ class Running:
             if pipe:
                 os.set_blocking(pipe.fileno(), False)
         if self._stdin:
-            with contextlib.suppress(OSError):  # the default size works too, with more switches
+            with contextlib.suppress(OSError):  # the default size works too, but slower
                 fcntl.fcntl(self._stdin, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
 
     def watch(self, chunks: Iterable[bytes]) -> Iterator[bytes]:
-        """Yield the same chunks, shown to the hook; end when the hook ended well."""
+        """Yield the same chunks, written to the hook too; end when the hook has exited with 0."""
         for chunk in chunks:
-            self.show(chunk)
+            self.write(chunk)
             yield chunk
         self.finish()
 
     def finish(self) -> None:
-        """Show the end of the input, and wait until the hook has ended well. Raises HookError."""
+        """Close the input, and wait until the hook has exited with 0. Raises HookError."""
         self._close_stdin()
         give_up = time.monotonic() + self._hook.timeout
-        while not self._has_ended_well():
+        while not self._has_succeeded():
             if time.monotonic() >= give_up:
                 raise self._late("did not end within")
             self._wait()
 
-    def show(self, chunk: bytes) -> None:
-        """Write to the hook's stdin, unless it has ended well. Raises HookError."""
+    def write(self, chunk: bytes) -> None:
+        """Write to the hook's stdin, unless it has exited with 0. Raises HookError."""
         rest = memoryview(chunk)
         moved = time.monotonic()
-        while not self._has_ended_well() and self._stdin and rest:
+        while not self._has_succeeded() and self._stdin and rest:
             try:
                 count = os.write(self._stdin.fileno(), rest)
             except BlockingIOError:
                 if time.monotonic() - moved >= self._hook.timeout:
                     raise self._late("read nothing for") from None
                 self._wait()
-            except BrokenPipeError:  # it has read what it wanted
+            except BrokenPipeError:  # it reads no more
                 self._close_stdin()
             else:
                 rest = rest[count:]
                 moved = time.monotonic()
 
-    def _has_ended_well(self) -> bool:
-        """Tell whether the hook has exited with 0. Raises HookError where it has otherwise."""
+    def _has_succeeded(self) -> bool:
+        """Return whether the hook has exited with 0. Raises HookError if it failed."""
         if self._ended:
             return True
         if not self._group.exits(0):
@@ -220,16 +220,16 @@ class Running:
         return HookError(f"{self._hook.name} {how}" + (f":\n{said}" if said else ""))
 
     def _wait(self) -> None:
-        """Wait for a moment, or until there is output to read or room for input."""
+        """Wait a moment, or until there is output to read or room for input."""
         poll = select.poll()
         if self._stdin:
             poll.register(self._stdin, select.POLLOUT)
         if self._output:
             poll.register(self._output, select.POLLIN)
-        poll.poll(_SECONDS_BETWEEN_LOOKS * 1000)
+        poll.poll(_SECONDS_BETWEEN_CHECKS * 1000)
 
     def _read(self) -> None:
-        """Take what output there is."""
+        """Read the output that is there."""
         if self._output is None:
             return
         try:

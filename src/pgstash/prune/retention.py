@@ -1,7 +1,8 @@
-"""Which backups to keep and which to remove, and the reason for each: pure values, no store.
+"""Which backups to keep and which to remove, with the reason for each: pure values, no store.
 
-Every rule may keep a backup, none may remove one: what no rule keeps is removed. The newest that
-is proven to restore is kept like the newest itself: a promise is worth less than a fact.
+A rule can only keep a backup. A backup that no rule keeps is removed. The newest backup that is
+proven to restore is kept like the newest itself: a backup proven to restore outranks an unproven
+one.
 """
 
 from __future__ import annotations
@@ -11,14 +12,13 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Generic, Protocol, TypeVar
 
-PROVEN = "the newest that is proven to restore"
-"""The reason of the one backup that goes only when a newer one is proven."""
+from pgstash.events import KEPT_AS_PROVEN
 
 _DAY = timedelta(days=1)
 
 
 class Dated(Protocol):
-    """What a rule sees of a backup: ``started`` is UTC, by the name; ``size`` in bytes."""
+    """A backup as the rules see it; ``started`` is in UTC, ``size`` in bytes."""
 
     @property
     def name(self) -> str:
@@ -26,7 +26,7 @@ class Dated(Protocol):
 
     @property
     def started(self) -> datetime:
-        """When the backup began."""
+        """The start of the backup, according to its name."""
 
     @property
     def size(self) -> int:
@@ -34,7 +34,7 @@ class Dated(Protocol):
 
     @property
     def proven(self) -> datetime | None:
-        """When a drill of it last passed; None where none did."""
+        """The time of its last drill that passed; None if none did."""
 
 
 B = TypeVar("B", bound=Dated)
@@ -42,11 +42,10 @@ B = TypeVar("B", bound=Dated)
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """How long to keep backups. A count of None leaves that rule out; none is below 1.
+    """How long to keep backups. A count is at least 1, or None to leave that rule out.
 
-    ``days`` keeps by age. ``last`` keeps the newest so many; ``daily`` to ``yearly`` keep the
-    newest of each of the so many latest days, ISO weeks, months and years (all UTC) that
-    have a backup at all.
+    ``days`` keeps by age. ``last`` keeps the N newest backups. ``daily`` to ``yearly`` keep the
+    newest backup of each of the last N days, ISO weeks, months and years (all UTC) that have one.
     """
 
     days: int
@@ -59,7 +58,7 @@ class Policy:
 
 @dataclass(frozen=True, slots=True)
 class Decision(Generic[B]):
-    """What becomes of one backup, and why: there is always at least one reason."""
+    """Whether to keep one backup, and why: there is always at least one reason."""
 
     backup: B
     keep: bool
@@ -73,11 +72,11 @@ class _Kept(Generic[B]):
 
 
 def decide(backups: Iterable[B], policy: Policy, now: datetime) -> list[Decision[B]]:
-    """Return what becomes of each backup, the oldest first.
+    """Return the decision for each backup, the oldest first.
 
-    The newest backup is always kept, and so is the newest that is proven. One that is dated
-    after ``now`` comes from a clock that was wrong: it is kept, and counts for no other rule,
-    so that it never stands in for a backup that is really the newest.
+    The newest backup is always kept, and so is the newest proven one. A backup dated after ``now``
+    comes from a clock that was wrong: it is kept and counts for no other rule, so that it cannot
+    take the place of the backup that is really the newest.
     """
     ordered = sorted(backups, key=lambda backup: (backup.started, backup.name))
     past = [backup for backup in reversed(ordered) if backup.started <= now]
@@ -103,7 +102,7 @@ def decide(backups: Iterable[B], policy: Policy, now: datetime) -> list[Decision
 
 
 def _newest(past: Sequence[B]) -> Iterable[_Kept[B]]:
-    """Keep the last good backup: an empty object of its name is none, so the one before, too."""
+    """Keep the newest backup; if it is an empty object, also the newest that is not."""
     if past:
         yield _Kept(past[0], "the newest")
     filled = next((backup for backup in past if backup.size), None)
@@ -112,10 +111,10 @@ def _newest(past: Sequence[B]) -> Iterable[_Kept[B]]:
 
 
 def _newest_proven(past: Sequence[B]) -> Iterable[_Kept[B]]:
-    """Keep the last backup that is known to restore; what is empty now was not when it did."""
+    """Keep the newest proven backup; one that is empty now was not empty when it was proven."""
     proven = next((backup for backup in past if backup.size and backup.proven), None)
     if proven is not None:
-        yield _Kept(proven, PROVEN)
+        yield _Kept(proven, KEPT_AS_PROVEN)
 
 
 def _future(ordered: Sequence[B], now: datetime) -> Iterable[_Kept[B]]:
@@ -124,7 +123,7 @@ def _future(ordered: Sequence[B], now: datetime) -> Iterable[_Kept[B]]:
 
 def _young(past: Sequence[B], days: int, now: datetime) -> Iterable[_Kept[B]]:
     reason = f"within {_days(days)}"
-    # A quotient, because a timedelta of that many days may be beyond what one can hold.
+    # A quotient, because a large number of days may not fit into a timedelta.
     return (_Kept(backup, reason) for backup in past if (now - backup.started) / _DAY <= days)
 
 

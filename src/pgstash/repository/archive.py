@@ -1,6 +1,6 @@
-"""A stored backup: which objects it is made of, and whether they fit each other.
+"""A stored backup that can be read: its archive, its manifest and their companions.
 
-What is handed out of it is checked by :mod:`pgstash.unpacking`.
+:mod:`pgstash.repository.script` and :mod:`pgstash.repository.members` verify what is read from it.
 """
 
 from __future__ import annotations
@@ -8,101 +8,80 @@ from __future__ import annotations
 import hashlib
 import itertools
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
-from pgstash import catalog, unpacking
-from pgstash import manifest as manifests
-from pgstash.catalog import Backup
-from pgstash.errors import (
-    CorruptedError,
-    UnverifiedError,
-)
-from pgstash.manifest import Manifest, Section
-from pgstash.pipeline import decompression, encryption
-from pgstash.storage.directory import DirectoryStorage
-from pgstash.storage.directory_errors import read_error
+from pgstash.errors import CorruptedError
+from pgstash.format import manifest as manifests
+from pgstash.format import names
+from pgstash.format.manifest import Manifest, Section
+from pgstash.format.names import Kind
+from pgstash.pipeline import decompression
+from pgstash.repository import object_metadata, script, stored_manifest
+from pgstash.repository.access import Access
+from pgstash.repository.catalog import Backup
+from pgstash.repository.members import Read, Seeker
+from pgstash.storage.directory.errors import read_error
+from pgstash.storage.directory.storage import DirectoryStorage
 from pgstash.storage.interface import Storage
-from pgstash.unpacking import GZIP_MAGIC, passphrase_for
 
 _CHUNK = 256 * 1024
-
-# A member is held in memory twice, stored and plain. What pgstash writes has 16 MiB.
-_LARGEST_MEMBER = 48 * 1024 * 1024
-
-_NO_MANIFEST_HINT = (
-    "Was its manifest deleted, or is it a backup of another tool? `pgstash restore` and `cat` read "
-    "it with --unverified: only gzip's own checksums and the dump's last line are checked then."
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Access:
-    """How to read: the passphrase if there is one, and what to do without a manifest.
-
-    ``unverified`` reads a backup that nothing vouches for. With ``only_encrypted`` that is also
-    one that is not encrypted: whoever can write to the store can write such a manifest too.
-    """
-
-    passphrase: str | None = field(repr=False)
-    unverified: bool
-    only_encrypted: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Archive:
-    """A backup that can be read. ``size`` is in bytes as stored, None where nobody knows.
+    """A backup that can be read. ``size`` is in bytes as stored; None if it is unknown.
 
-    ``manifest`` is None where there is none, and the reader asked for it unverified.
+    ``manifest`` is None for a backup without one, which is read unverified.
     """
 
     name: str
     manifest: Manifest | None
     size: int | None
-    _read: unpacking.Read = field(repr=False)
+    _read: Read = field(repr=False)
     _passphrase: str | None = field(repr=False)
-    _beside: Mapping[manifests.Kind, Callable[[], bytes]] = field(repr=False, default_factory=dict)
+    _companions: Mapping[names.Kind, Callable[[], bytes]] = field(repr=False, default_factory=dict)
 
     @property
     def is_seekable(self) -> bool:
-        """Whether single members can be read, and it is known what they are for."""
+        """Whether single members can be read, and their content is known."""
         return (
             self.manifest is not None
             and self.manifest.schema_sha256 is not None
-            and "schema" in self._beside
+            and "schema" in self._companions
         )
 
     def schema(self) -> bytes:
-        """Return pg_dump's table of contents, which is stored beside it.
+        """Return the stored schema: pg_dump's table of contents.
 
-        Raises CorruptedError where it is not what the manifest says, StorageError.
+        Raises CorruptedError if its digest is not the one in the manifest, StorageError.
         """
         digest = self.manifest.schema_sha256 if self.manifest else None
-        head = self._beside["schema"]()
+        head = self._companions["schema"]()
         if hashlib.sha256(head).hexdigest() != digest:
             raise CorruptedError(
-                f"the schema beside {self.name} is not the one that was stored",
-                hint="Single tables need it. A restore of everything does not with RESTORE_JOBS=1: "
-                "the archive is checked by itself.",
+                f"the schema of {self.name} is not the one that was stored",
+                hint="A restore of single tables needs it. A restore of everything with "
+                "RESTORE_JOBS=1 does not: the archive is verified on its own.",
             )
         return head
 
-    def seek(self, watch: Callable[[int], None] = lambda _count: None) -> unpacking.Seeker:
-        """Return what reads single members; ``watch`` hears of the bytes read from the store.
+    def seek(self, watch: Callable[[int], None] = lambda _count: None) -> Seeker:
+        """Return a reader of single members; ``watch`` receives the bytes read so far.
 
-        Raises CorruptedError where an encrypted archive does not begin and end as it should,
+        Raises CorruptedError if an encrypted archive does not begin and end as it should,
         EncryptionError, StorageError.
         """
         if self.manifest is None:
             raise AssertionError("without a manifest no member is known")
-        return unpacking.Seeker(self.manifest, self._read, self._passphrase, watch)
+        return Seeker(self.manifest, self._read, self._passphrase, watch)
 
     def shown(self, watch: Callable[[Iterable[bytes]], Iterator[bytes]]) -> Archive:
-        """Return the same, whose stored bytes go by way of ``watch`` where all of them are read."""
+        """Return the same archive, which passes its bytes through ``watch`` when read whole."""
 
         @contextmanager
         def read(*, start: int = 0, length: int | None = None) -> Iterator[Iterator[bytes]]:
@@ -112,17 +91,28 @@ class Archive:
         return replace(self, _read=read)
 
     def globals(self) -> bytes | None:
-        """Return the roles that are stored beside it, as SQL; None where there are none.
+        """Return the stored roles as SQL; None if there are none.
 
-        Raises CorruptedError where they are not what the manifest says, StorageError.
+        Raises CorruptedError if their digest is not the one in the manifest, StorageError.
         """
         digest = self.manifest.globals_sha256 if self.manifest else None
-        if digest is None or "globals" not in self._beside:
+        return self._companion("globals", digest, "roles")
+
+    def privileges(self) -> bytes | None:
+        """Return the stored owners and privileges as a script for psql; None if there are none.
+
+        Raises CorruptedError if their digest is not the one in the manifest, StorageError.
+        """
+        digest = self.manifest.privileges_sha256 if self.manifest else None
+        return self._companion("privileges", digest, "owners and privileges")
+
+    def _companion(self, kind: Kind, digest: str | None, what: str) -> bytes | None:
+        if digest is None or kind not in self._companions:
             return None
-        script = self._beside["globals"]()
-        if hashlib.sha256(script).hexdigest() != digest:
-            raise CorruptedError(f"the roles beside {self.name} are not those that were stored")
-        return script
+        text = self._companions[kind]()
+        if hashlib.sha256(text).hexdigest() != digest:
+            raise CorruptedError(f"the {what} of {self.name} are not those that were stored")
+        return text
 
     @contextmanager
     def script(
@@ -131,21 +121,21 @@ class Archive:
         wanted: Callable[[Section | None], bool] = lambda _section: True,
         edit: decompression.Edit | None = None,
     ) -> Iterator[Iterator[bytes]]:
-        """Open the plain SQL as chunks of bytes; ``watch`` hears of the bytes read from the store.
+        """Open the plain SQL as chunks of bytes; ``watch`` receives the bytes read so far.
 
-        Without the sections that are not ``wanted``, where the manifest tells them apart; ``edit``
-        may change what is no rows.
+        Sections that are not ``wanted`` are left out, if the manifest distinguishes them. ``edit``
+        may change everything but rows.
 
-        The iteration ends only where everything was as the manifest says, and raises
-        CorruptedError otherwise. The first chunk is there when the block is entered: a wrong
-        key has shown by then. Raises StorageError.
+        The iteration ends only if everything agrees with the manifest, and raises CorruptedError
+        otherwise. The first chunk is read when the block is entered, so a wrong key fails there.
+        Raises StorageError.
         """
         with self._read() as stored:
             watched = _watched(stored, watch)
             if self.manifest:
-                chunks = unpacking.verified(watched, self.manifest, self._passphrase, wanted, edit)
+                chunks = script.verified(watched, self.manifest, self._passphrase, wanted, edit)
             else:
-                chunks = unpacking.unverified(watched, self._passphrase, edit)
+                chunks = script.unverified(watched, self._passphrase, edit)
             first = next(chunks, b"")
             yield itertools.chain([first], chunks)
 
@@ -153,35 +143,35 @@ class Archive:
 def open_stored(storage: Storage, backup: Backup, access: Access) -> Archive:
     """Open a backup of the catalog.
 
-    Raises NewerFormatError where a newer pgstash is needed, UnverifiedError where nothing vouches
-    for it and the reader did not say that it shall be read all the same, CorruptedError where its
-    manifest does not fit, EncryptionError where there is no key for it, StorageError.
+    Raises NewerFormatError if a newer pgstash is required, UnverifiedError if it cannot be verified
+    and ``access`` requires that, CorruptedError if its manifest does not match, EncryptionError if
+    there is no key for it, StorageError.
     """
     found = []
     metadata = storage.head(backup.key).metadata
-    # Before anything else of a later format, which may look in any way, is read.
+    # First: other objects of a later format may have any form.
     manifests.refuse_newer(backup.name, metadata)
-    own = catalog.companions_of(backup, metadata)
+    own = object_metadata.companions_of(backup, metadata)
     for companion in own:
         if companion.kind == "manifest":
-            manifest = _stored_manifest(storage, companion.key, access)
+            manifest = stored_manifest.read(storage, companion.key, access)
             if manifest.id != companion.id:
-                raise _of_another(backup.name, manifest)
+                raise stored_manifest.of_another(backup.name, manifest)
             found.append(manifest)
-    fitting = _fitting(backup.name, backup.size, found, access)
-    beside = [(each.kind, each.key) for each in own if fitting and each.id == fitting.id]
+    chosen = stored_manifest.choose(backup.name, backup.size, found, access)
+    companions = [(each.kind, each.key) for each in own if chosen and each.id == chosen.id]
     return Archive(
         name=backup.name,
-        manifest=fitting,
+        manifest=chosen,
         size=backup.size,
         _read=partial(storage.read, backup.key),
         _passphrase=access.passphrase,
-        _beside=_readers(storage, beside, access),
+        _companions=_readers(storage, companions, access),
     )
 
 
 def open_file(path: Path, access: Access) -> Archive:
-    """Open an archive that lies in a folder, with its manifest if that lies beside it.
+    """Open an archive in a folder, with its manifest if that is in the same folder.
 
     Raises what :func:`open_stored` raises.
     """
@@ -189,45 +179,45 @@ def open_file(path: Path, access: Access) -> Archive:
     stored = folder.head(path.name)
     size = stored.size
     manifests.refuse_newer(path.name, stored.metadata)
-    beside: dict[str, manifests.CompanionName] = {}
-    if match := manifests.ARCHIVE_NAME.fullmatch(path.name):
-        names = [other.key for other in folder.list(f"{match[1]}.")]
-        beside = {
+    companions: dict[str, names.CompanionName] = {}
+    if match := names.ARCHIVE_NAME.fullmatch(path.name):
+        keys = [other.key for other in folder.list(f"{match[1]}.")]
+        companions = {
             name: named
-            for name in names
-            if (named := manifests.companion_of(name)) and named.archive == path.name
+            for name in keys
+            if (named := names.companion_of(name)) and named.archive == path.name
         }
     found = [
-        _stored_manifest(folder, name, access)
-        for name, named in beside.items()
+        stored_manifest.read(folder, name, access)
+        for name, named in companions.items()
         if named.kind == "manifest"
     ]
-    fitting = _fitting(path.name, size, found, access)
+    chosen = stored_manifest.choose(path.name, size, found, access)
     own = [
-        (named.kind, name) for name, named in beside.items() if fitting and named.id == fitting.id
+        (named.kind, name) for name, named in companions.items() if chosen and named.id == chosen.id
     ]
     return Archive(
         name=path.name,
-        manifest=fitting,
+        manifest=chosen,
         size=size,
         _read=partial(folder.read, path.name),
         _passphrase=access.passphrase,
-        _beside=_readers(folder, own, access),
+        _companions=_readers(folder, own, access),
     )
 
 
 def open_stdin(access: Access) -> Archive:
-    """Open an archive that comes in at stdin, which has no manifest. Raises UnverifiedError."""
+    """Open an archive from stdin, which has no manifest. Raises UnverifiedError."""
 
     @contextmanager
     def read(*, start: int = 0, length: int | None = None) -> Iterator[Iterator[bytes]]:
         if start or length is not None:
-            raise AssertionError("what comes in at stdin has no manifest, and no members")
+            raise AssertionError("an archive from stdin has no manifest and no members")
         yield _chunks_of(sys.stdin.buffer)
 
     return Archive(
         name="stdin",
-        manifest=_fitting("stdin", None, [], access),
+        manifest=stored_manifest.choose("stdin", None, [], access),
         size=None,
         _read=read,
         _passphrase=access.passphrase,
@@ -236,6 +226,7 @@ def open_stdin(access: Access) -> Archive:
 
 def _chunks_of(file: BinaryIO) -> Iterator[bytes]:
     try:
+        # BinaryIO lacks read1 in the stubs; the buffer of stdin has it.
         while chunk := file.read1(_CHUNK):  # type: ignore[attr-defined]
             yield chunk
     except OSError as error:
@@ -243,122 +234,17 @@ def _chunks_of(file: BinaryIO) -> Iterator[bytes]:
 
 
 def _readers(
-    storage: Storage, beside: Iterable[tuple[manifests.Kind, str]], access: Access
-) -> Mapping[manifests.Kind, Callable[[], bytes]]:
-    """Return what reads the one object of each kind; of which there are several, none is meant."""
-    keys: dict[manifests.Kind, list[str]] = {}
-    for kind, key in beside:
+    storage: Storage, companions: Iterable[tuple[names.Kind, str]], access: Access
+) -> Mapping[names.Kind, Callable[[], bytes]]:
+    """Return a reader for each kind that has exactly one object."""
+    keys: dict[names.Kind, list[str]] = {}
+    for kind, key in companions:
         keys.setdefault(kind, []).append(key)
     return {
-        kind: partial(_small, storage, found[0], access)
+        kind: partial(stored_manifest.read_text, storage, found[0], access)
         for kind, found in keys.items()
         if len(found) == 1
     }
-
-
-def _small(storage: Storage, key: str, access: Access) -> bytes:
-    return _unsealed(storage, key, access)[0]
-
-
-def _stored_manifest(storage: Storage, key: str, access: Access) -> Manifest:
-    return manifests.load(*_unsealed(storage, key, access))
-
-
-def _unsealed(
-    storage: Storage, key: str, access: Access
-) -> tuple[bytes, Callable[[bytes], str] | None]:
-    """Return the plain text of a small object, and what authenticates it where it is encrypted."""
-    with storage.read(key) as chunks:
-        packed = b"".join(_limited(chunks, manifests.LARGEST))
-    authenticate = None
-    if key.endswith(".enc"):
-        passphrase = passphrase_for(key, access.passphrase)
-        # The salt stands where openssl puts it; decrypt() says so where it does not.
-        salt = packed[8 : 8 + encryption.SALT_BYTES]
-        packed = b"".join(encryption.decrypt([packed], passphrase))
-        authenticate = encryption.Key.derive(passphrase, salt).authenticate
-        if not packed.startswith(GZIP_MAGIC):
-            raise CorruptedError("the manifest does not decrypt: a wrong key, or damage")
-    text = b"".join(_limited(decompression.gunzip([packed]), manifests.LARGEST))
-    return text, authenticate
-
-
-def _limited(chunks: Iterable[bytes], limit: int) -> Iterator[bytes]:
-    total = 0
-    for chunk in chunks:
-        total += len(chunk)
-        if total > limit:
-            raise CorruptedError("what lies beside the archive is too large to be pgstash's")
-        yield chunk
-
-
-def _fitting(
-    name: str, size: int | None, found: Sequence[Manifest], access: Access
-) -> Manifest | None:
-    """Return the manifest of this archive; None where there is none, and need not be.
-
-    Where several might be meant (a copy that lost its metadata does not say), size decides.
-    """
-    if access.only_encrypted and not access.unverified and _is_plain(name):
-        raise UnverifiedError(
-            f"{name} is not encrypted, and BACKUP_ENCRYPTION is on, or backups beside it are "
-            "encrypted: whoever can write to the store may have put it there",
-            hint="If it is from before encryption was turned on, read it with --unverified; its "
-            "digests are checked all the same.",
-        )
-    if not found:
-        if access.unverified:
-            return None
-        raise UnverifiedError(
-            f"{name} has no manifest, so nothing tells whether it is whole",
-            hint=_NO_MANIFEST_HINT,
-        )
-    fitting = [
-        each
-        for each in found
-        if each.archive == name
-        and each.stored_bytes == size
-        and _is_plain(name) != bool(each.encryption)
-    ]
-    if len(fitting) == 1:
-        _refuse_impossible(fitting[0])
-        return fitting[0]
-    [first, *_] = found
-    if first.archive != name:
-        raise _of_another(name, first)
-    raise CorruptedError(
-        f"{name} has {size} bytes, and its manifest says {first.stored_bytes}",
-        hint="It was cut short or replaced; take another backup.",
-    )
-
-
-def _of_another(name: str, manifest: Manifest) -> CorruptedError:
-    return CorruptedError(
-        f"the manifest beside {name} is that of another backup: {manifest.archive}, "
-        f"id {manifest.id}",
-        hint="Was one of them renamed or copied? Give them the names that they were made with.",
-    )
-
-
-def _is_plain(name: str) -> bool:
-    return not name.endswith(".enc")
-
-
-def _refuse_impossible(manifest: Manifest) -> None:
-    """Refuse members that leave a gap, or that would not fit into memory."""
-    position = 0
-    tables = range(len(manifest.tables))
-    for member in manifest.members:
-        if member.table is not None and member.table not in tables:
-            raise CorruptedError("the manifest has a member of a table that is not in it")
-        largest = max(member.stored, member.raw)
-        if member.offset != position or not 0 <= min(member.stored, member.raw) <= largest:
-            raise CorruptedError("the manifest's members do not follow each other")
-        if largest > _LARGEST_MEMBER:
-            raise CorruptedError("the manifest has a member larger than any that pgstash writes")
-        position += member.stored
-    if sum(member.raw for member in manifest.members) != manifest.raw_bytes:
-        raise CorruptedError("the manifest's members do not add up to the script")
 
 
 def _watched(chunks: Iterable[bytes], watch: Callable[[int], None]) -> Iterator[bytes]:

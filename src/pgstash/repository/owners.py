@@ -1,6 +1,6 @@
-"""Whose the backups under a prefix are: the metadata of their archives tell.
+"""The sources of the backups under a prefix, according to the metadata of their archives.
 
-An archive is asked once: its metadata never change, so what was seen is remembered.
+The metadata of an archive is read once and remembered, because it never changes.
 """
 
 from __future__ import annotations
@@ -9,37 +9,38 @@ from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequen
 from datetime import datetime
 from itertools import islice
 
-from pgstash import catalog, identity
-from pgstash.anomaly import MOST
-from pgstash.catalog import Backup
 from pgstash.errors import SourceUnclearError, StorageError
-from pgstash.identity import Claim, Identity, Origin
+from pgstash.format import identity
+from pgstash.format.identity import Claim, Identity, Origin
+from pgstash.format.size_history import MOST
+from pgstash.repository import catalog, object_metadata
+from pgstash.repository.catalog import Backup
 from pgstash.storage.interface import Storage
 
 _AT_A_TIME = 16
 
 Seen = MutableMapping[tuple[str, int], Origin]
-"""What is known already, by the URL and the size of an archive."""
+"""The origins known so far, by the URL and the size of an archive."""
 
 
 class Owners:
-    """Tells of which source the backups of one store are. Every method raises StorageError."""
+    """Finds the sources of the backups in one store. Every method raises StorageError."""
 
     def __init__(self, storage: Storage, seen: Seen | None = None) -> None:
-        """Ask this store about what is not ``seen`` yet."""
+        """Read from this store the metadata of archives that are not in ``seen`` yet."""
         self._storage = storage
         self._seen: Seen = {} if seen is None else seen
         self.unreadable: dict[tuple[str, int], StorageError] = {}
 
     def origins(self, backups: Sequence[Backup]) -> list[Origin]:
-        """Return what each archive tells; one that is gone tells nothing.
+        """Return the origin of each archive; it is empty for one that no longer exists.
 
-        One whose metadata cannot be read is taken for another source's, and remembered with the
-        reason as ``unreadable``.
+        An archive whose metadata cannot be read counts as that of another source. The reason is
+        stored in ``unreadable``.
         """
         unseen = [each for each in backups if self._key(each) not in self._seen]
         if unseen:
-            found = catalog.archive_metadata(self._storage, unseen)
+            found = object_metadata.of_archives(self._storage, unseen)
             for backup, metadata in zip(unseen, found, strict=True):
                 if isinstance(metadata, StorageError):
                     self.unreadable[self._key(backup)] = metadata
@@ -51,7 +52,7 @@ class Owners:
         ]
 
     def of(self, backups: Sequence[Backup], sources: Sequence[Identity]) -> list[Backup]:
-        """Return the backups of these sources, judged by all that is under the prefix."""
+        """Return the backups of these sources, considering all backups under the prefix."""
         origins = self.origins(backups)
         claim = Claim(sources, origins)
         return [
@@ -59,9 +60,10 @@ class Owners:
         ]
 
     def first(self, backups: Iterable[Backup], source: Identity) -> tuple[Backup, bool] | None:
-        """Return the first backup of a source, and whether that is certain.
+        """Return the first backup of a source, and whether it is certainly of that source.
 
-        Without a certain one it is the first that may be of it. No more are asked than needed.
+        If none is certain, the first possible one is returned. No more archives are read than
+        needed.
         """
         doubtful: Backup | None = None
         for backup, origin in self._asked(backups):
@@ -75,7 +77,7 @@ class Owners:
     def newest_first(self, backups: Sequence[Backup], source: Identity) -> Iterator[Backup]:
         """Yield the backups of a source, and older ones that may be of it.
 
-        Good enough to compare sizes with: not all that is under the prefix is asked.
+        This is sufficient to compare sizes: not all archives under the prefix are read.
         """
         doubtful: list[Backup] = []
         certain, since = False, None
@@ -92,12 +94,12 @@ class Owners:
             yield from doubtful
 
     def usual_size(self, backups: Sequence[Backup], source: Identity) -> int | None:
-        """Return the size of the largest of the last backups of a source, as it is stored."""
+        """Return the largest stored size among the latest backups of a source."""
         own = islice(self.newest_first(backups, source), MOST)
         return max((backup.size for backup in own), default=None)
 
     def back_to_last(self, backups: Sequence[Backup], source: Identity) -> list[Origin]:
-        """Return the origins of the newest backups, down to the last that reported others."""
+        """Return the origins of the newest backups, back to the last that reported others."""
         found = []
         for _, origin in self._asked(reversed(backups)):
             found.append(origin)
@@ -120,10 +122,10 @@ class Owners:
         settings: Identity | None = None,
         ask: Callable[[], Identity | None] = lambda: None,
     ) -> Sequence[Identity]:
-        """Return the sources that are meant: the ``named`` ones, or else the only one that fits.
+        """Return the selected sources: the ``named`` ones, or else the only one that fits.
 
-        What the ``settings`` tell of the source need not hold its system identifier, for which
-        the server is asked if several sources fit. Raises SourceUnclearError.
+        The identity in the ``settings`` may lack the system identifier. If several sources fit,
+        ``ask`` gets it from the server. Raises SourceUnclearError.
         """
         if not backups:
             return []
@@ -168,7 +170,7 @@ class Owners:
     def doubtful(
         self, backups: Sequence[Backup], sources: Sequence[Identity], until: datetime
     ) -> list[Backup]:
-        """Return what began by then, after the last backup of these sources, and may be theirs."""
+        """Return the backups that may be theirs, from after their last one up to ``until``."""
         origins = self.origins(backups)
         claim = Claim(sources, origins)
         found: list[Backup] = []
@@ -196,7 +198,7 @@ class Owners:
         return found[0]
 
     def unclear(self, what: str, backups: Sequence[Backup]) -> SourceUnclearError:
-        """Return the error that says what is not clear, and lists the sources."""
+        """Return the error that names what is unclear and lists the sources."""
         lines = [
             f"  {label}: {number} {'backup' if number == 1 else 'backups'}, the newest is {newest}"
             for label, number, newest in self.counted(backups, [])
@@ -204,7 +206,7 @@ class Owners:
         return SourceUnclearError("\n".join([f"{what}:", *lines]))
 
     def _asked(self, backups: Iterable[Backup]) -> Iterator[tuple[Backup, Origin]]:
-        """Ask the first alone, which mostly is enough, and the others some at a time."""
+        """Read the first archive alone, which is usually enough, and the others in batches."""
         remaining = iter(backups)
         batch = list(islice(remaining, 1))
         while batch:

@@ -1,62 +1,56 @@
-"""A restore by several sessions: objects first, then rows, then what needs the rows.
+"""A restore by several sessions: objects first, then rows, then what depends on the rows.
 
-Each member is read by itself, and compared with the manifest before one byte of it is handed out.
-Nothing here is one transaction: it is for a database that gets its name when all is done.
+Each member is read by itself, and compared with the manifest before its first byte is used. There
+is no single transaction: this is for a staging database, which is renamed when all is done.
 """
 
 from __future__ import annotations
 
 import contextlib
 import queue
-import threading
-import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from pgstash import events
-from pgstash.archive import Archive
-from pgstash.errors import CorruptedError, PgstashError, RestoreError
-from pgstash.manifest import Manifest
-from pgstash.postgres import loader, views
-from pgstash.postgres.building import build
-from pgstash.postgres.loader import Loader
-from pgstash.postgres.restore import Psql
-from pgstash.postgres.source import Server
-from pgstash.postgres.tools import ClientTools
-from pgstash.unpacking import footer, session_only, take_statement
+from pgstash import events, workers
+from pgstash.errors import PgstashError, RestoreError
+from pgstash.postgres.restore import copy_loader, foreign_views
+from pgstash.postgres.restore.copy_loader import Loader
+from pgstash.postgres.restore.post_data import PostData, build
+from pgstash.postgres.restore.psql import Psql
+from pgstash.postgres.server.connection import Server
+from pgstash.postgres.tools.tool_run import ToolRun
+from pgstash.repository.archive import Archive
+from pgstash.repository.script import session_only, take_statement, unrestrict_line
+from pgstash.restore.member_runs import MemberRuns
+from pgstash.throttle import PROGRESS_SECONDS
+from pgstash.workers import Crew
 
-_SECONDS_BETWEEN_PROGRESS = 0.25
 _SECONDS_TO_END = 2.0
-
-# What one request reads at most, in bytes, and into how many of them a session's share is cut.
-_RUN_BYTES = 32 * 1024 * 1024
-_SHARES = 4
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Where to load to, by how many sessions. ``observe`` is shown what is not rows.
+    """Where to restore to, and by how many sessions (``jobs``).
 
-    ``for_drill`` no view is filled that asks a foreign server.
+    ``observe`` receives everything but the rows. In a drill (``for_drill``) views that read from a
+    foreign server are not filled.
     """
 
     into: Server
-    client: ClientTools
+    tool_run: ToolRun
     jobs: int
     lc_monetary: str | None
-    environment: Mapping[str, str]
-    emit: events.Emit
     observe: Callable[[bytes], None]
     for_drill: bool
 
 
-class Loading:
-    """An archive that is opened for it: the key fits, and its two ends are as they were written."""
+class ParallelRestore:
+    """An archive that is open for a parallel restore: the key fits, and both ends are verified."""
 
     def __init__(self, archive: Archive, watch: Callable[[int], None]) -> None:
-        """Open it; ``watch`` hears of the bytes read from the store.
+        """Open the archive; ``watch`` receives the number of bytes read from the store so far.
 
         Raises CorruptedError, EncryptionError, StorageError.
         """
@@ -65,168 +59,136 @@ class Loading:
         self._manifest = archive.manifest
         self._head = archive.schema()
         self._seeker = archive.seek(watch)
-        self._parts = _Parts(archive.manifest)
+        self._members = MemberRuns(archive.manifest)
         self.header = b"".join(
-            piece for number in self._parts.header for piece in self._seeker.member(number)
+            piece for number in self._members.header for piece in self._seeker.member(number)
         )
-        self.footer = footer(self.header)
+        self.unrestrict_line = unrestrict_line(self.header)
         self.raw_bytes = len(self.header)
 
     def run(self, plan: Plan, progressed: Callable[[int], None]) -> None:
-        """Load everything; ``progressed`` hears now and then how many plain bytes were.
+        """Restore everything; ``progressed`` receives the number of plain bytes so far.
 
-        Raises RestoreError, CorruptedError, StorageError. What is in the database by then counts
-        for nothing.
+        Raises RestoreError, CorruptedError, StorageError. The database is incomplete then.
         """
         with self._session(plan) as psql:
-            for number in self._parts.before:
-                for piece in self._compared(number):
+            for number in self._members.before:
+                for piece in self._verified(number):
                     plan.observe(piece)
                     psql.feed(piece)
-            psql.feed(self.footer)
+            psql.feed(self.unrestrict_line)
             psql.finish()
         self._load_rows(plan, progressed)
-        for number in self._parts.after:
-            for piece in self._compared(number):
+        for number in self._members.after:
+            for piece in self._verified(number):
                 plan.observe(piece)
-        for number in self._parts.left_out:
-            self._compared(number)
+        for number in self._members.unused:
+            self._verified(number)
         progressed(self.raw_bytes)
-        if reason := loader.order_of_views(plan.into):
-            plan.emit(events.Notice(f"Views are filled in the order of the script: {reason}"))
-        fill = partial(self._fill, plan) if views.may_read_foreign(plan.into) else None
-        build(
-            plan.into,
-            plan.client,
+        if reason := copy_loader.order_of_views(plan.into):
+            plan.tool_run.emit(
+                events.Notice(f"Views are filled in the order of the script: {reason}")
+            )
+        fill = partial(self._fill, plan) if foreign_views.may_read_foreign(plan.into) else None
+        post_data = PostData(
             self._head,
-            jobs=plan.jobs,
-            options=self._manifest.options,
+            self._manifest.options,
             views_in_order=reason is not None,
             lc_monetary=plan.lc_monetary,
-            environment=plan.environment,
             fill=fill,
         )
+        build(plan.into, plan.tool_run, post_data, jobs=plan.jobs)
 
     def _fill(self, plan: Plan, found: Sequence[bytes]) -> None:
-        views.fill(
+        foreign_views.fill(
             plan.into,
-            found,
+            [foreign_views.filling(view, for_drill=plan.for_drill) for view in found],
             session_only(self.header),
-            for_drill=plan.for_drill,
             lc_monetary=plan.lc_monetary,
-            emit=plan.emit,
+            emit=plan.tool_run.emit,
         )
-        views.warn_of_empty(plan.into, found, plan.emit, for_drill=plan.for_drill)
+        foreign_views.warn_of_empty(plan.into, found, plan.tool_run.emit, for_drill=plan.for_drill)
 
     @contextlib.contextmanager
     def _session(self, plan: Plan) -> Iterator[Psql]:
-        psql = Psql(
-            plan.into,
-            plan.client,
-            one_transaction=False,
-            lc_monetary=plan.lc_monetary,
-            environment=plan.environment,
-            emit=plan.emit,
-        )
+        psql = Psql(plan.into, plan.tool_run, one_transaction=False, lc_monetary=plan.lc_monetary)
         with psql:
             psql.feed(self.header)
             yield psql
 
-    def _compared(self, number: int) -> Sequence[bytes]:
+    def _verified(self, number: int) -> Sequence[bytes]:
         pieces = self._seeker.member(number)
         self.raw_bytes += self._manifest.members[number].raw
         return list(pieces)
 
     def _load_rows(self, plan: Plan, progressed: Callable[[int], None]) -> None:
         jobs = plan.jobs
-        if reason := loader.order_of_rows(plan.into):
-            plan.emit(events.Notice(f"Rows are loaded in the order of the script: {reason}"))
+        if reason := copy_loader.order_of_rows(plan.into):
+            plan.tool_run.emit(
+                events.Notice(f"Rows are loaded in the order of the script: {reason}")
+            )
             jobs = 1
-        first = _queued(self._parts.set_apart(loader.tables_of_extensions(plan.into)))
-        todo = _queued(self._parts.runs(jobs))
-        done: _Done = queue.SimpleQueue()
+        first = _queued(self._members.set_apart(copy_loader.tables_of_extensions(plan.into)))
+        todo = _queued(self._members.runs(jobs))
         with contextlib.ExitStack() as stack:
             loaders = stack.enter_context(
-                loader.opened(
+                copy_loader.opened(
                     plan.into,
                     session_only(self.header),
                     min(jobs, first.qsize() + todo.qsize()),
                     lc_monetary=plan.lc_monetary,
-                    emit=plan.emit,
+                    emit=plan.tool_run.emit,
                 )
             )
             if first.qsize():
-                # What other tables compute may need rows of them all.
-                alone = [[partial(self._load, loaders[0], first, done)]]
-                self._run(alone, loaders[:1], done, progressed)
+                # What other tables compute may need the rows of extensions, all of them.
+                self._run([partial(self._load, loaders[0], first)], loaders[:1], progressed)
             sessions: list[Loader | Psql] = [*loaders]
-            tasks = [[partial(self._load, each, todo, done)] for each in loaders] or [[]]
-            if self._parts.in_order:
+            tasks = [[partial(self._load, each, todo)] for each in loaders] or [[]]
+            if self._members.in_order:
                 psql = stack.enter_context(self._session(plan))
                 sessions.append(psql)
-                # Before it loads: so many sessions are at work at a time as there are to be.
-                tasks[0].insert(0, partial(self._run_in_order, psql, done))
-            self._run(tasks, sessions, done, progressed)
+                # Before its thread loads rows, so that no more than ``jobs`` sessions work at once.
+                tasks[0].insert(0, partial(self._run_in_order, psql))
+            self._run([partial(_in_turn, each) for each in tasks], sessions, progressed)
 
     def _run(
         self,
-        tasks: Sequence[Sequence[_Task]],
+        tasks: Sequence[_Task],
         sessions: Sequence[Loader | Psql],
-        done: _Done,
         progressed: Callable[[int], None],
     ) -> None:
-        """Run all tasks, each list of them in a thread, which use these sessions."""
-        stopping = threading.Event()
-        threads = [
-            threading.Thread(target=_work, args=(each, stopping, done), daemon=True)
-            for each in tasks
-        ]
-        with contextlib.ExitStack() as stack:
-            stack.callback(_end, sessions, threads, stopping)
-            for thread in threads:
-                thread.start()
-            self._wait(done, len(threads), progressed)
-            for thread in threads:  # their last word is said, and the sessions are used again
-                thread.join()
+        """Run all tasks, each in a thread of its own; they use these sessions.
 
-    def _wait(self, done: _Done, running: int, progressed: Callable[[int], None]) -> None:
-        """Return when all threads came to their end, or raise what one of them did."""
-        while running:
-            try:
-                result = done.get(timeout=_SECONDS_BETWEEN_PROGRESS)
-            except queue.Empty:
+        If one of them fails, or a signal comes, all sessions are ended, and the threads are joined
+        for a limited time: nothing should be closed while a thread still uses it.
+        """
+        results = workers.crew(
+            [partial(_translated, task) for task in tasks],
+            stop=partial(_end, sessions),
+            seconds_to_end=_SECONDS_TO_END,
+            idle=(PROGRESS_SECONDS, 0),
+        )
+        with contextlib.closing(results):
+            for raw_bytes in results:
+                self.raw_bytes += raw_bytes
                 progressed(self.raw_bytes)
-                continue
-            if isinstance(result, PgstashError):
-                raise result
-            if isinstance(result, Exception):
-                raise RestoreError(f"the rows could not be loaded: {result!r}") from result
-            if result is None:
-                running -= 1
-            else:
-                self.raw_bytes += result
 
-    def _run_in_order(self, psql: Psql, done: _Done, stopping: threading.Event) -> None:
-        """Run what is no rows: large objects, sequences."""
-        for number in self._parts.in_order:
-            if stopping.is_set():
+    def _run_in_order(self, psql: Psql, crew: Crew[int]) -> None:
+        """Run what is not rows of tables: large objects, sequences."""
+        for number in self._members.in_order:
+            if crew.stopping:
                 return
             pieces = self._seeker.member(number)
             while pieces:
                 psql.feed(pieces.popleft())
-            done.put(self._manifest.members[number].raw)
-        psql.feed(self.footer)
+            crew.hand_over(self._manifest.members[number].raw)
+        psql.feed(self.unrestrict_line)
         psql.finish()
 
-    def _load(
-        self,
-        session: Loader,
-        todo: queue.SimpleQueue[range],
-        done: _Done,
-        stopping: threading.Event,
-    ) -> None:
+    def _load(self, session: Loader, todo: queue.SimpleQueue[range], crew: Crew[int]) -> None:
         """Load rows until there are no more. Raises RestoreError."""
-        while not stopping.is_set():
+        while not crew.stopping:
             try:
                 run = todo.get_nowait()
             except queue.Empty:
@@ -235,8 +197,8 @@ class Loading:
                 numbered = zip(run, members, strict=True)
                 for number, pieces in numbered:
                     statement = take_statement(pieces)
-                    session.load(statement, self._block(number, pieces, numbered, done))
-        if not stopping.is_set():
+                    session.load(statement, self._block(number, pieces, numbered, crew))
+        if not crew.stopping:
             session.refuse_swapped()
 
     def _block(
@@ -244,17 +206,20 @@ class Loading:
         number: int,
         pieces: deque[bytes],
         following: Iterator[tuple[int, deque[bytes]]],
-        done: _Done,
+        crew: Crew[int],
     ) -> Iterator[bytes]:
-        """Yield a COPY block, which may go on in the members that follow."""
+        """Yield a COPY block, which may continue in the following members."""
         while True:
             while pieces:
                 yield pieces.popleft()
             member = self._manifest.members[number]
-            done.put(member.raw)
+            crew.hand_over(member.raw)
             if member.rows is not None:
                 return
             number, pieces = next(following)
+
+
+_Task = Callable[[Crew[int]], None]
 
 
 def _queued(runs: Iterable[range]) -> queue.SimpleQueue[range]:
@@ -264,94 +229,20 @@ def _queued(runs: Iterable[range]) -> queue.SimpleQueue[range]:
     return found
 
 
-_Done = queue.SimpleQueue[int | Exception | None]
-_Task = Callable[[threading.Event], None]
+def _end(sessions: Sequence[Loader | Psql]) -> None:
+    for session in sessions:
+        session.end()
 
 
-def _work(tasks: Iterable[_Task], stopping: threading.Event, done: _Done) -> None:
+def _in_turn(tasks: Iterable[_Task], crew: Crew[int]) -> None:
+    for task in tasks:
+        task(crew)
+
+
+def _translated(task: _Task, crew: Crew[int]) -> None:
     try:
-        for task in tasks:
-            task(stopping)
-        done.put(None)
-    except Exception as error:  # noqa: BLE001 - carried to the caller's thread whole
-        done.put(error)
-
-
-def _end(
-    sessions: Sequence[Loader | Psql],
-    threads: Sequence[threading.Thread],
-    stopping: threading.Event,
-) -> None:
-    """End all sessions, and then all threads: nothing may be closed under their hands."""
-    stopping.set()
-    if any(thread.is_alive() for thread in threads):
-        for session in sessions:
-            session.end()
-    give_up = time.monotonic() + _SECONDS_TO_END
-    for thread in threads:
-        thread.join(max(0.0, give_up - time.monotonic()))
-
-
-class _Parts:
-    """The numbers of an archive's members, by what they are for."""
-
-    def __init__(self, manifest: Manifest) -> None:
-        self.header: list[int] = []
-        self.before: list[int] = []
-        self.rows: list[range] = []
-        self.in_order: list[int] = []
-        self.after: list[int] = []
-        self.left_out: list[int] = []
-        goes_on = False
-        self._members = manifest.members
-        self._tables = manifest.tables
-        for number, member in enumerate(manifest.members):
-            match member.section:
-                case "header":
-                    self.header.append(number)
-                case "drops":
-                    self.left_out.append(number)
-                case "pre-data":
-                    self.before.append(number)
-                case "data" if member.table is not None:
-                    first = self.rows.pop().start if goes_on else number
-                    self.rows.append(range(first, number + 1))
-                    goes_on = member.rows is None
-                case "data" | "sequences":
-                    self.in_order.append(number)
-                case "post-data":
-                    self.after.append(number)
-                case _:
-                    raise CorruptedError("the manifest has a member of no known section")
-
-    def set_apart(self, tables: Collection[tuple[str, str]]) -> list[range]:
-        """Return the blocks with rows of these tables, in their order; ``runs`` is without them."""
-        numbers = {
-            number for number, each in enumerate(self._tables) if (each.schema, each.name) in tables
-        }
-        apart: list[range] = []
-        blocks, self.rows = self.rows, []
-        for block in blocks:
-            (apart if self._members[block.start].table in numbers else self.rows).append(block)
-        return apart
-
-    def runs(self, jobs: int) -> list[range]:
-        """Return the members with rows, by what one request reads and one session loads.
-
-        The last ones are short, so that all sessions come to their end together.
-        """
-        runs: list[range] = []
-        left = sum(self._stored(block) for block in self.rows)
-        room = 0
-        for block in self.rows:
-            if room > 0 and runs[-1].stop == block.start:
-                runs[-1] = range(runs[-1].start, block.stop)
-            else:
-                runs.append(block)
-                room = min(_RUN_BYTES, left // (_SHARES * jobs))
-            room -= self._stored(block)
-            left -= self._stored(block)
-        return runs
-
-    def _stored(self, numbers: range) -> int:
-        return sum(member.stored for member in self._members[numbers.start : numbers.stop])
+        task(crew)
+    except PgstashError:
+        raise
+    except Exception as error:  # whatever a thread met, the rows are incomplete
+        raise RestoreError(f"the rows could not be loaded: {error!r}") from error

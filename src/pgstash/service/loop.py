@@ -1,98 +1,87 @@
-"""The long-running loop: run the job when it is due until a signal ends it, whatever a run does."""
+"""The loop of the service: run the job when it is due, until a signal ends it."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
-from typing import NoReturn, Protocol
+from dataclasses import replace
+from datetime import datetime, timedelta
+from typing import NoReturn
 
 from pgstash import events
-from pgstash.errors import ConfigurationError, PgstashError
+from pgstash.errors import PgstashError
 from pgstash.monitoring.log import LOGGER
-from pgstash.schedule import Schedule
+from pgstash.runtime import Runtime
+from pgstash.service.retries import Retries
 
 LONGEST_NAP = 30.0
-"""Seconds after which the wall clock is looked at again: a machine that slept, or whose clock
-was set, runs what is due that much late at most."""
+"""Seconds after which the wall clock is read again: after a suspend, or if the clock was set, a due
+run starts late by that much at most."""
 
 SET_BACK = timedelta(minutes=1)
-"""A clock that goes back by more was set, and the plan is made anew; less is a correction."""
-
-
-class Clock(Protocol):
-    """The time, and a way to let it pass."""
-
-    def now(self) -> datetime:
-        """Return the time of the wall clock, in UTC."""
-        ...
-
-    def sleep(self, seconds: float) -> None:
-        """Return after so many seconds; a signal ends it sooner, with Interrupted."""
-        ...
-
-
-class SystemClock:
-    """The machine's clock."""
-
-    def now(self) -> datetime:
-        """Return the time of the wall clock, in UTC."""
-        return datetime.now(UTC)
-
-    def sleep(self, seconds: float) -> None:
-        """Return after so many seconds; a signal ends it sooner, with Interrupted."""
-        time.sleep(seconds)
+"""If the clock goes back by more, the next run is planned again; less is a correction."""
 
 
 def run(
-    job: Callable[[], object],
-    schedule: Schedule,
-    clock: Clock,
-    emit: events.Emit,
-    hear: Callable[[], None],
+    job: Callable[[Runtime], object],
+    retries: Retries,
+    runtime: Runtime,
+    sleep: Callable[[float], None] = time.sleep,
 ) -> NoReturn:
-    """Run the job now and then whenever it is due, one run after the other.
+    """Run the job whenever ``retries`` plans it, one run after the other.
 
-    A job that fails is tried again at its next time. ``hear`` raises Interrupted if a signal
-    was put off while the job ran. Only that ends the loop, and ConfigurationError, which no
-    further run would mend.
+    The runtime that the job is given reports what follows a failure. Only two errors end the loop:
+    Interrupted, which a signal raises in ``sleep`` or after a job that deferred it, and an error
+    that ends the service according to ``retries``.
     """
+    given = replace(runtime, follow_up=retries.follow_up)
     number = 0
+    if retries.next_run.reason:
+        _wait(runtime.now(), retries, runtime, sleep)
     while True:
         number += 1
-        started = clock.now()
-        emit(events.IterationStarted(number))
-        _survive(job)
-        hear()
-        _wait(started, schedule, clock, emit)
+        started = runtime.now()
+        retries.begin()
+        runtime.emit(events.IterationStarted(number))
+        _survive(job, given, retries)
+        runtime.interruption.raise_if_interrupted()
+        _wait(started, retries, runtime, sleep)
 
 
-def _survive(job: Callable[[], object]) -> None:
+def _survive(job: Callable[[Runtime], object], runtime: Runtime, retries: Retries) -> None:
+    """Run the job, and plan the next run. Raises an error that ends the service."""
     try:
-        job()
-    except ConfigurationError:
-        raise
-    except PgstashError as error:  # which the job has told of
-        LOGGER.debug("What led to it", exc_info=error)
-    except Exception:  # noqa: BLE001 - a service outlives what nobody foresaw
-        LOGGER.exception("Unforeseen error: please report it. The service goes on")
+        job(runtime)
+    except PgstashError as error:  # the job has reported it
+        retries.follow_up(error)
+        if retries.ends_service(error):
+            LOGGER.info("The service ends: another try would not fix this.")
+            raise
+        LOGGER.debug("Traceback of the failure", exc_info=error)
+    except Exception as error:  # noqa: BLE001 - a service survives unexpected errors
+        retries.follow_up(error)
+        LOGGER.exception("Unexpected error. Please report it. The service continues.")
+    else:
+        retries.succeeded()
 
 
-def _wait(started: datetime, schedule: Schedule, clock: Clock, emit: events.Emit) -> None:
-    """Return when the run that follows the one of ``started`` is due."""
-    seen = started
-    due: datetime | None = None
+def _wait(
+    started: datetime, retries: Retries, runtime: Runtime, sleep: Callable[[float], None]
+) -> None:
+    """Wait until the planned run is due; the last one, if any, began at ``started``."""
+    seen, due = started, retries.next_run
+    planned = False
     while True:
-        now = clock.now()
+        now = runtime.now()
         if seen - now > SET_BACK:
-            emit(events.Warned(f"The clock was set back by {round((seen - now).total_seconds())}s"))
-            started, due = now, None
+            seconds = round((seen - now).total_seconds())
+            runtime.emit(events.Warned(f"The clock was set back by {seconds}s"))
+            due, planned = retries.plan_again(), False
         seen = now
-        if due is None:
-            due = schedule.after(started)
-            left = (due - now).total_seconds()
-            emit(events.NextRunPlanned(due, max(left, 0.0)))
-        left = (due - now).total_seconds()
+        left = (due.at - now).total_seconds()
+        if not planned:
+            planned = True
+            runtime.emit(events.NextRunPlanned(due.at, max(left, 0.0), due.reason))
         if left <= 0:
             return
-        clock.sleep(min(left, LONGEST_NAP))
+        sleep(min(left, LONGEST_NAP))

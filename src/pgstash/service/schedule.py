@@ -1,8 +1,8 @@
 """When the next run is due: pure functions of the time of the last one.
 
-A run that starts late stands for every run that was due until then, so a schedule is asked for
-the first moment *after the start of the last run*. Where that is in the past, because the run
-took longer than the interval or the machine slept, it is due now, and once.
+A run that starts late replaces every run that was due until then, so a schedule is asked for the
+first time *after the start of the last run*. If that is in the past, because the run took longer
+than the interval or the machine was suspended, the next run is due now, once.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ _LONGEST_GRACE = timedelta(hours=12)
 
 
 class Schedule(Protocol):
-    """Moments at which a run is due."""
+    """The times at which a run is due."""
 
     def after(self, moment: datetime) -> datetime:
-        """Return the first of them that is later than ``moment``, in UTC."""
+        """Return the first of them after ``moment``, in UTC."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """Every so many ``seconds``, counted from ``anchor`` and not from the last run: no drift."""
+    """Every ``seconds``, counted from ``anchor`` and not from the last run, so without drift."""
 
     seconds: int
     anchor: datetime
 
     def after(self, moment: datetime) -> datetime:
-        """Return the first moment on the grid that is later, in UTC."""
+        """Return the first time on the grid after ``moment``, in UTC."""
         step = timedelta(seconds=self.seconds)
         steps = (moment - self.anchor) // step + 1
         return (self.anchor + steps * step).astimezone(UTC)
@@ -47,7 +47,7 @@ class Interval:
 class Cron:
     """A cron expression of five fields in a time zone, as Debian's cron understands it.
 
-    Where the clocks go forward, a time that does not exist runs when the gap ends; where they
+    When the clocks go forward, a time that does not exist runs at the end of the gap; when they
     go back, a time that exists twice runs once. Expressions with a ``*`` in the minute or the
     hour follow elapsed time instead (https://manpages.debian.org/cron.8).
     """
@@ -56,7 +56,7 @@ class Cron:
     zone: str = "UTC"
 
     def __post_init__(self) -> None:
-        """Raise ValueError unless the expression can be read and is due some day."""
+        """Raise ValueError unless the expression is valid and is due some day."""
         check_zone(self.zone)
         if len(self.expression.split()) != _FIELDS:
             raise ValueError("must have five fields: minute, hour, day, month, day of the week")
@@ -64,24 +64,29 @@ class Cron:
             self.after(_ANY_DAY)
         except (CronSimError, ValueError) as error:
             reason = str(error).lower() if isinstance(error, CronSimError) else "no such number"
-            raise ValueError(f"is no cron expression: {reason}") from None
+            raise ValueError(f"is not a cron expression: {reason}") from None
         except StopIteration:
-            raise ValueError("names a day that never comes") from None
+            raise ValueError("names a day that does not exist") from None
 
     def after(self, moment: datetime) -> datetime:
-        """Return the first due moment that is later, in UTC."""
+        """Return the first due time after ``moment``, in UTC."""
         due = CronSim(self.expression, moment.astimezone(ZoneInfo(self.zone)))
-        # In an hour that the clocks repeat, the library begins with the first of the two.
+        # In an hour that occurs twice, the library starts with the first one.
         while (found := next(due).astimezone(UTC)) <= moment:
             pass
         return found
 
 
-def stale_at(schedule: Schedule, last: datetime) -> datetime:
-    """Return the moment from which a backup that began at ``last`` is too old, in UTC.
+def chosen(expression: str | None, zone: str, seconds: int, anchor: datetime) -> Schedule:
+    """Return the schedule of a cron expression, or else an interval counted from ``anchor``."""
+    return Cron(expression, zone) if expression else Interval(seconds, anchor)
 
-    It is when the next run was due, and then a grace for that run to take its time: half of the
-    time until the one after it, 15 minutes at least and 12 hours at most.
+
+def stale_at(schedule: Schedule, last: datetime) -> datetime:
+    """Return the time from which a backup that started at ``last`` is too old, in UTC.
+
+    It is the time when the next run was due, plus a grace period for that run: half of the time
+    until the following run, at least 15 minutes and at most 12 hours.
     """
     due = schedule.after(last)
     grace = (schedule.after(due) - due) / 2
@@ -93,4 +98,4 @@ def check_zone(name: str) -> None:
     try:
         ZoneInfo(name)
     except (ZoneInfoNotFoundError, ValueError, OSError):
-        raise ValueError("must be the name of a time zone such as Europe/Berlin") from None
+        raise ValueError("is not the name of a time zone") from None

@@ -2,36 +2,30 @@
 
 from __future__ import annotations
 
-import difflib
 import os
-import re
-from collections.abc import Collection, Mapping, MutableMapping
+from collections.abc import Collection, Iterator, Mapping, MutableMapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
-
-from dotenv.parser import parse_stream
-from pydantic import ValidationError
+from typing import Literal
 
 from pgstash.errors import ConfigurationError
-from pgstash.settings.table import Need, Settings, is_secret, variable_of
+from pgstash.postgres.server import conninfo, foreign_parameters
+from pgstash.settings import env_file, odd_values, spelling
+from pgstash.settings.model import Need, Settings, is_secret, variable_of
+from pgstash.settings.validation import Values, checked
 
 _LONGEST_SECRET_FILE = 64 * 1024
 
-# libpq reads these itself; enough of them are there when one of the first group is set.
+# Variables that libpq reads itself. One of these is enough to locate a source.
 _LOCATING = ("PGHOST", "PGHOSTADDR", "PGSERVICE", "PGDATABASE")
 
-# Of what a command that only reads does not use a machine that rescues data may lack everything:
-# the hooks' programs, the files of other secrets.
+# The groups that a command which only reads uses. For the others, a machine used for a restore may
+# have nothing: no programs of hooks, no files of other secrets.
 _READ = ("Storage", "Backup", "Restore", "Log")
 
-# Names that nobody gives to anything else, but for Kubernetes, which names services in variables;
-# and those that others give too, but hardly in our own .env file.
-_OUR_NAMES = re.compile(r"(BACKUP|RETENTION)_")
-_OUR_NAMES_IN_FILE = re.compile(r"(BACKUP|HOOK|RESTORE|RETENTION|S3|VERIFY|WEBHOOK)_")
-_OF_KUBERNETES = re.compile(r"_SERVICE_(HOST|PORT)|_PORT(_\d+_\w+)?$")
-
 _OF_THE_SOURCE = (*_LOCATING, "PGPORT", "PGUSER", "PGPASSWORD", "PGOPTIONS", "PGTARGETSESSIONATTRS")
+
+_OPTIONS = {"RESTORE_URL": "--to"}  # what the command line calls a variable that it sets
 
 
 def load(
@@ -44,73 +38,47 @@ def load(
 ) -> Settings:
     """Read the settings from the environment and a ``.env`` file.
 
-    ``needs`` is what must be there, ``given`` wins over both. Where a command ``only_reads`` what
-    is stored, nothing is wrong with settings that others use. libpq's own variables of the
-    ``.env`` file are put into ``environ``, where libpq looks for them; where a target is
-    needed, those that say where the source is and who logs in are taken away instead, so that
-    the target is not completed by them. Raises ConfigurationError that lists every problem, and no
-    value of a secret.
+    ``needs`` must be configured; ``given`` takes precedence over both. With ``only_reads``, invalid
+    values of settings this command does not use are ignored. Variables of libpq in the ``.env``
+    file are put into ``environ``, where libpq reads them. If a target is needed, the variables with
+    the address and the login of the source are removed from ``environ`` instead, so that libpq does
+    not use them for the target. A given RESTORE_URL with the same login as the configured one is
+    completed from it: its password, too. Raises ConfigurationError, which lists every problem and
+    shows no secret.
     """
     problems: list[str] = []
-    of_file = _read_dotenv(dotenv, problems)
+    of_file = env_file.read(dotenv, problems)
     values = of_file | {k: v for k, v in environ.items() if v}
+    configured = _configured_target(values) if "RESTORE_URL" in given else ""
     for variable in given:
         values.pop(f"{variable}_FILE", None)
     values |= given
-    unheard = {
-        name
-        for name in Settings.model_fields
-        if only_reads and variable_of(name).group not in _READ
-    }
-    for variable in _quoted({n: v for n, v in environ.items() if values.get(n) == v}, unheard):
-        values[variable] = values[variable][1:-1]
-        problems.append(
-            f"{variable} begins and ends with a quote, which is taken for a part of it: leave them "
-            "out (what docker's --env-file reads is not read as by a shell)"
-        )
-    secret_names = [name.upper() for name in Settings.model_fields if is_secret(name)]
-    unreadable = set()
-    for variable in (*secret_names, "PGPASSWORD"):
-        ignored = variable.lower() in unheard or (only_reads and variable == "PGPASSWORD")
-        if not _read_secret_file(variable, values, [] if ignored else problems):
-            unreadable.add(variable)
+    sources = Values(
+        values=values,
+        everything={**environ, **values},
+        needs=needs,
+        unused={
+            name
+            for name in Settings.model_fields
+            if only_reads and variable_of(name).group not in _READ
+        },
+        labels={variable: _OPTIONS.get(variable, variable) for variable in given},
+        problems=problems,
+    )
+    edges, warnings = _judge_odd_values(sources, {**environ, **given})
+    if "RESTORE_URL" in given:
+        values["RESTORE_URL"] = conninfo.completed(values["RESTORE_URL"], configured)
+    unreadable = _read_secret_files(sources, edges)
     _settle_libpq(environ, values, needs)
     located = any(name in values for name in ("DATABASE_URL", *_LOCATING))
-    if "source" in needs and not located and "DATABASE_URL" not in unreadable:
-        problems.append(
-            f"DATABASE_URL is missing: {variable_of('database_url').expected} (or set PGHOST, "
-            "PGPORT, PGUSER, PGPASSWORD and PGDATABASE instead)"
-        )
-    if "target" in needs and "RESTORE_URL" not in values and "RESTORE_URL" not in unreadable:
-        problems.append(
-            f"--to is missing: {variable_of('restore_url').expected} (or set RESTORE_URL)"
-        )
-    undecided = "BACKUP_ENCRYPTION_KEY" in values and "BACKUP_ENCRYPTION" not in values
-    if "source" in needs and undecided:
-        problems.append(
-            "BACKUP_ENCRYPTION is missing, and BACKUP_ENCRYPTION_KEY is set: set "
-            "BACKUP_ENCRYPTION=true to encrypt, or BACKUP_ENCRYPTION=false to store plain backups"
-        )
-    try:
-        settings = _validated(
-            {
-                name: values[name.upper()]
-                for name in Settings.model_fields
-                if name.upper() in values
-            },
-            frozenset(needs),
-            unheard,
-        )
-    except ValidationError as error:
-        problems += [
-            _problem(detail)
-            for detail in error.errors(include_input=False)
-            if str(detail["loc"][0]).upper() not in unreadable
-        ]
-        raise ConfigurationError(problems) from None  # its text quotes the values
-    if problems:
+    problems += _missing(sources, unreadable, located=located)
+    problems += _wrong_ssl_mode(sources)
+    settings, notes = checked(sources, edges, unreadable)
+    if settings is None or problems:
         raise ConfigurationError(problems)
-    settings._misspelt = misspelt(values, of_file)  # noqa: SLF001 - only loading knows all names
+    settings._misspelt = spelling.misspelt(values, of_file)  # noqa: SLF001 - only loading knows all names
+    settings._odd_values = [*warnings, *(each.warning for each in edges if not each.usual)]  # noqa: SLF001 - as above
+    settings._notes = notes  # noqa: SLF001 - as above
     settings._source_variables = {  # noqa: SLF001 - for a target they leave the environment
         name: values[name] for name in (*_LOCATING, "PGPORT", "PGUSER") if name in values
     }
@@ -118,48 +86,120 @@ def load(
     return settings
 
 
-def _validated(
-    values: Mapping[str, str], needs: Collection[Need], unheard: Collection[str]
-) -> Settings:
-    """Check all values, and take those of ``unheard`` settings that are wrong for not given."""
-    try:
-        return Settings.model_validate(values, context=needs)
-    except ValidationError as error:
-        wrong = {str(detail["loc"][0]) for detail in error.errors(include_input=False)}
-        left = {
-            name: value
-            for name, value in values.items()
-            if name not in wrong or name not in unheard
-        }
-        if len(left) == len(values):
-            raise
-    return _validated(left, needs, unheard)
+def _configured_target(values: Mapping[str, str]) -> str:
+    """Return RESTORE_URL as it is set or in its file; empty if it is not, or cannot be read."""
+    found = dict(values)
+    _read_secret_file("RESTORE_URL", found, [])
+    return found.get("RESTORE_URL", "")
 
 
-def _quoted(environ: Mapping[str, str], unheard: Collection[str]) -> list[str]:
-    """Return the variables whose value is in quotes: those of a ``.env`` file are gone by now.
+def log_format(
+    environ: Mapping[str, str] = os.environ, dotenv: Path = Path(".env")
+) -> Literal["text", "json"]:
+    """Return the format of the log before the settings are checked: problems are logged in it."""
+    value = environ.get("LOG_FORMAT") or env_file.read(dotenv, []).get("LOG_FORMAT", "")
+    return "json" if value.strip().strip("'\"") == "json" else "text"
 
-    As part of a passphrase they would encrypt what nobody can read who has it without them.
+
+def _judge_odd_values(
+    sources: Values, outside: Mapping[str, str]
+) -> tuple[list[odd_values.Edges], list[str]]:
+    """Return the values with white space around them that may be right, and other warnings.
+
+    Others are problems; what is around them is removed, so that the rest of the value is checked
+    too. Only values from ``outside`` a ``.env`` file are judged: there, quotes mean what they hold.
     """
-    return [
-        name
-        for name, value in environ.items()
-        if (field := name.removesuffix("_FILE").lower()) in Settings.model_fields
-        and field not in unheard
-        and not _may_be_quoted(field)
-        and re.fullmatch(r"'[^']+'|\"[^\"]+\"", value)
-    ]
+    values = sources.values
+    judged = odd_values.examined(
+        {name: value for name, value in outside.items() if value and values.get(name) == value},
+        sources.unused,
+        _libpq_variables(sources.needs),
+    )
+    quoted = set(odd_values.quoted({name: value.strip() for name, value in judged.items()}))
+    left = []
+    for edge in odd_values.edges(judged):
+        name = edge.variable
+        # A variable of libpq, and the name of a file, has no other check.
+        unchecked = name.lower() not in Settings.model_fields
+        no_file = name.endswith("_FILE") and not Path(judged[name]).exists()
+        if name in quoted or (unchecked and (edge.hopeless or no_file)):
+            sources.problems.append(edge.problem(sources.label(name)))
+            values[name] = edge.inner
+        else:
+            left.append(edge)
+    for name in sorted(quoted):
+        sources.problems.append(odd_values.quoted_problem(sources.label(name)))
+        values[name] = values[name][1:-1]
+    warnings = [*odd_values.quoted_warnings(judged), *odd_values.reference_warnings(judged)]
+    return left, warnings
 
 
-def _may_be_quoted(field: str) -> bool:
-    """Tell whether a value may be one word in quotes: a command line, a pattern, an identifier."""
-    return variable_of(field).group in ("Hooks", "Contents")
+def _libpq_variables(needs: Collection[Need]) -> frozenset[str]:
+    """Return the variables of libpq that a command with these needs uses."""
+    if "target" in needs:
+        return conninfo.VARIABLES - {*_OF_THE_SOURCE}
+    return conninfo.VARIABLES | {"PGPASSWORD_FILE"} if "source" in needs else frozenset()
+
+
+def _read_secret_files(sources: Values, edges: list[odd_values.Edges]) -> set[str]:
+    """Read the secrets that are in files; return those that cannot be read.
+
+    What begins or ends with white space is added to ``edges``.
+    """
+    secret_names = [name.upper() for name in Settings.model_fields if is_secret(name)]
+    unreadable = set()
+    for variable in (*secret_names, "PGPASSWORD"):
+        ignored = variable.lower() in sources.unused or (
+            variable == "PGPASSWORD" and bool(sources.unused)
+        )
+        in_file = variable not in sources.values
+        if not _read_secret_file(variable, sources.values, [] if ignored else sources.problems):
+            unreadable.add(variable)
+        elif in_file and variable in sources.values and not ignored:
+            edges += odd_values.edges({variable: sources.values[variable]})
+    return unreadable
+
+
+def _missing(sources: Values, unreadable: Collection[str], *, located: bool) -> Iterator[str]:
+    """Yield what is missing and is not a setting that alone would do."""
+    values, needs = sources.values, sources.needs
+    if "source" in needs and not located and "DATABASE_URL" not in unreadable:
+        yield (
+            f"DATABASE_URL is missing. Expected: {variable_of('database_url').expected}. Or set "
+            "PGHOST, PGPORT, PGUSER, PGPASSWORD and PGDATABASE instead."
+            f"{sources.near_misses('DATABASE_URL')}"
+        )
+    if "target" in needs and "RESTORE_URL" not in values and "RESTORE_URL" not in unreadable:
+        yield (
+            f"--to is missing. Expected: {variable_of('restore_url').expected}. Or set RESTORE_URL."
+            f"{sources.near_misses('RESTORE_URL')}"
+        )
+    if (
+        "source" in needs
+        and "BACKUP_ENCRYPTION_KEY" in values
+        and "BACKUP_ENCRYPTION" not in values
+    ):
+        yield (
+            "BACKUP_ENCRYPTION is missing, but BACKUP_ENCRYPTION_KEY is set. Set "
+            "BACKUP_ENCRYPTION=true to encrypt, or BACKUP_ENCRYPTION=false to store unencrypted "
+            "backups."
+        )
+
+
+def _wrong_ssl_mode(sources: Values) -> Iterator[str]:
+    """Yield the problem of a TLS mode that libpq would refuse at the login, if it is used."""
+    urls = {"source": "DATABASE_URL", "target": "RESTORE_URL"}
+    used = [sources.values.get(url, "") for need, url in urls.items() if need in sources.needs]
+    instead = foreign_parameters.ssl_mode_instead(sources.values.get("PGSSLMODE", "prefer"))
+    if instead and any("sslmode=" not in url for url in used):
+        write = instead.replace("sslmode=", "PGSSLMODE=")
+        yield f"PGSSLMODE has a value that libpq does not know. Write {write}."
 
 
 def _settle_libpq(
     environ: MutableMapping[str, str], values: Mapping[str, str], needs: Collection[Need]
 ) -> None:
-    """Let libpq find its variables in the environment, without the source's where it must not."""
+    """Set libpq's variables in the environment; if there is a target, remove the source's."""
     for variable, value in values.items():
         if variable.startswith("PG") and variable != "PGPASSWORD_FILE":
             environ[variable] = value
@@ -168,74 +208,13 @@ def _settle_libpq(
             environ.pop(variable, None)
 
 
-def misspelt(names: Collection[str], of_file: Collection[str] = ()) -> list[str]:
-    """Return warnings for variables that look like settings, and are none.
-
-    Of those that stand in a ``.env`` file, which is ours alone, more do.
-    """
-    known = [name.upper() for name in Settings.model_fields]
-    known += [f"{name.upper()}_FILE" for name in Settings.model_fields if is_secret(name)]
-    found = []
-    for name in names:
-        close = difflib.get_close_matches(name, known, n=1, cutoff=0.92)
-        if name in known or (close and close[0] in names):
-            continue
-        if not close and _is_like_ours(name, known, in_file=name in of_file):
-            close = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
-            if not close:
-                found.append(f"{name} is not a setting, and nothing hears it")
-        if close:
-            found.append(f"{name} is not a setting: did you mean {close[0]}?")
-    return found
-
-
-def _is_like_ours(name: str, known: Collection[str], *, in_file: bool) -> bool:
-    """Tell whether a name begins as one of ours, or ends as one from its second word on."""
-    if in_file:
-        ends_so = "_" in name and any(each.endswith(f"_{name}") for each in known)
-        return ends_so or bool(_OUR_NAMES_IN_FILE.match(name))
-    return bool(_OUR_NAMES.match(name)) and not _OF_KUBERNETES.search(name)
-
-
-def _read_dotenv(path: Path, problems: list[str]) -> dict[str, str]:
-    try:
-        if not path.is_file():
-            return {}
-        with path.open(encoding="utf-8-sig") as file:
-            # The parser does not interpolate: a "$" in a password is a "$".
-            bindings = list(parse_stream(file))
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        problems.append(f"{path} cannot be read: {reason}")
-        return {}
-    values = {}
-    for binding in bindings:
-        text = binding.original.string
-        blank = text[: len(text) - len(text.lstrip())]
-        where = f"{path}, line {binding.original.line + blank.count(chr(10))},"
-        if binding.error or (binding.key and binding.value is None):
-            # Skipped, it might be the line that turns encryption on.
-            problems.append(f"{where} is not NAME=value, or lacks a quote")
-        elif binding.key and _is_ours(binding.key) and "\n" in text.strip():
-            # A quote that is missing here may end at one of a later line, and hide what is between.
-            problems.append(f"{where} begins a value of several lines, or lacks a quote")
-        elif binding.key:
-            values[binding.key] = binding.value or ""
-    return {name: value for name, value in values.items() if value}
-
-
-def _is_ours(variable: str) -> bool:
-    name = variable.removesuffix("_FILE").lower()
-    return name in Settings.model_fields or variable.startswith("PG")
-
-
 def _read_secret_file(variable: str, values: dict[str, str], problems: list[str]) -> bool:
-    """Take a secret from the file that ``…_FILE`` names; tell whether nothing went wrong."""
+    """Read a secret from the file that ``…_FILE`` names; return whether that succeeded."""
     pointer = f"{variable}_FILE"
     if pointer not in values:
         return True
     if variable in values:
-        problems.append(f"{variable} and {pointer} are both set: set one of them")
+        problems.append(f"{variable} and {pointer} are both set. Set only one of them.")
         return True
     path = Path(values[pointer])
     try:
@@ -255,20 +234,12 @@ def _read_secret_file(variable: str, values: dict[str, str], problems: list[str]
     return False
 
 
-def _problem(detail: Any) -> str:  # noqa: ANN401 - pydantic's error details
-    name = str(detail["loc"][0])
-    expected = variable_of(name).expected
-    if detail["type"] == "value_error":
-        return f"{name.upper()} {detail['ctx']['error']} (expected: {expected})"
-    return f"{name.upper()} must be {expected}"
-
-
 def secret_variables() -> set[str]:
-    """Return the names of variables that hold a secret of pgstash's, or name a file that does."""
+    """Return the names of variables that contain a secret of pgstash, or name a file that does."""
     names = [name.upper() for name in Settings.model_fields if is_secret(name)]
     return {*names, *(f"{name}_FILE" for name in names)}
 
 
 def environment() -> dict[str, str]:
-    """Return the process's environment, for child processes to choose from."""
+    """Return the environment of the process, from which child processes get theirs."""
     return dict(os.environ)

@@ -1,4 +1,7 @@
-"""What one value must look like: each function returns it, or raises ValueError that says why."""
+"""Validators of single values: each returns the value, or raises ValueError with the reason.
+
+The reason follows the name of the setting, and what is expected follows the reason.
+"""
 
 from __future__ import annotations
 
@@ -9,21 +12,38 @@ from urllib.parse import unquote, urlsplit
 
 from pydantic import SecretStr
 
-from pgstash import hooks, schedule
-from pgstash.postgres import address, options, required
+from pgstash.postgres.dump import required_tables as required
+from pgstash.postgres.server import conninfo
+from pgstash.postgres.tools import pg_dump_options
+from pgstash.processes import hooks
+from pgstash.service import schedule
 
 _SHORTEST_INTERVAL = 60
+_NO_WEB_URL = "is not a valid http:// or https:// URL"
+
+
+class ExplainedError(ValueError):
+    """A reason that contains what is expected; about another ``variable``, if one is given."""
+
+    def __init__(self, reason: str, *, variable: str = "") -> None:
+        """Store the reason and the variable."""
+        super().__init__(reason)
+        self.variable = variable
+
+
+class MissingError(ValueError):
+    """A required setting is not set; the reason is ``is missing``, and why it is required."""
 
 
 def database_url(url: SecretStr) -> SecretStr:
     """Return a connection string that libpq can read."""
-    address.parse(url.get_secret_value())
+    conninfo.parse(url.get_secret_value())
     return url
 
 
 def target_url(url: SecretStr) -> SecretStr:
-    """Return a connection string that libpq can read, and that says which database is meant."""
-    if not address.parse(url.get_secret_value()).get("dbname"):
+    """Return a connection string that libpq can read and that names a database."""
+    if not conninfo.parse(url.get_secret_value()).get("dbname"):
         raise ValueError("does not name a database")
     return url
 
@@ -34,35 +54,35 @@ def web_url(url: SecretStr) -> SecretStr:
         parts = urlsplit(url.get_secret_value())
         _ = parts.port
     except ValueError:
-        raise ValueError("is malformed") from None  # its text quotes it
+        raise ExplainedError(_NO_WEB_URL) from None  # the error quotes the URL
     plain = url.get_secret_value().isprintable() and " " not in url.get_secret_value()
     if parts.scheme not in ("http", "https") or not parts.hostname or not plain:
-        raise ValueError("is not such a URL")
+        raise ExplainedError(_NO_WEB_URL)
     return url
 
 
 def endpoint(url: str) -> str:
-    """Return the URL of an S3 endpoint, without a slash at its end."""
+    """Return the URL of an S3 endpoint, without a trailing slash."""
     try:
         parts = urlsplit(url)
         _ = parts.port
     except ValueError:
         raise ValueError("is malformed") from None
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError("must begin with https:// (or http://) and a host")
+        raise ValueError("must start with https:// (or http://) and a host")
     if parts.username or parts.password:
         raise ValueError(
-            "must not hold credentials: they belong into S3_ACCESS_KEY_ID and S3_SECRET_ACCESS_KEY"
+            "must not contain credentials: put them into S3_ACCESS_KEY_ID and S3_SECRET_ACCESS_KEY"
         )
     if parts.path.strip("/") or parts.query or parts.fragment:
-        raise ValueError("must end after the host and the port")
+        raise ValueError("must not contain anything after the host and the port")
     return url.rstrip("/")
 
 
 def bucket(name: str) -> str:
     """Return the name of a bucket."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}", name):
-        raise ValueError("must consist of letters, digits, '.', '-' and '_'")
+        raise ValueError("may only contain letters, digits, '.', '-' and '_'")
     return name
 
 
@@ -87,8 +107,8 @@ def storage_url(url: str) -> str:
 
 
 def encryption_key(key: SecretStr) -> SecretStr:
-    """Return a passphrase that openssl would read as the same."""
-    # openssl reads a passphrase from a file up to the first line end.
+    """Return a passphrase that openssl reads in the same way."""
+    # From a file, openssl reads a passphrase up to the first end of line.
     if not key.get_secret_value().isprintable():
         raise ValueError("must be one line of printable characters")
     return key
@@ -101,13 +121,13 @@ def cron(expression: str) -> str:
 
 
 def command(line: str) -> str:
-    """Return a command line whose program can be run, as far as that can be seen from here."""
+    """Return a command line whose program is found and executable."""
     program = hooks.words(line)[0]
     if shutil.which(program) is None:
-        # What comes after an "=" may be a secret: somebody wrote VARIABLE=value in front.
+        # The part after an "=" may be a secret: the command line may start with VARIABLE=value.
         shown = program.partition("=")[0]
-        one_word = ", quoted as one word," if " " in program else ","
-        raise ValueError(f"names {shown}{one_word} which is not on PATH or may not be executed")
+        one_word = " (quoted as one word)" if " " in program else ""
+        raise ValueError(f"names {shown}{one_word}, which is not on PATH or not executable")
     return line
 
 
@@ -125,7 +145,7 @@ def interval(text: object) -> object:
 
 
 def statements(text: str) -> str:
-    """Return SQL, or what stands in the file that is named instead."""
+    """Return the SQL, or the content of the file that is named instead."""
     if not (text.startswith(("/", "./")) or text.endswith(".sql")):
         return text
     try:
@@ -139,8 +159,8 @@ def statements(text: str) -> str:
 
 
 def patterns(text: str) -> str:
-    """Return a list of pg_dump's patterns."""
-    options.split_list(text)
+    """Return a list of patterns of pg_dump."""
+    pg_dump_options.split_list(text)
     return text
 
 
@@ -151,6 +171,6 @@ def required_tables(text: str) -> str:
 
 
 def extra_options(text: str) -> str:
-    """Return options of pg_dump that leave a dump as it must be."""
-    options.allowed(text)
+    """Return options of pg_dump that keep the dump complete and its format unchanged."""
+    pg_dump_options.allowed(text)
     return text

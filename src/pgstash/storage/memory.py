@@ -1,10 +1,10 @@
-"""A store in the memory of this process, for tests and for trying things out."""
+"""A store in the memory of this process, for tests and experiments."""
 
 from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -23,10 +23,10 @@ class _Entry:
 
 
 class MemoryStorage:
-    """Objects in a dictionary; safe to use from several threads."""
+    """Objects in a dictionary; several threads may use it."""
 
     def __init__(self) -> None:
-        """Begin empty."""
+        """Start empty."""
         self._lock = threading.Lock()
         self._entries: dict[str, _Entry] = {}
         self._pending: dict[str, PendingUpload] = {}
@@ -40,7 +40,7 @@ class MemoryStorage:
         """Do nothing: memory is always there."""
 
     def list(self, prefix: str, *, start_after: str = "") -> Iterator[StoredObject]:
-        """Yield the objects that are there when the first one is asked for."""
+        """Yield the objects that exist when the first one is requested."""
         with self._lock:
             found = sorted(
                 key for key in self._entries if key.startswith(prefix) and key > start_after
@@ -49,8 +49,14 @@ class MemoryStorage:
         for stored in entries:
             yield replace(stored, metadata={})
 
+    def folders(self, within: str = "") -> Sequence[str]:
+        """Return the folders directly within a folder; see the interface."""
+        with self._lock:
+            rests = [key.removeprefix(within) for key in self._entries if key.startswith(within)]
+        return sorted({f"{within}{rest.partition('/')[0]}/" for rest in rests if "/" in rest})
+
     def head(self, key: str) -> StoredObject:
-        """Return one object with its metadata; raise ObjectNotFoundError."""
+        """Return one object with its metadata. Raises ObjectNotFoundError."""
         return self._entry(key).stored
 
     @contextmanager
@@ -75,24 +81,24 @@ class MemoryStorage:
         expected_size: int,
         usual_size: int | None = None,
     ) -> MemoryUpload:
-        """Begin an upload; memory needs no guess of its size."""
+        """Start an upload; its expected size is not needed."""
         del expected_size, usual_size
         return MemoryUpload(self, key, metadata)
 
     def delete(self, keys: Iterable[str]) -> None:
-        """Delete objects; a key that is not there is no error."""
+        """Delete objects. A missing key is not an error."""
         with self._lock:
             for key in keys:
                 self._entries.pop(key, None)
 
     def pending(self, prefix: str) -> Iterator[PendingUpload]:
-        """Yield uploads under ``prefix`` that were neither committed nor aborted."""
+        """Yield the uploads under ``prefix`` that are neither committed nor aborted."""
         with self._lock:
             uploads = list(self._pending.values())
         yield from (upload for upload in uploads if upload.key.startswith(prefix))
 
     def abort(self, upload: PendingUpload) -> None:
-        """Forget a pending upload; its owner can no longer commit it."""
+        """Drop a pending upload; its owner can no longer commit it."""
         with self._lock:
             self._pending.pop(upload.upload_id, None)
 
@@ -101,7 +107,7 @@ class MemoryStorage:
             try:
                 return self._entries[key]
             except KeyError as exc:
-                raise ObjectNotFoundError(f"there is no object {self.url(key)}") from exc
+                raise ObjectNotFoundError(f"{self.url(key)} does not exist") from exc
 
     def _begin(self, key: str) -> PendingUpload:
         with self._lock:
@@ -112,20 +118,20 @@ class MemoryStorage:
     def _publish(self, pending: PendingUpload, data: bytes, metadata: Mapping[str, str]) -> None:
         with self._lock:
             if pending.upload_id not in self._pending:
-                raise UploadError(f"the upload of {pending.key} was aborted by somebody else")
+                raise UploadError(f"the upload of {pending.key} was aborted by another process")
             if pending.key in self._entries:
-                raise ObjectExistsError(f"{self.url(pending.key)} is there already")
+                raise ObjectExistsError(f"{self.url(pending.key)} already exists")
             self._entries[pending.key] = _entry(pending.key, data, metadata)
             del self._pending[pending.upload_id]
 
 
 class MemoryUpload:
-    """An object on its way into memory; see :class:`pgstash.storage.interface.Upload`."""
+    """An object being written; see :class:`pgstash.storage.interface.Upload`."""
 
     part_size = 0
 
     def __init__(self, storage: MemoryStorage, key: str, metadata: Mapping[str, str]) -> None:
-        """Remember what to store; nothing is pending before the block is entered."""
+        """Prepare; nothing is pending until the block is entered."""
         self._storage = storage
         self._key = key
         self._metadata = metadata
@@ -142,17 +148,17 @@ class MemoryUpload:
         self._storage.abort(self._pending)
 
     def write(self, data: bytes) -> None:
-        """Append ``data``; raise UploadError after a flush or a commit."""
+        """Append ``data``. Raises UploadError after a flush or a commit."""
         if self._finished:
-            raise UploadError(f"the upload of {self._key} is finished, nothing can be added")
+            raise UploadError(f"the upload of {self._key} is finished; nothing can be added")
         self._written += data
 
     def flush(self) -> None:
-        """End the writing; memory has nothing to wait for."""
+        """End the writing; there is nothing to wait for."""
         self._finished = True
 
     def commit(self) -> None:
-        """Make the object visible."""
+        """Make the object visible. Raises ObjectExistsError and UploadError."""
         self.flush()
         self._storage._publish(self._pending, bytes(self._written), self._metadata)  # noqa: SLF001
         self.committed = True

@@ -13,16 +13,16 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from pgstash.manifest import Member
-from pgstash.parallel import _before
-from pgstash.pieces import _HANDED_BYTES, _cut, _together
-from pgstash.pipeline import packing
+from pgstash.backup.dump_workers import _HANDED_BYTES, _cut, _together
+from pgstash.backup.parallel_dump import _before
+from pgstash.format.manifest import Member
+from pgstash.pipeline import member_writer
 from pgstash.pipeline.decompression import _edited
-from pgstash.pipeline.packing import Others, Packed, Rows
-from pgstash.pipeline.tally import Part, Tally
-from pgstash.pipeline.transactions import WithoutTransactions, without_transactions
-from pgstash.postgres.dump import CLOSING, CLOSING_BYTES, without_closing
-from pgstash.postgres.outline import CompositionError, Script
+from pgstash.pipeline.member_writer import Others, Packed, Rows
+from pgstash.pipeline.sql_scanner import Part, Tally
+from pgstash.pipeline.transaction_filter import WithoutTransactions
+from pgstash.postgres.dump.pg_dump import CLOSING, CLOSING_BYTES, without_closing
+from pgstash.postgres.dump.schema_dump import CompositionError, Script
 
 MEMBER_BYTES = 100
 LEVEL = 1
@@ -53,7 +53,7 @@ STEPS = st.lists(st.integers(1, 120), min_size=1, max_size=20)
 @pytest.fixture(autouse=True, scope="module")
 def _small_members() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(packing, "MEMBER_BYTES", MEMBER_BYTES)
+        patch.setattr(member_writer, "MEMBER_BYTES", MEMBER_BYTES)
         yield
 
 
@@ -280,7 +280,8 @@ def test_rows_of_others_never_come_into_the_middle_of_a_statement(
             rows = replace(each.member, table=2)
             script += b"".join(_edited(deque([OF_ANOTHER]), rows, edited))
     script += edited.rest()
-    assert script.replace(OF_ANOTHER, b"") == b"".join(without_transactions([text]))
+    alone = WithoutTransactions()
+    assert script.replace(OF_ANOTHER, b"") == alone.feed(text) + alone.rest()
     assert b"COMMIT" not in script
     at = 0
     for each in packed:
@@ -293,7 +294,7 @@ def test_rows_of_others_never_come_into_the_middle_of_a_statement(
 
 @given(st.binary(max_size=450))
 def test_a_text_becomes_members_that_follow_each_other(text: bytes) -> None:
-    packed = list(packing.pack_all(text, LEVEL, "drops"))
+    packed = list(member_writer.pack_all(text, LEVEL, "drops"))
     assert b"".join(map(opened, packed)) == text
     assert [each.goes_on for each in packed] == [True] * (len(packed) - 1) + [False]
     assert max(each.member.raw for each in packed) <= MEMBER_BYTES

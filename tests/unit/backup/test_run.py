@@ -2,33 +2,24 @@
 
 from __future__ import annotations
 
-import os
-from contextlib import nullcontext
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from pgstash import events
-from pgstash.backup import World, _unused_name
+from pgstash.backup.run import _unused_name
 from pgstash.errors import ObjectExistsError
-from pgstash.owners import Owners
+from pgstash.runtime import Runtime
 from pgstash.storage.memory import MemoryStorage
 
 # Just before the next second, so that nobody waits for it.
 FIRST = datetime(2026, 1, 31, 2, 0, 0, 999_999, UTC)
 
 
-def world() -> World:
+def runtime() -> Runtime:
     """Return one in which each look at the clock is a second later."""
     seconds = iter(range(1000))
-    return World(
-        now=lambda: FIRST + timedelta(seconds=next(seconds)),
-        random=os.urandom,
-        emit=events.ignore,
-        owners=Owners(MemoryStorage()),
-        uninterrupted=nullcontext,
-        hear=lambda: None,
-    )
+    return Runtime(events.ignore, now=lambda: FIRST + timedelta(seconds=next(seconds)))
 
 
 @pytest.mark.parametrize(
@@ -44,7 +35,7 @@ def test_a_name_that_is_taken_is_passed_over(taken: list[str]) -> None:
     storage = MemoryStorage()
     for name in taken:
         storage.put(f"p/{name}", b"", {})
-    started, base = _unused_name(storage, "p", world())
+    started, base = _unused_name(storage, "p", runtime())
     assert started == FIRST + timedelta(seconds=len(taken))
     assert base == f"backup_20260131_02000{len(taken)}"
 
@@ -52,7 +43,7 @@ def test_a_name_that_is_taken_is_passed_over(taken: list[str]) -> None:
 def test_names_of_another_prefix_are_free() -> None:
     storage = MemoryStorage()
     storage.put("q/backup_20260131_020000.sql.gz", b"", {})
-    assert _unused_name(storage, "p", world())[0] == FIRST
+    assert _unused_name(storage, "p", runtime())[0] == FIRST
 
 
 def test_it_is_not_tried_for_ever() -> None:
@@ -60,4 +51,4 @@ def test_it_is_not_tried_for_ever() -> None:
     for second in range(60):
         storage.put(f"p/backup_20260131_0200{second:02}.sql.gz", b"", {})
     with pytest.raises(ObjectExistsError):
-        _unused_name(storage, "p", world())
+        _unused_name(storage, "p", runtime())

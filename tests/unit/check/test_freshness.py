@@ -7,12 +7,12 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from pgstash import catalog
 from pgstash.check import freshness
-from pgstash.identity import Identity
-from pgstash.manifest import base_name
-from pgstash.owners import Owners
-from pgstash.schedule import Cron, Interval, stale_at
+from pgstash.format.identity import Identity
+from pgstash.format.names import base_name
+from pgstash.repository import catalog
+from pgstash.repository.owners import Owners
+from pgstash.service.schedule import Cron, Interval, stale_at
 from pgstash.storage.interface import StoredObject
 from pgstash.storage.memory import MemoryStorage
 
@@ -51,7 +51,8 @@ def yearly(last: datetime) -> datetime:
 
 
 def newest(storage: MemoryStorage, rule: freshness.StaleAt) -> catalog.Backup | None:
-    return freshness.newest(storage, "p", Identity("shop", "1"), Owners(storage), rule, NOW)
+    plan = freshness.Plan("p", Identity("shop", "1"), rule, NOW)
+    return freshness.newest(plan, storage, Owners(storage))
 
 
 @pytest.mark.parametrize(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from pgstash.check.configuration import look
+from collections.abc import Sequence
+
+from pgstash.check.configuration import Plan, look
 from pgstash.check.finding import Finding, clock
-from pgstash.check.table import lines
+from pgstash.check.report import lines
 
 
 def test_columns_line_up_and_what_to_do_is_indented() -> None:
@@ -36,11 +38,15 @@ def test_clocks_may_differ_a_little() -> None:
 
 
 def test_what_is_said_of_the_configuration() -> None:
-    def states(*, encrypted: bool, weak: str = "", misspelt: list[str] | None = None) -> list[str]:
-        found = look(encrypted=encrypted, weak_key=weak, misspelt=misspelt or [])
-        return [finding.state for finding in found]
+    def states(
+        *, encrypted: bool, weak: str = "", misspelt: Sequence[str] = (), odd: Sequence[str] = ()
+    ) -> list[str]:
+        found = list(look(Plan(encrypted, weak, misspelt, odd, "remedy", notes=["note"])))
+        assert ("ok", "note", "") in [(each.state, each.found, each.remedy) for each in found]
+        return [finding.state for finding in found if finding.found != "note"]
 
     assert states(encrypted=True) == ["ok", "ok"]
     assert states(encrypted=False) == ["ok", "ok"]
     assert states(encrypted=True, weak="short") == ["ok", "warning"]
     assert states(encrypted=True, misspelt=["a", "b"]) == ["warning", "warning", "ok"]
+    assert states(encrypted=True, odd=["a"]) == ["warning", "ok"]

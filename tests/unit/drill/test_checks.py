@@ -5,14 +5,14 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pgstash.drill import _NOT_VALID, _Unvalidated
+from pgstash.drill.checks import _NOT_VALID, UnvalidatedConstraints
 
 SCRIPT = b"ALTER TABLE a ADD CHECK (n > 0)%b" % _NOT_VALID * 5 + b"--" + _NOT_VALID[:4]
 
 
 def test_one_cut_anywhere() -> None:
     for cut in range(len(SCRIPT) + 1):
-        counted = _Unvalidated()
+        counted = UnvalidatedConstraints()
         counted.watch(SCRIPT[:cut])
         counted.watch(SCRIPT[cut:])
         assert counted.count == 5, cut
@@ -20,7 +20,7 @@ def test_one_cut_anywhere() -> None:
 
 @given(st.lists(st.integers(1, 12), min_size=1))
 def test_chunks_of_any_size(sizes: list[int]) -> None:
-    counted, at = _Unvalidated(), 0
+    counted, at = UnvalidatedConstraints(), 0
     for size in sizes:
         counted.watch(SCRIPT[at : at + size])
         at += size

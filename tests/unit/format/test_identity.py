@@ -1,4 +1,4 @@
-"""Whose a backup is: pure values, and what they decide for the retention."""
+"""The source of a backup: pure values, and what they decide for the retention."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pgstash import identity, record
-from pgstash.identity import Claim, Identity, Origin, Relation
-from pgstash.retention import Policy, decide
+from pgstash.format import identity
+from pgstash.format.identity import Claim, Identity, Origin, Relation
+from pgstash.format.metadata import encoded
+from pgstash.prune.retention import Policy, decide
 
 NOW = datetime(2026, 1, 31, 12, 0, tzinfo=UTC)
 SHOP = Identity("shop", "1", "db1", "5432")
@@ -51,7 +52,7 @@ def test_of_servers_that_do_not_tell_their_identifier_the_address_counts() -> No
 def test_metadata_come_back() -> None:
     for source in (SHOP, Identity("café % @x", None, "/var/run"), Identity()):
         assert Identity.of(source.metadata()) == source
-    stored = record.encoded({**identity.continued(SHOP, None, NOW), identity.OTHERS: "a b"})
+    stored = encoded({**identity.continued(SHOP, None, NOW), identity.OTHERS: "a b"})
     origin = Origin.of({**stored, "id": "1"}, NOW)
     assert origin == Origin(SHOP, NOW, NOW, frozenset(["a", "b"]), "1")
     assert Origin.of({identity.SINCE: "never"}, NOW) == Origin(Identity(), NOW)
@@ -88,7 +89,7 @@ def test_what_a_user_may_call_a_source() -> None:
 
 @dataclass(frozen=True)
 class Backup:
-    """A backup of a real source, and as much of it as its metadata tell."""
+    """A backup of a real source, and the part of it that its metadata records."""
 
     source: Identity
     origin: Origin
@@ -114,7 +115,7 @@ UPGRADED = NOW - timedelta(days=30)
 
 
 def told(source: Identity, started: datetime, *, of_the_upgrade: bool) -> Origin:
-    """Return what pgstash of that time stores: earlier ones do not tell the server."""
+    """Return what pgstash of that time stores: earlier ones do not name the server."""
     if started < UPGRADED and of_the_upgrade:
         return Origin(Identity(source.database, None, source.host), started)
     return Origin(source, started, UPGRADED)
@@ -183,7 +184,7 @@ def test_a_run_removes_nothing_of_others_and_never_the_newest_of_its_own(
 def test_earlier_backups_of_other_names_stay_too(
     backups: list[Backup], source: Identity, policy: Policy
 ) -> None:
-    """What names database and host alone counts only as its own, if another may have made it."""
+    """A backup that names only database and host does not count if it may be of another source."""
     gone = removed(backups, source, policy)
     assert all(each.source.database == source.database for each in gone)
     rivals = [
@@ -206,7 +207,7 @@ def test_earlier_backups_of_other_names_stay_too(
 
 
 def test_what_tells_its_server_is_not_of_one_at_its_address_that_does_not() -> None:
-    """Another server took the address over, and does not tell its identifier: who knows."""
+    """Another server took over the address and does not disclose its identifier: unknown."""
     silent = Identity("shop", None, "db1", "5432")
     upgraded = Origin(silent, NOW, UPGRADED)
     old = Origin(SHOP, UPGRADED - timedelta(days=1), UPGRADED - timedelta(days=9))

@@ -1,4 +1,4 @@
-"""A proof says what was shown, and nobody without the key can say it."""
+"""A proof records what was shown, and cannot be forged without the key."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import re
 from dataclasses import asdict, replace
 
-from pgstash import proof
+from pgstash.format import proof
 from pgstash.pipeline.encryption import Key
 
 KEY = Key.derive("correct horse battery staple, and more", b"a salt, ")

@@ -1,4 +1,4 @@
-"""A backup that is much smaller than usual is told from one that is not."""
+"""A backup that is much smaller than usual is detected."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pgstash.anomaly import FEWEST, MOST, Figures, shrunk
+from pgstash.format.size_history import FEWEST, MOST, Figures, shrunk
 
 USUAL = Figures(raw_bytes=1_000_000, tables=20, rows=54_000)
 COUNTS = st.integers(0, 10**15)

@@ -65,12 +65,12 @@ def test_without_a_terminal_there_are_lines(capsys: pytest.CaptureFixture[str]) 
 PROGRAM = """
 import sys
 from pgstash import events
-from pgstash.monitoring import listener, log, progress
-from pgstash.monitoring.scrub import Scrubber
+from pgstash.monitoring import event_log, log, progress
+from pgstash.monitoring.redaction import Scrubber
 log.start(Scrubber(["PlantedSecret1"]), layout="text", debug=False)
 name = "backup_20260131_020000.sql.gz"
 with progress.listen() as show:
-    listener.listen(events.BackupStarted(name))
+    event_log.listen(events.BackupStarted(name))
     for done in range(4):
         show(events.Progressed(name, done * 1_000_000, done))
         __import__("time").sleep(0.15)
@@ -79,7 +79,7 @@ with progress.listen() as show:
 """
 
 
-def run(*, terminal: tuple[str, ...]) -> tuple[str, str, str]:
+def run(*, terminal: tuple[str, ...], columns: int = 200) -> tuple[str, str, str]:
     """Run the program; return what reached the terminal, stdout and stderr."""
     ours, theirs = pty.openpty()
     streams = {
@@ -87,7 +87,7 @@ def run(*, terminal: tuple[str, ...]) -> tuple[str, str, str]:
     }
     child = subprocess.Popen(
         [sys.executable, "-c", PROGRAM],
-        env={"PATH": os.environ["PATH"], "TERM": "xterm", "COLUMNS": "200"},
+        env={"PATH": os.environ["PATH"], "TERM": "xterm", "COLUMNS": str(columns)},
         stdout=streams["stdout"],
         stderr=streams["stderr"],
     )
@@ -119,6 +119,14 @@ def test_log_and_bar_share_a_terminal() -> None:
     assert "MB" in shown
     assert f"Starting backup: {NAME}" in shown
     assert "PlantedSecret1" not in shown
+
+
+@pytest.mark.parametrize("columns", [60, 25])
+def test_a_line_that_is_longer_than_the_terminal_is_not_broken(columns: int) -> None:
+    shown, _, _ = run(terminal=("stdout", "stderr"), columns=columns)
+    assert f" INFO Starting backup: {NAME}\r\n" in shown
+    assert " WARNING a warning of ***\x1b[0m\r\n" in shown
+    assert "MB" in shown
 
 
 def test_no_bar_where_only_stdout_is_a_terminal() -> None:

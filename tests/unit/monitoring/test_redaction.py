@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from pgstash import events
 from pgstash.errors import LockTimeoutError, PgstashError, ScratchError, StatementError
-from pgstash.monitoring import wording
-from pgstash.monitoring.scrub import Scrubber
+from pgstash.monitoring import messages
+from pgstash.monitoring.redaction import Scrubber
 
 ORDINARY = [
     "Starting backup: backup_20260131_020000.sql.gz",
@@ -30,8 +30,8 @@ ORDINARY = [
     'pg_dump: error: connection to server at "db.example.com" (10.0.0.1), port 5432 failed',
     'FATAL:  password authentication failed for user "backup"',
     "fe_sendauth: no password supplied",
-    "Check S3_BUCKET, S3_ACCESS_KEY_ID, S3_SECRET_ACCESS_KEY, S3_REGION and the key",
-    "BACKUP_ENCRYPTION_KEY is missing, and BACKUP_ENCRYPTION is on (expected: a passphrase)",
+    "Check S3_BUCKET, S3_ACCESS_KEY_ID, S3_REGION and the permissions of the key.",
+    "BACKUP_ENCRYPTION_KEY is missing, but BACKUP_ENCRYPTION is true. Expected: a passphrase.",
     "put of s3://backups/x failed (503 Slow Down); retry 1 of 3 in 5.0s",
     "endpoint https://s3.example.com:9000/path, see https://example.com/a?b=c#d",
     "2026-01-31 02:00:00 user@example.com 10:20:30",
@@ -42,6 +42,7 @@ ORDINARY = [
     "Basic authentication failed",
     "basic authentication-required",
     "Basic internationalization",
+    "FATAL:  password authentication by SCRAM-SHA-256 failed, md5 is not supported",
 ]
 
 
@@ -101,6 +102,13 @@ def test_ordinary_lines_stay_as_they_are(line: str) -> None:
         ("{'token': b'Planted and more'}", "{'token': ***"),
         ("key AKIAIOSFODNN7EXAMPLE is unknown", "key *** is unknown"),
         ("ASIAIOSFODNN7EXAMPLE", "***"),
+        ("'SCRAM-SHA-256$4096:c2FsdA==$Plan+ted=:Plan/ted=' is", "'***' is"),
+        ("LINE 1: ... 'SCRAM-SHA-256$4096:c2Fs...", "LINE 1: ... '***"),
+        ("hash md5d41d8cd98f00b204e9800998ecf8427e", "hash ***"),
+        ("LINE 1: ... 'md5d41d8cd98f00...", "LINE 1: ... '***..."),
+        ("ALTER ROLE app PASSWORD 'Plan''ted' LOGIN;", "ALTER ROLE app PASSWORD '***' LOGIN;"),
+        (r"alter role app password E'Plan\'ted';", "alter role app password E'***';"),
+        ("ALTER ROLE app PASSWORD 'Planted", "ALTER ROLE app PASSWORD '***'"),
     ],
 )
 def test_shapes_of_secrets_that_are_not_configured(text: str, expected: str) -> None:
@@ -182,14 +190,14 @@ def test_a_secret_that_may_be_a_word_stays_where_only_distinct_ones_go() -> None
     assert scrubber.scrub(text) == "*** *** password=***"
 
 
-BACKED_UP = wording.success(
+BACKED_UP = messages.success(
     events.BackupSucceeded("backup_1.sql.gz", 113.0, "s3://b/p/x", 10**9, 10**8, 12, 345)
 )
-LEFT = wording.left_behind(events.UploadLeftBehind("p/backup_1.sql.gz", "17", "no answer"))
+LEFT = messages.left_behind(events.UploadLeftBehind("p/backup_1.sql.gz", "17", "no answer"))
 OWN = [
     BACKED_UP,
     LEFT,
-    "This is a test of pgstash: no backup was made",
+    "This is a test notification from pgstash. No backup was made.",
     ScratchError.default_hint,
     LockTimeoutError.default_hint,
     f"{StatementError.default_hint}\n",
@@ -216,6 +224,7 @@ def test_our_own_words_stay_whatever_the_secret_is(text: str) -> None:
         'relation "{}" does not exist',
         "postgresql://{}:{}@h/{}",
         "{}, 345 and more",
+        "port=5432 {} dbname=x",
     ],
 )
 def test_the_same_words_go_in_what_comes_from_outside(word: str, outside: str) -> None:
@@ -227,16 +236,19 @@ def test_the_same_words_go_in_what_comes_from_outside(word: str, outside: str) -
 
 def test_a_value_goes_where_its_word_stays() -> None:
     """In the middle of a sentence of ours."""
-    text = wording.left_behind(events.UploadLeftBehind("backup", "backup", "bad backup"))
+    text = messages.left_behind(events.UploadLeftBehind("backup", "backup", "bad backup"))
     assert scrub(text, "backup") == (
         "The upload of *** could not be aborted (bad ***). It is not visible as a backup, but its "
-        "parts take space until they are removed; upload id: ***"
+        "parts take up space until they are removed; upload id: ***"
     )
 
 
 def test_a_longer_secret_that_begins_like_a_word() -> None:
-    text = "This is a test of pgstash: no backup was made"
-    assert scrub(text, "test", "test of pgstash") == "This is a ***: no backup was made"
+    text = "This is a test notification from pgstash. No backup was made."
+    assert (
+        scrub(text, "test", "test notification")
+        == "This is a *** from pgstash. No backup was made."
+    )
 
 
 def test_an_empty_secret_takes_nothing() -> None:
@@ -280,6 +292,10 @@ def test_a_long_text_keeps_all_but_the_secret() -> None:
             "x:",
             "x://u:",
             "token: a ",
+            "password '",
+            "password  ",
+            "SCRAM-SHA-256$",
+            "md5a",
         ),
         "short ",
     ],

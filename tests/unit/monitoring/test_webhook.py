@@ -10,8 +10,8 @@ from datetime import UTC, datetime
 import pytest
 
 from pgstash import events
-from pgstash.monitoring.delivery import Courier, Request
-from pgstash.monitoring.scrub import Scrubber
+from pgstash.monitoring.http_delivery import Courier, Request
+from pgstash.monitoring.redaction import Scrubber
 from pgstash.monitoring.webhook import (
     LONGEST_TEXT,
     MOST_WARNINGS,
@@ -20,6 +20,7 @@ from pgstash.monitoring.webhook import (
     Payload,
     Ping,
     Report,
+    Wanted,
     Webhook,
     ping_url,
 )
@@ -79,7 +80,7 @@ NOT_PROVEN = events.DrillFailed(
 
 def report(*heard: events.Event) -> list[Payload]:
     gathered = Report(lambda: NOW)
-    return [payload for event in heard if (payload := gathered.hear(event))]
+    return [payload for event in heard if (payload := gathered.add(event))]
 
 
 class Collected(Courier):
@@ -107,9 +108,7 @@ def posted(
         "https://hooks.example.com/x",
         courier,
         Scrubber([SECRET]),
-        on_success=on_success,
-        on_failure=on_failure,
-        operations=operations,
+        Wanted(on_success, on_failure, operations),
         now=lambda: NOW,
     )
     for event in heard:
@@ -136,7 +135,7 @@ def test_a_success() -> None:
         "status": "success",
         "message": (
             "Backup completed successfully in 22s: backup_20260131_020000.sql.gz "
-            "(14 tables, 1482113 rows, 102MB stored)"
+            "(14 tables, 1,482,113 rows, 102MB stored)"
         ),
         "service": "postgres-backup",
         "database": {"host": "db.example.com", "name": "shop"},
@@ -173,9 +172,31 @@ def test_a_failure_without_its_secrets() -> None:
             "error": "DumpError",
             "exit_code": 13,
             "hint": "Look at ***.",
+            "next_attempt": None,
             "warnings": [],
         },
     }
+
+
+def test_a_failure_that_is_tried_again_has_the_time_of_the_next_attempt() -> None:
+    failed = replace(FAILED, next_attempt=datetime(2026, 1, 31, 2, 1, 23, tzinfo=UTC))
+    payload = json.loads(posted(failed).bodies[0])
+    assert payload["extra"]["next_attempt"] == "2026-01-31T02:01:23Z"
+    assert payload["message"].endswith(
+        ": pg_dump failed: *** (next attempt at 2026-01-31T02:01:23Z)"
+    )
+
+
+def test_a_repeated_failure_is_not_posted_but_pinged() -> None:
+    repeated = replace(FAILED, repeated=True)
+    heard = [ATTEMPTED, FAILED, ATTEMPTED, repeated, ATTEMPTED, repeated, ATTEMPTED, SUCCEEDED]
+    bodies = [json.loads(body) for body in posted(*heard).bodies]
+    assert [body["status"] for body in bodies] == ["failure", "success"]
+    courier = Collected()
+    ping = Ping("https://hc.example/uuid", courier, Scrubber())
+    for event in heard:
+        ping(event)
+    assert len(courier.bodies) == 3
 
 
 def test_a_success_while_nothing_is_proven_yet() -> None:
@@ -191,7 +212,7 @@ def test_a_drill_that_passed() -> None:
         "status": "success",
         "message": (
             "Drill passed in 41s: backup_20260131_020000.sql.gz is proven to restore, in 31s "
-            "(5 checks, 14 tables, 1482113 rows)"
+            "(5 checks, 14 tables, 1,482,113 rows)"
         ),
         "service": "postgres-backup",
         "database": {"host": "db.example.com", "name": "shop"},
@@ -261,7 +282,7 @@ def test_warnings_are_those_of_the_run() -> None:
         SUCCEEDED,
     ]
     first, second = (json.loads(body)["extra"]["warnings"] for body in posted(*heard).bodies)
-    assert first[:2] == ["odd ***", "put of x was tried again: 503 Slow Down"]
+    assert first[:2] == ["odd ***", "put of x was retried: 503 Slow Down"]
     assert "upload-1" in first[2]
     assert second == []
 

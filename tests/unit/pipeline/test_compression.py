@@ -16,10 +16,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pgstash.errors import DumpError, PipelineError
-from pgstash.manifest import Member, Section
+from pgstash.format.manifest import Member, Section
 from pgstash.pipeline import compression
 from pgstash.pipeline.compression import Packing, compress, pack
-from pgstash.pipeline.opening import Border
+from pgstash.pipeline.sections import Border
 
 LEVELS = range(1, 10)
 SQL = b"".join(b"INSERT INTO t VALUES (%d, 'row %d of many');\n" % (i, i % 7) for i in range(9000))

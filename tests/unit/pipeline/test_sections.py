@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pgstash.pipeline import opening
-from pgstash.pipeline.opening import Border, Opening
+from pgstash.pipeline import sections as opening
+from pgstash.pipeline.sections import Border, Opening
 
 HEADER = b"""--
 -- PostgreSQL database dump

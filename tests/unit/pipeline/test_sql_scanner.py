@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from pgstash.pipeline.tally import Part, Tally, split_name
+from pgstash.pipeline.sql_scanner import Part, Tally, split_name
 
 FAKE = b"COPY public.fake (id) FROM stdin;\n1\n2\n\\.\n"
 

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from pgstash import hooks
 from pgstash.errors import HookError
 from pgstash.events import Event, ToolSaid
-from pgstash.hooks import Hook
+from pgstash.processes import hooks
+from pgstash.processes.hooks import Hook
 
 MIB = 1024 * 1024
 CHUNK = b"x" * 100_000
@@ -146,7 +146,7 @@ def test_a_daemon_that_holds_the_pipe_is_left_alone_and_not_waited_for() -> None
 
 
 def test_a_flood_is_read_and_not_told() -> None:
-    said = run(shell(f"yes flood | head -c {20 * MIB}; echo the last one >&2"))
+    said = run(shell(f"yes flood | head -c {20 * MIB}; echo the last one >&2", 300))
     assert said[:200] == ["flood"] * 200
     assert len(said) == 201
     assert said[200].endswith("more lines were left out)")

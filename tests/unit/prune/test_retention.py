@@ -1,4 +1,4 @@
-"""What is kept, what is removed, and the reason for each: a pure function of names and a time."""
+"""What is kept and removed, and the reason for each: a pure function of names and a time."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pgstash.retention import Policy, decide
+from pgstash.prune.retention import Policy, decide
 
 NOW = datetime(2026, 1, 31, 12, 0, tzinfo=UTC)
 OLD = "older than 7 days"

@@ -1,4 +1,4 @@
-"""A backup is read back byte by byte, or not at all: nothing unverified is handed out."""
+"""A backup is read back byte by byte or not at all: no unverified byte is returned."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import gzip
 import hashlib
 import io
+import operator
 import re
 import subprocess
 import sys
@@ -24,9 +25,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from faults.scene import wait_until
-from pgstash import archive, catalog, unpacking
-from pgstash import manifest as manifests
-from pgstash.archive import Access, Archive
 from pgstash.errors import (
     CorruptedError,
     EncryptionError,
@@ -34,9 +32,14 @@ from pgstash.errors import (
     PgstashError,
     UnverifiedError,
 )
-from pgstash.manifest import Member
+from pgstash.format import manifest as manifests
+from pgstash.format import names
+from pgstash.format.manifest import Member
 from pgstash.pipeline import decompression, encryption
-from pgstash.storage.directory import DirectoryStorage
+from pgstash.repository import archive, catalog, script
+from pgstash.repository.access import Access
+from pgstash.repository.archive import Archive
+from pgstash.storage.directory.storage import DirectoryStorage
 from pgstash.storage.memory import MemoryStorage
 from support.gzip_format import ignored_bits
 from support.stored import CLOSING, Made, key_of, make
@@ -67,7 +70,7 @@ def read(found: Archive) -> bytes:
 
 
 def handed_out(found: Archive) -> tuple[bytes, PgstashError | None]:
-    """Return all that is handed out, and the error that ended it."""
+    """Return all bytes that are returned, and the error that ended it."""
     got = b""
     try:
         with found.script() as chunks:
@@ -152,14 +155,14 @@ def test_what_goes_on_after_its_last_member_is_damaged(passphrase: str | None) -
     shorter = made.with_manifest(members=members, raw_bytes=len(SCRIPT) - last.raw)
     got, error = handed_out(opened(stored(shorter)))
     assert isinstance(error, CorruptedError)
-    assert "it goes on where it should end" in str(error)
+    assert "there is data after its end" in str(error)
     assert got == SCRIPT[: -last.raw]
 
 
 @encrypted_or_not
 @pytest.mark.parametrize("number", [0, 1, 5])
 def test_members_leave_no_gap(number: int, passphrase: str | None) -> None:
-    """Whoever reads single members would never miss the one in between."""
+    """A reader of single members would not notice the gap between them."""
     made = MADE[passphrase]
     gone = made.manifest.members[number]
     rest = [each for each in made.manifest.members if each != gone]
@@ -170,7 +173,7 @@ def test_members_leave_no_gap(number: int, passphrase: str | None) -> None:
 
 @pytest.mark.parametrize("kind", ["manifest", "schema"])
 def test_every_bit_of_a_companion_counts_but_those_that_hold_nothing(kind: str) -> None:
-    """Each of them is flipped; gzip's format says of which nobody needs to notice."""
+    """Each bit is flipped. Some bits of gzip's format have no meaning and may change."""
     made, schema_key, schema = with_schema(make(SCRIPT[-200:]))
     packed = gzip.compress(manifests.dump(made.manifest, None), mtime=0)
     objects = {made.key: made.archive, made.manifest_key: packed, schema_key: schema}
@@ -200,7 +203,7 @@ MADE = {passphrase: make(SCRIPT, passphrase=passphrase) for passphrase in (None,
 
 
 def test_another_backup_in_its_place_is_noticed_at_its_first_member() -> None:
-    """Of the same length, with the same key: only the digests tell."""
+    """It has the same length and key, so only the digests differ."""
     made = make(SCRIPT, passphrase=PASSPHRASE)
     other = make(SCRIPT[::-1], passphrase=PASSPHRASE)
     storage = stored(made)
@@ -282,7 +285,7 @@ def test_a_manifest_that_somebody_changed() -> None:
 
 
 def test_where_encryption_is_on_a_plain_backup_is_not_trusted() -> None:
-    """Its manifest proves nothing against who can write to the store."""
+    """Its manifest proves nothing: anyone who can write to the store can write one."""
     strict = replace(VERIFIED, only_encrypted=True)
     storage = stored(make(SCRIPT))
     with pytest.raises(UnverifiedError, match="not encrypted, and BACKUP_ENCRYPTION is on"):
@@ -343,7 +346,7 @@ LATER = {"format": "7", "reader": "2.13.0", "tool": "pgstash 3.0.0", "later": "x
 def test_a_later_format_is_known_by_the_metadata_before_anything_else_is_read(
     access: Access, passphrase: str | None, tmp_path: Path
 ) -> None:
-    """Whatever its manifest is like, encrypted in another way or under another name."""
+    """Whatever the form of its manifest: encrypted differently or under another name."""
     made = make(SCRIPT, passphrase=passphrase)
     needed = r"sql\.gz.* has format 7; this pgstash reads 1, and pgstash 2\.13\.0 or newer"
     for manifest in (made.packed_manifest(), b"CBOR", None):
@@ -397,10 +400,10 @@ def test_a_file_with_its_manifest_beside_it(passphrase: str | None, tmp_path: Pa
 def test_without_a_manifest_a_dump_that_was_cut_off_is_none(
     *, packed: bool, tmp_path: Path
 ) -> None:
-    """As a pipe makes it that does not look at pg_dump's exit status."""
+    """As from a pipe that ignores the exit status of pg_dump."""
     path = tmp_path / "dump"
-    for script in (SCRIPT[:-20], b"", SCRIPT + b"SELECT 1;\n"):
-        path.write_bytes(gzip.compress(script) if packed else script)
+    for dump in (SCRIPT[:-20], b"", SCRIPT + b"SELECT 1;\n"):
+        path.write_bytes(gzip.compress(dump) if packed else dump)
         with pytest.raises(CorruptedError, match="cut short"):
             read(archive.open_file(path, UNVERIFIED))
     path.write_bytes(gzip.compress(SCRIPT)[:-9])
@@ -418,7 +421,7 @@ def test_stdin(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_member_of_the_same_lengths_is_not_handed_out() -> None:
-    """What somebody put in its place is gzip without a fault: the digest tells, and in time."""
+    """The replacement is valid gzip: the digest reveals it before a byte is returned."""
     plain, other = b"SELECT 1;\n" * 50, b"SELECT 2;\n" * 50
     packed, instead = (gzip.compress(text, 0, mtime=0) for text in (plain, other))
     assert len(packed) == len(instead)
@@ -569,7 +572,7 @@ def test_no_member_that_was_damaged_is_handed_out(
     harmed[at + (16 if passphrase else 0)] ^= 1 << data.draw(st.integers(0, 7))
     storage = stored(made)
     storage.put(made.key, bytes(harmed), {"id": made.manifest.id})
-    # At the very end of an encrypted archive already the look at its ends may find it.
+    # At the very end of an encrypted archive the check of its ends may find it first.
     with pytest.raises(CorruptedError) as caught:
         opened(storage).seek().member(number)
     assert re.search(rf"member {number + 1}, |begin and end", str(caught.value))
@@ -620,7 +623,7 @@ def with_schema(made: Made, head: bytes = HEAD) -> tuple[Made, str, bytes]:
     """Return the backup whose manifest knows a table of contents, and its key and stored bytes."""
     encrypted = made.passphrase is not None
     known = made.with_manifest(schema_sha256=hashlib.sha256(HEAD).hexdigest())
-    name = manifests.schema_name(made.base, made.manifest.id, encrypted=encrypted)
+    name = names.schema_name(made.base, made.manifest.id, encrypted=encrypted)
     return known, f"p/{name}", encryption.sealed(head, key_of(made.passphrase))
 
 
@@ -638,21 +641,25 @@ def test_the_schema_beside_an_archive(passphrase: str | None) -> None:
 
 
 @encrypted_or_not
-def test_the_roles_of_another_backup(passphrase: str | None) -> None:
-    roles = b"CREATE ROLE reporting;\n"
-    digest = hashlib.sha256(roles).hexdigest()
-    made = MADE[passphrase].with_manifest(globals_sha256=digest)
+@pytest.mark.parametrize("kind", ["globals", "privileges"])
+def test_the_roles_or_privileges_of_another_backup(kind: str, passphrase: str | None) -> None:
+    script = b"CREATE ROLE reporting;\n"
+    digest = hashlib.sha256(script).hexdigest()
+    made = MADE[passphrase].with_manifest(**{f"{kind}_sha256": digest})
     encrypted = passphrase is not None
-    name = manifests.globals_name(made.base, made.manifest.id, encrypted=encrypted)
+    named = names.globals_name if kind == "globals" else names.privileges_name
+    name = named(made.base, made.manifest.id, encrypted=encrypted)
     storage = stored(made)
-    for script in (roles, roles + b"ALTER ROLE reporting SUPERUSER;\n"):
-        sealed = encryption.sealed(script, key_of(passphrase))
+    read = operator.methodcaller(kind)
+    assert read(opened(storage)) is None
+    for changed in (script, script + b"ALTER ROLE reporting SUPERUSER;\n"):
+        sealed = encryption.sealed(changed, key_of(passphrase))
         storage.put(f"p/{name}", sealed, {"id": made.manifest.id})
-        if script == roles:
-            assert opened(storage).globals() == roles
+        if changed == script:
+            assert read(opened(storage)) == script
             continue
         with pytest.raises(CorruptedError, match="are not those that were stored"):
-            opened(storage).globals()
+            read(opened(storage))
 
 
 @encrypted_or_not
@@ -694,10 +701,10 @@ def test_without_a_manifest_nothing_can_be_sought(tmp_path: Path) -> None:
 
 
 def test_a_script_that_was_restricted_is_released() -> None:
-    assert unpacking.footer(b"--\n\n\\restrict aB3\n\nSET x;\n") == b"\n\\unrestrict aB3\n"
-    assert unpacking.footer(b"\\restrict aB3\n") == b"\n\\unrestrict aB3\n"
+    assert script.unrestrict_line(b"--\n\n\\restrict aB3\n\nSET x;\n") == b"\n\\unrestrict aB3\n"
+    assert script.unrestrict_line(b"\\restrict aB3\n") == b"\n\\unrestrict aB3\n"
     for header in (b"", b"SET x = 1;\n", b"-- \\restrict aB3\n", b"\\restrict a B\n"):
-        assert unpacking.footer(header) == b""
+        assert script.unrestrict_line(header) == b""
 
 
 HEADER = b"SET lock_timeout = 0;\nSET transaction_timeout = 0;\n"
@@ -706,7 +713,7 @@ BODY = b"COMMENT ON DATABASE a IS '\nSET transaction_timeout = 0;\n';\n"
 
 
 @pytest.mark.parametrize(
-    ("major", "script", "expected"),
+    ("major", "dump", "expected"),
     [
         (16, HEADER + SEARCH_PATH + BODY, HEADER[:22] + SEARCH_PATH + BODY),
         (16, SEARCH_PATH + BODY, SEARCH_PATH + BODY),
@@ -717,7 +724,7 @@ BODY = b"COMMENT ON DATABASE a IS '\nSET transaction_timeout = 0;\n';\n"
     ],
 )
 def test_a_setting_that_is_too_new_is_left_out_of_the_header(
-    major: int, script: bytes, expected: bytes | None
+    major: int, dump: bytes, expected: bytes | None
 ) -> None:
-    known = b"".join(unpacking.known_to(major, iter([script, BODY])))
-    assert known == (script if expected is None else expected) + BODY
+    known = b"".join(script.without_settings_unknown_to(major, iter([dump, BODY])))
+    assert known == (dump if expected is None else expected) + BODY

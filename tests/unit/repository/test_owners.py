@@ -1,4 +1,4 @@
-"""Whose backups are: how few archives are asked, and that each is asked once."""
+"""The sources of backups: how few archives are read, and each only once."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from pgstash import catalog, identity, record
-from pgstash import manifest as manifests
-from pgstash.catalog import Backup
 from pgstash.errors import SourceUnclearError, StorageUnreachableError
-from pgstash.identity import Identity
-from pgstash.owners import Owners, Seen
+from pgstash.format import identity, names
+from pgstash.format.identity import Identity
+from pgstash.format.metadata import encoded
+from pgstash.repository import catalog
+from pgstash.repository.catalog import Backup
+from pgstash.repository.owners import Owners, Seen
 from pgstash.storage.interface import StoredObject
 from pgstash.storage.memory import MemoryStorage
 
@@ -24,7 +25,7 @@ NOBODY = Identity()
 
 
 class Counted(MemoryStorage):
-    """A store that counts which archives are asked for their metadata, and may be down."""
+    """A store that counts the metadata requests for archives, and may be down."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -44,12 +45,12 @@ def storage() -> Counted:
 
 
 def store(storage: Counted, *sources: Identity, size: int = 4) -> list[Backup]:
-    """Store a backup of each, one an hour; return all that are stored."""
+    """Store a backup of each, one per hour, and return all stored ones."""
     begun = len(catalog.read(storage, "p").backups)
     for hour, source in enumerate(sources, start=begun):
-        base = manifests.base_name(FIRST + timedelta(hours=hour))
+        base = names.base_name(FIRST + timedelta(hours=hour))
         since = {identity.SINCE: "2020-01-01T01:00:00Z"} if source.system else {}
-        metadata = record.encoded({**source.metadata(), **since})
+        metadata = encoded({**source.metadata(), **since})
         storage.put(f"p/{base}.sql.gz", b"x" * size, metadata)
     return list(catalog.read(storage, "p").backups)
 
@@ -86,7 +87,7 @@ def test_the_first_of_a_source_and_whether_that_is_certain(storage: Counted) -> 
 def test_sizes_are_compared_with_those_of_the_same_source(storage: Counted) -> None:
     store(storage, EARLIER, SHOP)
     store(storage, BLOG, size=4000)
-    store(storage, EARLIER, NOBODY, size=400)  # somebody else's: ours tell their server by then
+    store(storage, EARLIER, NOBODY, size=400)  # of another source: ours name their server by then
     backups = store(storage, SHOP)
     owners = Owners(storage)
     expected = [backups[5], backups[1], backups[0]]
@@ -99,7 +100,7 @@ def test_sizes_are_compared_with_those_of_the_same_source(storage: Counted) -> N
 
 def test_who_goes_back_stops_at_the_last_report(storage: Counted) -> None:
     store(storage, BLOG, SHOP)
-    base = manifests.base_name(FIRST + timedelta(hours=2))
+    base = names.base_name(FIRST + timedelta(hours=2))
     reported = {**SHOP.metadata(), identity.OTHERS: "none"}
     storage.put(f"p/{base}.sql.gz", b"data", reported)
     backups = store(storage, BLOG)

@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pgstash import unpacking
 from pgstash.errors import CorruptedError
-from pgstash.loading import _RUN_BYTES, _SHARES, _Parts
-from pgstash.manifest import Member, Section
+from pgstash.format.manifest import Member, Section
+from pgstash.repository import script
+from pgstash.repository.members import Seeker
+from pgstash.restore.member_runs import _RUN_BYTES, _SHARES, MemberRuns
 from pgstash.storage.memory import MemoryStorage
 from support.stored import make
 
@@ -45,7 +46,7 @@ def test_every_member_with_rows_is_read_once_by_requests_of_bounded_size(
         if each.table is not None and each.rows is None and (not follower or not follower.table):
             members[number] = replace(each, rows=1)
     manifest = replace(make(b"").manifest, members=members)
-    parts = _Parts(manifest)
+    parts = MemberRuns(manifest)
     runs = parts.runs(jobs)
     with_rows = [n for n, each in enumerate(members) if each.table is not None]
     assert [n for run in runs for n in run] == with_rows
@@ -61,7 +62,7 @@ def test_every_member_with_rows_is_read_once_by_requests_of_bounded_size(
 
 def test_the_last_runs_are_the_shortest() -> None:
     members = [member("data", MIB, 0, 1) for _ in range(400)]
-    runs = _Parts(replace(make(b"").manifest, members=members)).runs(2)
+    runs = MemberRuns(replace(make(b"").manifest, members=members)).runs(2)
     lengths = [len(run) for run in runs]
     assert lengths == sorted(lengths, reverse=True)
     assert (lengths[0], lengths[-1]) == (32, 1)
@@ -78,7 +79,7 @@ def test_members_that_follow_each_other_are_one_request(passphrase: str | None) 
         asked.append((start, length))
         return storage.read(made.key, start=start, length=length)
 
-    seeker = unpacking.Seeker(made.manifest, read, passphrase, lambda _count: None)
+    seeker = Seeker(made.manifest, read, passphrase, lambda _count: None)
     numbers = range(2, len(made.manifest.members))
     assert len(numbers) > 3
     single = [b"".join(seeker.member(number)) for number in numbers]
@@ -97,8 +98,8 @@ def test_members_that_follow_each_other_are_one_request(passphrase: str | None) 
     ],
 )
 def test_what_is_no_block_is_not_loaded(pieces: list[bytes]) -> None:
-    with pytest.raises(CorruptedError, match="takes for rows what is none"):
-        unpacking.take_statement(deque(pieces))
+    with pytest.raises(CorruptedError, match="as rows that has no COPY statement"):
+        script.take_statement(deque(pieces))
 
 
 @given(st.integers(1, 60))
@@ -106,5 +107,5 @@ def test_the_statement_is_found_however_it_is_cut(step: int) -> None:
     statement = b'COPY public."a\nb" ("c;d", e) FROM stdin;\n'
     block = statement + b"1\t2\n\\.\n\n\n"
     pieces = deque(block[at : at + step] for at in range(0, len(block), step))
-    assert unpacking.take_statement(pieces) == statement
+    assert script.take_statement(pieces) == statement
     assert b"".join(pieces) == block[len(statement) :]

@@ -12,16 +12,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pgstash import archive, catalog, events, selection
-from pgstash import manifest as manifests
-from pgstash.archive import Access, Archive
+from pgstash import events
 from pgstash.errors import CorruptedError, TableNotStoredError
+from pgstash.format import manifest as manifests
+from pgstash.format import names
 from pgstash.pipeline import compression, encryption
-from pgstash.postgres import toc
-from pgstash.postgres.patterns import compiled
-from pgstash.postgres.toc import Contents, Entry, Section
-from pgstash.postgres.tools import ClientTools
-from pgstash.selection import Selection, _rows, _Tables
+from pgstash.postgres.tools import toc
+from pgstash.postgres.tools.installed import ClientTools
+from pgstash.postgres.tools.patterns import compiled
+from pgstash.postgres.tools.toc import Contents, Entry, Section
+from pgstash.postgres.tools.tool_run import ToolRun
+from pgstash.repository import archive, catalog
+from pgstash.repository.access import Access
+from pgstash.repository.archive import Archive
+from pgstash.restore import selected_script, table_selection
+from pgstash.restore.archived_tables import Tables
+from pgstash.restore.selected_script import _rows
+from pgstash.restore.table_selection import Selection
 from pgstash.storage.memory import MemoryStorage
 from support.stored import Made, key_of, make
 
@@ -172,8 +179,8 @@ ENTRIES = (
 )
 STORED = ("events_1", "events_2_a", "orders", "people", "heirs")
 WITHOUT = {
-    "FK": "FK CONSTRAINT orders orders_person",
-    "publication": "PUBLICATION TABLE p orders",
+    "FK": "foreign key orders orders_person",
+    "publication": "publication table p orders",
 }
 
 LEFT_TOO = (
@@ -184,11 +191,11 @@ LEFT_TOO = (
 )
 
 
-def tables_of(entries: Sequence[Entry] = ENTRIES) -> _Tables:
+def tables_of(entries: Sequence[Entry] = ENTRIES) -> Tables:
     manifest = make(b"").with_manifest(
         tables=[manifests.Table("public", name, 1) for name in STORED]
     )
-    return _Tables(manifest.manifest, Contents(b"", tuple(entries)))
+    return Tables(manifest.manifest, Contents(b"", tuple(entries)))
 
 
 def test_tables_are_what_has_rows_or_may_have_them() -> None:
@@ -255,8 +262,8 @@ def test_what_is_left_out_is_of_the_tables_that_are_wanted() -> None:
         entry(74, "FK CONSTRAINT", "people person_order", 20, 22, 44),
     )
     left = tables_of([*ENTRIES, *more]).belonging({20})[1]
-    assert left == [*WITHOUT.values(), *(f"{kind} {tag}" for kind, tag in LEFT_TOO)]
-    assert tables_of([*ENTRIES, *more]).belonging({26})[1] == ["POLICY orders old only"]
+    assert left == [*WITHOUT.values(), *(f"{kind.lower()} {tag}" for kind, tag in LEFT_TOO)]
+    assert tables_of([*ENTRIES, *more]).belonging({26})[1] == ["policy orders old only"]
 
 
 def test_names_that_are_no_utf_8_are_those_of_the_manifest() -> None:
@@ -265,8 +272,8 @@ def test_names_that_are_no_utf_8_are_those_of_the_manifest() -> None:
     copy = b"COPY public.caf\xe9 (id) FROM stdin;\n"
     data = entry(30, "TABLE DATA", "caf\udce9", 20, section=Section.DATA, copy=copy)
     manifest = make(b"").with_manifest(tables=[manifests.Table("public", "café", 1)]).manifest
-    assert _Tables(manifest, Contents(b"", (latin, data))).names == {20: ("public", "café")}
-    assert _Tables(manifest, Contents(b"", (latin,))).names == {20: ("public", "caf\udce9")}
+    assert Tables(manifest, Contents(b"", (latin, data))).names == {20: ("public", "café")}
+    assert Tables(manifest, Contents(b"", (latin,))).names == {20: ("public", "caf\udce9")}
 
 
 def integer(value: int) -> bytes:
@@ -285,7 +292,7 @@ def head_of(entries: Sequence[Entry]) -> bytes:
         names = (b"1259", b"%d" % each.oid, each.tag, each.description)
         head += integer(each.number) + integer(0) + b"".join(map(text, names))
         head += integer(each.section) + text(None) * 2 + text(each.copy or None)
-        head += text(each.schema) + text(None) * 2 + integer(0) + text(b"an owner") + text(b"false")
+        head += text(each.schema) + text(None) * 2 + integer(0) + text(each.owner) + text(b"false")
         head += b"".join(text(b"%d" % number) for number in sorted(each.depends_on))
         head += text(None) + bytes(9)
     return head
@@ -344,7 +351,7 @@ class Scene:
         backup.store(storage)
         if with_schema:
             encrypted = self.passphrase is not None
-            name = manifests.schema_name(backup.base, backup.manifest.id, encrypted=encrypted)
+            name = names.schema_name(backup.base, backup.manifest.id, encrypted=encrypted)
             sealed = encryption.sealed(head or self.head, key_of(self.passphrase))
             storage.put(f"p/{name}", sealed, {"id": backup.manifest.id})
         access = Access(self.passphrase, unverified=False, only_encrypted=False)
@@ -352,7 +359,7 @@ class Scene:
         return archive.open_stored(storage, found, access)
 
     def select(self, *patterns: str, rows_only: bool = False) -> Selection:
-        return selection.select(self.opened(), patterns, self.emit, rows_only=rows_only)
+        return table_selection.select(self.opened(), patterns, self.emit, rows_only=rows_only)
 
     def emit(self, event: events.Event) -> None:
         assert isinstance(event, events.Warned)
@@ -362,11 +369,10 @@ class Scene:
         """Return the script of what needs no pg_restore."""
         nothing_after = replace(selected, after=[])
         return b"".join(
-            selection.script(
+            selected_script.script(
                 nothing_after,
                 self.opened(),
-                ClientTools(Path("/nowhere"), 18, "18.6", 6),
-                {},
+                ToolRun(ClientTools(Path("/nowhere"), 18, "18.6", 6), {}, events.ignore),
                 lambda _count: None,
             )
         )
@@ -390,8 +396,9 @@ def test_a_table_is_selected_with_what_belongs_to_it(passphrase: str | None) -> 
     assert selected.members == wanted
     members = scene.members()
     assert selected.raw_bytes == sum(len(members[number][0]) for number in wanted)
+    left = WITHOUT.values()
     assert scene.said == [
-        f"Left out, as it needs more than the tables: {', '.join(WITHOUT.values())}"
+        f"Skipped, because they depend on tables that were not restored: {', '.join(left)}"
     ]
     script = b"".join(members[number][0] for number in wanted)
     assert scene.script(selected) == script + b"\n\\unrestrict aB3\n"
@@ -402,15 +409,15 @@ def test_of_much_that_is_left_out_some_is_named() -> None:
     scene = Scene(head=head_of([*ENTRIES, *keys]))
     scene.select("orders")
     [said] = scene.said
-    assert said.endswith(", FK CONSTRAINT orders key_7, and 1 more")
+    assert said.endswith(", foreign key orders key_7, and 1 more")
 
 
 def test_without_pg_restore_nothing_that_belongs_to_a_table_is_made(tmp_path: Path) -> None:
     scene = Scene()
     selected = scene.select("orders")
-    nowhere = ClientTools(tmp_path, 18, "18.6", 6)
-    script = selection.script(selected, scene.opened(), nowhere, {}, lambda _count: None)
-    with pytest.raises(TableNotStoredError, match="cannot be made: pg_restore cannot be run"):
+    nowhere = ToolRun(ClientTools(tmp_path, 18, "18.6", 6), {}, events.ignore)
+    script = selected_script.script(selected, scene.opened(), nowhere, lambda _count: None)
+    with pytest.raises(TableNotStoredError, match="cannot be restored: pg_restore cannot be run"):
         list(script)
 
 
@@ -473,7 +480,7 @@ def test_rows_go_behind_those_that_they_refer_to(
     manifest = make(b"").with_manifest(
         tables=[manifests.Table("public", f"t{number}", 1) for number in copied]
     )
-    tables = _Tables(manifest.manifest, Contents(b"", tuple(entries)))
+    tables = Tables(manifest.manifest, Contents(b"", tuple(entries)))
     assert [copied[place] for place in tables.in_order(wanted)] == order
 
 
@@ -540,11 +547,11 @@ def test_an_archive_that_cannot_be_read_by_tables_is_told_with_the_reason(
     reasons = (
         (replace(whole, manifest=None), "no manifest", "Restore it into"),
         (of_one, "table by table$", "DUMP_JOBS=1"),
-        (scene.opened(with_schema=False), "schema beside it is gone", f"{suffix} back"),
+        (scene.opened(with_schema=False), "schema companion is missing", f"{suffix} back"),
     )
     for found, reason, remedy in reasons:
         with pytest.raises(TableNotStoredError, match=reason) as caught:
-            selection.select(found, ["orders"], scene.emit, rows_only=False)
+            table_selection.select(found, ["orders"], scene.emit, rows_only=False)
         assert "cannot be read table by table" in caught.value.message
         assert remedy in caught.value.hint
         assert "--create" in caught.value.hint
@@ -554,9 +561,9 @@ def test_an_archive_that_cannot_be_read_by_tables_is_told_with_the_reason(
 def test_a_schema_that_is_another_or_not_understood() -> None:
     scene = Scene()
     with pytest.raises(CorruptedError, match="not the one that was stored"):
-        selection.select(scene.opened(head=b"PGDMP"), ["*"], scene.emit, rows_only=False)
-    with pytest.raises(TableNotStoredError, match="cut short"):
+        table_selection.select(scene.opened(head=b"PGDMP"), ["*"], scene.emit, rows_only=False)
+    with pytest.raises(TableNotStoredError, match="truncated"):
         Scene(head=scene.head[:-1]).select("orders")
     newer = scene.head.replace(b"PGDMP\1\x10", b"PGDMP\1\x20")
-    with pytest.raises(TableNotStoredError, match="not understood"):
+    with pytest.raises(TableNotStoredError, match="cannot be read"):
         Scene(head=newer).select("orders")

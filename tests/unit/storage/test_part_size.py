@@ -1,4 +1,4 @@
-"""The sizes of parts: as little memory as the last backups need, and no upload runs out of them."""
+"""Parts take as little memory as the last backups need, and no upload runs out of them."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pgstash.storage import parts
-from pgstash.storage.parts import LARGEST, MIB, Sizes, equal, may_grow, size_for, sizes_for
+from pgstash.storage.s3 import part_size
+from pgstash.storage.s3.part_size import LARGEST, MIB, Sizes, equal, may_grow, size_for, sizes_for
 
 GIB = 1024 * MIB
 TIB = 1024 * GIB
@@ -45,14 +45,14 @@ def test_no_upload_runs_out_that_did_not_with_equal_parts(
     before = equal(size_for(server, most), most)
     sizes = sizes_for(server, usual, most, may_grow=True)
     assert sizes.hold >= min(before.hold, server * 1.25)
-    assert parts.DEFAULT <= sizes.first <= before.first
+    assert part_size.DEFAULT <= sizes.first <= before.first
     assert sizes.first % MIB == 0
     each = [sizes.of(number) for number in range(1, most + 1)]
     assert each == sorted(each)
     assert each[-1] <= LARGEST
     assert sum(each) == sizes.hold
     if sizes.grow and usual is not None:
-        # What is usual, and a quarter more, needs no growth.
+        # The usual size and a quarter more needs no growth.
         assert sizes.first * sizes.equal >= min(usual * 1.25, LARGEST * sizes.equal)
 
 

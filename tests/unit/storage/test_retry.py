@@ -1,4 +1,4 @@
-"""Trying again keeps nothing of a request that failed."""
+"""A retry keeps nothing of the request that failed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from pgstash.errors import ObjectNotFoundError, StorageError, StorageUnreachableError
-from pgstash.storage.retry import Retry
+from pgstash.storage.s3.retry import Retry
 
 
 class Client:

@@ -1,4 +1,4 @@
-"""Whatever a store answers becomes an error of pgstash, and never one of Python."""
+"""Any response of a store becomes an error of pgstash, never one of Python."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pgstash.errors import StorageError, StorageRefusedError, StorageUnreachableError
-from pgstash.storage import s3_errors
+from pgstash.storage.s3 import codes
+from pgstash.storage.s3 import errors as s3_errors
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -25,7 +26,7 @@ ODD = st.one_of(
 )
 CODES = st.one_of(
     ODD,
-    st.sampled_from([*s3_errors.REFUSALS, *s3_errors.TRANSIENT, *s3_errors.GONE, "404", "²", ""]),
+    st.sampled_from([*codes.REFUSALS, *codes.TRANSIENT, *codes.GONE, "404", "²", ""]),
 )
 
 

@@ -1,10 +1,10 @@
-"""Notices tables that were rewritten or replaced before a dump had locked them.
+"""Detects tables that were rewritten or replaced before a dump had locked them.
 
-TRUNCATE, VACUUM FULL and some kinds of ALTER TABLE give a table a new file. Under an older snapshot
-that file looks empty, and so does a new table that took the name of another: pg_dump stores either
-without a word (https://www.postgresql.org/docs/current/mvcc-caveats.html). Rows are read by the
-names of columns, too, and a column may have taken the name of another. So files, names and columns
-are recorded before the snapshot is taken, and compared when the locks are held, which keep them.
+TRUNCATE, VACUUM FULL and some forms of ALTER TABLE give a table a new file. Under an older snapshot
+that file appears empty, and so does a new table with the name of an earlier one: pg_dump stores
+either without a warning (https://www.postgresql.org/docs/current/mvcc-caveats.html). Rows are read
+by the names of columns, and a column may also have the name of an earlier one. So files, names and
+columns are recorded before the snapshot is taken, and compared when the locks protect them.
 """
 
 from __future__ import annotations
@@ -13,20 +13,20 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from pgstash.errors import DumpError, TableRewrittenError
-from pgstash.postgres.rights import some
-from pgstash.postgres.session import Row
+from pgstash.postgres.preflight.privileges import some
+from pgstash.postgres.server.session import Row
 
 Ask = Callable[[bytes], list[Row]]
-"""Asks the server in a session of ours.
+"""Asks the server in a session of pgstash.
 
-Its transaction is READ COMMITTED, so that each question sees what was committed before it, its
+Its transaction is READ COMMITTED, so that each query sees what was committed before it. Its
 search_path is empty, and text arrives as it is stored. Raises DatabaseError.
 """
 
-# Those of initdb are below, and pg_dump dumps no rows of them.
+# Tables of initdb have lower oids, and pg_dump dumps none of their rows.
 _FIRST_OID = 16384
 
-# A number for what COPY makes of the columns of the table c.
+# A hash of everything that decides how COPY writes the columns of the table c.
 _COLUMNS = """
     SELECT pg_catalog.hashtextextended(
                pg_catalog.string_agg(
@@ -37,7 +37,7 @@ _COLUMNS = """
     FROM pg_catalog.pg_attribute WHERE attrelid = c.oid AND attnum > 0
 """
 
-# Each as a literal for a later question: nothing is made of them here, however many there are.
+# Each as a literal for a later query. They are not parsed here, because there may be many.
 _RECORD = f"""
     WITH tables AS (
         SELECT c.oid, c.relfilenode AS file,
@@ -67,9 +67,9 @@ _BEFORE = """
                       AS b (oid, file, name, columns)
     )
 """
-# A snapshot sees a table as it is now if that was committed before any transaction began that was
-# running when the snapshot was taken: ``age`` is that of the oldest of these, where it is known.
-# Numbers of transactions are used again, so their ages are compared.
+# A snapshot sees the present state of a table if it was committed before the start of every
+# transaction that was running when the snapshot was taken. ``age`` is that of the oldest of these,
+# if it is known. Ages are compared, because transaction IDs are reused.
 _CHANGED = f"""
     SELECT now.nspname, now.relname, COALESCE(now.name, before.name),
            before.oid IS NOT NULL AND before.name IS DISTINCT FROM now.name,
@@ -109,7 +109,7 @@ _ALL = f"""
         WHERE relkind = 'r' AND relpersistence <> 't' AND oid >= {_FIRST_OID}
     )
 """  # noqa: S608 - of constants
-# Of the sessions of other roles everybody sees the process id and the name, and all locks.
+# Every role sees the process ID and the name of the sessions of other roles, and all locks.
 _LOCKED = f"""
     dumped AS (
         SELECT l.relation AS oid, pg_catalog.max(pg_catalog.age(a.backend_xmin)) AS age
@@ -121,7 +121,7 @@ _LOCKED = f"""
         GROUP BY 1
     )
 """  # noqa: S608 - of constants
-# At the end of a transaction this lock is the first that goes.
+# This lock is the first to be released at the end of a transaction.
 _IN_TRANSACTION = """
     SELECT FROM pg_catalog.pg_stat_activity a JOIN pg_catalog.pg_locks l ON l.pid = a.pid
     WHERE pg_catalog.right(a.application_name, %d) = '%b'
@@ -130,7 +130,7 @@ _IN_TRANSACTION = """
 _MAY_SEE = b"""
     SELECT pg_catalog.has_table_privilege('pg_catalog.pg_stat_activity', 'SELECT')
 """
-# What is known of sessions is kept until the end of a transaction otherwise.
+# Without it, the statistics of sessions stay the same until the end of a transaction.
 _ANEW = b"SELECT pg_catalog.pg_stat_clear_snapshot();"
 
 _RENAMED = """
@@ -144,11 +144,11 @@ _RENAMED = """
 
 @dataclass(frozen=True, slots=True)
 class Changed:
-    """A table that is not what it was: rewritten, altered, replaced, renamed or dropped.
+    """A table that has changed: rewritten, altered, replaced, renamed or dropped.
 
     ``name`` is its schema and its own name as bytes, None if it was dropped; ``shown`` is the name
-    for messages. It is ``gone`` if it has not the name any more that it had, and ``unregistered``
-    if it belongs to an extension that has its rows left out of dumps.
+    for messages. It is ``gone`` if it no longer has its former name, and ``unregistered`` if it
+    belongs to an extension that excludes its rows from dumps.
     """
 
     name: tuple[bytes, bytes] | None
@@ -159,10 +159,10 @@ class Changed:
 
 
 class Baseline:
-    """What the tables of a database were when it was made, to compare with what they are now."""
+    """The state of the tables of a database at one moment, to compare with their present state."""
 
     def __init__(self, ask: Ask, codec: str) -> None:
-        """Record them; ``codec`` is that of names. Raises DatabaseError."""
+        """Record the tables; ``codec`` is that of names. Raises DatabaseError."""
         self._ask = ask
         self._codec = codec
         [row] = ask(_RECORD.encode())
@@ -174,10 +174,10 @@ class Baseline:
         return self._changed(_THESE.encode() % b",".join(b"%d" % oid for oid in oids))
 
     def of_session(self, mark: str) -> list[Changed]:
-        """Return which tables have changed of those that a session of a dump has locked.
+        """Return which of the tables that a session of a dump has locked have changed.
 
-        ``mark`` is how its application_name ends. If there is no such session any more, or none can
-        be seen, return which of all tables have changed. Raises DatabaseError.
+        ``mark`` is the end of its application_name. If there is no such session any more, or
+        sessions are not visible, return which of all tables have changed. Raises DatabaseError.
         """
         if self._ask(_MAY_SEE) != [[b"t"]]:
             return self._changed(_ALL.encode())
@@ -188,13 +188,13 @@ class Baseline:
         return self._changed(_ALL.encode())
 
     def gone(self) -> list[Changed]:
-        """Return the tables that have not the name any more that they had. Raises DatabaseError."""
+        """Return the tables that no longer have their former name. Raises DatabaseError."""
         return [each for each in self._changed(_RECORDED.encode()) if each.gone]
 
     def refuse_renamed(self, dumped: Iterable[tuple[bytes, bytes]]) -> None:
-        """Raise DumpError if the schema of a table was renamed: no lock keeps its name.
+        """Raise DumpError if the schema of a table was renamed, which no lock prevents.
 
-        ``dumped`` are schema and name of the tables that were read, each of them by name.
+        ``dumped`` are schema and name of the tables, which were read by name.
         """
         rows = self._ask(_RENAMED.encode() % (self._schemas, self._schema_names))
         renamed = {name for [name] in rows}
@@ -202,8 +202,8 @@ class Baseline:
             if schema in renamed:
                 name = b".".join((schema, table)).decode(self._codec, "replace")
                 raise DumpError(
-                    f"{name} was renamed while it was read, it or its schema",
-                    hint="Run the backup again, while no schema is renamed.",
+                    f"{name} or its schema was renamed while it was read",
+                    hint="Run the backup again while no schema is renamed.",
                 )
 
     def _changed(self, dumped: bytes) -> list[Changed]:

@@ -1,30 +1,30 @@
-"""A psql that reads rows of big tables, chunk by chunk, under the snapshot of another session."""
+"""Reads rows of big tables by psql, chunk by chunk, under the snapshot of another session."""
 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Self
 
 from pgstash.errors import DatabaseError, DumpError
-from pgstash.events import Emit, ToolSaid
-from pgstash.postgres import inquiry, pooler
-from pgstash.postgres.causes import DisturbedError, Tool
-from pgstash.postgres.copying import Chunk, Table, refused
-from pgstash.postgres.process import Child
-from pgstash.postgres.source import Server
-from pgstash.postgres.tools import ClientTools
+from pgstash.events import ToolSaid
+from pgstash.postgres.dump.failure_cause import DisturbedError, Tool
+from pgstash.postgres.dump.snapshot import Chunk, Table, refused
+from pgstash.postgres.server import pooler, query
+from pgstash.postgres.server.connection import Server
+from pgstash.postgres.tools.process import Child, Command
+from pgstash.postgres.tools.tool_run import ToolRun
 
 _TOKEN_BYTES = 16
 
-# psql keeps the server's count of what it copied where the rows go to another file than the
-# results do (ROW_COUNT: https://www.postgresql.org/docs/current/app-psql.html): here to the same
-# pipe, opened once more.
+# psql keeps the server's count of copied rows only if the rows are written to another file than the
+# results (ROW_COUNT: https://www.postgresql.org/docs/current/app-psql.html). Here that is the same
+# pipe, opened again.
 _WITH_COUNT = b" \\g /dev/stdout\n"
-_LONGEST_NUMBER = 20  # digits of what is counted in 64 bits
+_LONGEST_NUMBER = 20  # digits of a 64-bit number
 
-# What pg_dump sets for itself (setup_connection() in pg_dump.c), and what makes a range of pages
-# a scan of that range whatever the planner knows of the table.
+# What pg_dump sets for itself (setup_connection() in pg_dump.c), and what makes the planner scan a
+# range of pages as such, whatever the statistics of the table.
 _SETTINGS = {
     "DateStyle": "ISO",
     "IntervalStyle": "postgres",
@@ -45,7 +45,7 @@ _SETTINGS = {
 
 _VALUES = ", ".join(f"('{name}', '{value}')" for name, value in _SETTINGS.items())
 
-# The server's process, and the settings that are not in force. DateStyle has more than was wanted.
+# The server process, and the settings that are not in force. DateStyle has more than was set.
 _IN_FORCE = f"""
     SELECT pg_catalog.pg_backend_pid(), pg_catalog.string_agg(s.name, ', ')
     FROM (VALUES {_VALUES}, ('search_path', '""')) AS wanted (name, value)
@@ -55,43 +55,36 @@ _IN_FORCE = f"""
 
 
 class Reader:
-    """A psql that sees the snapshot and reads one chunk after the other; a context manager."""
+    """A psql that sees the snapshot and reads one chunk after another; a context manager."""
 
-    def __init__(  # noqa: PLR0913 - each is one knob of one process
+    def __init__(
         self,
         server: Server,
-        tools: ClientTools,
+        tool_run: ToolRun,
         *,
         snapshot: str,
         role: str | None,
         idle_seconds: float,
-        environment: Mapping[str, str],
-        emit: Emit,
     ) -> None:
-        """Start psql; nothing is asked yet. Raises DumpError."""
+        """Start psql; it runs nothing yet. Raises DumpError."""
         self._idle_seconds = idle_seconds
-        self._emit = emit
+        self._emit = tool_run.emit
         self._begun = False
         self._backend = b""
         self._copied: int | None = None
         self._codec = server.codec
         self._tool = Tool("psql", server)
-        command = [
-            str(tools.psql),
+        words = [
+            str(tool_run.client.psql),
             *("--no-psqlrc", "--quiet", "--no-align", "--tuples-only", "--no-password"),
             *("--set=ON_ERROR_STOP=1", "--set=VERBOSITY=verbose", "--file=-"),
         ]
-        self.child = Child(
-            command,
-            server.connection,
-            environment,
-            say=self._say,
-            fed=True,
-        )
+        command = Command(words, tool_run.environment, fed=True)
+        self.child = Child(command, server.connection, self._report)
         self._preamble = (
             "\\o /dev/null\n"
-            # Before anything that a user of the database may have defined an operator for.
-            "SET search_path = '';\n"
+            # First, because a user of the database may have defined operators.
+            f"{query.EMPTY_SEARCH_PATH};\n"
             f"SET client_encoding = '{server.database.encoding}';\n"
             "SELECT pg_catalog.set_config(s.name, wanted.value, false)"
             f" FROM (VALUES {_VALUES}) AS wanted (name, value)"
@@ -100,7 +93,7 @@ class Reader:
             "\\o\n"
         ).encode()
         if role is not None:
-            self._preamble += inquiry.taking(role, server) + b";\n"
+            self._preamble += query.taking(role, server) + b";\n"
         self._preamble += (
             "BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY;\n"
             f"SET TRANSACTION SNAPSHOT '{snapshot}';\n"
@@ -113,9 +106,9 @@ class Reader:
         self.child.__exit__()
 
     def begin(self, tables: Sequence[Table]) -> None:
-        """See the snapshot, and lock these tables at once.
+        """Import the snapshot, and lock these tables without waiting.
 
-        Raises LockRefusedError where one is locked, DisturbedError where one is gone, DumpError.
+        Raises LockRefusedError if one is locked, DisturbedError if one no longer exists, DumpError.
         """
         names = b", ".join(b"ONLY " + table.pattern for table in tables)
         lock = b"LOCK TABLE " + names + b" IN ACCESS SHARE MODE NOWAIT;\n"
@@ -129,22 +122,22 @@ class Reader:
         self._backend = self._in_force()
         self._begun = True
 
-    def _say(self, line: str) -> None:
-        # Before, what is said is a reason to try again, and then nobody needs to know.
+    def _report(self, line: str) -> None:
+        # Earlier messages are reasons to try again, which need not be reported.
         if self._begun:
             self._emit(ToolSaid("psql", line))
 
     def read(self, chunk: Chunk) -> Iterator[bytes]:
         """Yield the rows of a chunk, as COPY writes them, in pieces of any size.
 
-        :meth:`confirm` tells afterwards whether they are all. Raises DumpError, which names the
-        table.
+        Call :meth:`confirm` afterwards to check that they are complete. Raises DumpError, which
+        names the table.
         """
         self._copied = None
         try:
             held = b""
             for piece in self._run(chunk.read + _WITH_COUNT, b":ROW_COUNT, "):
-                # The number comes last, and may be cut anywhere.
+                # The number comes last, and may be split anywhere.
                 if len(piece) > _LONGEST_NUMBER and held:
                     yield held
                     held = piece
@@ -163,18 +156,18 @@ class Reader:
         """Raise DumpError unless the server sent as many rows of the chunk read last."""
         if self._copied != rows:
             raise DumpError(
-                f"the server sent {self._copied} rows of {self._named(chunk)}, of which {rows} "
-                "were counted",
+                f"the server sent {self._copied} rows of {self._named(chunk)}, but {rows} were "
+                "counted",
                 hint="Run the backup again, and report this.",
             )
 
     def refuse_swapped(self) -> None:
-        """Raise PoolerError if it is in another session of the server, or without its settings."""
+        """Raise PoolerError if psql is in another session of the server, or lost its settings."""
         if self._in_force() != self._backend:
             raise pooler.swapped("psql")
 
     def _in_force(self) -> bytes:
-        """Return which process of the server answers. Raises PoolerError."""
+        """Return the ID of the server process that answers. Raises PoolerError."""
         pid, _, lost = b"".join(self._run(_IN_FORCE)).strip().partition(b"|")
         if lost:
             raise pooler.swapped(f"psql, which lost the settings {lost.decode()}")
@@ -184,7 +177,7 @@ class Reader:
         return chunk.table.name.decode(self._codec, "replace")
 
     def _run(self, statements: bytes, columns: bytes = b"") -> Iterator[bytes]:
-        """Yield what psql answers, with what these columns of one more query are at its end."""
+        """Yield psql's output, followed by the values of these columns of one more query."""
         token = secrets.token_hex(_TOKEN_BYTES).encode()
         self.child.queue(statements + b"SELECT " + columns + b"'" + token + b"';\n")
         mark = (b"|" if columns else b"") + token + b"\n"

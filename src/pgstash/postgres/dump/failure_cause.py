@@ -1,8 +1,8 @@
-"""Why a client tool that reads the database failed: by codes, and by asking the server.
+"""Why a client tool that reads the database failed: by error codes, and by asking the server.
 
-pg_dump passes on what the server said, in the language of the server and without its SQLSTATE. The
-words of pg_dump and libpq themselves are English, since they run with ``LC_ALL=C``; so are those of
-PgBouncer, and the server's own internal errors (``elog``), which are never translated.
+pg_dump passes on the server's messages, in the language of the server and without the SQLSTATE.
+The messages of pg_dump and libpq themselves are English, because they run with ``LC_ALL=C``. So are
+those of PgBouncer, and the server's internal errors (``elog``), which are never translated.
 """
 
 from __future__ import annotations
@@ -16,22 +16,26 @@ from dataclasses import dataclass
 import psycopg
 
 from pgstash.errors import DatabaseError, DumpError, LockTimeoutError, RoleRefusedError
-from pgstash.postgres import inquiry, login, rights, situation
-from pgstash.postgres import options as dump_options
-from pgstash.postgres.rights import Rights
-from pgstash.postgres.source import Server
-
-_SECONDS_TO_REPEAT = 30.0
+from pgstash.postgres.preflight import privileges, topology
+from pgstash.postgres.preflight.privileges import Privileges
+from pgstash.postgres.server import login_refusal, query, time_limits
+from pgstash.postgres.server.connection import Server
+from pgstash.postgres.tools import pg_dump_options as dump_options
 
 # psql:<stdin>:12: ERROR:  55P03: could not obtain lock on relation "t"
 _STATE = re.compile(r"^psql:\S+ [^:]+:  (\w{5}): ", re.MULTILINE)
+# LOCATION:  MemoryContextSizeFailure, mcxt.c:1175
+# More memory was asked for than one allocation may have (palloc in releases up to 16). The code is
+# that of any internal error; others in this file are bugs of the server.
+_INTERNAL = "XX000"
+_OVERSIZED_ALLOCATION = re.compile(r"^LOCATION:  \w+, mcxt\.c:\d+", re.MULTILINE)
 _LOGIN = re.compile(r"^\w+: error: connection to server .* failed: ", re.MULTILINE)
 _QUOTED = re.compile(
     r"^pg_dump: (?:error|detail): (?:the )?(?:query|command) was: (.+?);?$",
     re.MULTILINE | re.IGNORECASE,
 )
-# Names may hold anything, words of pg_dump and statements among it: what is repeated names tables
-# and columns, and is nothing else.
+# A name may contain anything, even messages of pg_dump and statements. So only statements that
+# consist of these keywords and of names of tables and columns are repeated.
 _NAME = r'(?:"(?:[^"]|"")+"|[a-z_][a-z0-9_]*)'
 _TABLE = rf"{_NAME}\.{_NAME}"
 _LOCK = re.compile(
@@ -45,15 +49,19 @@ _LOCKED = "55P03"
 _MAY_NOT = "42501"
 _CANCELED = "40001"
 _ENDED = "57P01"
-_GONE = ("08", "57P")  # the connection, or somebody ended the session or the server
+_GONE = ("08", "57P")  # the connection was lost, or the session or the server was ended
 
 _DAMAGED = (
     "The source database is damaged. Keep the last good backup (raise BACKUP_RETENTION_DAYS), and "
-    "find the rows with amcheck or by reading the table in parts."
+    "find the damaged rows with amcheck or by reading the table in parts."
 )
 _TOO_LARGE = (
-    "A value is too large to be written as text (PostgreSQL's limit is 1 GB, and bytea doubles): "
-    "store it in pieces or as a large object."
+    "A value is too large to be written as text (PostgreSQL's limit is 1 GB, and bytea doubles in "
+    "size). Store it in pieces or as a large object."
+)
+_TOO_LARGE_OR_DAMAGED = (
+    f"{_TOO_LARGE} If no value of this table is that large, a row is damaged: keep the last good "
+    "backup, and find the row with amcheck or by reading the table in parts."
 )
 _GRANT = (
     "Grant the role what it lacks: GRANT pg_read_all_data TO the role (PostgreSQL 14 and newer), "
@@ -64,21 +72,22 @@ _LARGE_OBJECTS = (
     "pg_read_all_data does not cover them."
 )
 _ROW_SECURITY = (
-    "Row-level security would hide rows from the backup: use a role with BYPASSRLS, or the owner "
+    "Row-level security would hide rows from the backup. Use a role with BYPASSRLS, or the owner "
     "of the table."
 )
 _LOST = (
-    "The connection to the database was lost: was it restarted, or did something in between cut it?"
+    "The connection to the database was lost. Was the server restarted, or was the connection cut "
+    "in between?"
 )
-_KILLED = "Was this machine or container short of memory? Then the kernel's log names it."
-_UNKNOWN = "Look into the server's log for that time, and run the backup again."
+_KILLED = "Was this machine or container short of memory? Then the kernel's log names the process."
+_UNKNOWN = "Check the server's log for that time, and run the backup again."
 
 _BY_STATE = {
     _CANCELED: (
-        "A standby cancels long queries: raise max_standby_streaming_delay there, set "
+        "A standby cancels long queries. Raise max_standby_streaming_delay there, set "
         "hot_standby_feedback, or back up the primary."
     ),
-    "42704": "Something was dropped just when the dump began: run the backup again.",
+    "42704": "Something was dropped just when the dump began. Run the backup again.",
     _MAY_NOT: _GRANT,
     "53200": _TOO_LARGE,
     "54000": _TOO_LARGE,
@@ -87,10 +96,23 @@ _BY_STATE = {
     "XX002": _DAMAGED,
 }
 
-_OPTIONS = "This pg_dump does not take what PG_DUMP_EXTRA_ARGS or an EXCLUDE_… setting asks of it."
-_POOLER = "A pooler stands in between: let the backup connect to the server itself."
+_OPTIONS = "This pg_dump does not accept an option from PG_DUMP_EXTRA_ARGS or an EXCLUDE_… setting."
+_POOLER = "There is a pooler in between. Let the backup connect to the server itself."
 
-# Words that are never translated; the first that fits gives the hint.
+# What is wrong in these cases stays so until someone changes it.
+_LASTING = {
+    _DAMAGED,
+    _TOO_LARGE,
+    _TOO_LARGE_OR_DAMAGED,
+    _GRANT,
+    _LARGE_OBJECTS,
+    _ROW_SECURITY,
+    _OPTIONS,
+    _POOLER,
+    *(hint for state, hint in login_refusal.HINTS.items() if state not in login_refusal.PASSING),
+}
+
+# Messages that are never translated. The first match gives the hint.
 _BY_WORDS = (
     (r"(unrecognized|invalid|ambiguous) option", _OPTIONS),
     (r"options? .* cannot be used together", _OPTIONS),
@@ -99,20 +121,21 @@ _BY_WORDS = (
     (r"unsupported startup parameter", _POOLER),
     (r"server closed the connection|no connection to the server", _LOST),
     (r"could not receive data|SSL (error|connection has been)", _LOST),
-    (r"invalid memory alloc request size|cannot enlarge string buffer", _TOO_LARGE),
+    (r"invalid memory alloc request size", _TOO_LARGE_OR_DAMAGED),
+    (r"cannot enlarge string buffer", _TOO_LARGE),
 )
 
-# That something is gone which was there when the catalog was read.
+# An object no longer exists that existed when the catalog was read.
 _DISTURBED = ("3F000", "42P01")
 _DISTURBED_WORDS = re.compile(r"cache lookup failed for |could not open relation with OID ")
 
 
 class DisturbedError(DumpError):
-    """Others dropped or altered something while a tool read the catalog; try again."""
+    """Another session dropped or altered an object while a tool read the catalog; try again."""
 
     default_hint = (
-        "Something was dropped or altered just when the dump began: run the backup again. If it "
-        "fails so each time, the catalog is damaged: look with pg_amcheck."
+        "Something was dropped or altered just when the dump began. Run the backup again. If it "
+        "fails each time, the catalog may be damaged: check it with pg_amcheck."
     )
 
 
@@ -125,52 +148,63 @@ class Tool:
     options: Sequence[str] = ()
 
     def failure(self, status: int, lines: Iterable[str]) -> DatabaseError:
-        """Return the error for its exit status and the last lines that it wrote.
+        """Return the error for its exit status and the last lines of its stderr.
 
-        The server may be asked, which takes as long as it takes to answer.
+        It may ask the server, and then takes as long as the server takes to answer.
         """
         said = "\n".join(lines)
         killed = f"was killed by signal {-status}"
         how = killed if status < 0 else f"failed with exit status {status}"
-        message = f"{self.name} {how}" + (f":\n{said}" if said else " and said nothing")
+        message = f"{self.name} {how}" + (f":\n{said}" if said else " without a message")
         if states := _STATE.findall(said):
             return _by_state(states[-1], message)
         if _DISTURBED_WORDS.search(said):
             return DisturbedError(message)
         for pattern, hint in _BY_WORDS:
             if re.search(pattern, said, re.IGNORECASE):
-                return DumpError(message, hint=hint)
+                return _failed(message, hint)
         if status == -signal.SIGKILL:
-            return DumpError(message, hint=_KILLED)
+            return _failed(message, _KILLED)
         if _LOGIN.search(said):
-            hint = login.hint(self.server.connection.conninfo_with_secrets())
-            return DumpError(message, hint=hint or _LOST)
+            hint = login_refusal.hint(self.server.connection.conninfo_with_secrets())
+            return _failed(message, hint or _LOST)
         return self._asked(said, message)
 
     def _asked(self, said: str, message: str) -> DatabaseError:
         if not said:
-            return DumpError(message, hint=_UNKNOWN)
-        statement = (_QUOTED.findall(said) or [""])[-1]  # not of a large object, for example
+            return _failed(message, _UNKNOWN)
+        # The statement about a large object, for example, is not quoted.
+        quoted = _QUOTED.findall(said)
+        statement = quoted[-1] if quoted else ""
         try:
-            found = rights.look(self.server, self.options)
+            found = privileges.check(self.server, self.options)
             if hint := _lacking(found):
-                return DumpError(message, hint=hint)
+                return _failed(message, hint)
             state = self._repeated(statement)
-            if state == _DONE and _COPY.fullmatch(statement):  # it was ended, or its session was
-                state = _CANCELED if situation.look(self.server).standby else _ENDED
+            # If a COPY succeeds now, the statement or its session was ended.
+            if state == _DONE and _COPY.fullmatch(statement):
+                state = _CANCELED if topology.check(self.server).standby else _ENDED
         except RoleRefusedError as error:
-            return DumpError(message, hint=error.hint)
-        except DatabaseError:
-            return DumpError(message, hint=_LOST if statement else _UNKNOWN)
-        if _LOCK.match(statement) and state == _DONE:  # it is not locked any more
+            return _failed(message, error.hint)
+        except (DatabaseError, UnicodeError) as error:
+            # psycopg connects to no database whose name is not UTF-8.
+            lost = statement and isinstance(error, DatabaseError)
+            return _failed(message, _LOST if lost else _UNKNOWN)
+        if _LOCK.match(statement) and state == _DONE:  # the lock has been released
             return LockTimeoutError(message)
         return _by_state(state, message)
 
     def _repeated(self, statement: str) -> str:
-        """Return the SQLSTATE with which a statement of pg_dump ends now.
+        """Repeat a statement of pg_dump, and return the SQLSTATE with which it ends now.
 
-        Empty for a statement that cannot be repeated, or only in a long time.
+        Empty if the statement cannot be repeated, or takes too long. A LOCK TABLE with a name that
+        arrived incomplete, because it is not UTF-8, counts as refused for the lock: the missing
+        privileges have been ruled out.
         """
+        try:
+            self._bytes(statement)
+        except UnicodeEncodeError:
+            return _LOCKED if _LOCK.match(statement) else ""
         if lock := _LOCK.match(statement):
             return self._state(
                 lambda session: session.execute(
@@ -181,16 +215,17 @@ class Tool:
             return self._state(lambda session: self._read(session, statement))
         return ""
 
-    def _read(self, session: inquiry.Session, statement: str) -> None:
-        give_up = time.monotonic() + _SECONDS_TO_REPEAT
+    def _read(self, session: query.Connection, statement: str) -> None:
+        give_up = time.monotonic() + time_limits.REPEAT
         with session.cursor().copy(self._bytes(statement)) as rows:
             for _ in rows:
                 if time.monotonic() > give_up:
                     session.close()
                     return
 
-    def _state(self, ask: Callable[[inquiry.Session], object]) -> str:
-        with inquiry.opened(self.server, dump_options.role(self.options)) as session:
+    def _state(self, ask: Callable[[query.Connection], object]) -> str:
+        role = dump_options.role(self.options)
+        with query.opened(self.server, "the state of a statement", role) as session:
             try:
                 session.execute("SET row_security = off")
                 with session.transaction():
@@ -204,8 +239,12 @@ class Tool:
 
 
 def failed_to_lock(error: DatabaseError) -> bool:
-    """Tell whether pg_dump failed when it was to lock its tables, for whatever reason."""
+    """Return whether pg_dump failed while it locked its tables, for whatever reason."""
     return any(map(_LOCK.match, _QUOTED.findall(error.message)))
+
+
+def _failed(message: str, hint: str) -> DumpError:
+    return DumpError(message, hint=hint, retryable=hint not in _LASTING)
 
 
 def _by_state(state: str, message: str) -> DatabaseError:
@@ -213,12 +252,14 @@ def _by_state(state: str, message: str) -> DatabaseError:
         return LockTimeoutError(message)
     if state in _DISTURBED:
         return DisturbedError(message)
-    known = _LOST if state.startswith(_GONE) else login.HINTS.get(state, _UNKNOWN)
-    return DumpError(message, hint=_BY_STATE.get(state, known))
+    if state == _INTERNAL and _OVERSIZED_ALLOCATION.search(message):
+        return _failed(message, _TOO_LARGE_OR_DAMAGED)
+    known = _LOST if state.startswith(_GONE) else login_refusal.HINTS.get(state, _UNKNOWN)
+    return _failed(message, _BY_STATE.get(state, known))
 
 
-def _lacking(found: Rights) -> str:
-    """Return what to do about rights that the role lacks; empty if it lacks none."""
+def _lacking(found: Privileges) -> str:
+    """Return what to do about privileges that the role lacks; empty if it lacks none."""
     if found.closed_schemas or found.unreadable_tables or found.unreadable_sequences:
         return _GRANT
     if found.guarded_tables:

@@ -1,36 +1,32 @@
-"""The roles and extensions that a dump needs where it is restored, and does not bring along.
+"""The roles and extensions of a source that a dump refers to, but does not contain.
 
-Without owners and privileges a dump names roles still: in policies, user mappings and settings of
-functions. And data may: a column of type regrole holds a name as text. So all roles of the server
-are stored beside the archive, and those that are needed for certain are in its manifest.
+A dump without owners and privileges still names roles: in policies, user mappings and settings of
+functions. Data may name them too: a column of type regrole holds the name as text. So all roles of
+the server are stored in a companion of the archive, and its manifest lists those that are required
+for certain.
 """
 
 from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, LiteralString
 
-import psycopg
-from psycopg import sql
-
-from pgstash.errors import DatabaseError, DatabaseUnreachableError, DumpError, TargetLacksError
-from pgstash.events import Emit, RoleCreated, ToolSaid, Warned
-from pgstash.manifest import Extension, Manifest
-from pgstash.postgres.process import Child
-from pgstash.postgres.session import Session
-from pgstash.postgres.source import Connection, Server
-from pgstash.postgres.target import connected
-from pgstash.postgres.tools import ClientTools
+from pgstash.errors import DatabaseError, DumpError
+from pgstash.events import ToolSaid
+from pgstash.format.manifest import Extension
+from pgstash.postgres.server import query
+from pgstash.postgres.server.connection import Connection, Server
+from pgstash.postgres.tools.process import Child, Command
+from pgstash.postgres.tools.tool_run import ToolRun
 
 _SECONDS_OF_SILENCE = 60.0
-_SECONDS_TO_ANSWER = 60.0
 _LARGEST = 64 * 1024 * 1024  # bytes; a role takes about a hundred
+_MOST_NAMED = 10
 
-# Catalogs and views that every role may read. What PUBLIC stands for is no role.
-_NEEDED_ROLES = """
+# Catalogs and views that every role may read. PUBLIC is not a role.
+_REQUIRED_ROLES = """
     SELECT rolname FROM pg_catalog.pg_roles
     WHERE rolname !~ '^pg_' AND (
         oid IN (SELECT pg_catalog.unnest(polroles) FROM pg_catalog.pg_policy)
@@ -52,7 +48,8 @@ _EXTENSIONS = """
     ORDER BY extname
 """
 
-# Where nobody else can have planted what runs at a login. One of SQL_ASCII takes every name.
+# Databases of a superuser: nobody else can have planted code there that runs at a login. One of
+# SQL_ASCII comes first, because it accepts every name.
 _OTHER_DATABASES = """
     SELECT d.datname
     FROM pg_catalog.pg_database d JOIN pg_catalog.pg_roles r ON r.oid = d.datdba AND r.rolsuper
@@ -62,60 +59,75 @@ _OTHER_DATABASES = """
     ORDER BY pg_catalog.pg_encoding_to_char(d.encoding) <> 'SQL_ASCII', d.datname
 """
 
-# As pg_dumpall writes it, one to a line. Comments and what is quoted elsewhere are read over: a
-# name may hold a line that looks like this.
+# As pg_dumpall writes it, one to a line. Comments and other quoted text are skipped: a name may
+# contain a line that looks like this.
 _CREATE_ROLE = re.compile(
     r"""^--.*$|^CREATE ROLE (?:"((?:[^"]|"")+)"|([^";\s]+));$|"(?:[^"]|"")*"|'(?:[^']|'')*'""",
     re.MULTILINE,
 )
-_FOREIGN = re.compile("[\ud800-\udfff]")
+# pg_dumpall reads these columns. Each database has privileges of its own on the catalog, and
+# pg_read_all_data includes it.
+_MAY_READ_PASSWORDS = """
+    SELECT pg_catalog.quote_ident(current_user), pg_catalog.bool_and(
+        pg_catalog.has_column_privilege(attrelid, attnum, 'SELECT'))
+    FROM pg_catalog.pg_attribute
+    WHERE attrelid = 'pg_catalog.pg_authid'::pg_catalog.regclass AND attnum > 0
+"""
+NOT_UTF8 = re.compile("[\ud800-\udfff]")
+"""Finds what is not UTF-8 in a name that was decoded with ``surrogateescape``."""
 
 
 @dataclass(frozen=True, slots=True)
-class Needed:
-    """Names of roles, and extensions, that a restore cannot do without."""
+class Required:
+    """The names of roles, and the extensions, that a restore cannot do without."""
 
     roles: Sequence[str]
     extensions: Sequence[Extension]
 
 
-def needed(server: Server) -> Needed:
-    """Ask the source. Raises DatabaseError."""
-    # Names in SQL_ASCII arrive as they are stored, and the database's own may be anything too.
-    session = Session(server.connection, client_encoding="SQL_ASCII")
-    with contextlib.closing(session):
-        try:
-            session.ask("SET search_path = ''", _SECONDS_TO_ANSWER)
-            roles = session.ask(_NEEDED_ROLES, _SECONDS_TO_ANSWER)
-            extensions = session.ask(_EXTENSIONS, _SECONDS_TO_ANSWER)
-        except psycopg.Error as error:
-            raise DatabaseUnreachableError(
-                f"the database does not say which roles it names: {' '.join(str(error).split())}"
-            ) from error
-
-    def text(value: bytes | None) -> str:
-        return (value or b"").decode(server.codec, "surrogateescape")
-
-    return Needed(
-        [text(name) for [name] in roles],
+def required(server: Server) -> Required:
+    """Ask the source what its dump requires. Raises DatabaseError."""
+    with query.asking(server, "which roles and extensions it needs") as ask:
+        roles = ask(_REQUIRED_ROLES)
+        extensions = [[query.name(cell, server) for cell in row] for row in ask(_EXTENSIONS)]
+    return Required(
+        [query.name(role, server) for [role] in roles],
         [
-            Extension(text(name), text(version), text(schema), text(setting) or None)
-            for [name, version, schema, setting] in extensions
+            Extension(name, version, schema, setting or None)
+            for name, version, schema, setting in extensions
         ],
     )
 
 
-def dump_globals(
-    server: Server, tools: ClientTools, environment: Mapping[str, str], emit: Emit
-) -> bytes:
-    """Return the roles of the server as SQL, without passwords and comments.
+def passwords_problem(server: Server) -> tuple[str, str] | None:
+    """Return why the passwords of roles cannot be dumped, and the remedy; None if they can.
 
-    Over another database if the encoding of this one lacks a role's name. Raises DumpError where
-    pg_dumpall fails, as it does for a role that may not read pg_authid's public part, where it
-    stalls, and where it is too much to hold.
+    Raises DatabaseError.
+    """
+    with query.opened(server, "whether the passwords of roles may be read") as asked:
+        row = asked.execute(_MAY_READ_PASSWORDS).fetchone()
+    if row is None:
+        raise AssertionError("an aggregate has always one row")
+    role, may = query.text(row[0], server), row[1]
+    if may:
+        return None
+    remedy = (
+        f"As a superuser, run in the database {server.database.name}: "
+        f"GRANT SELECT ON pg_catalog.pg_authid TO {role}; or back up as a superuser, or turn "
+        "GLOBALS_PASSWORDS off."
+    )
+    return f"the role {role} may not read pg_authid, so passwords of roles are not stored", remedy
+
+
+def dump_globals(server: Server, tool_run: ToolRun, *, passwords: bool = False) -> bytes:
+    """Return the roles of the server as SQL, without comments; with ``passwords``, as hashes.
+
+    pg_dumpall connects to another database if the encoding of this one does not have the name of a
+    role. Raises DumpError if pg_dumpall fails, stalls or writes too much to hold; it fails for a
+    login that may not read the public part of pg_authid.
     """
     try:
-        return _dumped(server, tools, environment, server.connection, emit)
+        return _dumped(server, tool_run, server.connection, passwords=passwords)
     except DumpError as error:
         first = error
     foreign, others = _foreign_names(server)
@@ -124,7 +136,7 @@ def dump_globals(
     for database in others:
         with contextlib.suppress(DumpError):
             connection = server.connection.with_database(database)
-            return _dumped(server, tools, environment, connection, emit)
+            return _dumped(server, tool_run, connection, passwords=passwords)
     lacking = f"the encoding of the database, {server.database.encoding}, lacks names of roles"
     more = ", …" if len(foreign) > _MOST_NAMED else ""
     raise DumpError(
@@ -133,25 +145,19 @@ def dump_globals(
     ) from first
 
 
-def _dumped(
-    server: Server,
-    tools: ClientTools,
-    environment: Mapping[str, str],
-    connection: Connection,
-    emit: Emit,
-) -> bytes:
-    command = [
-        str(tools.pg_dumpall),
+def _dumped(server: Server, tool_run: ToolRun, connection: Connection, *, passwords: bool) -> bytes:
+    words = [
+        str(tool_run.client.pg_dumpall),
         "--globals-only",
-        "--no-role-passwords",
+        *([] if passwords else ["--no-role-passwords"]),
         "--no-comments",
         "--no-tablespaces",
         "--no-password",
-        # It ignores the database of --dbname, and takes a name with a "=" for more than one.
+        # pg_dumpall ignores the database of --dbname, and reads a name with a "=" as conninfo.
         f"--database={connection.only_database}",
     ]
     said: list[str] = []
-    with Child(command, server.connection, environment, say=said.append) as child:
+    with Child(Command(words, tool_run.environment), server.connection, said.append) as child:
         chunks, total = [], 0
         for chunk in child.read(
             _SECONDS_OF_SILENCE, silent_seconds=_SECONDS_OF_SILENCE, silent=lambda: None
@@ -165,22 +171,21 @@ def _dumped(
             why = "\n".join(child.last_lines)
             raise DumpError(f"pg_dumpall failed with exit status {status}: {why}")
     for line in said:
-        emit(ToolSaid("pg_dumpall", line))
+        tool_run.emit(ToolSaid("pg_dumpall", line))
     return b"".join(chunks)
 
 
 def _foreign_names(server: Server) -> tuple[list[str], list[str]]:
-    """Return the roles whose names the database's encoding lacks, and databases that may have it.
+    """Return the roles whose names the database's encoding does not have, and other databases.
 
-    Both are empty if nobody says.
+    The other databases are those whose encoding may have them. Both lists are empty if the server
+    does not answer.
     """
     try:
-        session = Session(server.connection, client_encoding="SQL_ASCII")
-        with contextlib.closing(session):
-            session.ask("SET search_path = ''", _SECONDS_TO_ANSWER)
-            names = session.ask("SELECT rolname FROM pg_catalog.pg_roles", _SECONDS_TO_ANSWER)
-            others = session.ask(_OTHER_DATABASES, _SECONDS_TO_ANSWER)
-    except (DatabaseError, psycopg.Error):
+        with query.asking(server, "its roles") as ask:
+            names = ask("SELECT rolname FROM pg_catalog.pg_roles")
+            others = ask(_OTHER_DATABASES)
+    except DatabaseError:
         return [], []
     foreign = [name for [name] in names if name and not _fits(name, server)]
     return (
@@ -197,136 +202,13 @@ def _fits(name: bytes, server: Server) -> bool:
     return True
 
 
-def named_in(script: bytes) -> list[str]:
-    """Return the names of the roles that a script of :func:`dump_globals` makes.
+def roles_in(script: bytes) -> list[str]:
+    """Return the names of the roles that a script of :func:`dump_globals` creates.
 
-    But those of another encoding, which no target of UTF-8 could tell from others.
+    Names that are not UTF-8 are left out: a target of UTF-8 could not distinguish them.
     """
     text = script.decode("utf-8", "surrogateescape")
     names = (
         quoted.replace('""', '"') if quoted else bare for quoted, bare in _CREATE_ROLE.findall(text)
     )
-    return [name for name in names if name and not _FOREIGN.search(name)]
-
-
-_MOST_NAMED = 10
-
-DRILL_COMMENT = "made by pgstash for a drill"
-"""What tells the roles that a drill made from those that were there."""
-
-
-def refuse_lacking(  # noqa: PLR0913 - what of a restore matters here
-    server: Server,
-    manifest: Manifest,
-    create: Iterable[str] | None,
-    emit: Emit,
-    *,
-    for_drill: bool,
-    dry_run: bool,
-) -> None:
-    """Raise TargetLacksError, with all roles and extensions that the target lacks.
-
-    The roles of ``create`` are made instead, without login and without any right, but in a dry
-    run; one that the manifest does not name may be refused. Those that are made ``for_drill`` say
-    so, and are not a drill's any more where a restore needs them. Of a partial backup what is
-    lacking is a warning.
-    """
-    extensions = _names(server, "SELECT name FROM pg_catalog.pg_available_extensions")
-    there = _names(server, "SELECT rolname FROM pg_catalog.pg_roles")
-    lacking = [each for each in manifest.extensions if each.name not in extensions]
-    missing = [name for name in manifest.roles if name not in there]
-    wanted = list(dict.fromkeys([*missing, *create])) if create is not None else []
-    if lacking or (missing and create is None):
-        error = _lacks(server, [] if create is not None else missing, lacking)
-        if not manifest.options:
-            raise error
-        # What needs them may be what the user left out.
-        emit(Warned(f"{error.message}; of a partial backup, it may do without"))
-    if dry_run:
-        return
-    with connected(server) as session:
-        if not for_drill:
-            _adopt(session, there & {*manifest.roles, *wanted})
-        _make(session, [name for name in wanted if name not in there], missing, emit, for_drill)
-
-
-def _names(server: Server, question: LiteralString) -> set[str]:
-    """Return the names that a question is answered with, some of which may be of any encoding."""
-    with connected(server, "SQL_ASCII") as session:  # names are bytes
-        rows = session.execute(question).fetchall()
-    return {name.decode(server.codec, "surrogateescape") for (name,) in rows}
-
-
-def _make(
-    session: psycopg.Connection[tuple[Any, ...]],
-    names: Iterable[str],
-    needed: Collection[str],
-    emit: Emit,
-    for_drill: bool,  # noqa: FBT001 - private, one call
-) -> None:
-    """Make roles; of those that are not ``needed`` a refusal is a warning."""
-    left_out: list[tuple[str, str]] = []
-    for name in names:
-        if name.startswith("pg_"):
-            continue
-        statement = sql.SQL("CREATE ROLE {} NOLOGIN").format(sql.Identifier(name))
-        if for_drill:  # sent as one, and so one transaction
-            statement += sql.SQL("; COMMENT ON ROLE {} IS {}").format(
-                sql.Identifier(name), sql.Literal(DRILL_COMMENT)
-            )
-        try:
-            session.execute(statement)
-        except (psycopg.Error, UnicodeError) as error:
-            reason = " ".join(str(error).split())
-            if name in needed:
-                raise TargetLacksError(
-                    f"the role {name} cannot be made: {reason}",
-                    hint="Making roles needs CREATEROLE: ALTER ROLE … CREATEROLE.",
-                ) from error
-            left_out.append((name, reason))
-        else:
-            emit(RoleCreated(name))
-    if left_out:
-        some = ", ".join(name for name, _ in left_out[:_MOST_NAMED])
-        more = ", …" if len(left_out) > _MOST_NAMED else ""
-        emit(
-            Warned(
-                f"{len(left_out)} roles of the source cannot be made, which rows may name and the "
-                f"definitions do not: {some}{more} ({left_out[0][1]})"
-            )
-        )
-
-
-def _adopt(session: psycopg.Connection[tuple[Any, ...]], names: Collection[str]) -> None:
-    """Let the next drill leave alone what a drill made and a restore needs from now on."""
-    query = (
-        "SELECT rolname FROM pg_catalog.pg_roles WHERE rolname = ANY(%s)"
-        " AND pg_catalog.shobj_description(oid, 'pg_authid') = %s"
-    )
-    asked = [name for name in names if not _FOREIGN.search(name)]
-    for (name,) in session.execute(query, [asked, DRILL_COMMENT]).fetchall():
-        with contextlib.suppress(psycopg.errors.InsufficientPrivilege):
-            session.execute(sql.SQL("COMMENT ON ROLE {} IS NULL").format(sql.Identifier(name)))
-
-
-def _lacks(
-    server: Server, roles: Sequence[str], extensions: Sequence[Extension]
-) -> TargetLacksError:
-    problems, remedies = [], []
-    if roles:
-        quoted = ", ".join('"' + name.replace('"', '""') + '"' for name in roles)
-        problems.append(f"lacks {len(roles)} roles that the backup names: {quoted}")
-        remedies.append(
-            "With --create-roles they are made, without login. Or make them yourself: "
-            + " ".join(f'CREATE ROLE "{name.replace(chr(34), chr(34) * 2)}";' for name in roles)
-        )
-    if extensions:
-        names = ", ".join(f"{each.name} ({each.version})" for each in extensions)
-        problems.append(f"cannot have {len(extensions)} extensions of the backup: {names}")
-        remedies.append(
-            "Install the packages of the extensions on the target's server (Debian and Ubuntu: "
-            f"postgresql-contrib, or postgresql-{server.major}-NAME)."
-        )
-    return TargetLacksError(
-        f"the server {server.database.host} " + ", and ".join(problems), hint="\n".join(remedies)
-    )
+    return [name for name in names if name and not NOT_UTF8.search(name)]

@@ -1,6 +1,6 @@
-"""Tables that must be in a backup: looked up in the catalog before, compared with the dump after.
+"""Tables that must be in a backup: found in the catalog before the dump, checked after it.
 
-What is dumped of a partitioned table are its partitions; only the catalog knows which they are.
+Of a partitioned table, the dump contains the partitions. Only the catalog lists them.
 """
 
 from __future__ import annotations
@@ -8,16 +8,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import psycopg
+from pgstash.errors import RequiredTableError
+from pgstash.postgres.server import query
+from pgstash.postgres.server.connection import Server
+from pgstash.postgres.tools.pg_dump_options import split_list
 
-from pgstash.errors import DatabaseLoginError, DatabaseUnreachableError, RequiredTableError
-from pgstash.postgres.options import split_list
-from pgstash.postgres.source import Server, connect_again
-
-_SECONDS_TO_CONNECT = 10
-_SECONDS_TO_ANSWER = 60
 _DEFAULT_SCHEMA = "public"
 
 _IDENTIFIER = r'"(?:[^"]|"")+"|[^\W\d][\w$]*'
@@ -25,8 +21,8 @@ _NAME = re.compile(rf"(?:({_IDENTIFIER})\s*\.\s*)?({_IDENTIFIER})")
 _NONEMPTY = re.compile(r"\s*:\s*nonempty\Z", re.IGNORECASE)
 _UPPER = re.compile("[A-Z]+")
 
-# The table itself and, where it is partitioned, all that is below it. The names go as bytes,
-# so that no encoding stands between us and the catalog.
+# The table itself and, if it is partitioned, all its partitions. Names are passed as bytes, so that
+# they are not converted.
 _QUERY = """
     WITH RECURSIVE wanted AS (
         SELECT c.oid, c.relkind, 0 AS depth
@@ -49,9 +45,9 @@ _QUERY = """
 
 _TABLES = ("r", "p")
 _OTHERS = {
-    "v": "a view: it has no rows of its own",
-    "m": "a materialized view: a restore computes its rows anew",
-    "f": "a foreign table: its rows are on another server",
+    "v": "a view, which has no rows of its own",
+    "m": "a materialized view, whose rows a restore computes again",
+    "f": "a foreign table, whose rows are on another server",
     "S": "a sequence",
 }
 
@@ -60,23 +56,22 @@ Name = tuple[str, str]
 
 @dataclass(frozen=True, slots=True)
 class Requirement:
-    """A table that must be in the dump, and have rows there if it must not be empty."""
+    """A table that must be in the dump; if ``nonempty``, with rows."""
 
     schema: str
     table: str
     nonempty: bool = False
 
     def __str__(self) -> str:
-        """Return the name as one reads it; not always as one would write it."""
+        """Return the name for messages, without quotes."""
         return f"{self.schema}.{self.table}"
 
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """A requirement, and the tables whose rows in a dump are the rows of it.
+    """A requirement, and the tables whose rows in a dump are its rows.
 
-    ``stored`` is whether any of them holds rows by itself: not so a partitioned table that
-    has no partition.
+    ``stored`` if any of them can store rows, which a partitioned table without partitions cannot.
     """
 
     requirement: Requirement
@@ -85,10 +80,10 @@ class Expected:
 
 
 def parse(text: str) -> list[Requirement]:
-    """Read requirements, separated by commas, as one writes the names in SQL.
+    """Parse requirements, separated by commas, with names as in SQL.
 
-    What is not quoted is folded to lower case, a name without a schema is one of ``public``.
-    Raises ValueError.
+    Names without quotes are folded to lower case. The default schema is ``public``. Raises
+    ValueError.
     """
     found = []
     for item in split_list(text):
@@ -103,9 +98,9 @@ def parse(text: str) -> list[Requirement]:
 def contradictions(
     requirements: Iterable[Requirement], tables: Iterable[str], schemas: Iterable[str]
 ) -> list[Requirement]:
-    """Return the requirements that such patterns exclude by name; wildcards are not looked at."""
+    """Return the requirements that these patterns exclude by name; wildcards are ignored."""
     names = {_identifiers(pattern) for pattern in tables}
-    # A schema alone is read as a table of public: only its own name counts.
+    # A schema alone is parsed as a table of public: only its own name counts.
     excluded = {found[1] for pattern in schemas if (found := _identifiers(pattern))}
     return [
         each
@@ -124,14 +119,14 @@ def _identifiers(name: str) -> Name | None:
 def _unquoted(identifier: str) -> str:
     if identifier.startswith('"'):
         return identifier[1:-1].replace('""', '"')
-    # Other letters are folded by single-byte encodings alone, and there by locale.
+    # Other letters are folded only in single-byte encodings, depending on the locale.
     return _UPPER.sub(lambda letters: letters[0].lower(), identifier)
 
 
 def look_up(server: Server, requirements: Sequence[Requirement]) -> list[Expected]:
     """Find the required tables on the server.
 
-    Raises RequiredTableError with every one that is not there, or is no table.
+    Raises RequiredTableError, which names every one that does not exist or is not a table.
     """
     if not requirements:
         return []
@@ -141,7 +136,7 @@ def look_up(server: Server, requirements: Sequence[Requirement]) -> list[Expecte
         if not rows:
             problems.append(f"{requirement} does not exist in the database")
         elif kinds[0] not in _TABLES:
-            problems.append(f"{requirement} is {_OTHERS.get(kinds[0], 'no table')}")
+            problems.append(f"{requirement} is {_OTHERS.get(kinds[0], 'not a table')}")
         else:
             parts = [name for kind, name in rows if kind in _TABLES]
             expected.append(Expected(requirement, parts, stored="r" in kinds))
@@ -150,9 +145,9 @@ def look_up(server: Server, requirements: Sequence[Requirement]) -> list[Expecte
 
 
 def check(expected: Iterable[Expected], rows: Mapping[Name, int]) -> None:
-    """Compare what is required with the rows of the tables in a complete dump.
+    """Compare the requirements with the rows of the tables in a complete dump.
 
-    Raises RequiredTableError with every table that is missing, or empty and must not be.
+    Raises RequiredTableError, which names every table that is missing, or empty but must not be.
     """
     problems = []
     for each in expected:
@@ -171,23 +166,12 @@ def _refuse(problems: Sequence[str]) -> None:
 
 
 def _ask(server: Server, requirements: Sequence[Requirement]) -> list[list[tuple[str, Name]]]:
-    try:
-        with connect_again(server, _SECONDS_TO_CONNECT) as session:
-            session.execute(f"SET statement_timeout = '{_SECONDS_TO_ANSWER}s'")
-            return [_ask_for(session, server.codec, each) for each in requirements]
-    except psycopg.OperationalError as error:
-        raise DatabaseUnreachableError(f"the connection was lost: {error}") from error
-    except psycopg.Error as error:
-        raise DatabaseLoginError(
-            f"the database did not say which tables it has: {error}",
-            hint="Look into the server's log.",
-        ) from error
+    with query.opened(server, "which tables it has") as session:
+        return [_ask_for(session, server.codec, each) for each in requirements]
 
 
 def _ask_for(
-    session: psycopg.Connection[tuple[Any, ...]],
-    codec: str,
-    requirement: Requirement,
+    session: query.Connection, codec: str, requirement: Requirement
 ) -> list[tuple[str, Name]]:
     try:
         schema, table = (
@@ -195,7 +179,7 @@ def _ask_for(
             for name in (requirement.schema, requirement.table)
         )
     except UnicodeEncodeError:
-        return []  # the database's encoding has no such name
+        return []  # no table can have this name in the database's encoding
     found = session.execute(_QUERY, {"schema": schema, "table": table}).fetchall()
     return [
         (

@@ -1,8 +1,8 @@
-"""Rows of big tables, read by several sessions that see one snapshot.
+"""The shared snapshot of a parallel dump, and the chunks of its big tables.
 
-A table is cut by its pages: a row's ctid begins with the number of its page, and a range of them is
-read without the rest since PostgreSQL 14 (tid range scans). psql reads them, which is several times
-cheaper than Python is.
+A table is cut by its pages: the ctid of a row begins with the number of its page, and since
+PostgreSQL 14 a range of pages can be read without the rest (TID range scans). psql reads them, at a
+fraction of the cost of Python.
 """
 
 from __future__ import annotations
@@ -15,52 +15,52 @@ from dataclasses import dataclass
 import psycopg
 
 from pgstash.errors import DatabaseError
-from pgstash.postgres import ordering
-from pgstash.postgres.session import Session
-from pgstash.postgres.source import Server
-from pgstash.postgres.toc import Entry
+from pgstash.postgres.server import query, row_order, time_limits
+from pgstash.postgres.server.connection import Server
+from pgstash.postgres.server.quoting import identifier, qualified
+from pgstash.postgres.server.session import Session
+from pgstash.postgres.tools.toc import Entry
 
 FIRST_MAJOR = 14
-"""The first PostgreSQL that reads a range of pages without the rest of the table."""
+"""The first PostgreSQL that can read a range of pages without the rest of the table."""
 
 CHUNK_BYTES = 32 * 1024 * 1024
-"""Size of a chunk on the server's disk, its share of the TOAST table included."""
+"""Size of a chunk on the server's disk, including its share of the TOAST table."""
 
-_SMALLEST = 1024 * 1024  # bytes; what is smaller is left to pg_dump
-_MOST_TABLES = 2000  # each is an option of pg_dump
-_SECONDS_TO_ANSWER = 60.0
-_SECONDS_FOR_LOCK = 2
+_SMALLEST = 1024 * 1024  # bytes; smaller tables are left to pg_dump
+_MOST_TABLES = 2000  # each becomes an option of pg_dump
 _NOT_AVAILABLE = "55P03"
 
-# SQL that psql passes on as it is, to its end: nothing in it may begin a command of psql, name a
-# variable of psql, end the statement, or hide what follows.
+# SQL that psql passes on unchanged. Nothing in it may begin a command of psql, name a variable of
+# psql, end the statement, or hide what follows.
 _FOR_SERVER = re.compile(
     rb"""(?: [^\\'"$;:/-] | :: | -(?!-) | /(?!\*) | '[^'\\]*' | "[^"\\]*" )*""", re.VERBOSE
 )
 
-# Who is one of these may run programs on the server's machine.
-_MIGHTY = """
+# Members of these roles may run programs on the server's machine.
+_MAY_RUN_PROGRAMS = """
     SELECT FROM pg_catalog.pg_roles r
     WHERE (r.rolsuper OR r.rolname IN ('pg_execute_server_program', 'pg_read_server_files',
                                        'pg_write_server_files'))
           AND pg_catalog.pg_has_role({}, r.oid, 'MEMBER')
 """
 
-# What an expression needs beside its table, and initdb did not make.
-_MADE_BY_SOMEBODY = """
+# User-defined objects (oid ≥ 16384) that an expression depends on, other than its table.
+_USER_DEFINED = """
     d.refobjid >= 16384
     AND d.refclassid NOT IN ('pg_catalog.pg_class'::pg_catalog.regclass,
                              'pg_catalog.pg_constraint'::pg_catalog.regclass,
                              'pg_catalog.pg_namespace'::pg_catalog.regclass)
 """
 
-# Tables of extensions may be dumped in part, by a condition that the extension registered.
+# Tables of extensions are not among them: a condition that the extension registered may exclude
+# some of their rows.
 #
-# A range of pages is read by a query, and planning one runs what is constant in expressions of
-# indexes and of statistics: functions of whoever owns the table, as us. COPY of a table plans
-# nothing, nor does pg_dump. So a table is cut only where no such expression needs anything that
-# somebody made, and where its owner, who might add one meanwhile, would gain no power over the
-# server by it.
+# A range of pages is read by a query. Planning it evaluates constants in the expressions of indexes
+# and statistics, and so runs functions of the table's owner with our privileges. COPY of a table
+# plans nothing, and pg_dump uses COPY. So a table is cut only if no such expression depends on
+# a user-defined object, and if its owner, who might add one meanwhile, could not gain control of
+# the server's machine by it.
 _SIZES = f"""
     SELECT c.oid,
            pg_catalog.pg_relation_size(c.oid) / pg_catalog.current_setting('block_size')::int,
@@ -71,15 +71,15 @@ _SIZES = f"""
                     ON d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass
                        AND d.objid = i.indexrelid
                WHERE i.indrelid = c.oid AND (i.indexprs IS NOT NULL OR i.indpred IS NOT NULL)
-                     AND {_MADE_BY_SOMEBODY})
+                     AND {_USER_DEFINED})
            AND NOT EXISTS (
                SELECT FROM pg_catalog.pg_statistic_ext s
                JOIN pg_catalog.pg_depend d
                     ON d.classid = 'pg_catalog.pg_statistic_ext'::pg_catalog.regclass
                        AND d.objid = s.oid
-               WHERE s.stxrelid = c.oid AND {_MADE_BY_SOMEBODY})
-           AND (NOT EXISTS ({_MIGHTY.format("session_user")})
-                OR EXISTS ({_MIGHTY.format("c.relowner")}))
+               WHERE s.stxrelid = c.oid AND {_USER_DEFINED})
+           AND (NOT EXISTS ({_MAY_RUN_PROGRAMS.format("session_user")})
+                OR EXISTS ({_MAY_RUN_PROGRAMS.format("c.relowner")}))
     FROM pg_catalog.pg_class c JOIN pg_catalog.pg_am a ON a.oid = c.relam,
          -- Without other forks and the TOAST table's index: half the work of pg_table_size().
          LATERAL (SELECT pg_catalog.pg_relation_size(c.oid) + coalesce(
@@ -104,23 +104,24 @@ _ROOM = b"""
 
 
 class SnapshotError(DatabaseError):
-    """The server does not let several sessions see one snapshot."""
+    """Several sessions cannot share a snapshot on this server."""
 
-    default_hint = "The backup is made by one pg_dump."
+    default_hint = "A single pg_dump makes the backup."
 
 
 class LockRefusedError(DatabaseError):
-    """Somebody has locked a table, or waits to: a try later may go well."""
+    """Another session has locked a table, or waits for a lock on it; trying again may succeed."""
 
-    default_hint = "The backup is made by one pg_dump, which waits for the lock."
+    default_hint = "A single pg_dump, which waits for the lock, makes the backup."
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A big table. ``name`` is as the dump writes it, ``pattern`` is quoted and fits it alone.
+    """A big table, or one of an extension.
 
-    ``columns`` are a list as the dump writes it; ``pages`` are read ``step`` at a time. Where a
-    ``condition`` stands behind FROM, the table has one chunk of some rows.
+    ``name`` and the list ``columns`` are as in the dump, ``pattern`` is quoted and matches only
+    this table. ``pages`` are read ``step`` at a time. If there is a ``condition``, SQL that follows
+    FROM, the table is one chunk of the rows that meet it.
     """
 
     oid: int
@@ -133,12 +134,12 @@ class Table:
 
     @property
     def load(self) -> bytes:
-        """The statement by which rows are loaded."""
+        """The statement that loads the rows."""
         return b"COPY " + self.name + b" (" + self.columns + b") FROM stdin;\n"
 
     @property
     def chunks(self) -> Iterator[Chunk]:
-        """All of it, in pieces."""
+        """All chunks of the table."""
         for start in range(0, max(1, self.pages), self.step):
             yield Chunk(self, start)
 
@@ -152,7 +153,7 @@ class Chunk:
 
     @property
     def read(self) -> bytes:
-        """The query that reads its rows, without its end."""
+        """The query that reads its rows, without the semicolon."""
         table, end = self.table, self.start + self.table.step
         if table.condition:
             some = b" FROM ONLY " + table.pattern + b" " + table.condition + b") TO stdout"
@@ -161,22 +162,22 @@ class Chunk:
             return b"COPY " + table.name + b" (" + table.columns + b") TO stdout"
         select = b"COPY (SELECT " + table.columns + b" FROM ONLY " + table.pattern
         pages = b" WHERE ctid >= '(%d,0)'::pg_catalog.tid" % self.start
-        # The last one has no end: rows may have come to new pages until the snapshot was taken.
+        # The last chunk is open: rows may have been added to new pages before the snapshot.
         if end < table.pages:
             pages += b" AND ctid < '(%d,0)'::pg_catalog.tid" % end
         return select + pages + b") TO stdout"
 
 
 class Snapshot:
-    """A transaction that holds a snapshot for others to use, and its name."""
+    """A transaction that holds a snapshot for other sessions, and the name of the snapshot."""
 
     def __init__(self, session: Session, name: str) -> None:
-        """Hold what was exported."""
+        """Keep the session that exported a snapshot of this name."""
         self._session = session
         self.name = name
 
     def cut(self, entries: Sequence[Entry]) -> list[Table]:
-        """Return the big ones of the tables, the largest first, and their chunks.
+        """Return the big ones of these tables, the largest first.
 
         pg_dump must have locked them. Raises SnapshotError, LockRefusedError.
         """
@@ -184,14 +185,14 @@ class Snapshot:
         if not named:
             return []
         oids = ",".join(map(str, named))
-        # To ask for a size takes a lock, for a moment: behind whoever waits for one.
-        self._ask(b"SET LOCAL lock_timeout = '%ds'" % _SECONDS_FOR_LOCK)
+        # Reading a size takes a lock for a moment, and queues behind other sessions.
+        self._ask(b"SET LOCAL lock_timeout = '%ds'" % time_limits.LOCK)
         tables = []
         for *numbers, divisible in self._ask((_SIZES % (oids, _SMALLEST, _MOST_TABLES)).encode()):
             oid, pages, size = (int(cell or b"0") for cell in numbers)
             if into := named[oid].loads_into:
                 step = max(1, pages * CHUNK_BYTES // max(1, size)) if divisible == b"t" else pages
-                name = _qualified(named[oid])
+                name = _name(named[oid])
                 tables.append(Table(oid, into[0], name, into[1], pages, max(1, step)))
         return tables
 
@@ -200,20 +201,20 @@ class Snapshot:
     ) -> list[Table]:
         """Return the tables of extensions among these whose rows can be read by :class:`Chunk`.
 
-        In their order: rows of one may refer to rows of an earlier one. ``conditions`` say which
-        rows are dumped, by oid. Raises SnapshotError if psql may take one for a command of its own.
+        In this order: rows of one may refer to rows of an earlier one. ``conditions``, by oid,
+        select the rows to dump. Raises SnapshotError if psql may interpret one as its own command.
         """
         named = {entry.oid for entry in entries}
         if not all(_FOR_SERVER.fullmatch(conditions[oid]) for oid in conditions if oid in named):
             raise SnapshotError("an extension registered a condition that psql may misread")
         return [
-            Table(entry.oid, into[0], _qualified(entry), into[1], 0, 1, conditions[entry.oid])
+            Table(entry.oid, into[0], _name(entry), into[1], 0, 1, conditions[entry.oid])
             for entry in entries
             if _is_own(entry) and entry.oid in conditions and (into := entry.loads_into)
         ]
 
     def room_for_locks(self) -> int:
-        """Return how many locks the server has room for, beside those that are held now.
+        """Return how many more locks the server has room for.
 
         https://www.postgresql.org/docs/current/runtime-config-locks.html
         """
@@ -221,47 +222,38 @@ class Snapshot:
         return int(room or b"0")
 
     def kept_order(self) -> str | None:
-        """Say why rows may not be written in any order, if they may not. Raises SnapshotError."""
-        rows = self._ask(ordering.OF_ROWS)
-        return ordering.reason(rows[0]) if rows else None
+        """Return why rows must keep their order; None if they need not. Raises SnapshotError."""
+        rows = self._ask(row_order.OF_ROWS)
+        return row_order.reason(rows[0]) if rows else None
 
     def _ask(self, statement: bytes) -> list[list[bytes | None]]:
         try:
-            return self._session.ask(statement, _SECONDS_TO_ANSWER)
+            return self._session.ask(statement)
         except psycopg.Error as error:
             raise refused(str(error), error.sqlstate) from error
 
 
 @contextlib.contextmanager
 def snapshot(server: Server) -> Iterator[Snapshot]:
-    """Open a transaction and export its snapshot. Raises SnapshotError where that is refused."""
-    # Text as it is stored, both ways.
-    with contextlib.closing(Session(server.connection, client_encoding="SQL_ASCII")) as session:
+    """Open a transaction and export its snapshot. Raises SnapshotError if that is refused."""
+    with Session(server.connection) as session:
+        begin = query.begin(server.major, "REPEATABLE READ")
         try:
-            row = session.ask(
-                "BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY;"
-                "SET LOCAL statement_timeout = 0; SET LOCAL lock_timeout = 0;"
-                "SET LOCAL idle_in_transaction_session_timeout = 0;"
-                "SET LOCAL search_path = '';"
-                "SELECT pg_catalog.pg_export_snapshot()",
-                _SECONDS_TO_ANSWER,
-            )[0]
-            if server.major >= 17:  # noqa: PLR2004 - the first that has it
-                session.ask("SET LOCAL transaction_timeout = 0", _SECONDS_TO_ANSWER)
+            [[name]] = session.ask(f"{begin}; SELECT pg_catalog.pg_export_snapshot()")
         except psycopg.Error as error:
             raise SnapshotError(f"no snapshot can be shared: {error}") from error
-        yield Snapshot(session, (row[0] or b"").decode())
+        yield Snapshot(session, (name or b"").decode())
 
 
 def refused(said: str, state: str | None = None) -> DatabaseError:
-    """Return the error for what a server refused: LockRefusedError or SnapshotError."""
-    if state == _NOT_AVAILABLE or _NOT_AVAILABLE in said:  # psql writes it into the message
+    """Return the error for a refusal of the server: LockRefusedError or SnapshotError."""
+    if state == _NOT_AVAILABLE or _NOT_AVAILABLE in said:  # psql includes it in the message
         return LockRefusedError(f"a table is locked: {' '.join(said.split())}")
     return SnapshotError(f"no snapshot can be shared: {' '.join(said.split())}")
 
 
 def _is_own(entry: Entry) -> bool:
-    """Tell whether the rows load into the table that they come from, and not into its root."""
+    """Return whether the rows are loaded into the table itself, not into its root partition."""
     into = entry.loads_into
     return (
         into is not None
@@ -269,15 +261,11 @@ def _is_own(entry: Entry) -> bool:
         and into[0]
         in {
             schema + b"." + name
-            for schema in (entry.schema, _identifier(entry.schema))
-            for name in (entry.tag, _identifier(entry.tag))
+            for schema in (entry.schema, identifier(entry.schema))
+            for name in (entry.tag, identifier(entry.tag))
         }
     )
 
 
-def _qualified(entry: Entry) -> bytes:
-    return _identifier(entry.schema) + b"." + _identifier(entry.tag)
-
-
-def _identifier(name: bytes) -> bytes:
-    return b'"' + name.replace(b'"', b'""') + b'"'
+def _name(entry: Entry) -> bytes:
+    return qualified(entry.schema, entry.tag)

@@ -1,33 +1,29 @@
-"""What the role may not read of all that pg_dump reads, and the GRANT that is missing.
+"""Which privileges the role lacks to read what pg_dump reads, and which GRANTs add them.
 
-pg_dump locks and copies tables and partitioned tables, reads the state of sequences and every large
-object; of views, materialized views and foreign tables it reads the definition alone, which is
-open to all. What belongs to an extension it leaves out, but for the tables that the extension
-itself registers for dumping (https://www.postgresql.org/docs/current/extend-extensions.html).
+pg_dump locks and copies tables and partitioned tables, and reads the state of sequences and every
+large object. Of views, materialized views and foreign tables it reads only the definition, which
+every role may read. It leaves out what belongs to an extension, except tables that the extension
+registers for dumping (https://www.postgresql.org/docs/current/extend-extensions.html).
 """
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import psycopg
-
-from pgstash.errors import DatabaseUnreachableError, DumpError
-from pgstash.postgres import inquiry, patterns, pooler
-from pgstash.postgres import options as dump_options
-from pgstash.postgres.session import Session
-from pgstash.postgres.source import Server
-
-_SECONDS_TO_ANSWER = 60.0
+from pgstash.errors import DumpError
+from pgstash.postgres.server import query
+from pgstash.postgres.server.connection import Server
+from pgstash.postgres.server.quoting import literal
+from pgstash.postgres.tools import patterns
+from pgstash.postgres.tools import pg_dump_options as dump_options
 
 SHOWN = 5
-"""How many names, or statements, are shown; the rest is counted."""
+"""How many names, or statements, a message shows; it counts the rest."""
 
-# Catalogs that every role may read. The last column is also right for the owner of a table, and
-# for whom the policies do not bind.
+# Catalogs that every role may read. row_security_active() is also right for the owner of a table,
+# and for roles that no policy applies to.
 _RELATIONS = """
     SELECT c.relkind::text,
            pg_catalog.quote_ident(n.nspname),
@@ -101,12 +97,12 @@ _GRANTS_WITH_INHERIT = 16
 
 
 @dataclass(frozen=True, slots=True)
-class Rights:
-    """What the role lacks; every name is quoted as SQL wants it.
+class Privileges:
+    """Which privileges the role lacks; every name is quoted as in SQL.
 
-    ``closed_schemas`` are those of relations that are to be read. ``unreadable_objects`` are the
-    first few large objects of ``unreadable_object_count``. ``subscriptions`` counts those of the
-    database, which only a superuser's dump has.
+    ``closed_schemas`` are those of relations to be read. ``unreadable_objects`` are the first few
+    of ``unreadable_object_count`` large objects. ``subscriptions`` counts those of the database,
+    which only the dump of a superuser contains.
     """
 
     major: int
@@ -125,10 +121,10 @@ class Rights:
     subscriptions: int
 
     def grants(self, kind: str, names: Sequence[str], schemas: Sequence[str] = ()) -> list[str]:
-        """Return what lets the role read tables (``TABLE``) or sequences (``SEQUENCE``).
+        """Return the statements that let the role read tables or sequences.
 
-        First what covers everything, now and later, then the missing rights one by one; servers
-        older than 14 have only these.
+        ``kind`` is ``TABLE`` or ``SEQUENCE``. The first statements cover everything, now and later;
+        the others grant the missing privileges one by one. Servers older than 14 have only those.
         """
         exact = [f"GRANT USAGE ON SCHEMA {schema} TO {self.role};" for schema in schemas]
         exact += [f"GRANT SELECT ON {kind} {name} TO {self.role};" for name in names]
@@ -146,89 +142,62 @@ class Rights:
 
     @property
     def object_grants(self) -> list[str]:
-        """What lets the role read the large objects that are there now."""
+        """The statements that let the role read the present large objects."""
         if self.unreadable_object_count <= len(self.unreadable_objects):
             return [
                 f"GRANT SELECT ON LARGE OBJECT {oid} TO {self.role};"
                 for oid in self.unreadable_objects
             ]
-        # One statement for any number of them; the tag is one that no name holds by chance.
-        role = self.role.replace("'", "''")
-        grant = f"EXECUTE 'GRANT SELECT ON LARGE OBJECT ' || o || ' TO {role}';"
+        # One statement for any number of them. No name contains this tag by chance.
+        to = literal(f" TO {self.role}")
+        grant = f"EXECUTE 'GRANT SELECT ON LARGE OBJECT ' || o || {to};"
         each = f"FOR o IN SELECT oid FROM pg_largeobject_metadata LOOP {grant} END LOOP;"  # noqa: S608
         return [f"DO $pgstash$ DECLARE o oid; BEGIN {each} END $pgstash$;"]
 
 
-def look(server: Server, options: Sequence[str] = ()) -> Rights:
-    """Ask the server what the role may not read of what pg_dump does, with these options.
+def check(server: Server, options: Sequence[str] = ()) -> Privileges:
+    """Ask the server which privileges the role lacks for a dump with these options.
 
     Raises DatabaseError.
     """
-    with inquiry.opened(server, dump_options.role(options)) as asked:
+    with query.opened(server, "what the role may read", dump_options.role(options)) as asked:
         role = asked.execute(_ROLE).fetchone()
         if role is None:
             raise AssertionError("current_user is always in pg_roles")
         relations = list(_dumped(server, asked.execute(_RELATIONS).fetchall(), options))
         readable = _READABLE if server.major >= _HAS_LARGE_OBJECT_PRIVILEGE else _READABLE_BEFORE_18
-        query = _LARGE_OBJECTS.format(readable=readable, shown=SHOWN)
-        # A superuser reads all of them, and there may be millions.
+        statement = _LARGE_OBJECTS.format(readable=readable, shown=SHOWN)
+        # There may be millions, and a superuser may read all of them.
         none_to_ask_for = role[1] or role[3] or not patterns.with_large_objects(options)
-        objects = [] if none_to_ask_for else asked.execute(query).fetchall()
-    return _rights(server, role, relations, objects)
+        objects = [] if none_to_ask_for else asked.execute(statement).fetchall()
+    return _privileges(server, role, relations, objects)
 
 
 def closed_mappings(server: Server, options: Sequence[str]) -> list[str]:
     """Return the user mappings that pg_dump dumps without their options, as ``user on server``.
 
-    Only some roles may read these, which may hold passwords. Raises DatabaseError, RoleRefusedError
-    for the role of these options.
+    Only some roles may read their options, which may contain passwords. Raises DatabaseError,
+    RoleRefusedError for the role of these options.
     """
-    # Not by psycopg's own connection: the database's name need not be UTF-8.
-    with contextlib.closing(Session(server.connection, client_encoding="SQL_ASCII")) as session:
-        try:
-            kept = pooler.Kept(session.pgconn, "a question to the database")
-            session.ask("SET search_path = ''", _SECONDS_TO_ANSWER)
-            if role := dump_options.role(options):
-                inquiry.take(role, server, lambda each: session.ask(each, _SECONDS_TO_ANSWER))
-            if patterns.selects(options):
-                return []
-            found = session.ask(_CLOSED_MAPPINGS, _SECONDS_TO_ANSWER)
-            kept.check()
-        except psycopg.Error as error:
-            raise DatabaseUnreachableError(
-                "the database does not say which user mappings may be read: "
-                f"{' '.join(str(error).split())}"
-            ) from error
-    return [inquiry.text(name or b"", server) for [name] in found]
+    wanted = "which user mappings may be read"
+    with query.asking(server, wanted, dump_options.role(options)) as ask:
+        found = [] if patterns.selects(options) else ask(_CLOSED_MAPPINGS)
+    return [query.text(mapping, server) for [mapping] in found]
 
 
 def refuse_hidden_rows(
     server: Server, options: Sequence[str], dumped: Collection[tuple[str, str]]
 ) -> None:
-    """Raise DumpError if policies bind the role in tables whose rows were ``dumped``.
+    """Raise DumpError if policies apply to the role in tables whose rows were ``dumped``.
 
-    pg_dump refuses these by a setting of its session (row_security). This is asked in another
+    pg_dump refuses such tables by a setting of its session (row_security). This asks in another
     session, and does not depend on that setting. Tables are given by schema and name. Raises
-    another DatabaseError if the server does not say.
+    another DatabaseError if the query fails.
     """
-    # Not by psycopg's own connection: the database's name need not be UTF-8.
-    with contextlib.closing(Session(server.connection, client_encoding="SQL_ASCII")) as session:
-        try:
-            kept = pooler.Kept(session.pgconn, "a question to the database")
-            session.ask("SET search_path = ''", _SECONDS_TO_ANSWER)
-            if role := dump_options.role(options):
-                session.ask(inquiry.taking(role, server), _SECONDS_TO_ANSWER)
-            found = session.ask(_GUARDED, _SECONDS_TO_ANSWER)
-            kept.check()
-        except psycopg.Error as error:
-            raise DatabaseUnreachableError(
-                "the database does not say which tables are under row security: "
-                f"{' '.join(str(error).split())}"
-            ) from error
-    names = [
-        tuple((cell or b"").decode(server.codec, "surrogateescape") for cell in row)
-        for row in found
-    ]
+    wanted = "which tables are under row security"
+    with query.asking(server, wanted, dump_options.role(options)) as ask:
+        found = ask(_GUARDED)
+    names = [tuple(query.name(cell, server) for cell in row) for row in found]
     hidden = [f"{schema}.{name}" for schema, name in names if (schema, name) in dumped]
     if hidden:
         raise DumpError(
@@ -239,9 +208,10 @@ def refuse_hidden_rows(
         )
 
 
-def told_of_mappings(closed: Sequence[str]) -> tuple[str, str]:
-    """Say what :func:`closed_mappings` found, and what to do about it."""
-    found = f"the options of {len(closed)} user mappings, passwords included: {some(closed)}"
+def closed_mappings_warning(closed: Sequence[str]) -> tuple[str, str]:
+    """Return a warning of what :func:`closed_mappings` returned, and what to do about it."""
+    mappings = "1 user mapping" if len(closed) == 1 else f"{len(closed)} user mappings"
+    found = f"the options of {mappings}, including passwords: {some(closed)}"
     remedy = "Keep their CREATE USER MAPPING statements elsewhere, or back up as a superuser."
     return f"pg_dump leaves out {found}", remedy
 
@@ -249,39 +219,39 @@ def told_of_mappings(closed: Sequence[str]) -> tuple[str, str]:
 def _dumped(
     server: Server, relations: Sequence[tuple[Any, ...]], options: Sequence[str]
 ) -> Iterator[tuple[Any, ...]]:
-    """Yield what pg_dump looks at, without the mark of policies where it does not read the rows."""
+    """Yield the relations that pg_dump dumps; row security counts only if it reads their rows."""
     dumped, read = patterns.dumped(options), patterns.read(options)
     for row in relations:
         how, *names = row[6:]
         owner, own = (
-            [inquiry.text(name, server) for name in pair if name is not None]
+            [query.text(name, server) for name in pair if name is not None]
             for pair in (names[:2], names[2:])
         )
-        # The sequence of an identity column goes with its table; others of a table come with it.
+        # An identity sequence is dumped if its table is. Other sequences may also match alone.
         with_table = bool(owner) and dumped(*owner)
         if with_table if how == b"i" else dumped(*own) or with_table:
             yield (*row[:5], row[5] and read(*own))
 
 
-def _rights(
+def _privileges(
     server: Server,
     role: tuple[Any, ...],
     relations: Sequence[tuple[Any, ...]],
     objects: Sequence[tuple[Any, ...]],
-) -> Rights:
+) -> Privileges:
     name, superuser, inherits, _, large_objects, subscriptions = role
 
     def names(kinds: bytes, unwanted: int, *, when: bool) -> list[str]:
         return [
-            inquiry.text(row[2], server)
+            query.text(row[2], server)
             for row in relations
             if row[0] in kinds and row[unwanted] is when
         ]
 
-    closed = {inquiry.text(row[1], server): None for row in relations if not row[3]}
-    return Rights(
+    closed = {query.text(row[1], server): None for row in relations if not row[3]}
+    return Privileges(
         major=server.major,
-        role=inquiry.text(name, server),
+        role=query.text(name, server),
         superuser=superuser,
         inherits=inherits,
         tables=sum(row[0] in b"rp" for row in relations),
@@ -298,7 +268,7 @@ def _rights(
 
 
 def some(names: Sequence[str], count: int | None = None) -> str:
-    """Return the first few names, and how many of all, or of ``count``, there are beside them."""
+    """Return the first few names, and the number of the others, of all or of ``count``."""
     more = (len(names) if count is None else count) - min(len(names), SHOWN)
     shown = ", ".join(names[:SHOWN])
     return f"{shown} and {more} more" if more > 0 else shown

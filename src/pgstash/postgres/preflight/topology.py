@@ -1,4 +1,4 @@
-"""Where the server stands and what is in between: standby, TLS, its clock."""
+"""What kind of server it is and how it is reached: standby, TLS, its clock."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from pgstash.postgres import inquiry
-from pgstash.postgres.source import Connection, Server
+from pgstash.postgres.server import query
+from pgstash.postgres.server.connection import Connection, Server
 
 _QUERY = """
     SELECT pg_catalog.date_part('epoch', pg_catalog.clock_timestamp()),
@@ -21,10 +21,11 @@ _QUERY = """
 
 
 @dataclass(frozen=True, slots=True)
-class Situation:
-    """``clock_ahead`` is in seconds, ``unlogged_tables`` a number.
+class Topology:
+    """``clock_ahead`` is in seconds, ``unlogged_tables`` is a number.
 
-    ``encrypted`` is of our own connection: what a pooler does behind it nobody sees.
+    ``encrypted`` refers to pgstash's own connection. Whether a pooler encrypts its connection to
+    the server is unknown.
     """
 
     clock_ahead: float
@@ -35,19 +36,19 @@ class Situation:
     encrypted: bool
 
 
-def look(server: Server, clock: Callable[[], float] = time.time) -> Situation:
-    """Ask the server where it stands; ``clock`` is compared with its own. Raises DatabaseError."""
-    with inquiry.opened(server) as asked:
+def check(server: Server, clock: Callable[[], float] = time.time) -> Topology:
+    """Ask the server what it is, and compare ``clock`` with its own. Raises DatabaseError."""
+    with query.opened(server, "what kind of server it is") as asked:
         began = clock()
         row = asked.execute(_QUERY).fetchone()
         ended = clock()
         if row is None:
             raise AssertionError("a query without FROM has a row")
         epoch, standby, delay, feedback, unlogged = row
-        return Situation(
+        return Topology(
             clock_ahead=epoch - (began + ended) / 2,
             standby=standby,
-            standby_delay=inquiry.text(delay, server),
+            standby_delay=query.text(delay, server),
             standby_feedback=feedback,
             unlogged_tables=unlogged,
             encrypted=bool(asked.pgconn.ssl_in_use),
@@ -55,7 +56,7 @@ def look(server: Server, clock: Callable[[], float] = time.time) -> Situation:
 
 
 def is_local(connection: Connection) -> bool:
-    """Tell whether the connection does not leave this machine."""
+    """Return whether the connection stays on this machine."""
     host = connection.parameters["host"]
     try:
         return ipaddress.ip_address(connection.parameters.get("hostaddr") or host).is_loopback

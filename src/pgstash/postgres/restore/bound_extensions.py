@@ -1,8 +1,8 @@
-"""Extensions that can be made in the database of one name alone, as cron.database_name says.
+"""Extensions that can be created only in the database of one name, set by cron.database_name.
 
-A restore works under another name until all is there. So such an extension is made before, in a
-transaction that gives the database the name which the extension wants, and takes it back: nobody
-else sees it. The script finds the extension there, and goes on.
+A staging database has another name until the restore is complete. So such an extension is created
+first, in a transaction that gives the database the required name and takes it back: no other
+session sees it. When the script comes to the extension, it exists.
 """
 
 from __future__ import annotations
@@ -15,14 +15,15 @@ from psycopg import sql
 
 from pgstash.errors import TargetLacksError, TargetLostError
 from pgstash.events import Emit, Notice, Warned
-from pgstash.manifest import Extension
-from pgstash.postgres.inquiry import Session
-from pgstash.postgres.source import Server
-from pgstash.postgres.target import connected, said, without_event_triggers
+from pgstash.format.manifest import Extension
+from pgstash.postgres.restore.request import Request
+from pgstash.postgres.restore.target import connected, said, without_event_triggers
+from pgstash.postgres.server.connection import Server
+from pgstash.postgres.server.query import Connection
 
-# What backups say nothing of, because they are older, or the role may not read the setting.
+# Used if the backup does not name the setting: it is older, or its role may not read the setting.
 _KNOWN = {"pg_cron": "cron.database_name"}
-# They are there without any script, or wherever the extension says.
+# Schemas that exist before any script, or that the extension chooses itself.
 _SCHEMAS = ("pg_catalog", "public")
 
 _SETTING = "SELECT pg_catalog.current_setting(%s, true)"
@@ -43,7 +44,7 @@ _SHOWN = 5
 
 
 def server_settings(extensions: Sequence[Extension], name: str) -> Mapping[str, str]:
-    """Return what a server of one's own is started with, so that it can have the extensions.
+    """Return the settings to start a server with, so that it can have the extensions.
 
     They are bound to the database ``name``. None of their workers runs: a job of the source must
     not run a second time.
@@ -59,14 +60,13 @@ def server_settings(extensions: Sequence[Extension], name: str) -> Mapping[str, 
     }
 
 
-def make(
-    made: Server, name: str, extensions: Sequence[Extension], emit: Emit, *, for_drill: bool
-) -> None:
-    """Make the extensions that are bound to a name, in a database that is to be called ``name``.
+def make(made: Server, request: Request, extensions: Sequence[Extension], emit: Emit) -> None:
+    """Create the extensions that are bound to the name of a database, in the requested new one.
 
-    ``made`` is the server as it is seen from that database. For a drill any name will do. Raises
-    TargetLacksError if one of them cannot be made, TargetLostError.
+    ``made`` is the server as seen from that database. A drill accepts any name. Raises
+    TargetLacksError if one of them cannot be created, TargetLostError.
     """
+    name = request.create or ""
     for extension in extensions:
         with connected(made) as session:
             session.execute("SET search_path = public")
@@ -77,32 +77,32 @@ def make(
                 continue
             row = session.execute(_SETTING, [setting]).fetchone()
             wanted = row[0] if row else None
-            if not wanted or (wanted != name and not for_drill):
+            if not wanted or (wanted != name and not request.for_drill):
                 raise _lacks(extension, setting, name, wanted, refusal)
             try:
                 with session.transaction(), _called(session, wanted):
                     _create(session, extension)
             except psycopg.Error as error:
                 raise _lacks(extension, setting, name, wanted, error) from error
-        emit(Notice(f"Made the extension {extension.name} as in a database called {wanted}"))
+        emit(Notice(f"Created the extension {extension.name} as in a database called {wanted}"))
         if extension.schema not in {None, *_SCHEMAS}:
             emit(
                 Warned(
-                    f"The extension {extension.name} is not in the schema {extension.schema} any "
-                    "more: it has to be made before all schemas"
+                    f"The extension {extension.name} is no longer in the schema "
+                    f"{extension.schema}: it has to be created before all schemas"
                 )
             )
 
 
 def warn_of_jobs(server: Server, emit: Emit) -> None:
-    """Say which cron jobs run from now on in a database that was restored."""
+    """Warn of cron jobs that run from now on in the restored database."""
     try:
         with connected(without_event_triggers(server)) as session:
             if session.execute(_CRON).fetchone() != (True,):
                 return
             jobs = session.execute(_JOBS).fetchall()
     except TargetLostError as error:
-        emit(Warned(f"Whether cron jobs run from now on cannot be told: {error.message}"))
+        emit(Warned(f"Cannot find out whether cron jobs run from now on: {error.message}"))
         return
     count = sum(number for _, _, number in jobs)
     if not count:
@@ -122,7 +122,7 @@ def _setting_of(extension: Extension) -> str | None:
     return extension.database_setting or _KNOWN.get(extension.name)
 
 
-def _setting_on(session: Session, extension: Extension) -> str | None:
+def _setting_on(session: Connection, extension: Extension) -> str | None:
     """Return the setting that may bind an extension on this server, if there is one."""
     for prefix in (extension.name, extension.name.removeprefix("pg_")):
         name = f"{prefix}.database_name"
@@ -132,8 +132,8 @@ def _setting_on(session: Session, extension: Extension) -> str | None:
     return None
 
 
-def _refusal(session: Session, extension: Extension) -> psycopg.Error | None:
-    """Return why an extension cannot be made under the working name; None if it can be."""
+def _refusal(session: Connection, extension: Extension) -> psycopg.Error | None:
+    """Return why an extension cannot be created under the staging name; None if it can."""
     try:
         with session.transaction(force_rollback=True):
             _create(session, extension)
@@ -142,7 +142,7 @@ def _refusal(session: Session, extension: Extension) -> psycopg.Error | None:
     return None
 
 
-def _create(session: Session, extension: Extension) -> None:
+def _create(session: Connection, extension: Extension) -> None:
     statement = sql.SQL("CREATE EXTENSION {}").format(sql.Identifier(extension.name))
     if extension.schema in _SCHEMAS:
         statement += sql.SQL(" SCHEMA {}").format(sql.Identifier(extension.schema))
@@ -150,7 +150,7 @@ def _create(session: Session, extension: Extension) -> None:
 
 
 @contextmanager
-def _called(session: Session, name: str) -> Iterator[None]:
+def _called(session: Connection, name: str) -> Iterator[None]:
     """Give the database a name for the length of the block, within a transaction.
 
     ALTER DATABASE cannot rename the database of its own session. No other session sees what this
@@ -166,23 +166,28 @@ def _called(session: Session, name: str) -> Iterator[None]:
 def _lacks(
     extension: Extension, setting: str, name: str, wanted: str | None, error: psycopg.Error
 ) -> TargetLacksError:
-    message = f"the extension {extension.name} cannot be made in a new database {name}: "
+    message = f"the extension {extension.name} cannot be created in a new database {name}: "
     if isinstance(error, psycopg.errors.InsufficientPrivilege):
         hint = (
-            "Only a superuser can make it before the database has its name. Create the database "
-            "yourself, and restore into it by --to."
+            "Only a superuser can create it before the database has its name. Create the database "
+            "yourself, and restore into it with --to."
         )
     elif not wanted:
         hint = (
             f"Start the server with shared_preload_libraries = '{extension.name}' and {setting} = "
             f"'{name}'."
         )
+    elif isinstance(error, psycopg.errors.UniqueViolation) and wanted == name:
+        hint = (
+            f"The server allows it only in the database {wanted} ({setting}), which exists. Rename "
+            f"that, and restore with --create {wanted}, without --replace."
+        )
     elif isinstance(error, psycopg.errors.UniqueViolation) or wanted != name:
         hint = (
-            f"The server allows it in the database {wanted} alone ({setting}). Restore with "
-            f"--create {wanted}, or set {setting} = '{name}' and restart the server; for a drill, "
+            f"The server allows it only in the database {wanted} ({setting}). Restore with "
+            f"--create {wanted}, or set {setting} = '{name}' and restart the server. For a drill, "
             "leave VERIFY_DATABASE_URL out."
         )
     else:
-        hint = "See the server's log."
+        hint = "Check the server's log."
     return TargetLacksError(message + said(error), hint=hint)

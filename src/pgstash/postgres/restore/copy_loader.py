@@ -1,4 +1,4 @@
-"""Rows for a server, sent by libpq itself: psql reads them line by line, at twice the cost.
+"""Loads rows by libpq itself: psql reads them line by line, at twice the cost.
 
 https://www.postgresql.org/docs/current/libpq-copy.html
 """
@@ -13,17 +13,17 @@ from typing import Any
 import psycopg
 from psycopg import pq
 
-from pgstash.child import Lines
 from pgstash.errors import PoolerError, RestoreError, TargetLostError
 from pgstash.events import Emit, ToolSaid
-from pgstash.postgres import ordering, pooler
-from pgstash.postgres.refusals import Refusal, refused
-from pgstash.postgres.restore import UNFINISHED, settings
-from pgstash.postgres.source import Server
-from pgstash.postgres.target import connected
+from pgstash.postgres.restore import session_settings
+from pgstash.postgres.restore.refusals import Refusal, refused
+from pgstash.postgres.restore.target import connected
+from pgstash.postgres.server import pooler, row_order
+from pgstash.postgres.server.connection import Server
+from pgstash.processes.child import Lines
 
 _SECONDS_BETWEEN_LOOKS = 0.2
-# What a message consists of, as libpq puts it together and in its order.
+# The parts of a message, in the order and with the labels of libpq.
 _LABELS = {
     pq.DiagnosticField.MESSAGE_PRIMARY: "",
     pq.DiagnosticField.MESSAGE_DETAIL: "DETAIL:  ",
@@ -38,10 +38,10 @@ _DONE = (pq.ExecStatus.COMMAND_OK, pq.ExecStatus.TUPLES_OK)
 def opened(
     server: Server, header: bytes, count: int, *, lc_monetary: str | None, emit: Emit
 ) -> Iterator[list[Loader]]:
-    """Open so many sessions; ``header`` is what sets one up, without commands of psql.
+    """Open ``count`` sessions; ``header`` are the statements that set one up.
 
-    Leaving the block closes them. At what they were on the server they may still be: who drops the
-    database ends them. Raises RestoreError.
+    Leaving the block closes the sessions. Statements may still be running on the server after this;
+    dropping the database terminates them. Raises RestoreError.
     """
     with contextlib.ExitStack() as stack:
         loaders = []
@@ -53,27 +53,27 @@ def opened(
 
 
 def order_of_rows(server: Server) -> str | None:
-    """Say why rows may not be loaded in any order, if they may not; the tables are there by now.
+    """Return why rows must be loaded in the order of the script, if they must.
 
-    Raises RestoreError.
+    The tables must exist by now. Raises RestoreError.
     """
-    return next(map(ordering.reason, _asked(server, ordering.OF_ROWS)), None)
+    return next(map(row_order.reason, _asked(server, row_order.OF_ROWS)), None)
 
 
 def order_of_views(server: Server) -> str | None:
-    """Say why materialized views may not be filled in any order, if they may not.
+    """Return why materialized views must be filled in the order of the script, if they must.
 
     Raises RestoreError.
     """
-    return next(map(ordering.reason, _asked(server, ordering.OF_VIEWS)), None)
+    return next(map(row_order.reason, _asked(server, row_order.OF_VIEWS)), None)
 
 
 def tables_of_extensions(server: Server) -> set[tuple[str, str]]:
-    """Return schema and name of the tables whose rows keep their order among each other.
+    """Return schema and name of the tables of extensions whose rows must be loaded first, in order.
 
     Raises RestoreError.
     """
-    rows = _asked(server, ordering.OF_EXTENSIONS)
+    rows = _asked(server, row_order.OF_EXTENSIONS)
     names = ([name.decode(server.codec, "surrogateescape") for name in row] for row in rows)
     return {(schema, name) for schema, name in names}
 
@@ -87,9 +87,9 @@ def _asked(server: Server, question: bytes) -> list[tuple[Any, ...]]:
 
 
 class Loader:
-    """A session that loads COPY blocks, each as a transaction of its own.
+    """A session that loads COPY blocks, each in a transaction of its own.
 
-    One thread uses it; :meth:`end` may be called by another.
+    One thread uses it; another thread may call :meth:`end`.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class Loader:
     ) -> None:
         """Log in, and set the session up. Raises RestoreError."""
         self._ending = False
-        self._said = Lines(
+        self._messages = Lines(
             lambda line: emit(ToolSaid("server", line)),
             tuple(server.connection.secrets.values()),
         )
@@ -105,20 +105,20 @@ class Loader:
         session = self._stack.enter_context(connected(server))
         self._conn = session.pgconn
         try:
-            self._conn.notice_handler = self._heard
+            self._conn.notice_handler = self._pass_on
             self._conn.nonblocking = 1
             self._kept = self._marked()
-            self.run(settings(UNFINISHED, lc_monetary).encode())
+            self.run(session_settings.statements(session_settings.STAGING, lc_monetary).encode())
             self.run(header)
         except BaseException:
             self.close()
             raise
 
     def close(self) -> None:
-        """Close the session on our side."""
+        """Close our end of the session."""
         self._conn.finish()
         self._stack.close()
-        self._said.finish()
+        self._messages.finish()
 
     def refuse_swapped(self) -> None:
         """Raise TargetLostError if a pooler swapped the session while rows were loaded."""
@@ -128,14 +128,13 @@ class Loader:
             raise TargetLostError(error.message, hint=error.hint) from error
 
     def end(self) -> None:
-        """Make whoever loads stop soon; the session has to be closed all the same."""
+        """Make the thread that loads stop soon; the session still has to be closed."""
         self._ending = True
 
     def load(self, statement: bytes, block: Iterable[bytes]) -> None:
-        r"""Run a COPY statement with what follows it in a script, up to ``\.`` and further.
+        r"""Run a COPY statement with the block that follows it, up to ``\.`` or further.
 
-        What stands behind that line the server reads and throws away: in a dump, comments.
-        Raises RestoreError.
+        The server ignores what comes after that line: in a dump, comments. Raises RestoreError.
         """
         self._send(statement)
         result = self._result()
@@ -173,14 +172,14 @@ class Loader:
             raise self._refused(failed, statements)
 
     def _put(self, piece: bytes | None) -> None:
-        # With every piece: who called end() closes the session when nobody is in it any more.
+        # Checked with every piece: after end() the session is closed as soon as no thread uses it.
         self._go_on()
         try:
             taken = self._conn.put_copy_end() if piece is None else self._conn.put_copy_data(piece)
         except psycopg.Error as error:
             raise _lost(error) from error
-        if taken != 1:  # without an error: there is no memory for it
-            raise TargetLostError("libpq has no room for the rows that are to be sent")
+        if taken != 1:  # without an error: out of memory
+            raise TargetLostError("libpq has no memory for the rows to send")
         self._flush()
 
     def _flush(self) -> None:
@@ -225,8 +224,8 @@ class Loader:
         )
         return refused(refusal, f"the target refused a statement: {refusal.headline}")
 
-    def _heard(self, result: pq.abc.PGresult) -> None:
-        self._said.feed(result.error_message)
+    def _pass_on(self, result: pq.abc.PGresult) -> None:
+        self._messages.feed(result.error_message)
 
 
 def _field(result: pq.abc.PGresult, field: pq.DiagnosticField) -> str:
@@ -234,4 +233,4 @@ def _field(result: pq.abc.PGresult, field: pq.DiagnosticField) -> str:
 
 
 def _lost(error: psycopg.Error) -> RestoreError:
-    return TargetLostError(f"the target was lost: {' '.join(str(error).split())}")
+    return TargetLostError(f"the connection to the target was lost: {' '.join(str(error).split())}")

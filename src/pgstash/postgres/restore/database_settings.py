@@ -1,4 +1,4 @@
-"""The settings that a database had by ALTER DATABASE … SET, and shall have again."""
+"""Restores the settings that the source database has from ALTER DATABASE … SET."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from psycopg import sql
 
 from pgstash.errors import TargetLostError
 from pgstash.events import Emit, Warned
-from pgstash.manifest import Database
-from pgstash.postgres.source import Server
-from pgstash.postgres.target import (
+from pgstash.format.manifest import Database
+from pgstash.postgres.restore.target import (
     NO_EVENT_TRIGGERS,
     connected,
     may_fire_no_event_triggers,
     said,
 )
+from pgstash.postgres.server.connection import Server
 
 # Parameters whose value is a list of names, which ALTER DATABASE stores quoted (GUC_LIST_QUOTE in
 # guc_tables.c): written as one literal, the list would become one name.
@@ -32,8 +32,8 @@ _LISTS = {
     "unix_socket_directories",
 }
 
-# What decides on how a session runs, or whether it can: none of it may touch those that load. All
-# else is set before them, since definitions of the source may ask for it (current_setting()).
+# Settings that change how a session runs, or whether it can: the sessions of the restore must not
+# have them. All others are set before, because definitions may read them (current_setting()).
 _OF_SESSIONS = re.compile(
     r"role|.*_preload_libraries|.*_timeout|(default_)?transaction_.*|event_triggers"
     r"|session_replication_role|exit_on_error|post_auth_delay",
@@ -42,16 +42,16 @@ _OF_SESSIONS = re.compile(
 
 
 def before_load(server: Server, made: Server, like: Database | None, emit: Emit) -> None:
-    """Give the new database the settings of the old one that its definitions may ask for.
+    """Give the new database those settings of the source that its definitions may read.
 
-    ``made`` is the server as it is seen from the new one. A warning for each that is refused.
+    ``made`` is the server as seen from the new database. A setting that is refused is a warning.
     Raises TargetLostError.
     """
     _configure(server, made, _chosen(like, of_sessions=False), emit)
 
 
 def after_load(server: Server, made: Server, like: Database | None, emit: Emit) -> None:
-    """Give it those of how sessions run, but for libraries that let nobody log in.
+    """Give it the settings that change how sessions run, except libraries that break every login.
 
     Raises TargetLostError.
     """
@@ -80,7 +80,7 @@ def _chosen(like: Database | None, *, of_sessions: bool) -> list[str]:
 
 
 def _configure(server: Server, made: Server, settings: Sequence[str], emit: Emit) -> list[str]:
-    """Make settings, and return the names of those that were made."""
+    """Make settings, and return the names of those that were accepted."""
     found: list[str] = []
     with connected(server) as session:
         for setting in settings:

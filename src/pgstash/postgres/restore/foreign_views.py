@@ -1,9 +1,9 @@
 """Materialized views in a restore: a foreign server that does not answer must not fail it.
 
-Such a view is filled by the rows of another server, which may be down, unknown to the target, or
-not one to talk to at all: a drill must not log in there. So its REFRESH may fail, or is left out.
-The view is empty then, and named together with the statement that fills it. Other views that read
-an empty one are treated alike.
+Such a view is filled with rows of another server, which may be down or unknown to the target; a
+drill must not log in there at all. So its REFRESH may fail, or is left out. The view is empty then,
+and a warning names it with the statement that fills it. Views that read an empty one are treated
+alike.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ import re
 from collections.abc import Sequence
 
 from pgstash.events import Emit, Warned
-from pgstash.postgres import target
-from pgstash.postgres.extensions import literal
-from pgstash.postgres.loader import Loader
-from pgstash.postgres.source import Server
+from pgstash.postgres.restore import target
+from pgstash.postgres.restore.copy_loader import Loader
+from pgstash.postgres.server.connection import Server
+from pgstash.postgres.server.quoting import literal
 
 _SHOWN = 5
 
-# Whether the view reads a foreign table, a view without rows, or calls dblink; by way of other
-# views, partitions and children too. What another function reads is in no catalog.
+# Whether the view reads a foreign table or an empty view, or calls dblink: directly, or through
+# other views, partitions and children. What other functions read is not in any catalog.
 _READS_FOREIGN = b"""
     EXISTS (
         WITH RECURSIVE reader (oid) AS (
@@ -76,7 +76,7 @@ END <tag>;
 """
 )
 
-# With the setting, which old minor versions lack, no function reads a foreign table either: 55000.
+# The setting, which old minor versions do not have, keeps functions from foreign tables too: 55000.
 _FILL_IN_DRILL = (
     b"""
 DO <tag> BEGIN
@@ -96,7 +96,7 @@ EXCEPTION WHEN OTHERS THEN
 END <tag>;
 """
 )
-# On one line, as the statement is that they replace: errors name lines.
+# On one line, like the statement that they replace: errors name lines.
 _ON_ONE_LINE = {
     for_drill: b" ".join(text.split())
     for for_drill, text in {False: _FILL, True: _FILL_IN_DRILL}.items()
@@ -114,9 +114,9 @@ _EMPTY = (
 
 
 def filling(view: bytes, *, for_drill: bool) -> bytes:
-    """Return the statement, on one line, that fills a view if that can be done.
+    """Return the statement, on one line, that fills a view if possible.
 
-    ``view`` is quoted as a dump quotes it. ``for_drill`` nothing is asked of foreign servers.
+    ``view`` is quoted as in a dump. With ``for_drill`` no foreign server is contacted.
     """
     tag = b"$pgstash$"
     while tag in view:
@@ -126,33 +126,32 @@ def filling(view: bytes, *, for_drill: bool) -> bytes:
 
 
 def may_read_foreign(server: Server) -> bool:
-    """Tell whether any view of the database may read foreign tables. Raises TargetLostError."""
+    """Return whether any view of the database may read foreign tables. Raises TargetLostError."""
     with target.connected(server) as session:
         return session.execute(_MAY_READ_FOREIGN).fetchone() == (True,)
 
 
-def fill(  # noqa: PLR0913 - what a session of a restore needs
+def fill(
     server: Server,
-    views: Sequence[bytes],
+    statements: Sequence[bytes],
     header: bytes,
     *,
-    for_drill: bool,
     lc_monetary: str | None,
     emit: Emit,
 ) -> None:
-    """Fill these views one after the other, as far as that can be done.
+    """Fill views one by one with the statements of :func:`filling`.
 
-    ``header`` is what sets a session up. Raises RestoreError.
+    ``header`` are the statements that set a session up. Raises RestoreError.
     """
     quiet = target.without_event_triggers(server)
     session = Loader(quiet, header, lc_monetary=lc_monetary, emit=emit)
     with contextlib.closing(session):
-        for view in views:
-            session.run(filling(view, for_drill=for_drill))
+        for statement in statements:
+            session.run(statement)
 
 
 def warn_of_empty(server: Server, views: Sequence[bytes], emit: Emit, *, for_drill: bool) -> None:
-    """Name those of the views that were to be filled, and are empty. Raises TargetLostError."""
+    """Warn of those of these views that are still empty. Raises TargetLostError."""
     if not views:
         return
     quiet = target.without_event_triggers(server)
@@ -168,7 +167,7 @@ def warn_of_empty(server: Server, views: Sequence[bytes], emit: Emit, *, for_dri
     what = "1 materialized view is" if len(empty) == 1 else f"{len(empty)} materialized views are"
     named = f"{what} empty: {', '.join(empty[:_SHOWN])}{more}."
     if for_drill:
-        emit(Warned(f"{named} A drill asks nothing of foreign servers, and did not fill them"))
+        emit(Warned(f"{named} A drill contacts no foreign servers, and did not fill them"))
         return
     refreshes = " ".join(f"REFRESH MATERIALIZED VIEW {view};" for view in empty[:_SHOWN])
     emit(

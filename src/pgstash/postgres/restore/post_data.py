@@ -1,25 +1,31 @@
-"""What comes after the rows, by pg_restore with several sessions: indexes, constraints, the rest.
+"""The post-data section: pg_restore creates indexes, constraints and the rest in several sessions.
 
-pg_restore knows what depends on what, from its own table of contents
-(https://www.postgresql.org/docs/current/app-pgrestore.html, --jobs). It wants a file that it can
-seek in, which exists in memory alone.
+pg_restore knows the dependencies from its own table of contents
+(https://www.postgresql.org/docs/current/app-pgrestore.html, --jobs). It needs a seekable file,
+which exists only in memory.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from pgstash.errors import CorruptedError, RestoreError, StatementError, TargetLostError
 from pgstash.events import ignore
-from pgstash.postgres import extensions, outline, target, toc
-from pgstash.postgres.process import Child, in_memory
-from pgstash.postgres.refusals import QUERY_CANCELED, Refusal, refused, without_confidential
-from pgstash.postgres.restore import UNFINISHED, Psql
-from pgstash.postgres.source import Connection, Server
-from pgstash.postgres.tools import ClientTools
+from pgstash.postgres.dump import extension_tables, schema_dump
+from pgstash.postgres.restore import session_settings, target
+from pgstash.postgres.restore.hints import QUERY_CANCELED
+from pgstash.postgres.restore.psql import Psql
+from pgstash.postgres.restore.refusals import Refusal, refused, without_confidential
+from pgstash.postgres.server import time_limits
+from pgstash.postgres.server.connection import Connection, Server
+from pgstash.postgres.server.quoting import qualified
+from pgstash.postgres.tools import toc
+from pgstash.postgres.tools.environment import in_memory
+from pgstash.postgres.tools.process import Child, Command
+from pgstash.postgres.tools.tool_run import ToolRun
 
 # pg_restore: from TOC entry 3; 1259 16392 INDEX a_idx admin
 _ENTRY = re.compile(r"pg_restore: from TOC entry (\d+);")
@@ -28,54 +34,69 @@ _OWN = "pg_restore: "
 _COMMAND = "Command was: "
 _ENTRIES_KEPT = 16
 _LINES_KEPT = 12
-_SECONDS_TO_REPEAT = 30
-# What libpq says, in English as it is run.
+# Messages of libpq, in English because pg_restore runs with LC_ALL=C.
 _LOST = re.compile(
     r"^(?:server closed the connection|no connection to the server|connection to server|"
     r"could not (?:send|receive) data|SSL (?:error|SYSCALL error|connection has been))",
     re.MULTILINE,
 )
 
-# Filled last of all by pg_dump's order, and what is stored of them after that.
+_MAY_SILENCE = """
+    SELECT rolsuper FROM pg_catalog.pg_roles WHERE rolname = session_user
+"""
+# No event trigger fires then, on any major.
+_SILENT = "-c session_replication_role=replica"
+
+# pg_dump orders the filling of views last, and their statistics after that.
 _ROWS_OF_VIEW = b"MATERIALIZED VIEW DATA"
 _OF_VIEWS = (_ROWS_OF_VIEW, b"STATISTICS DATA")
 
 
-def build(  # noqa: PLR0913 - each is one knob of one process
-    server: Server,
-    tools: ClientTools,
-    head: bytes,
-    *,
-    jobs: int,
-    options: Sequence[str],
-    views_in_order: bool,
-    lc_monetary: str | None,
-    environment: Mapping[str, str],
-    fill: Callable[[Sequence[bytes]], None] | None = None,
-) -> None:
-    """Make all that comes after the rows; materialized views one after the other if need be.
+@dataclass(frozen=True, slots=True)
+class PostData:
+    """The post-data section of a dump.
 
-    ``options`` are those that the dump was made with. ``fill`` is handed the names of the views to
-    fill, quoted, if that is not pg_restore's to do. Raises StatementError, TargetLostError,
-    CorruptedError.
+    ``head`` is the schema companion, ``options`` are those of the dump. With ``views_in_order``
+    materialized views are filled one by one. ``fill`` receives their quoted names, if pg_restore
+    must not fill them.
     """
-    connection = _neutral(server.connection, lc_monetary)
-    # Some are there before its last login.
+
+    head: bytes
+    options: Sequence[str]
+    views_in_order: bool
+    lc_monetary: str | None
+    fill: Callable[[Sequence[bytes]], None] | None = None
+
+
+def build(server: Server, tool_run: ToolRun, post_data: PostData, *, jobs: int) -> None:
+    """Create all that comes after the rows, in ``jobs`` sessions.
+
+    Raises StatementError, TargetLostError, CorruptedError.
+    """
+    head, options, fill = post_data.head, post_data.options, post_data.fill
+    connection = _neutral(server.connection, post_data.lc_monetary)
+    # pg_restore still logs in after the first event triggers were created.
     if target.may_fire_no_event_triggers(server):
         connection = connection.with_options(target.NO_EVENT_TRIGGERS)
-    elif extensions.must_be_silenced(server):
-        connection = connection.with_options(extensions.SILENT)
-    building = _Building(replace(server, connection=connection), tools, head, options, environment)
+    elif _must_be_silenced(server):
+        connection = connection.with_options(_SILENT)
+    pg_restore = _PgRestore(replace(server, connection=connection), tool_run, head, options)
     with in_memory("schema", head) as (descriptor, path):
-        chosen = outline.of_restore(options)
+        chosen = schema_dump.of_restore(options)
         many = [f"--jobs={jobs}", *chosen, path]
-        if not (views_in_order or fill):
-            building.run(many, [descriptor])
+        if not (post_data.views_in_order or fill):
+            pg_restore.run(many, [descriptor])
             return
         entries = _entries(head)
         for of_views in (False, True):
             if of_views and fill:
-                fill([_name(each) for each in entries if each.description == _ROWS_OF_VIEW])
+                fill(
+                    [
+                        qualified(each.schema, each.tag)
+                        for each in entries
+                        if each.description == _ROWS_OF_VIEW
+                    ]
+                )
                 entries = [each for each in entries if each.description != _ROWS_OF_VIEW]
             lines = [
                 b"%d;\n" % entry.number
@@ -84,96 +105,89 @@ def build(  # noqa: PLR0913 - each is one knob of one process
             ]
             with in_memory("list", b"".join(lines)) as (listed, list_path):
                 own = [f"--use-list={list_path}", *([*chosen, path] if of_views else many)]
-                building.run(own, [descriptor, listed])
+                pg_restore.run(own, [descriptor, listed])
 
 
-def _name(entry: toc.Entry) -> bytes:
-    return b".".join(b'"' + part.replace(b'"', b'""') + b'"' for part in (entry.schema, entry.tag))
+def _must_be_silenced(server: Server) -> bool:
+    """Return whether event triggers of extensions would fire, and the login may prevent that."""
+    with target.connected(server) as session:
+        watched = session.execute(extension_tables.WATCHERS).fetchone() is not None
+        return watched and session.execute(_MAY_SILENCE).fetchone() == (True,)
 
 
 def _entries(head: bytes) -> Sequence[toc.Entry]:
     try:
         contents = toc.read(head)
     except toc.TocError as error:
-        raise CorruptedError(f"the schema beside the archive is not understood: {error}") from error
+        raise CorruptedError(f"the schema companion cannot be read: {error}") from error
     if contents is None:
-        raise CorruptedError("the schema beside the archive ends before its end")
+        raise CorruptedError("the schema companion is truncated")
     return contents.entries
 
 
 @dataclass(frozen=True, slots=True)
-class _Building:
-    """Where to build, from what table of contents, and by what."""
+class _PgRestore:
+    """Runs pg_restore for a server and the schema companion ``head``."""
 
     server: Server
-    tools: ClientTools
+    tool_run: ToolRun
     head: bytes
     options: Sequence[str]
-    environment: Mapping[str, str]
 
     def run(self, options: Sequence[str], inherited: Sequence[int]) -> None:
-        command = [
-            str(self.tools.pg_restore),
+        words = [
+            str(self.tool_run.client.pg_restore),
             *("--no-owner", "--no-acl", "--no-password", "--exit-on-error", "--section=post-data"),
-            "--verbose",  # or newer ones do not name the entry that fails
+            "--verbose",  # otherwise newer ones do not name the entry that fails
             *options,
         ]
-        said = _Said()
-        with Child(
-            command,
-            self.server.connection,
-            self.environment,
-            say=said.hear,
+        stderr = _Stderr()
+        command = Command(
+            words,
+            self.tool_run.environment,
             inherited=inherited,
             failure=TargetLostError,
-            says_all=True,
-        ) as child:
-            # Its workers hold its output open, and may be at a statement for hours after its end.
+            all_lines=True,
+        )
+        with Child(command, self.server.connection, stderr.read) as child:
+            # Its workers keep its output open, and may go on with a statement for hours after it.
             status = child.wait(math.inf)
             if status == 0:
                 return
-        raise self._failure(status, said)
+        raise self._failure(status, stderr)
 
-    def _failure(self, status: int, said: _Said) -> RestoreError:
-        """Return the error for an entry, by what the server says when it is tried once more.
+    def _failure(self, status: int, stderr: _Stderr) -> RestoreError:
+        """Return the error for the entry that failed, from a second try by psql.
 
-        pg_restore passes on what the server said without its SQLSTATE.
+        pg_restore reports the message of the server without its SQLSTATE.
         """
-        if not said.error:
+        if not stderr.error:
             return TargetLostError(f"pg_restore ended with status {status} and named no error")
-        if _LOST.search(said.error):
-            return TargetLostError(f"pg_restore stopped: {said.error}")
-        for number in said.entries:
+        if _LOST.search(stderr.error):
+            return TargetLostError(f"pg_restore stopped: {stderr.error}")
+        for number in stderr.entries:
             try:
                 refusal = self._tried(number)
-            except StatementError as error:  # nothing is known but what pg_restore said
-                return StatementError(f"{error}: {said.error}")
+            except StatementError as error:  # only the message of pg_restore is known
+                return StatementError(f"{error}: {stderr.error}")
             if refusal:
                 where = f"pg_restore stopped at {self._name(number)}"
                 return refused(refusal, f"{where}: {refusal.headline}")
-        # What goes well the second time was not the statement's fault.
-        return TargetLostError(f"pg_restore stopped: {said.error}")
+        # The statements succeed now, so the reason was not in them.
+        return TargetLostError(f"pg_restore stopped: {stderr.error}")
 
     def _tried(self, number: int) -> Refusal | None:
-        """Try the statements of one entry, roll them back, and return what is refused.
+        """Try the statements of one entry, roll them back, and return the refusal, if any.
 
-        Raises StatementError where that cannot be found out in a while.
+        Raises StatementError if that cannot be found out in time.
         """
         try:
-            script = outline.script_of(
-                self.head, self.tools, number, self.options, self.environment
-            )
-        except outline.CompositionError as error:
+            script = schema_dump.script_of(self.head, self.tool_run, number, self.options)
+        except schema_dump.CompositionError as error:
             raise StatementError(f"pg_restore stopped at {self._name(number)}") from error
-        psql = Psql(
-            self.server,
-            self.tools,
-            one_transaction=True,
-            lc_monetary=None,
-            environment=self.environment,
-            emit=ignore,
-        )
-        limit = f"SET statement_timeout = '{_SECONDS_TO_REPEAT}s';\n".encode()
+        silent = replace(self.tool_run, emit=ignore)
+        psql = Psql(self.server, silent, one_transaction=True, lc_monetary=None)
+        limit = f"SET statement_timeout = '{time_limits.REPEAT}s';\n".encode()
         try:
             with psql:
                 for piece in (script.before, limit, script.after, b"\nROLLBACK;\n"):
@@ -196,7 +210,7 @@ class _Building:
         return f"entry {number}"
 
 
-class _Said:
+class _Stderr:
     """Reads pg_restore's stderr: keeps the first error, and the entries that it names."""
 
     def __init__(self) -> None:
@@ -204,7 +218,7 @@ class _Said:
         self._lines: list[str] = []
         self._open = False
 
-    def hear(self, line: str) -> None:
+    def read(self, line: str) -> None:
         if found := _ENTRY.match(line):
             if len(self.entries) < _ENTRIES_KEPT:
                 self.entries.append(int(found[1]))
@@ -219,14 +233,14 @@ class _Said:
 
     @property
     def error(self) -> str:
-        """What the first error says, without the statement; empty if there was none."""
+        """The first error, without the statement; empty if there was none."""
         return without_confidential("\n".join(self._lines))
 
 
 def _neutral(connection: Connection, lc_monetary: str | None) -> Connection:
-    """Let nothing that somebody planted cut the work short, or refuse it."""
-    settings = UNFINISHED | ({"lc_monetary": lc_monetary} if lc_monetary else {})
-    settings.pop("transaction_timeout")  # older servers do not know it; pg_restore sets it
+    """Return the connection with settings that nothing set for role or database overrides."""
+    settings = session_settings.STAGING | ({"lc_monetary": lc_monetary} if lc_monetary else {})
+    settings.pop("transaction_timeout")  # older servers do not have it; pg_restore sets it
     return connection.with_options(
         *(f"-c {name}={_escaped(value)}" for name, value in settings.items())
     )

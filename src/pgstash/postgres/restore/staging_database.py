@@ -1,15 +1,13 @@
-"""A database under a working name: made for a restore, then given its name, or dropped.
+"""A staging database: created for a restore under a temporary name, then renamed, or dropped.
 
-Whoever looks for a database by name finds it whole, or not at all.
+So a database of the final name is complete, or does not exist.
 """
 
 from __future__ import annotations
 
 import contextlib
 import secrets
-import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -18,163 +16,194 @@ from psycopg import Connection, sql
 
 from pgstash.errors import Interrupted, TargetDatabaseError, TargetLostError
 from pgstash.events import Emit, Warned
-from pgstash.manifest import Database
-from pgstash.postgres import configuring
-from pgstash.postgres.source import Server
-from pgstash.postgres.target import LONGEST_NAME, SECONDS_TO_CONNECT, Outcome, connected, said
+from pgstash.format.manifest import Database
+from pgstash.postgres.restore import database_settings, replacement
+from pgstash.postgres.restore.drop_database import (
+    SECONDS_TO_CONNECT_AFTER_SIGNAL,
+    drop,
+    when_unused,
+)
+from pgstash.postgres.restore.request import Request
+from pgstash.postgres.restore.target import (
+    LONGEST_NAME,
+    SECONDS_TO_CONNECT,
+    Outcome,
+    TargetState,
+    connected,
+    said,
+    seen_from,
+)
+from pgstash.postgres.server.connection import Server
+from pgstash.runtime import Runtime
 
-SECONDS_TO_CONNECT_AFTER_SIGNAL = 2.0
-"""How long a server may take to answer by then: whoever sent it waits, and sends SIGKILL."""
-
-_SECONDS_FOR_OTHERS_TO_LEAVE = 20.0
-_SECONDS_BETWEEN_TRIES = 0.2
 _MARK_BYTES = 4
 
 _INCOMPLETE = "an incomplete restore by pgstash"
 _COMMENT = "COMMENT ON DATABASE {} IS {}"
+# Otherwise the comment is already that of the source.
+_IS_MARKED = (
+    "SELECT pg_catalog.shobj_description(oid, 'pg_database') = %s FROM pg_catalog.pg_database"
+    " WHERE datname = %s"
+)
 _EARLIER = (
     "SELECT datname, pg_catalog.shobj_description(oid, 'pg_database') = %(incomplete)s"
     " FROM pg_catalog.pg_database"
-    # Of others the bytes alone are compared: a name need not be of this database's encoding.
+    # The names of other databases are compared as bytes: they may be of another encoding.
     " WHERE CASE WHEN pg_catalog.starts_with(datname::text, %(begin)s::text)"
     " THEN pg_catalog.substr(datname::text, pg_catalog.length(%(begin)s::text) + 1)"
     " ~ '^[0-9a-f]{8}$' END ORDER BY datname"
 )
 
 _FIRST_ICU_DATABASE = 15
-# Whose locales a database may have beside libc's, and since which PostgreSQL.
+# Other providers of locales than libc, and the first PostgreSQL with each.
 _FIRST_WITH = {"i": ("ICU", _FIRST_ICU_DATABASE), "b": ("builtin", 17)}
-
-_SUBSCRIPTIONS = (
-    "SELECT subname FROM pg_catalog.pg_subscription"
-    " JOIN pg_catalog.pg_database d ON d.oid = subdbid WHERE datname = %s"
-)
-_SESSIONS = (
-    "SELECT pid FROM pg_catalog.pg_stat_activity"
-    " WHERE datname = %s"
-    # Who may end the sessions of others need not be shown what they are.
-    " AND coalesce(backend_type, 'client backend') = 'client backend'"
-)
-_UNSUBSCRIBE = (
-    sql.SQL("ALTER SUBSCRIPTION {} DISABLE"),
-    sql.SQL("ALTER SUBSCRIPTION {} SET (slot_name = NONE)"),
-    sql.SQL("DROP SUBSCRIPTION {}"),
-)
 
 
 @contextlib.contextmanager
-def created(  # noqa: PLR0913 - each is one property of the new database
+def created(
     server: Server,
-    name: str,
+    request: Request,
     like: Database | None,
-    uninterrupted: Callable[[], AbstractContextManager[None]],
-    emit: Emit,
-    *,
-    any_locale: bool = False,
-    became: Callable[[Outcome], None] = lambda _outcome: None,
-    left: Callable[[str], None] = lambda _name: None,
+    state: TargetState,
+    runtime: Runtime,
 ) -> Iterator[Server]:
-    """Make a database under a working name for the length of the block, then give it its name.
+    """Create the requested database under a staging name; rename it when the block has ended.
 
-    Yields the server as it is seen from the new database, which has encoding, locale and settings
-    of the old one, but those of how sessions run only after the block; nobody but its owner and
-    superusers may connect to it. Until the block has come to its end, a comment says that it is
-    incomplete. If the block is left by an exception, the database is dropped; if afterwards its
-    name cannot be had, it is kept, and the error says what it is called. ``became`` is told what
-    became of it where that is not nothing, ``left`` what it is called where it could not be
-    dropped. With ``any_locale`` one that the server lacks becomes "C", with a warning. Raises
-    TargetDatabaseError.
+    Yields the server as seen from the new database. That has the encoding, the locale and the
+    settings of the database it is ``like``; settings that change how sessions run are made after
+    the block. Only its owner and superusers may connect to it, and until the block has ended, a
+    comment marks it as incomplete. With ``any_locale`` a locale that the server does not have
+    becomes "C", with a warning.
+
+    If an exception leaves the block, the database is dropped. If it cannot be renamed afterwards,
+    it is kept, and the error contains its name. If ``state`` has a database that is to be
+    ``replaced``, both are renamed in one transaction. ``state`` receives the outcome, and the name
+    of a database that could not be dropped. Raises TargetDatabaseError, TargetLostError.
     """
-    working = _working_name(name)
-    made = seen_from(server, working)
+    name, emit = request.create, runtime.emit
+    if name is None:
+        raise AssertionError("no new database was asked for")
+    staging = _staging_name(name)
+    made = seen_from(server, staging)
     try:
-        with connected(server) as session, _refusals(f"the database {name} cannot be made"):
+        with connected(server) as session, _refusals(f"cannot create the database {name}"):
             _warn_of_earlier(session, name, emit)
             try:
-                session.execute(_create(working, like, server.major))
+                _run_to_its_end(session, _create(staging, like, server.major), runtime)
             except (
                 psycopg.DataError,
                 psycopg.ProgrammingError,
                 psycopg.NotSupportedError,
             ) as error:
-                if like is None or not any_locale:
+                if like is None or not request.any_locale:
                     raise
-                emit(Warned(f'The locale is "C" here, and not the old one: {said(error)}'))
-                session.execute(_create(working, _without_locale(like), server.major))
-            session.execute(_comment(working, _INCOMPLETE))
-            # A dump without GRANTs has no REVOKEs either: whoever gets in may call every function.
+                emit(Warned(f'The locale is "C" instead of the original one: {said(error)}'))
+                _run_to_its_end(
+                    session, _create(staging, _without_locale(like), server.major), runtime
+                )
+            session.execute(_comment(staging, _INCOMPLETE))
+            # A dump without GRANTs has no REVOKEs either, so PUBLIC may call every function in it.
             session.execute(
-                sql.SQL("REVOKE CONNECT ON DATABASE {} FROM PUBLIC").format(sql.Identifier(working))
+                sql.SQL("REVOKE CONNECT ON DATABASE {} FROM PUBLIC").format(sql.Identifier(staging))
             )
-            # The owner is the role that was set, and who logs in need not be it.
+            # The owner is the role that the login sets, which need not be the login itself.
             if session.execute("SELECT session_user <> current_user").fetchone() == (True,):
                 session.execute(
                     sql.SQL("GRANT CONNECT ON DATABASE {} TO SESSION_USER").format(
-                        sql.Identifier(working)
+                        sql.Identifier(staging)
                     )
                 )
-        configuring.before_load(server, made, like, emit)
+        database_settings.before_load(server, made, like, emit)
         yield made
-        configuring.after_load(server, made, like, emit)
+        database_settings.after_load(server, made, like, emit)
     except Interrupted:
-        drop(server, working, emit, seconds=SECONDS_TO_CONNECT_AFTER_SIGNAL, left=left)
+        _drop(server, staging, state, emit, SECONDS_TO_CONNECT_AFTER_SIGNAL)
         raise
     except BaseException:
-        drop(server, working, emit, left=left)
+        _drop(server, staging, state, emit)
         raise
     try:
-        became(Outcome.UNKNOWN)
-        with uninterrupted():
-            _rename(server, working, name, became)
+        state.outcome = Outcome.UNKNOWN
+        with runtime.interruption.defer_signals():
+            _rename(server, staging, name, state, runtime)
     except Interrupted:
-        if _renamed(server, working, name, SECONDS_TO_CONNECT_AFTER_SIGNAL):
-            became(Outcome.COMMITTED)
+        if _renamed(server, staging, name, SECONDS_TO_CONNECT_AFTER_SIGNAL):
+            state.outcome = Outcome.COMMITTED
             return
-        drop(server, working, emit, seconds=SECONDS_TO_CONNECT_AFTER_SIGNAL, left=left)
-        became(Outcome.NOTHING)
+        _drop(server, staging, state, emit, SECONDS_TO_CONNECT_AFTER_SIGNAL)
+        state.outcome = Outcome.NOTHING
         raise
 
 
-def _rename(server: Server, working: str, name: str, became: Callable[[Outcome], None]) -> None:
-    """Give a database its name, and find out what became of it where the answer is lost."""
+def _run_to_its_end(
+    session: Connection[tuple[Any, ...]], create: sql.Composed, runtime: Runtime
+) -> None:
+    """Create a database although a signal comes meanwhile.
+
+    The server would finish a statement that was cut off, after its database was to be dropped.
+    Raises Interrupted if a signal came.
+    """
+    with runtime.interruption.defer_signals():
+        session.execute(create)
+    runtime.interruption.raise_if_interrupted()
+
+
+def _drop(
+    server: Server,
+    staging: str,
+    state: TargetState,
+    emit: Emit,
+    seconds: float = SECONDS_TO_CONNECT,
+) -> None:
+    state.leftover = staging
+    if drop(server, staging, emit, seconds=seconds):
+        state.leftover = ""
+
+
+def _rename(server: Server, staging: str, name: str, state: TargetState, runtime: Runtime) -> None:
+    """Rename a staging database; if the answer is lost, find out whether it was renamed."""
     rename = sql.SQL("ALTER DATABASE {} RENAME TO {}").format(
-        sql.Identifier(working), sql.Identifier(name)
+        sql.Identifier(staging), sql.Identifier(name)
     )
+    swap = None
+    if state.replaced is not None:
+        swap = replacement.Swap(name, staging, state.replaced, runtime.now())
     try:
         with connected(server) as session:
-            session.execute(_comment(working, None))
-        _when_unused(server, working, rename)
-    except (psycopg.Error, TargetLostError) as error:
-        if not _renamed(server, working, name, SECONDS_TO_CONNECT):
-            became(Outcome.UNNAMED)
+            if session.execute(_IS_MARKED, [_INCOMPLETE, staging]).fetchone() == (True,):
+                session.execute(_comment(staging, None))
+        if swap:
+            replacement.run(server, swap, state)
+        else:
+            when_unused(server, staging, rename)
+    except (psycopg.Error, TargetLostError, TargetDatabaseError) as error:
+        if not _renamed(server, staging, name, SECONDS_TO_CONNECT):
+            state.outcome = Outcome.UNNAMED
+            if swap:
+                raise replacement.failed(swap, error) from error
             raise TargetDatabaseError(
                 f"the restored database cannot be renamed to {name}: {said(error)}",
-                hint=f"It is whole, and called {working} until somebody gives it the name or drops "
-                f"it: when nobody is connected to it, by {rename.as_string()}",
+                hint=f"The database is complete, and is called {staging}. When no session is "
+                f"connected to it, rename it by {rename.as_string()}",
             ) from error
-    became(Outcome.COMMITTED)
+    state.outcome = Outcome.COMMITTED
 
 
-def _renamed(server: Server, working: str, name: str, seconds: float) -> bool:
-    """Tell whether a database has its name by now. Raises TargetDatabaseError if nobody says."""
+def _renamed(server: Server, staging: str, name: str, seconds: float) -> bool:
+    """Return whether a database was renamed. Raises TargetDatabaseError if the server is gone."""
     query = "SELECT datname FROM pg_catalog.pg_database WHERE datname IN (%s, %s)"
     try:
         with connected(server, seconds=seconds) as session:
-            there = {found for (found,) in session.execute(query, [working, name]).fetchall()}
+            there = {found for (found,) in session.execute(query, [staging, name]).fetchall()}
     except (psycopg.Error, TargetLostError) as error:
         raise TargetDatabaseError(
-            f"whether the restored database is called {name} by now cannot be told: {said(error)}",
-            hint=f"Look whether there is {name}, or {working}: either is whole.",
+            f"cannot find out whether the restored database was renamed to {name}: {said(error)}",
+            hint=f"Check whether there is a database {name}, or {staging}: either is complete.",
         ) from error
-    return name in there and working not in there
+    return name in there and staging not in there
 
 
-def seen_from(server: Server, name: str) -> Server:
-    """Return a server as it is seen from the database of this name."""
-    return replace(server, connection=server.connection.with_database(name))
-
-
-def _working_name(name: str) -> str:
+def _staging_name(name: str) -> str:
     return _beginning(name) + secrets.token_hex(_MARK_BYTES)
 
 
@@ -185,16 +214,16 @@ def _beginning(name: str) -> str:
 
 
 def _warn_of_earlier(session: Connection[tuple[Any, ...]], name: str, emit: Emit) -> None:
-    """Warn of what other restores to this name left, or are at: nobody else speaks of it again."""
+    """Warn of staging databases that other restores to this name left, or are restoring into."""
     asked = {"begin": _beginning(name), "incomplete": _INCOMPLETE}
     for found, incomplete in session.execute(_EARLIER, asked).fetchall():
         what = (
-            "is incomplete: a restore is at it, or was killed"
+            "is incomplete: a restore into it is running, or was killed"
             if incomplete
-            else "is not marked as incomplete: a restore may have kept it, whole"
+            else "is not marked as incomplete: a restore may have kept it because it is complete"
         )
         drop_it = sql.SQL("DROP DATABASE {}").format(sql.Identifier(found)).as_string()
-        emit(Warned(f"The database {found} {what}. When no restore runs, drop it by {drop_it}"))
+        emit(Warned(f"The database {found} {what}. If no restore is running, drop it by {drop_it}"))
 
 
 def _comment(name: str, text: str | None) -> sql.Composed:
@@ -210,12 +239,12 @@ def _create(name: str, like: Database | None, major: int) -> sql.Composed:
         kind, first = _FIRST_WITH[like.locale_provider]
         if major < first:
             raise TargetDatabaseError(
-                f"the database had the {kind} locale {like.locale}, and PostgreSQL {major} has no "
-                "such locale for databases",
-                hint="Make the database yourself, and restore into it without --create.",
+                f"the source has the {kind} locale {like.locale}, and databases of PostgreSQL "
+                f"{major} cannot have such a locale",
+                hint="Create the database yourself, and restore into it without --create.",
             )
         options |= {"LOCALE_PROVIDER": kind.lower(), f"{kind.upper()}_LOCALE": like.locale or ""}
-        if like.icu_rules:  # an older server says that it does not know them
+        if like.icu_rules:  # an older server refuses them with an error of its own
             options["ICU_RULES"] = like.icu_rules
     elif major >= _FIRST_ICU_DATABASE:
         options["LOCALE_PROVIDER"] = "libc"
@@ -226,90 +255,6 @@ def _create(name: str, like: Database | None, major: int) -> sql.Composed:
 
 def _without_locale(like: Database) -> Database:
     return replace(like, collate="C", ctype="C", locale_provider="c", locale=None, icu_rules=None)
-
-
-def drop(
-    server: Server,
-    name: str,
-    emit: Emit,
-    *,
-    seconds: float = SECONDS_TO_CONNECT,
-    left: Callable[[str], None] = lambda _name: None,
-) -> None:
-    """Drop a database of ours, and all sessions in it; where that fails, warn and tell ``left``.
-
-    ``seconds`` is how long the server may take to answer; where that is not for haste, a server
-    that is gone is waited for: so it is for a moment when one of its processes was killed.
-    Raises Interrupted.
-    """
-    patience = _SECONDS_FOR_OTHERS_TO_LEAVE if seconds >= SECONDS_TO_CONNECT else 0.0
-    try:
-        _drop(server, name, seconds, time.monotonic() + patience)
-    except (psycopg.Error, TargetLostError, Interrupted) as error:
-        emit(Warned(f"The database {name} could not be dropped: drop it yourself. {error}"))
-        left(name)
-        if isinstance(error, Interrupted):
-            raise
-
-
-def _drop(server: Server, name: str, seconds: float, give_up: float) -> None:
-    statement = sql.SQL("DROP DATABASE IF EXISTS {}").format(sql.Identifier(name))
-    while True:
-        try:
-            _unsubscribe(server, name, seconds)
-            _when_unused(server, name, statement, seconds)
-        except (psycopg.OperationalError, TargetLostError):
-            if time.monotonic() > give_up:
-                raise
-            time.sleep(_SECONDS_BETWEEN_TRIES)
-        else:
-            return
-
-
-def _unsubscribe(server: Server, name: str, seconds: float) -> None:
-    """Drop the subscriptions of a database of ours, with which nobody can drop it.
-
-    Nothing is said to the publisher, where the slot of that name is the source's.
-    """
-    with connected(server, seconds=seconds) as session:
-        subscriptions = session.execute(_SUBSCRIPTIONS, [name]).fetchall()
-    if not subscriptions:
-        return
-    with connected(seen_from(server, name)) as session:
-        for (subscription,) in subscriptions:
-            for statement in _UNSUBSCRIBE:
-                session.execute(statement.format(sql.Identifier(subscription)))
-
-
-def _when_unused(
-    server: Server, name: str, statement: sql.Composed, seconds: float = SECONDS_TO_CONNECT
-) -> None:
-    """Execute what nobody may be connected to a database of ours for; end who is.
-
-    One whose client was killed may be at a statement for hours, and not notice. Others, who look
-    at each database that there is, have no business in it yet.
-    """
-    give_up = time.monotonic() + _SECONDS_FOR_OTHERS_TO_LEAVE
-    with connected(server, seconds=seconds) as session:
-        while True:
-            _end_sessions(session, name)
-            try:
-                session.execute(statement)
-            except psycopg.errors.ObjectInUse:
-                if time.monotonic() > give_up:
-                    raise
-                time.sleep(_SECONDS_BETWEEN_TRIES)
-            else:
-                return
-
-
-def _end_sessions(session: psycopg.Connection[tuple[Any, ...]], database: str) -> None:
-    """End the sessions with a database that the login may end, or the role that it sets."""
-    for role in ("SET ROLE NONE", "RESET ROLE"):
-        session.execute(role)
-        for (pid,) in session.execute(_SESSIONS, [database]).fetchall():
-            with contextlib.suppress(psycopg.errors.InsufficientPrivilege):
-                session.execute("SELECT pg_catalog.pg_terminate_backend(%s)", [pid])
 
 
 @contextlib.contextmanager
@@ -323,6 +268,6 @@ def _refusals(what: str) -> Iterator[None]:
     except psycopg.Error as error:
         raise TargetDatabaseError(
             f"{what}: {said(error)}",
-            hint="Where it is the locale that this server lacks: make the database yourself, with "
-            "one that it has, and restore into it without --create.",
+            hint="If this server does not have the locale, create the database yourself with a "
+            "locale that it has, and restore into it without --create.",
         ) from error

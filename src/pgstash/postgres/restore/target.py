@@ -1,4 +1,4 @@
-"""The database that a restore writes to: what it holds, what it can hold, what became of it."""
+"""The database that a restore writes to: what it holds, what it can take, and its outcome."""
 
 from __future__ import annotations
 
@@ -6,44 +6,72 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from enum import Enum
-from typing import Any
 
 import psycopg
 
 from pgstash.errors import DatabaseError, PoolerError, TargetDatabaseError, TargetLostError
-from pgstash.postgres import pooler
-from pgstash.postgres.source import Server
+from pgstash.postgres.server import query, startup_options, time_limits
+from pgstash.postgres.server.connection import Server
 
-SECONDS_TO_CONNECT = 10.0
+SECONDS_TO_CONNECT: float = time_limits.CONNECT
 """How long a server may take to answer."""
 
 LONGEST_NAME = 63
-"""Bytes of a name: the server cuts off what is longer."""
+"""The longest name, in bytes: the server truncates longer ones."""
 
 NO_EVENT_TRIGGERS = "-c event_triggers=off"
-"""The option of a login that fires none, if it may: those of logins might write a row at each."""
+"""The option of a login that fires no event triggers: a login trigger might write a row."""
 
 POOLER_HINT = (
-    "A pooler is in between: check its log and its limits, and whether it lets in to every "
-    "database; or connect to the server itself."
+    "The connection goes through a pooler. Check its log and its limits, and whether it allows "
+    "logins to every database; or connect to the server itself."
 )
-"""The hint of a target that is lost, if a pooler answers in its place."""
+"""The hint if the target is lost and a pooler is in between."""
 
+# Other values, set for the role or the database, could end a session of a restore, or refuse it.
+_NEUTRAL = """
+    SET statement_timeout = 0; SET lock_timeout = 0; SET default_transaction_read_only = off;
+    SELECT pg_catalog.set_config(name, '0', false) FROM pg_catalog.pg_settings
+    WHERE name IN ('idle_session_timeout', 'transaction_timeout')
+"""
 _FIRST_WITH_LOGIN_TRIGGERS = 17
 _NAMED = 5
 
 
 class Outcome(Enum):
-    """What became of the target."""
+    """What a restore did to the target."""
 
     COMMITTED = "everything is in the target"
     NOTHING = "nothing was changed in the target"
-    UNNAMED = "everything is in a database that has not got its name"
+    UNNAMED = "everything is in a database that still has its temporary name"
     UNKNOWN = "whether anything was changed in the target is not known"
 
 
-# Whatever a user can make, but for what belongs to an extension or to the system. Row types, array
-# types, indexes and the like come with what is counted.
+@dataclass(slots=True)
+class TargetState:
+    """What a restore did to the target so far.
+
+    ``leftover`` is the name of a database that was to be dropped, and could not be. ``replaced`` is
+    the OID of the database that the restored one is to replace, and ``kept`` describes it once
+    that is done. It is not done if the target ``refused`` owners or privileges.
+    """
+
+    outcome: Outcome = Outcome.NOTHING
+    leftover: str = ""
+    replaced: int | None = None
+    refused: bool = False
+    kept: str = ""
+
+    @property
+    def description(self) -> str:
+        """The outcome in words, for people."""
+        if self.leftover:
+            return f"the database {self.leftover} is left, incomplete"
+        return self.outcome.value
+
+
+# Objects that users can create, except those of extensions and of the system. Row types, array
+# types, indexes and the like belong to an object that is counted.
 _USER_OBJECTS = """
     WITH schemas AS (
         SELECT oid FROM pg_catalog.pg_namespace
@@ -91,7 +119,7 @@ _USER_OBJECTS = """
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """How many objects of users a database holds, and a few of them in words."""
+    """The number of user-defined objects in a database, and descriptions of a few of them."""
 
     count: int
     some: tuple[str, ...]
@@ -99,7 +127,7 @@ class Contents:
 
 @dataclass(frozen=True, slots=True)
 class LockTable:
-    """How many objects one transaction can lock: settings of the server that make it up.
+    """The settings of a server that determine how many objects one transaction can lock.
 
     https://www.postgresql.org/docs/current/runtime-config-locks.html
     """
@@ -113,12 +141,17 @@ class LockTable:
         return self.per_transaction * self.slots
 
     def needed(self, objects: int) -> int:
-        """Return what max_locks_per_transaction would have to be for so many objects."""
+        """Return the max_locks_per_transaction that a number of objects needs."""
         return -(-objects // self.slots)
 
 
+def seen_from(server: Server, name: str) -> Server:
+    """Return a server as seen from the database of this name."""
+    return replace(server, connection=server.connection.with_database(name))
+
+
 def contents(server: Server) -> Contents:
-    """Look for what users have made in the database. Raises TargetLostError."""
+    """Return the user-defined objects in the database. Raises TargetLostError."""
     with connected(server, "SQL_ASCII") as session:  # which works for all, see the login
         rows = session.execute(_USER_OBJECTS, [_NAMED]).fetchall()
     names = tuple(name.decode(server.codec, "replace") for name, _ in rows)
@@ -137,7 +170,7 @@ def lock_table(server: Server) -> LockTable:
 
 
 def knows_locale(server: Server, lc_monetary: str) -> bool:
-    """Tell whether the server has a locale that money can be read in. Raises TargetLostError."""
+    """Return whether the server has this locale for money amounts. Raises TargetLostError."""
     with connected(server) as session:
         try:
             session.execute("SELECT pg_catalog.set_config('lc_monetary', %s, false)", [lc_monetary])
@@ -147,18 +180,18 @@ def knows_locale(server: Server, lc_monetary: str) -> bool:
 
 
 def may_fire_no_event_triggers(server: Server) -> bool:
-    """Tell whether :data:`NO_EVENT_TRIGGERS` is a login's to say. Raises TargetLostError."""
+    """Return whether the login may set :data:`NO_EVENT_TRIGGERS`. Raises TargetLostError."""
     if server.major < _FIRST_WITH_LOGIN_TRIGGERS or not _passes_options_on(server):
         return False
-    query = "SELECT pg_catalog.has_parameter_privilege(session_user, 'event_triggers', 'SET')"
+    allowed = "SELECT pg_catalog.has_parameter_privilege(session_user, 'event_triggers', 'SET')"
     with connected(server) as session:
-        return session.execute(query).fetchone() == (True,)
+        return session.execute(allowed).fetchone() == (True,)
 
 
 def without_event_triggers(server: Server) -> Server:
-    """Return the server as it is seen by logins that fire none, if that is theirs to say.
+    """Return the server for logins that fire no event triggers, if the login may choose that.
 
-    Which is found out by such a login: any other one would fire them. Raises TargetLostError.
+    That is tested with such a login, because any other would fire them. Raises TargetLostError.
     """
     if server.major < _FIRST_WITH_LOGIN_TRIGGERS or not _passes_options_on(server):
         return server
@@ -172,75 +205,66 @@ def without_event_triggers(server: Server) -> Server:
 
 def _passes_options_on(server: Server) -> bool:
     try:
-        return pooler.passes_options_on(server)
+        return startup_options.passed_on(server)
     except DatabaseError as error:
         raise TargetLostError(f"the target cannot be reached any more: {said(error)}") from error
 
 
-def refuse_taken(server: Server, name: str) -> None:
-    """Raise TargetDatabaseError if there is a database of this name, or cannot be one."""
+def refuse_unusable(server: Server, name: str) -> None:
+    """Raise TargetDatabaseError if no database can have this name."""
     stored = _encoded(name, "utf-8")
     if not stored or b"\0" in stored or len(stored) > LONGEST_NAME:
         raise TargetDatabaseError(
             f"{name!r} cannot be the name of a database",
-            hint=f"A name has from 1 to {LONGEST_NAME} bytes, of UTF-8.",
+            hint=f"A name has 1 to {LONGEST_NAME} bytes of UTF-8.",
         )
-    # A name is stored in the encoding of the database that it is given from, and no login converts.
+    # A name is stored in the encoding of the database of the session, without conversion.
     if _encoded(name, server.codec) != stored:
         raise TargetDatabaseError(
-            f"{name!r} cannot be given as a name from the database {server.database.name}, whose "
+            f"the name {name!r} cannot be used from the database {server.database.name}, whose "
             f"encoding is {server.database.encoding}",
-            hint="Let RESTORE_URL name a database of UTF8 on that server, or give a name of ASCII.",
+            hint="Let --to or RESTORE_URL name a database of UTF8 on that server, or use an ASCII "
+            "name.",
         )
+
+
+def refuse_taken(server: Server, name: str) -> None:
+    """Raise TargetDatabaseError if a database of this name exists."""
     with connected(server) as session:
-        query = "SELECT FROM pg_catalog.pg_database WHERE datname = %s"
-        if session.execute(query, [name]).fetchone() is not None:
+        named = "SELECT FROM pg_catalog.pg_database WHERE datname = %s"
+        if session.execute(named, [name]).fetchone() is not None:
             raise TargetDatabaseError(
-                f"there is a database {name} already",
-                hint="Give another name to --create, or restore into it by --to.",
+                f"the database {name} already exists",
+                hint="Use another name with --create, restore into that database with --to, or put "
+                "the restored database in its place with --replace.",
             )
 
 
 @contextlib.contextmanager
 def connected(
     server: Server, encoding: str = "UTF8", *, seconds: float = SECONDS_TO_CONNECT
-) -> Iterator[psycopg.Connection[tuple[Any, ...]]]:
-    """Connect to the very server and database; raise TargetLostError where that fails.
+) -> Iterator[query.Connection]:
+    """Connect to the server and database. ``seconds`` is how long the server may take to answer.
 
-    And where something is asked that it refuses, if the block lets that error out. ``seconds`` is
-    how long the server may take to answer.
+    Raises TargetLostError if that fails, and for every psycopg.Error that leaves the block.
     """
-    parameters = {
-        **server.connection.parameters,
-        **server.connection.secrets,
-        "client_encoding": encoding,
-        "connect_timeout": f"{seconds:.0f}",
-    }
+    reached = False
     try:
-        session = psycopg.connect("", autocommit=True, **parameters)  # type: ignore[arg-type]
-    except psycopg.Error as error:
-        message = f"the target cannot be reached any more: {said(error)}"
-        raise TargetLostError(message, hint=POOLER_HINT if server.pooled else "") from error
-    try:
-        with session:
-            kept = pooler.Kept(session.pgconn, "a restore")
-            session.execute(
-                "SET search_path = ''; SET statement_timeout = 0; SET lock_timeout = 0;"
-                "SET default_transaction_read_only = off;"
-                "SELECT pg_catalog.set_config(name, '0', false) FROM pg_catalog.pg_settings"
-                " WHERE name IN ('idle_session_timeout', 'transaction_timeout')"
-            )
+        with query.connected(
+            server, encoding, seconds=seconds, purpose="a restore", settings=_NEUTRAL
+        ) as session:
+            reached = True
             yield session
-            kept.check()
     except PoolerError as error:
         raise TargetLostError(error.message, hint=error.hint) from error
     except psycopg.Error as error:
-        message = f"the target does not do what it is asked: {said(error)}"
+        how = "did not execute a statement" if reached else "cannot be reached any more"
+        message = f"the target {how}: {said(error)}"
         raise TargetLostError(message, hint=POOLER_HINT if server.pooled else "") from error
 
 
 def _encoded(name: str, codec: str) -> bytes:
-    """Return a name's bytes in an encoding; none where it has others."""
+    """Return the bytes of a name in an encoding; empty if it cannot be encoded."""
     try:
         return name.encode(codec)
     except UnicodeEncodeError:
@@ -248,5 +272,5 @@ def _encoded(name: str, codec: str) -> bytes:
 
 
 def said(error: Exception) -> str:
-    """Return what an error says, in one line."""
+    """Return the message of an error on one line."""
     return " ".join(str(error).split())

@@ -1,6 +1,6 @@
-"""Looks at a restored database: is everything there, and is it as it should be.
+"""Checks a restored database: is everything there, and is it valid.
 
-Names are bytes here, as the database has them: in one of SQL_ASCII they may be anything.
+Names are bytes here, as they are stored: in a database of SQL_ASCII they may be of any encoding.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ import psycopg
 from psycopg import conninfo
 
 from pgstash.errors import DatabaseError, ScratchError, TargetLostError
-from pgstash.manifest import Table
-from pgstash.postgres import source, target
-from pgstash.postgres.restore import NEUTRAL, settings
-from pgstash.postgres.source import Server
+from pgstash.format.manifest import Table
+from pgstash.postgres.restore import session_settings, target
+from pgstash.postgres.scratch import verify_sql
+from pgstash.postgres.server import login, query
+from pgstash.postgres.server.connection import Server
+from pgstash.postgres.server.quoting import identifier, literal, qualified
 
-_SECONDS_TO_CONNECT = 10
 _NAMED = 10
 
-_Session = psycopg.Connection[tuple[Any, ...]]
 
-# The last column tells whether pg_dump dumps only some of the rows.
+# The last column is whether pg_dump dumps only some of the rows.
 _TABLES = """
     SELECT n.nspname, c.relname, c.relkind::text, EXISTS (
         SELECT FROM pg_catalog.pg_depend d
@@ -40,29 +40,29 @@ _TABLES = """
           AND n.nspname !~ '^pg_'
 """
 
-# Of a partitioned table an index may be invalid in all honesty: one partition has none to attach.
+# The index of a partitioned table is rightly invalid if a partition has none to attach to it.
 _INVALID_INDEXES = """
     SELECT i.indexrelid::pg_catalog.regclass::text
     FROM pg_catalog.pg_index i JOIN pg_catalog.pg_class c ON c.oid = i.indexrelid
     WHERE c.relkind = 'i' AND NOT (i.indisvalid AND i.indisready)
 """
 
-# What the partitions of a table have of it was not written by itself.
+# Constraints that partitions inherit are not in a script by themselves.
 _UNVALIDATED = """
     SELECT pg_catalog.pg_describe_object('pg_catalog.pg_constraint'::pg_catalog.regclass, oid, 0)
     FROM pg_catalog.pg_constraint
     WHERE NOT convalidated AND conparentid = 0 AND (conislocal OR contypid <> 0)
 """
-_FIRST_UNENFORCED = 18  # what is not enforced is not validated, and needs no NOT VALID to say so
+_FIRST_UNENFORCED = 18  # these are not validated, without NOT VALID in the script
 
-# Tables whose policies bind us although we own them.
+# Tables whose policies apply to their owner too.
 _FORCED = """
     SELECT n.nspname, c.relname
     FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
     WHERE c.relforcerowsecurity AND pg_catalog.row_security_active(c.oid)
 """
 
-# Sequences that fill a column in which no value may come twice.
+# Sequences that fill a column of unique values.
 _SEQUENCES = """
     SELECT sn.nspname, s.relname, tn.nspname, t.relname, a.attname, q.seqincrement,
            EXISTS (SELECT FROM pg_catalog.pg_depend m
@@ -87,13 +87,13 @@ _SEQUENCES = """
 """
 
 
-_SET_IN_SOURCE = "if it is so in the source, set it there with setval()"
+_SET_IN_SOURCE = "if it is the same in the source, set it there with setval()"
 _OF_EXTENSION = (
     "it belongs to an extension, and older versions of pgstash did not store its value: back up "
-    "again, and let the role read it (`pgstash check` names the GRANT)"
+    "again with a role that may read it (`pgstash check` names the GRANT)"
 )
 
-# All that was restored is the role's that the restore was made by, which a login may set.
+# The owner of the database owns everything restored; a login may set another role.
 _AS_OWNER = """
     SELECT pg_catalog.set_config('role', pg_catalog.pg_get_userbyid(datdba)::text, false)
     FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database()
@@ -102,25 +102,17 @@ _AS_OWNER = """
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What was found of one thing: how many were looked at, and what is wrong, in sentences."""
+    """How many objects of a kind were checked, and the problems, in words."""
 
-    looked_at: int
+    checked: int
     problems: Sequence[str]
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What one statement of the user's returned: ``passed`` is whether that is true, or rows."""
-
-    passed: bool
-    found: str
-
-
 class Inspection:
-    """Questions to one restored database."""
+    """The checks of one restored database."""
 
-    def __init__(self, session: _Session, server: Server) -> None:
-        """Ask by this session with a database of the server."""
+    def __init__(self, session: query.Connection, server: Server) -> None:
+        """Check by this session with a database of the server."""
         self._session = session
         self._codec = server.codec
         self._major = server.major
@@ -130,7 +122,7 @@ class Inspection:
         """Count the rows of every table, and compare them with those of the dump.
 
         A table of an extension may have more, unless all its rows are dumped: CREATE EXTENSION
-        makes them.
+        adds rows.
         """
         there = {
             (schema, name): (kind, extension and in_part)
@@ -147,7 +139,7 @@ class Inspection:
                 continue
             kind, may_have_more = there[schema, name]
             parts = [(schema, name)]
-            if kind == b"p":  # what loads through the root of its partitions was counted as its own
+            if kind == b"p":  # rows that load through the root were counted as those of the root
                 parts = [part for part in self._partitions(schema, name) if part not in counted]
             count = sum(self._count(*part) for part in parts)
             if count < table.rows or (count > table.rows and not may_have_more):
@@ -155,7 +147,7 @@ class Inspection:
         return Found(len(tables), problems)
 
     def _count(self, schema: bytes, name: bytes) -> int:
-        [[count]] = self._all(b"SELECT count(*) FROM ONLY " + _qualified(schema, name))
+        [[count]] = self._all(b"SELECT count(*) FROM ONLY " + qualified(schema, name))
         return int(count)
 
     def _partitions(self, schema: bytes, name: bytes) -> list[tuple[bytes, bytes]]:
@@ -164,17 +156,17 @@ class Inspection:
             b" FROM pg_catalog.pg_partition_tree(%b::pg_catalog.regclass) t"
             b" JOIN pg_catalog.pg_class c ON c.oid = t.relid AND c.relkind = 'r'"
             b" JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace"
-            % _literal(_qualified(schema, name))
+            % literal(qualified(schema, name))
         )
 
     def table_count(self) -> int:
-        """Return the number of ordinary and partitioned tables that are of no extension."""
+        """Return the number of ordinary and partitioned tables, without those of extensions."""
         return sum(
             kind != b"f" and not extension for _, _, kind, extension, _ in self._all(_TABLES)
         )
 
     def indexes(self) -> Found:
-        """Look for indexes that are not valid."""
+        """Find indexes that are not valid."""
         [[count]] = self._all("SELECT count(*) FROM pg_catalog.pg_index")
         return Found(
             count,
@@ -182,7 +174,7 @@ class Inspection:
         )
 
     def constraints(self, expected_unvalidated: int) -> Found:
-        """Look for constraints that are not validated beyond those that were dumped so."""
+        """Find constraints that are not validated, beyond the number of those in the dump."""
         [[count]] = self._all("SELECT count(*) FROM pg_catalog.pg_constraint")
         enforced = " AND conenforced" if self._major >= _FIRST_UNENFORCED else ""
         names = [self._text(name) for [name] in self._all(_UNVALIDATED + enforced)]
@@ -193,16 +185,16 @@ class Inspection:
         return Found(count, [what])
 
     def sequences(self) -> Found:
-        """Look for sequences whose next value is in their unique column already."""
+        """Find sequences whose next value is already in their unique column."""
         rows = self._all(_SEQUENCES)
         problems = []
         for schema, name, table_schema, table, column, increment, of_extension in rows:
-            sequence = _qualified(schema, name)
+            sequence = qualified(schema, name)
             [[last, called]] = self._all(b"SELECT last_value, is_called FROM " + sequence)
             upcoming = last + increment if called else last
             [[taken]] = self._all(
                 b"SELECT EXISTS (SELECT FROM %b WHERE %b = (%d))"
-                % (_qualified(table_schema, table), _quoted(column), upcoming)
+                % (qualified(table_schema, table), identifier(column), upcoming)
             )
             if taken:
                 filled = f"{self._shown(table_schema, table)}.{self._text(column)}"
@@ -213,29 +205,12 @@ class Inspection:
                 )
         return Found(len(rows), problems)
 
-    def answers(self, statements: str) -> Iterator[Answer]:
-        """Run the user's statements, and yield what each of them returned.
+    def answers(self, statements: str) -> Iterator[verify_sql.Answer]:
+        """Run the user's statements, and yield the answer to each of them."""
+        return verify_sql.run(self._session, statements, self._codec)
 
-        One that returns rows passes if there is one; a single boolean must be true. One that
-        returns none passes. The first error ends it, and is the last answer.
-        """
-        # Statements see the database as its users do.
-        self._session.execute("RESET search_path")
-        try:
-            cursor = self._session.execute(statements.encode(self._codec, "surrogateescape"))
-        except psycopg.Error as error:
-            yield Answer(passed=False, found=" ".join(str(error).split()))
-            return
-        except UnicodeEncodeError:
-            yield Answer(passed=False, found="it has characters that the database's encoding lacks")
-            return
-        more: bool | None = True
-        while more:
-            yield _answer(cursor)
-            more = cursor.nextset()
-
-    def _all(self, query: str | bytes) -> list[tuple[Any, ...]]:
-        return self._session.execute(query).fetchall()
+    def _all(self, statement: str | bytes) -> list[tuple[Any, ...]]:
+        return self._session.execute(statement).fetchall()
 
     def _bytes(self, name: str) -> bytes:
         return name.encode(self._codec, "surrogateescape")
@@ -249,60 +224,34 @@ class Inspection:
 
 @contextlib.contextmanager
 def opened(url: str, database: str) -> Iterator[Inspection]:
-    """Open a session with a database that was restored into, on the server of ``url``.
+    """Open a session with a restored database, on the server of ``url``.
 
-    Raises ScratchError where it is lost.
+    Raises ScratchError if the session is lost.
     """
     try:
-        server = source.look(_address(url, database))
-        with source.connect_again(server, _SECONDS_TO_CONNECT) as session:
-            session.execute(settings(NEUTRAL, None).encode())
+        server = login.inspect(_conninfo(url, database))
+        with query.connected(server) as session:
+            session.execute(session_settings.statements(session_settings.NEUTRAL, None).encode())
             session.execute(_AS_OWNER)
-            # Rows that a policy hides are no reason to count fewer of them in silence.
+            # A policy that would hide rows is an error then, instead of a wrong count.
             session.execute("SET row_security = off")
-            # Nor to count none: the database is thrown away.
+            # So switch off policies for the owner: the database is dropped anyway.
             for schema, name in session.execute(_FORCED).fetchall():
                 session.execute(
-                    b"ALTER TABLE %b NO FORCE ROW LEVEL SECURITY" % _qualified(schema, name)
+                    b"ALTER TABLE %b NO FORCE ROW LEVEL SECURITY" % qualified(schema, name)
                 )
             yield Inspection(session, server)
     except (psycopg.Error, DatabaseError, TargetLostError) as error:
         raise ScratchError(
-            f"the restored database cannot be looked at: {' '.join(str(error).split())}",
-            hint="Look into the log of that server.",
+            f"the restored database cannot be checked: {' '.join(str(error).split())}",
+            hint="Check the log of that server.",
         ) from error
 
 
-def _address(url: str, database: str) -> str:
-    """Return the address of the database, for a login that nothing in it has a say in."""
-    # A role that the database sets need not have a right in what was restored.
+def _conninfo(url: str, database: str) -> str:
+    """Return the conninfo for a login that settings and triggers of the database do not affect."""
+    # A role that the database sets need not have privileges in it.
     words = [str(conninfo.conninfo_to_dict(url).get("options") or ""), "-c role=none"]
-    if target.may_fire_no_event_triggers(source.look(url)):
+    if target.may_fire_no_event_triggers(login.inspect(url)):
         words.append(target.NO_EVENT_TRIGGERS)
     return conninfo.make_conninfo(url, dbname=database, options=" ".join(words).strip())
-
-
-def _answer(cursor: psycopg.Cursor[tuple[Any, ...]]) -> Answer:
-    if cursor.description is None:
-        return Answer(passed=True, found=f"ran ({cursor.statusmessage})")
-    row = cursor.fetchone()
-    if row is None:
-        return Answer(passed=False, found="returned no row")
-    if cursor.rowcount == 1 and len(row) == 1:
-        if row[0] is None:
-            return Answer(passed=False, found="returned NULL")
-        if isinstance(row[0], bool):
-            return Answer(passed=row[0], found=f"returned {str(row[0]).lower()}")
-    return Answer(passed=True, found=f"returned {cursor.rowcount} row{'s'[: cursor.rowcount != 1]}")
-
-
-def _literal(text: bytes) -> bytes:
-    return b"'" + text.replace(b"'", b"''") + b"'"
-
-
-def _quoted(name: bytes) -> bytes:
-    return b'"' + name.replace(b'"', b'""') + b'"'
-
-
-def _qualified(schema: bytes, name: bytes) -> bytes:
-    return _quoted(schema) + b"." + _quoted(name)

@@ -1,7 +1,7 @@
-"""A name for a database to restore into and to throw away, on a server that others use too.
+"""The name of a database to restore into and to drop, on a server that others use too.
 
-Everybody can tell whether a scratch database is in use: as long as it is, there is a session whose
-``application_name`` is its name. Where there is none, a process was killed before it could drop it.
+While a scratch database is in use, there is a session whose ``application_name`` is its name.
+Without such a session, the drill was killed before it could drop the database.
 """
 
 from __future__ import annotations
@@ -18,26 +18,25 @@ from psycopg import conninfo, sql
 
 from pgstash.errors import DatabaseError, Interrupted, ScratchError, TargetLostError
 from pgstash.events import Emit, Notice, Warned
-from pgstash.postgres import pooler, roles, source, target, working
-from pgstash.postgres.session import Session
-from pgstash.postgres.source import Server
+from pgstash.postgres.restore import drop_database, roles, target
+from pgstash.postgres.server import login, query, startup_options, time_limits
+from pgstash.postgres.server.connection import Server
 
 _PREFIX = "pgstash_drill_"
 _MARK_BYTES = 4
-_SECONDS_TO_ANSWER = 10.0
 
-# The second mark is that of a restore which did not come to its end.
+# The second mark is that of a restore that did not finish.
 _NAME = re.compile(rf"({_PREFIX}[0-9a-f]{{8}})(_pgstash_[0-9a-f]{{8}})?")
 
-# What of the environment would complete the address of another server.
+# Parameters that libpq would otherwise take from the environment, which describes the source.
 _OF_THE_SOURCE = ("host", "hostaddr", "port", "user", "password", "dbname", "options")
 
 _STARTED = "SELECT pg_catalog.pg_postmaster_start_time()::pg_catalog.text"
 _LEFT = r"SELECT datname FROM pg_catalog.pg_database WHERE datname LIKE 'pgstash\_drill\_%'"
 _IN_USE = "SELECT application_name FROM pg_catalog.pg_stat_activity"
 
-# One that may log in by now, or is a member of another, is somebody's. Who makes a role is a member
-# of it from PostgreSQL 16 on.
+# A role that may log in by now, or is a member of another, is in use. From PostgreSQL 16 on the
+# creator of a role is a member of it.
 _ROLES = """
     SELECT rolname FROM pg_catalog.pg_roles r
     WHERE pg_catalog.shobj_description(oid, 'pg_authid') = %s AND NOT rolcanlogin
@@ -47,8 +46,8 @@ _ROLES = """
 """
 
 
-def alone(url: str) -> str:
-    """Return a connection string that libpq's variables, the source's, do not complete."""
+def isolated(url: str) -> str:
+    """Return a conninfo that libpq's variables, which describe the source, do not complete."""
     given = conninfo.conninfo_to_dict(url)
     return conninfo.make_conninfo(url, **{key: "" for key in _OF_THE_SOURCE if key not in given})
 
@@ -56,9 +55,9 @@ def alone(url: str) -> str:
 def look(url: str) -> Server:
     """Log in to the server for scratch databases. Raises ScratchError."""
     try:
-        server = source.look(url)
-        if not pooler.passes_options_on(server):
-            raise pooler.refused_options("a drill needs it")
+        server = login.inspect(url)
+        if not startup_options.passed_on(server):
+            raise startup_options.refused("a drill needs it")
     except DatabaseError as error:
         raise ScratchError(
             f"VERIFY_DATABASE_URL: {error.message}", hint=error.hint or ScratchError.default_hint
@@ -67,40 +66,41 @@ def look(url: str) -> Server:
 
 
 def keep_off(scratch: Server, of: Server, emit: Emit) -> None:
-    """Raise ScratchError where the scratch is the source itself; warn where it is beside it."""
-    # To the microsecond, and for everybody to read: no other server has it.
+    """Raise ScratchError if scratch is the source itself; warn if it is on the same server."""
+    # To the microsecond, and readable by every role: no two servers have the same.
     if _started(scratch) != _started(of):
         return
     if scratch.database.name == of.database.name:
         raise ScratchError(
             f"VERIFY_DATABASE_URL is the source itself: {of.database.name} on {of.database.host}",
-            hint="Name a database on another server, or leave it out and install the server's "
-            "package here, for a throwaway server.",
+            hint="Name a database on another server. Or leave VERIFY_DATABASE_URL out, and install "
+            "the server's package here for a throwaway server.",
         )
     emit(
         Warned(
-            "VERIFY_DATABASE_URL is on the source's own server: a drill takes its disk and its "
-            "time, and does not show that another server could take over"
+            "VERIFY_DATABASE_URL is on the source's own server: a drill uses its disk and its CPU, "
+            "and does not prove that another server could take over"
         )
     )
 
 
 def _started(server: Server) -> object:
     try:
-        # Whatever the bytes of the database's name: psycopg's own sessions want UTF-8.
-        with contextlib.closing(Session(server.connection)) as session:
-            return session.ask(_STARTED, _SECONDS_TO_ANSWER)
-    except (DatabaseError, psycopg.Error) as error:
+        with query.asking(
+            server, "when it started", answer_seconds=time_limits.SCRATCH_ANSWER
+        ) as ask:
+            return ask(_STARTED)
+    except DatabaseError as error:
         raise ScratchError(
-            f"whether VERIFY_DATABASE_URL is the source itself cannot be told: {error}"
+            f"cannot find out whether VERIFY_DATABASE_URL is the source itself: {error}"
         ) from error
 
 
 @contextlib.contextmanager
 def name(server: Server, emit: Emit) -> Iterator[str]:
-    """Yield the name of a database that may be made and restored into; drop it at the end.
+    """Yield the name of a database to create and to restore into; drop the database at the end.
 
-    What drills left that were killed is dropped first. Raises ScratchError.
+    Leftovers of drills that were killed are dropped first. Raises ScratchError.
     """
     chosen = f"{_PREFIX}{secrets.token_hex(_MARK_BYTES)}"
     parameters = {**server.connection.parameters, "application_name": chosen}
@@ -119,24 +119,26 @@ def name(server: Server, emit: Emit) -> Iterator[str]:
 def _leave(
     server: Server, chosen: str, emit: Emit, kind: type[BaseException] | None, *_: object
 ) -> None:
-    """Drop a scratch database, also where it has not got its name, and the roles of drills."""
+    """Drop a scratch database, even under its staging name, and the roles of drills."""
     hurried = kind is not None and issubclass(kind, Interrupted)
-    seconds = working.SECONDS_TO_CONNECT_AFTER_SIGNAL if hurried else target.SECONDS_TO_CONNECT
+    seconds = (
+        drop_database.SECONDS_TO_CONNECT_AFTER_SIGNAL if hurried else target.SECONDS_TO_CONNECT
+    )
     try:
         with target.connected(server, seconds=seconds) as session:
             names = [found for (found,) in session.execute(_LEFT).fetchall()]
         for name in names:
             if (match := _NAME.fullmatch(name)) and match[1] == chosen:
-                working.drop(server, name, emit, seconds=seconds)
+                drop_database.drop(server, name, emit, seconds=seconds)
         _drop_roles(server, chosen, emit)
     except (psycopg.Error, TargetLostError) as error:
-        emit(Warned(f"What the drill {chosen} left could not be dropped: {error}"))
+        emit(Warned(f"The leftovers of the drill {chosen} could not be dropped: {error}"))
 
 
 def _drop_roles(server: Server, chosen: str, emit: Emit) -> None:
-    """Drop what roles drills made, if none but this one runs: others may need the same role."""
+    """Drop the roles that drills created, unless another drill runs, which may need them."""
     left = []
-    # One that was made from a database of another encoding is no text here.
+    # The name of a role that was created from a database of another encoding is not text here.
     with target.connected(server, "SQL_ASCII") as session:
         rows = session.execute(_ROLES, [roles.DRILL_COMMENT]).fetchall()
     found = [name.decode(server.codec, "surrogateescape") for (name,) in rows]
@@ -148,12 +150,12 @@ def _drop_roles(server: Server, chosen: str, emit: Emit) -> None:
             try:
                 session.execute(sql.SQL("DROP ROLE {}").format(sql.Identifier(role)))
             except psycopg.errors.UndefinedObject:
-                pass  # another drill, which came to its end, dropped it
+                pass  # another drill dropped it
             except (psycopg.Error, UnicodeError) as error:
                 shown = role.encode(errors="backslashreplace").decode()
                 left.append(f"{shown}: {' '.join(str(error).split())}")
     if left:
-        emit(Warned(f"Roles that a drill made could not be dropped: {'; '.join(left)}"))
+        emit(Warned(f"Roles that a drill created could not be dropped: {'; '.join(left)}"))
 
 
 def _sweep(server: Server, emit: Emit) -> None:
@@ -163,5 +165,5 @@ def _sweep(server: Server, emit: Emit) -> None:
     for database in names:
         match = _NAME.fullmatch(database)
         if match and match[1] not in in_use:
-            emit(Notice(f"Dropping {database}, which a drill left that was killed"))
-            working.drop(server, database, emit)
+            emit(Notice(f"Dropping {database} of a drill that was killed"))
+            drop_database.drop(server, database, emit)

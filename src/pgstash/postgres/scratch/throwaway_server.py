@@ -1,13 +1,11 @@
 """A throwaway PostgreSQL server on a private socket: started for one drill, then removed.
 
-Its data is not meant to survive anything, so nothing waits for the disk. Whoever started it holds a
-lock on a file of its folder; where nobody does, it was left by a process that was killed.
+Its data does not have to survive anything, so nothing waits for the disk.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import pwd
 import shutil
@@ -22,30 +20,28 @@ from pathlib import Path
 import psycopg
 from psycopg import conninfo, pq
 
-from pgstash.child import Group
 from pgstash.errors import ScratchError
-from pgstash.events import Emit, Notice, Warned
-from pgstash.postgres import tools
-from pgstash.postgres.process import child_environment
+from pgstash.events import Emit, Notice
+from pgstash.postgres.scratch import throwaway_folder
+from pgstash.postgres.tools import installed
+from pgstash.postgres.tools.environment import child_environment
+from pgstash.processes.child import Group
 
-_PREFIX = "pgstash-drill-"
-_LOCK = "lock"
 _LIBRARIES = "shared_preload_libraries"
 _PORT = 5432
 _SUPERUSER = "postgres"
 
-# Whoever runs a server that we may not run ourselves: PostgreSQL refuses to run as root.
+# The users to run a server as if pgstash is root: PostgreSQL refuses to run as root.
 _SERVER_USERS = ("postgres", "nobody")
 
 _SECONDS_TO_START = 60.0
 _SECONDS_TO_STOP = 2.0
-_SECONDS_BETWEEN_LOOKS = 0.05
-_SECONDS_TO_TAKE_THE_LOCK = 60.0
-_LINES_TOLD = 5
+_SECONDS_BETWEEN_CHECKS = 0.05
+_LINES_SHOWN = 5
 
-# A restored database has no dead rows, and no more WAL than the setting below.
+# A restored database has no dead rows, and no more WAL than set below.
 _ROOM_FACTOR = 1.2
-_ROOM_BESIDE = 512 * 1024 * 1024
+_ROOM_IN_ADDITION = 512 * 1024 * 1024
 
 _SETTINGS = {
     "listen_addresses": "",
@@ -66,7 +62,7 @@ _SETTINGS = {
 }
 
 
-# What the environment may want of another server's login: this one trusts who gets to its socket.
+# The environment may set these for other servers; this one trusts every login on its socket.
 _LOGIN = {
     "channel_binding": "disable",
     "gssencmode": "disable",
@@ -77,15 +73,15 @@ _LOGIN = {
 
 @dataclass(frozen=True, slots=True)
 class Throwaway:
-    """A server that runs: ``url`` reaches it, ``version`` is 16.15."""
+    """A running server: its ``url``, and its ``version``, for example 16.15."""
 
     url: str
     version: str
 
 
 def room_for(database_bytes: int) -> int:
-    """Return how many bytes of disk a restored database of this size needs, from above."""
-    return round(database_bytes * _ROOM_FACTOR) + _ROOM_BESIDE
+    """Return the bytes of disk that a restored database of this size needs at most."""
+    return round(database_bytes * _ROOM_FACTOR) + _ROOM_IN_ADDITION
 
 
 @contextlib.contextmanager
@@ -98,25 +94,26 @@ def running(
 ) -> Iterator[Throwaway]:
     """Run a server of this major, or of the next newer one installed, for the length of the block.
 
-    ``database_bytes`` is the size of what is to be restored, ``settings`` are made besides those of
-    every drill; libraries that cannot be loaded are left out. What earlier ones left is removed
-    first. Raises ScratchError where there are no programs, no room, or it does not start.
+    ``database_bytes`` is the size of the database to restore, ``settings`` are those in addition to
+    the settings of every drill; libraries that cannot be loaded are left out. Leftovers of drills
+    that were killed are removed first. Raises ScratchError if there are no programs, there is no
+    room, or the server does not start.
     """
-    programs = tools.find_server(major, environment.get("PATH", ""), environment)
+    programs = installed.find_server(major, environment.get("PATH", ""), environment)
     parent = Path(tempfile.gettempdir())
-    _sweep(parent, emit)
+    throwaway_folder.sweep(parent, emit)
     needed, free = room_for(database_bytes), shutil.disk_usage(parent).free
     if free < needed:
         raise ScratchError(
-            f"{parent} has {free / 1e9:.1f} GB free, and the drill needs about {needed / 1e9:.1f}",
-            hint="Make room, let TMPDIR name a larger directory, or set VERIFY_DATABASE_URL.",
+            f"{parent} has {free / 1e9:.1f} GB free; the drill needs about {needed / 1e9:.1f} GB",
+            hint="Free some space, set TMPDIR to a larger directory, or set VERIFY_DATABASE_URL.",
         )
     user = _server_user()
-    folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
+    folder = Path(tempfile.mkdtemp(prefix=throwaway_folder.PREFIX, dir=parent))
     with contextlib.ExitStack() as stack:
         # Last in, first out: the lock is held until the folder is gone.
-        stack.enter_context(_locked(folder))
-        stack.callback(_remove, folder, emit)
+        stack.enter_context(throwaway_folder.locked(folder))
+        stack.callback(throwaway_folder.remove, folder, emit)
         if user:
             os.chown(folder, user.pw_uid, user.pw_gid)
         server = _Server(programs, folder, user, child_environment(environment))
@@ -127,7 +124,7 @@ def running(
         except ScratchError:
             if _LIBRARIES not in settings:
                 raise
-            # Whatever needs them says so.
+            # If something needs them, the restore fails with an error that names it.
             server.stop()
             server.start({name: settings[name] for name in settings if name != _LIBRARIES})
         emit(Notice(f"A throwaway PostgreSQL {programs.version} runs in {folder}"))
@@ -139,7 +136,7 @@ class _Server:
 
     def __init__(
         self,
-        programs: tools.ClientTools,
+        programs: installed.ClientTools,
         folder: Path,
         user: pwd.struct_passwd | None,
         environment: Mapping[str, str],
@@ -154,7 +151,7 @@ class _Server:
 
     @property
     def url(self) -> str:
-        # All that the environment might say of another server is said here.
+        # Every parameter that the environment might set for another server is set here.
         known = {option.keyword.decode() for option in pq.Conninfo.get_defaults()}
         return conninfo.make_conninfo(
             host=str(self._folder),
@@ -185,7 +182,7 @@ class _Server:
         finally:
             group.end()
         if not ended or process.returncode:
-            raise ScratchError(f"initdb could not set a server up: {self._last_words()}")
+            raise ScratchError(f"initdb failed: {self._last_lines()}")
 
     def start(self, more: Mapping[str, str]) -> None:
         settings = {**_SETTINGS, **more, "unix_socket_directories": str(self._folder)}
@@ -195,15 +192,15 @@ class _Server:
         give_up = time.monotonic() + _SECONDS_TO_START
         while refusal := self._refusal():
             if process.poll() is not None:
-                raise ScratchError(f"the throwaway server does not start: {self._last_words()}")
+                raise ScratchError(f"the throwaway server does not start: {self._last_lines()}")
             if time.monotonic() > give_up:
                 raise ScratchError(
-                    f"the throwaway server does not let us in: {refusal}\n{self._last_words()}"
+                    f"logging in to the throwaway server failed: {refusal}\n{self._last_lines()}"
                 )
-            time.sleep(_SECONDS_BETWEEN_LOOKS)
+            time.sleep(_SECONDS_BETWEEN_CHECKS)
 
     def stop(self) -> None:
-        """Stop it at once: nothing of it is worth a checkpoint."""
+        """Stop it at once, without a checkpoint: its data is not needed any more."""
         if self._process is None:
             return
         group = Group(self._process)
@@ -213,7 +210,7 @@ class _Server:
         group.end(_SECONDS_TO_STOP)
 
     def _refusal(self) -> str:
-        """Return why nobody can log in yet; empty where that can be done."""
+        """Return why a login fails; empty if it succeeds."""
         try:
             psycopg.connect(self.url, connect_timeout=2).close()
         except psycopg.OperationalError as error:
@@ -243,66 +240,19 @@ class _Server:
                     + (f" by the user {self._user.pw_name}." if self._user else "."),
                 ) from error
 
-    def _last_words(self) -> str:
+    def _last_lines(self) -> str:
         lines = self._log.read_text(errors="replace").strip().splitlines()
-        return "\n".join(lines[-_LINES_TOLD:]) or "and says nothing"
+        return "\n".join(lines[-_LINES_SHOWN:]) or "it logged nothing"
 
 
 def _server_user() -> pwd.struct_passwd | None:
-    """Return who is to run the server; None for whoever runs pgstash."""
+    """Return the user to run the server as; None for the user that runs pgstash."""
     if os.geteuid() != 0:
         return None
     for name in _SERVER_USERS:
         with contextlib.suppress(KeyError):
             return pwd.getpwnam(name)
     raise ScratchError(
-        "PostgreSQL does not run as root, and there is neither a user postgres nor nobody",
+        "PostgreSQL does not run as root, and there is no user postgres and no user nobody",
         hint="Run pgstash as another user, or set VERIFY_DATABASE_URL.",
     )
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    # Python's descriptors are not inherited: the lock ends with this very process.
-    with (folder / _LOCK).open("wb") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
-def _remove(folder: Path, emit: Emit) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
-    if folder.exists():
-        emit(Warned(f"{folder}, which a drill left, cannot be removed: remove it yourself"))
-
-
-def _sweep(parent: Path, emit: Emit) -> None:
-    """Remove what drills left that were killed, their servers first."""
-    for folder in parent.glob(f"{_PREFIX}*"):
-        with contextlib.suppress(OSError):  # somebody else's, or removed just now
-            lock = folder / _LOCK
-            if not lock.exists():
-                # Made just now, and not locked yet; or killed in that very moment.
-                if time.time() - folder.stat().st_mtime > _SECONDS_TO_TAKE_THE_LOCK:
-                    _remove(folder, emit)
-                continue
-            with lock.open("rb+") as held:
-                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                emit(Notice(f"Removing {folder}, which a drill left that was killed"))
-                _kill(folder)
-                _remove(folder, emit)
-
-
-def _kill(folder: Path) -> None:
-    """End the server of a data directory, if it is the one that its file names."""
-    pid_file = folder / "data" / "postmaster.pid"
-    try:
-        pid = int(pid_file.read_text().partition("\n")[0])
-        command = Path(f"/proc/{pid}/cmdline").read_bytes()
-    except (OSError, ValueError):
-        return
-    if os.fsencode(folder / "data") not in command.split(b"\0"):
-        return
-    os.kill(pid, signal.SIGQUIT)
-    give_up = time.monotonic() + _SECONDS_TO_STOP
-    while Path(f"/proc/{pid}").exists() and time.monotonic() < give_up:
-        time.sleep(_SECONDS_BETWEEN_LOOKS)

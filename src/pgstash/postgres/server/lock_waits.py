@@ -1,4 +1,4 @@
-"""Asks the server whether a session of ours waits for a lock, for which, and who holds it."""
+"""Asks the server whether a session of pgstash waits for a lock, and who holds the lock."""
 
 from __future__ import annotations
 
@@ -11,23 +11,21 @@ from typing import Any
 
 import psycopg
 
-from pgstash.errors import DatabaseError, PoolerError
+from pgstash.errors import DatabaseError
 from pgstash.events import Emit, Warned
-from pgstash.postgres.session import Session
-from pgstash.postgres.source import Connection, Server, connect_again
+from pgstash.postgres.server import query, time_limits
+from pgstash.postgres.server.connection import Connection, Server
+from pgstash.postgres.server.session import Session
 
 _MARK_BYTES = 4
 _LONGEST_APPLICATION_NAME = 63  # bytes: the server cuts off what is longer
 
 _SECONDS_OF_SILENCE = 30.0
-_SECONDS_UNTIL_TOLD_AGAIN = 600.0
+_SECONDS_UNTIL_NEXT_WARNING = 600.0
 
-_SECONDS_TO_CONNECT = 5
-_SECONDS_TO_ANSWER = 5
-
-# Views that every role may read: of its own sessions it sees all, of those of other roles the
-# process id and the name. The text of a query stays where it is: there may be secrets in it.
-# The order prefers a blocker that holds the lock to one that waits in front of us too.
+# Views that every role may read. It sees everything of its own sessions, and the process ID and the
+# name of those of other roles. The text of a query is not read: it may contain secrets. A blocker
+# that holds the lock comes before one that only waits in front of us.
 _QUERY = """
     SELECT blocker.pid, l.locktype, l.relation::pg_catalog.regclass::text,
            b.application_name, b.state
@@ -52,14 +50,14 @@ _MARKED = """
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """A wait for a lock, in words: ``wanted`` is what is locked, ``blocker`` who locks it."""
+    """A wait for a lock, in words: ``wanted`` is the locked object, ``blocker`` holds the lock."""
 
     wanted: str
     blocker: str
 
 
 def marked(connection: Connection) -> tuple[str, Connection]:
-    """Return a mark, and how to connect so that the session can be told from others by it."""
+    """Return a random mark, and a connection whose sessions have it in their name."""
     mark = secrets.token_hex(_MARK_BYTES)
     name = connection.parameters["application_name"].encode("utf-8", "surrogateescape")
     short = name[: _LONGEST_APPLICATION_NAME - len(mark) - 1].decode(errors="ignore")
@@ -68,63 +66,65 @@ def marked(connection: Connection) -> tuple[str, Connection]:
 
 
 @contextlib.contextmanager
-def waits_told(server: Server, progress: Callable[[], int], emit: Emit) -> Iterator[Server]:
-    """Warn of each long wait for a lock in a session of the server that this yields.
+def warn_of_lock_waits(server: Server, progress: Callable[[], int], emit: Emit) -> Iterator[Server]:
+    """Yield a Server whose sessions are watched: warn whenever one waits long for a lock.
 
-    The server is asked when ``progress``, which counts what the session does, stands still.
+    A thread asks the server whenever ``progress``, a count of what the session does, stops growing.
     """
     mark, connection = marked(server.connection)
     ended = threading.Event()
-    asking = threading.Thread(target=_tell, args=(server, mark, progress, emit, ended), daemon=True)
+    asking = threading.Thread(
+        target=_watch, args=(server, mark, progress, emit, ended), daemon=True
+    )
     asking.start()
     try:
         yield replace(server, connection=connection)
     finally:
-        ended.set()  # and not waited for: it may wait for the server
+        ended.set()  # without waiting for the thread, which may wait for the server
 
 
-def _tell(
+def _watch(
     server: Server, mark: str, progress: Callable[[], int], emit: Emit, ended: threading.Event
 ) -> None:
     before, pause = progress(), _SECONDS_OF_SILENCE
     while not ended.wait(pause):
         reached, pause = progress(), _SECONDS_OF_SILENCE
-        stands_still, before = reached == before, reached
-        wait = waiting(server, mark, _SECONDS_OF_SILENCE / 2) if stands_still else None
+        is_stuck, before = reached == before, reached
+        wait = waiting(server, mark, _SECONDS_OF_SILENCE / 2) if is_stuck else None
         if wait and not ended.is_set():
             emit(
                 Warned(
                     f"The restore waits for a lock on {wait.wanted}, which {wait.blocker} blocks"
                 )
             )
-            pause = _SECONDS_UNTIL_TOLD_AGAIN
+            pause = _SECONDS_UNTIL_NEXT_WARNING
 
 
 def sessions(server: Server, connection: Connection) -> int:
-    """Return how many sessions of the server are the marked one's; 0 where nobody says.
+    """Return how many sessions of the server have the mark; 0 if the server does not answer.
 
-    It is one, or none any more. More than one is what a pooler leaves that swaps sessions: each has
-    the name of the client that it was given to last.
+    It is one, or none if it has ended. A pooler that swaps sessions leaves more than one: each has
+    the name of the last client that it was lent to.
     """
     name = connection.parameters["application_name"][-2 * _MARK_BYTES :]
     try:
-        with contextlib.closing(Session(server.connection, client_encoding="SQL_ASCII")) as session:
-            # One statement alone, which gets one session of them.
-            [[count]] = session.ask(_MARKED.format(mark=name), _SECONDS_TO_ANSWER)
+        with Session(server.connection) as session:
+            # A single statement, which runs in one session.
+            [[count]] = session.ask(_MARKED.format(mark=name), time_limits.BRIEF_ANSWER)
     except (psycopg.Error, DatabaseError):
         return 0
     return int(count or b"0")
 
 
 def waiting(server: Server, mark: str, seconds: float) -> Wait | None:
-    """Tell what the session has waited for, by now for ``seconds`` at least.
+    """Return the lock that the session has waited for, for at least ``seconds``.
 
-    ``mark`` is in the session's application_name; a pooler may add to that. None where it waits for
-    no lock, and where the server does not say: the question is asked over a connection of its own.
+    ``mark`` is in the session's application_name, to which a pooler may add something. None if it
+    waits for no lock, or if the server does not answer the query, which is made in another session.
     """
     try:
         row = _ask(server, mark, seconds)
-    except (psycopg.Error, PoolerError, UnicodeError):
+    except (DatabaseError, UnicodeError):
         return None
     if row is None:
         return None
@@ -140,10 +140,14 @@ def waiting(server: Server, mark: str, seconds: float) -> Wait | None:
 
 
 def _ask(server: Server, mark: str, seconds: float) -> tuple[Any, ...] | None:
-    # Older servers do not keep when a wait began: a statement that waits began not much before.
+    # Older servers do not record when a wait began. The statement began little earlier.
     since = "l.waitstart" if server.major >= 14 else "a.query_start"  # noqa: PLR2004 - a version
-    with connect_again(server, _SECONDS_TO_CONNECT) as session:
-        session.execute(f"SET statement_timeout = '{_SECONDS_TO_ANSWER}s'")
+    with query.opened(
+        server,
+        "which sessions wait for a lock",
+        connect_seconds=time_limits.BRIEF_CONNECT,
+        answer_seconds=time_limits.BRIEF_ANSWER,
+    ) as session:
         return session.execute(
             _QUERY.format(since=since), {"mark": mark, "seconds": seconds}
         ).fetchone()

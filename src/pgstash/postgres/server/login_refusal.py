@@ -1,8 +1,8 @@
-"""Why a server refused a login, by SQLSTATE: its message is in the language of the server.
+"""Why a server refused a login, by SQLSTATE, because its message may be in any language.
 
-Before there is a session libpq gives the message alone. Its trace of the protocol has the SQLSTATE
-too (https://www.postgresql.org/docs/current/libpq-control.html#LIBPQ-PQTRACE), from libpq 18 on
-that of a login as well.
+Before there is a session, libpq gives only the message. Its trace of the protocol has the SQLSTATE
+as well (https://www.postgresql.org/docs/current/libpq-control.html#LIBPQ-PQTRACE), from libpq 18 on
+also during a login.
 """
 
 from __future__ import annotations
@@ -16,42 +16,53 @@ import time
 import psycopg
 from psycopg import pq
 
-_SECONDS = 10.0
+from pgstash.errors import DatabaseLoginError
+from pgstash.postgres.server import time_limits
 
 # B	118	ErrorResponse	 S "FATAL" V "FATAL" C "55000" M "database …"; a pooler may leave out V.
 _ERROR = re.compile(rb'^B\t\d+\tErrorResponse\t S "[^"]*"(?: V "[^"]*")? C "(\w{5})"', re.MULTILINE)
 
 TOO_MANY = "53300"
-"""The SQLSTATE of a login for which the server, the database or the role has no session left."""
+"""The SQLSTATE of a login if the server, the database or the role has no session left."""
 
 _SESSIONS = (
-    "A backup has up to DUMP_JOBS + 4 sessions at a time, a restore RESTORE_JOBS + 3: raise the "
+    "A backup uses up to DUMP_JOBS + 4 sessions at a time, a restore RESTORE_JOBS + 3. Raise the "
     "limit of the role or the database (CONNECTION LIMIT), or the server's max_connections."
 )
 HINTS = {
-    "3D000": "There is no database of that name on the server: check the name in the URL.",
-    "42501": "The role lacks a right: GRANT CONNECT ON DATABASE … TO the role.",
+    "3D000": "There is no database of that name on the server. Check the name in the URL.",
+    "42501": "The role lacks a privilege: GRANT CONNECT ON DATABASE … TO the role.",
     TOO_MANY: _SESSIONS,
     "55000": (
-        "The database takes no connections: either that is set (ALTER DATABASE … ALLOW_CONNECTIONS "
-        "true undoes it), or the database is invalid, because DROP DATABASE was interrupted "
-        "(datconnlimit is -2 in pg_database). An invalid one can only be dropped."
+        "The database accepts no connections. Either that is a setting (ALTER DATABASE … "
+        "ALLOW_CONNECTIONS true changes it), or the database is invalid because DROP DATABASE was "
+        "interrupted (datconnlimit is -2 in pg_database). An invalid one can only be dropped."
     ),
 }
 """What to do about a refusal, by its SQLSTATE."""
 
+PASSING = (TOO_MANY, "57P01", "57P02", "57P03")
+"""SQLSTATEs of refusals that end on their own: sessions end, and a server that starts, or was shut
+down, is soon there (https://www.postgresql.org/docs/current/errcodes-appendix.html)."""
+
+
+def error(conninfo: bytes, message: str) -> DatabaseLoginError:
+    """Return the error for a login that the server has just refused."""
+    state = refusal(conninfo)
+    return DatabaseLoginError(message, hint=HINTS.get(state, ""), retryable=state in PASSING)
+
 
 def hint(conninfo: bytes) -> str:
-    """Return what to do about a login that the server just refused; empty if nobody can tell."""
+    """Return what to do about a login that the server has just refused; empty if unknown."""
     return HINTS.get(refusal(conninfo), "")
 
 
 def refusal(conninfo: bytes) -> str:
-    """Log in once more, and return the SQLSTATE of the refusal; empty if there is none.
+    """Log in once more, and return the SQLSTATE of the refusal.
 
-    Also where an older libpq does not show it.
+    Empty if there is none, or if an older libpq does not show it.
     """
-    # It may hold the password, for a moment, in memory alone.
+    # In memory only, because the trace may contain the password.
     descriptor = os.memfd_create("trace")
     try:
         _try(conninfo, descriptor)
@@ -65,7 +76,7 @@ def refusal(conninfo: bytes) -> str:
 
 
 def _try(conninfo: bytes, descriptor: int) -> None:
-    give_up = time.monotonic() + _SECONDS
+    give_up = time.monotonic() + time_limits.REFUSAL
     pgconn = pq.PGconn.connect_start(conninfo)
     try:
         pgconn.trace(descriptor)

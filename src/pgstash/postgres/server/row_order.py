@@ -1,17 +1,17 @@
-"""Whether what is in a database has to be restored in the order of its script.
+"""Whether the rows of a database must be restored in the order of its script.
 
-A CHECK that reads other rows than its own is not supported, and not prevented either
-(https://www.postgresql.org/docs/current/ddl-constraints.html). Such a database can be restored or
-not by which rows are there already: so these have to be the same ones each time.
+PostgreSQL does not support a CHECK that reads other rows than its own, but does not prevent it
+either (https://www.postgresql.org/docs/current/ddl-constraints.html). Whether such a database can
+be restored depends on the rows that are already there. So they must be the same each time.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-# Who declares a function IMMUTABLE promises that it reads no table; generated columns and the keys
-# of partitions take no others, which makes people promise it of functions that do. What is
-# PostgreSQL's own, or an extension's, is not asked for. (No backslash: what it means is a setting.)
+# A function that is declared IMMUTABLE must not read tables. But generated columns and partition
+# keys accept only such functions, so people declare it for functions that do. Functions of
+# PostgreSQL and of extensions are not considered. (No backslash: its meaning is a setting.)
 _CALLS = b"""
     SELECT pg_catalog.pg_describe_object(used.classid, used.objid, used.objsubid),
            pg_catalog.pg_describe_object('pg_catalog.pg_proc'::pg_catalog.regclass, p.oid, 0)
@@ -38,7 +38,7 @@ _CALLS = b"""
     ORDER BY 1, 2 LIMIT 1
 """
 
-# It is the generated column that depends on the function until PostgreSQL 14, its default since.
+# Up to PostgreSQL 14 the generated column depends on the function, later on its default does.
 OF_ROWS = (
     _CALLS
     % b"""
@@ -56,9 +56,10 @@ OF_ROWS = (
         SELECT FROM pg_catalog.pg_partitioned_table t WHERE t.partrelid = d.objid)
 """
 )
-"""Asks what is computed while rows are loaded by a function that may read other tables.
+"""Asks what calls a function that may read other tables while rows are loaded.
 
-The answer is one row of two names, as bytes: what calls, and the function; none if nothing does.
+The answer is one row of two names, as bytes: the caller and the function. It is empty if nothing
+calls such a function.
 """
 
 OF_EXTENSIONS = b"""
@@ -69,7 +70,7 @@ OF_EXTENSIONS = b"""
     WHERE d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass AND d.deptype = 'e'
           AND c.relkind IN ('r', 'p')
 """
-"""Asks for the tables of extensions: they alone may have triggers and foreign keys by then."""
+"""Asks for the tables of extensions: only they may already have triggers and foreign keys."""
 
 OF_VIEWS = (
     _CALLS
@@ -79,10 +80,10 @@ OF_VIEWS = (
         WHERE r.oid = d.objid AND c.relkind = 'm')
 """
 )
-"""The same of materialized views: what one reads by a function nobody knows it to depend on."""
+"""The same for materialized views: no catalog records what a view reads by a function."""
 
 
 def reason(row: Sequence[bytes | None]) -> str:
-    """Say in words what an answer means."""
+    """Describe an answer in words."""
     what, function = ((name or b"something").decode(errors="replace") for name in row)
     return f"{what} calls {function}, which may read other tables"

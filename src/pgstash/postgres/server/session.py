@@ -1,25 +1,22 @@
-"""A session of our own that never waits for ever: each step has an end, and any signal is heard.
+"""A session by libpq alone: every wait has a limit, and a signal interrupts it.
 
-libpq is used directly (https://www.postgresql.org/docs/current/libpq-async.html), because a wait
-with an end is ours to write then, and because names need not be UTF-8 here.
+psycopg's own sessions have no limit for a wait, and connect to no database whose name is not UTF-8.
+https://www.postgresql.org/docs/current/libpq-async.html
 """
 
 from __future__ import annotations
 
 import select
 import time
-from typing import TYPE_CHECKING
+from types import TracebackType
+from typing import Self
 
 import psycopg
 from psycopg import pq
 
-from pgstash.errors import DatabaseLoginError, DatabaseUnreachableError
-from pgstash.postgres import login
-
-if TYPE_CHECKING:
-    from pgstash.postgres.source import Connection
-
-_SECONDS_TO_CONNECT = 60.0
+from pgstash.errors import DatabaseUnreachableError
+from pgstash.postgres.server import login_refusal, time_limits
+from pgstash.postgres.server.connection import Connection
 
 _READABLE = select.POLLIN
 _WRITABLE = select.POLLOUT
@@ -29,19 +26,22 @@ Row = list[bytes | None]
 
 
 class NotAnsweredError(psycopg.OperationalError):
-    """No answer came in time."""
+    """The server did not answer in time."""
 
 
 class Session:
-    """One session; use it with ``contextlib.closing``."""
+    """One session; a context manager that closes it.
+
+    Text arrives as it is stored: no server converts anything to SQL_ASCII.
+    """
 
     def __init__(self, connection: Connection, **different: str) -> None:
-        """Log in with these parameters, but for what is to be ``different``.
+        """Log in with the parameters of a connection; those in ``different`` replace them.
 
-        Raises DatabaseUnreachableError where no server answers in time, DatabaseLoginError
-        where one refuses.
+        Raises DatabaseUnreachableError if no server answers in time, DatabaseLoginError if one
+        refuses the login.
         """
-        conninfo = connection.conninfo_with_secrets(**different)
+        conninfo = connection.conninfo_with_secrets(client_encoding="SQL_ASCII", **different)
         self.pgconn: pq.abc.PGconn = pq.PGconn.connect_start(conninfo)
         try:
             self._connect()
@@ -49,20 +49,31 @@ class Session:
             self.close()
             reason = " ".join(str(error).split())
             if pq.PGconn.ping(conninfo) == pq.Ping.OK:
-                raise DatabaseLoginError(
-                    f"the database refused a second session: {reason}", hint=login.hint(conninfo)
-                ) from error
+                message = f"the database refused a second session: {reason}"
+                raise login_refusal.error(conninfo, message) from error
             raise DatabaseUnreachableError(f"the database cannot be reached: {reason}") from error
         except BaseException:
             self.close()
             raise
 
-    def ask(self, statements: str | bytes, seconds: float) -> list[Row]:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        _kind: type[BaseException] | None,
+        _error: BaseException | None,
+        _traceback: TracebackType | None,
+    ) -> None:
+        """Close the connection."""
+        self.close()
+
+    def ask(self, statements: str | bytes, seconds: float = time_limits.ANSWER) -> list[Row]:
         """Run statements as one message, and return the rows of the last one.
 
-        Text is sent as UTF-8, bytes as they are.
-        Raises psycopg.Error where one fails, where the session is lost, and where the answer
-        takes more than ``seconds``. What was interrupted is over: the session is closed.
+        Text is sent as UTF-8, bytes as they are. Raises psycopg.Error if a statement fails, if the
+        session is lost, and if the answer takes more than ``seconds``. After any exception the
+        session is closed.
         """
         try:
             text = statements.encode() if isinstance(statements, str) else statements
@@ -72,12 +83,12 @@ class Session:
             raise
 
     def close(self) -> None:
-        """Close the connection at once; again is no error."""
+        """Close the connection at once; closing it again is allowed."""
         self.pgconn.finish()
 
     def _connect(self) -> None:
-        give_up = time.monotonic() + _SECONDS_TO_CONNECT
-        # A look at the connection's state before the first poll is wanted: it may have failed.
+        give_up = time.monotonic() + time_limits.SESSION
+        # The first poll is only allowed if the connection has not already failed.
         while self.pgconn.status != pq.ConnStatus.BAD:
             state = self.pgconn.connect_poll()
             if state == pq.PollingStatus.OK:
@@ -94,8 +105,8 @@ def ask(pgconn: pq.abc.PGconn, statements: bytes, seconds: float) -> list[Row]:
 
     Raises as :func:`answer` does.
     """
-    # Few bytes find room in the socket's buffer at once; with many it waits for the server,
-    # which has nothing to do but to read them.
+    # A few bytes fit into the socket's buffer. More of them wait for the server, which has nothing
+    # else to do than to read them.
     pgconn.send_query(statements)
     return answer(pgconn, seconds)
 
@@ -103,15 +114,15 @@ def ask(pgconn: pq.abc.PGconn, statements: bytes, seconds: float) -> list[Row]:
 def answer(pgconn: pq.abc.PGconn, seconds: float) -> list[Row]:
     """Return the rows of the last one of the statements that were sent.
 
-    Raises psycopg.Error where one failed and where the session is lost, NotAnsweredError where the
-    answer takes more than ``seconds``: it may be waited for again.
+    Raises psycopg.Error if one failed or the session is lost, NotAnsweredError if the answer takes
+    more than ``seconds``. After NotAnsweredError this may be called again.
     """
     give_up = time.monotonic() + seconds
     rows: list[Row] = []
     while (result := _result(pgconn, give_up)) is not None:
         if result.status not in _DONE:
             error = psycopg.OperationalError(_text(result.error_message))
-            # The text is in the server's language.
+            # Its text may be in any language.
             state = result.error_field(pq.DiagnosticField.SQLSTATE)
             error.sqlstate = state.decode() if state else None
             raise error

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pgstash.errors import ClientToolsError, ScratchError
-from pgstash.postgres.process import child_environment
-from pgstash.postgres.source import Connection
+from pgstash.postgres.server.connection import Connection
+from pgstash.postgres.tools.environment import child_environment
 
 # Where packages put several majors side by side: Debian and Ubuntu, RHEL, Alpine, Homebrew.
 _PACKAGED = (
@@ -24,7 +24,7 @@ _VERSION = re.compile(r"\(PostgreSQL\) (\d+)(\S*)")
 _SECONDS_FOR_VERSION = 10
 _INVALID_OPTION = re.compile(r'invalid connection option "(\w+)"')
 
-# What the oldest libpq knows that is of use here, and since when there is the rest
+# The parameters that even the oldest libpq knows, and the majors that introduced the others
 # (https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-PARAMKEYWORDS).
 _KNOWN_TO_ALL = frozenset(
     {
@@ -86,9 +86,9 @@ _SINCE = {
 
 @dataclass(frozen=True, slots=True)
 class ClientTools:
-    """One installed set of client tools: the folder they lie in, and their version.
+    """One installed set of client tools: its folder and its version.
 
-    ``minor`` is the number behind the major; -1 of a beta or a release candidate.
+    ``minor`` is the number after the major; -1 for a beta or a release candidate.
     """
 
     folder: Path
@@ -118,14 +118,13 @@ class ClientTools:
 
 
 def find(server_major: int, path: str, environment: Mapping[str, str] | None = None) -> ClientTools:
-    """Return the tools of the server's own major, the latest release, else of the next newer one.
+    """Return the latest tools of the server's major, else of the next newer major.
 
-    ``path`` is a search path as in ``PATH``; ``environment`` is what the tools may choose from
-    when they are asked for their version, the path alone where it is not given. pg_dump
-    refuses a server newer than itself
-    (https://www.postgresql.org/docs/current/app-pgdump.html, Notes), and a dump made by a much
-    newer one holds settings that the old server rejects, so the nearest wins. Raises
-    ClientToolsError that names the package to install.
+    ``path`` is a search path as in ``PATH``. The tools are asked for their version with a part of
+    ``environment``, or with the path alone if it is not given. pg_dump refuses a server newer than
+    itself (https://www.postgresql.org/docs/current/app-pgdump.html, Notes), and a much newer one
+    writes settings that an old server rejects. Raises ClientToolsError, which names the package to
+    install.
     """
     visible = child_environment(environment or {"PATH": path})
     installed = list(_installed(path, visible))
@@ -137,7 +136,7 @@ def find(server_major: int, path: str, environment: Mapping[str, str] | None = N
         f"no pg_dump fits PostgreSQL {server_major} (installed: {found})",
         hint=(
             f"Install the client of PostgreSQL {server_major}, or a newer one: "
-            f"postgresql-client-{server_major} (Debian and Ubuntu, from apt.postgresql.org where "
+            f"postgresql-client-{server_major} (Debian and Ubuntu, from apt.postgresql.org if "
             f"their own repository lacks it), postgresql{server_major} (RHEL, from "
             f"yum.postgresql.org) or postgresql{server_major}-client (Alpine)."
         ),
@@ -149,10 +148,10 @@ def refuse_unknown_parameters(
 ) -> None:
     """Raise ClientToolsError if the tools do not know a parameter of the connection.
 
-    Our own libpq may be newer than theirs. They are asked: the libpq that they use need not be of
-    their own version.
+    pgstash's own libpq may be newer than theirs. Their version does not determine their libpq, so
+    pg_dump is asked.
     """
-    # Empty ones are not handed on: they only keep the environment from filling them in.
+    # Empty parameters are not passed on: they only keep the environment from filling them in.
     given = {name for name, value in connection.parameters.items() if value}
     left = sorted({*given, *connection.secrets} - _KNOWN_TO_ALL)
     unknown: list[str] = []
@@ -165,9 +164,9 @@ def refuse_unknown_parameters(
     since = max(_SINCE.get(name, 0) for name in unknown)
     version = f"PostgreSQL {since}, or a newer one" if since else "a newer PostgreSQL"
     raise ClientToolsError(
-        f"pg_dump {tools.version} in {tools.folder} does not know what the connection asks for: "
-        f"{names}",
-        hint=f"Install the client of {version}. Or leave {names} out of DATABASE_URL, the "
+        f"pg_dump {tools.version} in {tools.folder} does not know these parameters of the "
+        f"connection: {names}",
+        hint=f"Install the client of {version}. Or remove {names} from DATABASE_URL, the "
         "environment and the service file.",
     )
 
@@ -175,7 +174,7 @@ def refuse_unknown_parameters(
 def _refused(
     tools: ClientTools, names: Sequence[str], environment: Mapping[str, str]
 ) -> str | None:
-    """Return the first of these parameters that pg_dump refuses; it connects to nothing."""
+    """Return the first of these parameters that pg_dump refuses; it does not connect."""
     conninfo = " ".join(["host=/nonexistent", "dbname=x", *(f"{name}=''" for name in names)])
     try:
         answer = subprocess.run(  # noqa: S603 - a path that was found, no shell
@@ -189,16 +188,16 @@ def _refused(
             check=False,
         )
     except (OSError, subprocess.TimeoutExpired):
-        return None  # what is wrong with it shows when it is to dump
-    # In English as it is run. What else it says is that nobody answers.
+        return None  # the dump itself will report the cause
+    # It runs with English messages. Its other message is that no server answers.
     found = _INVALID_OPTION.search(answer.stderr.decode(errors="replace"))
     return found[1] if found and found[1] in names else None
 
 
 def find_server(major: int, path: str, environment: Mapping[str, str] | None = None) -> ClientTools:
-    """Return the tools of this major, else of the next newer one, that have a server beside them.
+    """Return tools of this major, else of the next newer one, with a server in their folder.
 
-    Arguments as in :func:`find`. Raises ScratchError that names the package to install.
+    Arguments as in :func:`find`. Raises ScratchError, which names the package to install.
     """
     visible = child_environment(environment or {"PATH": path})
     fitting = [
@@ -210,15 +209,15 @@ def find_server(major: int, path: str, environment: Mapping[str, str] | None = N
     if fitting:
         return min(fitting, key=_nearest)
     raise ScratchError(
-        f"there is no server of PostgreSQL {major} or newer installed here to restore into",
+        f"no server of PostgreSQL {major} or newer is installed here to restore into",
         hint=f"Install its package (Debian and Ubuntu: postgresql-{major}, RHEL: "
-        f"postgresql{major}-server, Alpine: postgresql{major}), or let VERIFY_DATABASE_URL name a "
-        "server where databases may be made for a moment.",
+        f"postgresql{major}-server, Alpine: postgresql{major}), or set VERIFY_DATABASE_URL to a "
+        "server on which pgstash may create temporary databases.",
     )
 
 
 def _nearest(tools: ClientTools) -> tuple[int, int]:
-    """Order by major, and the latest release of one major first: it has the mended bugs."""
+    """Order by major, the latest release of each first: it has the most bug fixes."""
     return tools.major, -tools.minor
 
 
@@ -231,7 +230,7 @@ def _installed(path: str, environment: Mapping[str, str]) -> Iterator[ClientTool
     folders += [Path(entry) for entry in path.split(":") if entry]
     for folder in dict.fromkeys(folders):
         pg_dump = shutil.which("pg_dump", path=str(folder))
-        # Debian's wrapper in /usr/bin picks a major by rules of its own; the real ones are above.
+        # Debian's wrapper in /usr/bin chooses a major by its own rules. The real tools are above.
         if pg_dump and Path(pg_dump).resolve().name != "pg_wrapper":
             version = _version_of([pg_dump, "--version"], environment)
             if version:
@@ -252,7 +251,7 @@ def _version_of(
             check=False,
         )
     except (OSError, subprocess.TimeoutExpired):
-        return None  # not one that can be run, so not one that fits
+        return None  # it cannot be run
     match = _VERSION.search(answer.stdout.decode(errors="replace"))
     if not match:
         return None

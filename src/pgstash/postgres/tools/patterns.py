@@ -1,8 +1,8 @@
-"""Which tables are meant by patterns as pg_dump and psql read them.
+"""Which tables match the patterns of pg_dump and psql.
 
-https://www.postgresql.org/docs/current/app-psql.html#APP-PSQL-PATTERNS, but for the characters of
-regular expressions, which stand for themselves here. What is dumped is pg_dump's decision: this is
-for reading what it wrote, and for telling beforehand what it will look at.
+https://www.postgresql.org/docs/current/app-psql.html#APP-PSQL-PATTERNS, except that characters of
+regular expressions have no special meaning here. pg_dump itself decides what it dumps. This module
+serves to read what it wrote, and to predict what it will read.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ import re
 from collections.abc import Callable, Sequence
 
 Fits = Callable[[str, str], bool]
-"""Tells whether a schema and a table, or what is named as one is, are meant."""
+"""Returns whether a pattern matches a schema and a table, or another object with such a name."""
 
 _TOKEN = re.compile(r'"((?:[^"]|"")*)"|([^"])')
 _DEFAULT_SCHEMA = "public"
 
 
 def compiled(pattern: str) -> Fits:
-    """Return what tells whether a schema and a table fit a pattern; without a schema any fits."""
+    """Return the test for one pattern. A pattern without a schema matches in any schema."""
     schemas, table = _parts(pattern)
 
     def fits(schema: str, name: str) -> bool:
@@ -30,10 +30,9 @@ def compiled(pattern: str) -> Fits:
 
 
 def dumped(options: Sequence[str]) -> Fits:
-    """Return what tells whether pg_dump dumps a table, with options as ``--name=pattern``.
+    """Return the test whether pg_dump dumps a table, with options of the form ``--name=pattern``.
 
-    A pattern without a schema fits what is in ``public``: where pg_dump would look, if nobody has
-    changed the search_path.
+    A pattern without a schema matches in ``public``, as for pg_dump with the default search_path.
     """
     tables = _any(options, ("table", "table-and-children"))
     schemas = _any_schema(options, "schema")
@@ -49,20 +48,20 @@ def dumped(options: Sequence[str]) -> Fits:
 
 
 def read(options: Sequence[str]) -> Fits:
-    """Return what tells whether pg_dump reads the rows of a table that it dumps."""
+    """Return the test whether pg_dump reads the rows of a table that it dumps."""
     without = _any(options, ("exclude-table-data", "exclude-table-data-and-children"))
     return lambda schema, name: not without(schema, name)
 
 
 def with_large_objects(options: Sequence[str]) -> bool:
-    """Tell whether pg_dump dumps large objects: with all of a database, or if it is told to."""
+    """Return whether pg_dump dumps large objects: with a whole database, or with an option."""
     if not {"-B", "--no-blobs", "--no-large-objects"}.isdisjoint(options):
         return False
     return not selects(options) or not {"-b", "--blobs", "--large-objects"}.isdisjoint(options)
 
 
 def selects(options: Sequence[str]) -> bool:
-    """Tell whether pg_dump dumps what it is told to alone, and nothing that has no schema."""
+    """Return whether pg_dump dumps only selected objects, and nothing that has no schema."""
     names = ("--table=", "--table-and-", "--schema=", "--extension=")
     return any(each.startswith(names) for each in options)
 
@@ -105,5 +104,5 @@ def _parts(pattern: str) -> tuple[list[re.Pattern[str]], re.Pattern[str]]:
 
 
 def _folded(letter: str) -> str:
-    """Return the lower case of an ASCII letter: of others PostgreSQL keeps the case."""
+    """Return an ASCII letter in lower case; PostgreSQL keeps the case of other letters."""
     return letter.lower() if letter.isascii() else letter

@@ -1,7 +1,7 @@
-"""Options that a user adds to pg_dump: patterns of what to leave out, and the allowed rest.
+"""Options that a user gives to pg_dump: patterns of what to exclude, and other allowed options.
 
-https://www.postgresql.org/docs/current/app-pgdump.html, of the majors 14 to 18. An option is
-either known to leave a complete, plain dump as pgstash needs it, or it is refused.
+https://www.postgresql.org/docs/current/app-pgdump.html, for the majors 14 to 18. An option is
+refused unless the dump stays complete and plain with it, as pgstash needs it.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ _NOT_OF_ROWS_ALONE = ("--disable-triggers", "--superuser=", "--verbose", "-v")
 _ITEM = re.compile(r'(?:[^",]|"[^"]*")+')
 
 _FORMAT = "an archive is plain SQL on one stream"
-_CONNECTION = "DATABASE_URL says where to connect to, and how"
+_CONNECTION = "DATABASE_URL sets where and how to connect"
 _PARTIAL = "half of a database is no backup"
 _COPY = "rows are counted in COPY blocks"
 _JOBS = "one stream has no parallel jobs"
 
-# With these a dump still has every object and every row.
+# With these a dump still contains every object and every row.
 _COMPLETE = frozenset(
     {
         "blobs",
@@ -77,19 +77,19 @@ _ALLOWED_WITH_VALUE = _COMPLETE_WITH_VALUE | {
 }
 
 _REFUSED = {
-    "binary-upgrade": "it is for pg_upgrade alone",
+    "binary-upgrade": "it is only for pg_upgrade",
     "create": "a backup restores into a database of any name",
     "encoding": "a dump is in the database's own encoding",
-    "enable-row-security": "rows would be left out without a word",
+    "enable-row-security": "rows would be left out silently",
     "extra-float-digits": "numbers could lose digits",
     "filter": "write its patterns here, where the manifest records them",
-    "help": "no dump comes of it",
+    "help": "it makes no dump",
     "include-foreign-data": "a restore, and each drill, would write those rows to the other server",
     "lock-wait-timeout": "LOCK_TIMEOUT sets it",
-    "restrict-key": "a key that is known does not protect",
+    "restrict-key": "a known key does not protect",
     "snapshot": "a dump takes its own",
     "sync-method": "nothing is written to disk",
-    "version": "no dump comes of it",
+    "version": "it makes no dump",
     **dict.fromkeys(("compress", "file", "format"), _FORMAT),
     **dict.fromkeys(("jobs", "no-synchronized-snapshots"), _JOBS),
     **dict.fromkeys(("dbname", "host", "no-password", "password", "port", "username"), _CONNECTION),
@@ -154,7 +154,7 @@ _REFUSED_WITH_VALUE = frozenset("dEfFhjpUZ") | {
 
 
 def split_list(text: str) -> list[str]:
-    """Split at commas, though not at one within double quotes. Raises ValueError."""
+    """Split at commas, except within double quotes. Raises ValueError."""
     if text.count('"') % 2:
         raise ValueError("lacks a closing double quote")
     items = [item.strip() for item in _ITEM.findall(text)]
@@ -165,7 +165,7 @@ def split_list(text: str) -> list[str]:
 
 
 def excluding(tables: str = "", table_data: str = "", schemas: str = "") -> list[str]:
-    """Return the options that leave out what lists of patterns match."""
+    """Return the options that exclude what these lists of patterns match."""
     lists = {"exclude-table": tables, "exclude-table-data": table_data, "exclude-schema": schemas}
     return [
         f"--{option}={pattern}"
@@ -176,9 +176,9 @@ def excluding(tables: str = "", table_data: str = "", schemas: str = "") -> list
 
 
 def allowed(text: str) -> list[str]:
-    """Split options like a POSIX shell would, and return each as one word with its value.
+    """Split options as a POSIX shell does, and return each as one word with its value.
 
-    Raises ValueError that names every option that may not be given, and why.
+    Raises ValueError, which names every option that is not allowed, and the reason.
     """
     try:
         words = shlex.split(text)
@@ -192,21 +192,21 @@ def allowed(text: str) -> list[str]:
 
 
 def role(options: Sequence[str]) -> str | None:
-    """Return the role that pg_dump takes with these options: the last that they name."""
+    """Return the role that pg_dump sets with these options: the last that they name."""
     named = [each.removeprefix(_ROLE) for each in options if each.startswith(_ROLE)]
     return named[-1] if named else None
 
 
 def of_rows_alone(options: Sequence[str]) -> list[str]:
-    """Return the options for a pg_dump that is to write the rows, and no more, of a whole dump.
+    """Return the options for a pg_dump that writes only the rows of a whole dump.
 
-    It takes that for a dump of rows alone, and would heed what it ignores otherwise.
+    They lack options that pg_dump ignores in a whole dump, but obeys in a dump of the rows alone.
     """
     return [each for each in options if not each.startswith(_NOT_OF_ROWS_ALONE)]
 
 
 def leaving_out(options: Iterable[str]) -> list[str]:
-    """Return those of these options with which a dump may lack objects or rows."""
+    """Return the options with which a dump may lack objects or rows."""
     return [each for each in options if _name(each) not in _COMPLETE | _COMPLETE_WITH_VALUE]
 
 
@@ -218,7 +218,7 @@ def _name(option: str) -> str:
 
 @dataclass
 class _Reader:
-    """Reads options as getopt_long(3) does, but for abbreviated names, which it refuses."""
+    """Reads options as getopt_long(3) does, but refuses abbreviated names."""
 
     words: Iterator[str]
 
@@ -251,7 +251,7 @@ class _Reader:
             yield f"--{name}"
 
     def _cluster(self, word: str) -> Iterator[str]:
-        """Read one-letter options that stand together; the first that takes a value ends them."""
+        """Read one-letter options in one word; the first that takes a value ends it."""
         for position, letter in enumerate(word[1:], 2):
             rest = word[position:]
             name = _SHORT.get(letter, "")
@@ -273,6 +273,8 @@ class _Reader:
     def _is_refused(self, shown: str, name: str) -> bool:
         if name in _ALLOWED or name in _ALLOWED_WITH_VALUE:
             return False
-        reason = _REFUSED.get(name, "no option that pgstash knows; abbreviations are not")
+        reason = _REFUSED.get(
+            name, "not an option that pgstash knows; abbreviations are not allowed"
+        )
         self.problems.append(f"{shown} ({reason})")
         return True

@@ -1,4 +1,4 @@
-"""A client tool as a child process: a clean environment, its stderr drained, its end certain."""
+"""A client tool as a child process: clean environment, stderr drained, and always ended."""
 
 from __future__ import annotations
 
@@ -11,33 +11,16 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Self
 
-from pgstash.child import SECONDS_TO_TERMINATE, Group, Lines
 from pgstash.errors import DumpError, PgstashError
-from pgstash.postgres.source import Connection
+from pgstash.postgres.server.connection import Connection
+from pgstash.postgres.tools import environment
+from pgstash.processes.child import SECONDS_TO_TERMINATE, Group, Lines
 
-# All that a client tool may learn of our environment: nothing of it is a secret of ours, and
-# no PG… variable is in it.
-_ENVIRONMENT = (
-    "PATH",
-    "HOME",
-    "USER",
-    "LOGNAME",
-    "LD_LIBRARY_PATH",
-    "TZ",
-    "KRB5CCNAME",
-    "KRB5_CLIENT_KTNAME",
-    "KRB5_CONFIG",
-    "KRB5_KTNAME",
-    "SSL_CERT_FILE",
-    "SSL_CERT_DIR",
-    "OPENSSL_CONF",
-)
-
-# Below glibc's threshold for mmap (128 KiB): a chunk reuses warm memory instead of faulting in new
-# pages, which costs a third of a second of CPU for each GB.
+# Below glibc's threshold for mmap (128 KiB): page faults would cost 0.3 s of CPU for each GB.
 CHUNK_BYTES = 120 * 1024
 _PIPE_BYTES = 1024 * 1024
 _LET_IT_FILL = 0.001  # seconds
@@ -45,57 +28,54 @@ _SECONDS_TO_EXIT = 60.0
 _READ_BYTES = 64 * 1024
 
 
-def child_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return what of an environment a client tool may see, with messages in English."""
-    allowed = {name: value for name, value in environment.items() if name in _ENVIRONMENT}
-    return allowed | {"LC_ALL": "C"}
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A client tool to start: its ``words``, to which ``--dbname`` is appended.
+
+    The child sees a part of ``environment``, usually that of the process. If it is ``fed``, it
+    reads what :meth:`Child.queue` and :meth:`Child.feed_and_discard` write. It inherits the
+    descriptors ``inherited``. It may write ``ahead_bytes`` before they are read, if the system
+    allows so large a pipe. ``failure`` is the class of all errors. Only the first lines of its
+    stderr are passed on, unless ``all_lines`` is true.
+    """
+
+    words: Sequence[str | Path]
+    environment: Mapping[str, str]
+    fed: bool = False
+    inherited: Sequence[int] = ()
+    ahead_bytes: int | None = None
+    failure: type[PgstashError] = DumpError
+    all_lines: bool = False
 
 
 class Child:
     """A running client tool whose stdout is read as a stream, or whose stdin is fed with one.
 
-    A context manager: leaving it ends the tool and all that it started, if they still run.
+    A context manager: leaving it ends the tool and every process that the tool started.
     """
 
-    def __init__(  # noqa: PLR0913 - each is one property of one process
-        self,
-        command: Sequence[str | Path],
-        connection: Connection,
-        environment: Mapping[str, str],
-        *,
-        say: Callable[[str], None],
-        fed: bool = False,
-        inherited: Sequence[int] = (),
-        ahead_bytes: int | None = None,
-        failure: type[PgstashError] = DumpError,
-        says_all: bool = False,
+    def __init__(
+        self, command: Command, connection: Connection, report: Callable[[str], None]
     ) -> None:
-        """Start the tool; ``say`` is called with each line of its stderr, from a thread.
+        """Start the tool; a thread calls ``report`` with each line of its stderr.
 
-        With the first ones, that is, unless it ``says_all``.
-
-        ``--dbname`` is appended to the command. ``environment`` is what the child may
-        choose from, usually the process's own. With ``fed`` it reads what :meth:`queue` and
-        :meth:`feed_and_discard` write; ``inherited`` are descriptors that it keeps. It may write
-        ``ahead_bytes`` that were not read yet, if the system has room for them in a pipe.
-
-        Raises ``failure`` where it cannot start, and all else that goes wrong.
+        Raises the command's ``failure`` if it cannot start.
         """
-        self._failure = failure
-        self._name = Path(command[0]).name
+        self._failure = command.failure
+        self._name = Path(command.words[0]).name
         secrets = tuple(connection.secrets.values())
-        self._lines = Lines(say, secrets, math.inf) if says_all else Lines(say, secrets)
+        self._lines = Lines(report, secrets, *([math.inf] if command.all_lines else []))
         process: subprocess.Popen[bytes] | None = None
         try:
-            with _login_environment(connection) as (variables, descriptors, conninfo):
+            with environment.of_login(connection) as (variables, descriptors, conninfo):
                 process = self._process = subprocess.Popen(  # noqa: S603 - no shell, our own path
-                    [*command, f"--dbname={conninfo}"],
-                    stdin=subprocess.PIPE if fed else subprocess.DEVNULL,
+                    [*command.words, f"--dbname={conninfo}"],
+                    stdin=subprocess.PIPE if command.fed else subprocess.DEVNULL,
                     stdout=subprocess.PIPE,
                     stderr=subprocess.PIPE,
-                    env=child_environment(environment) | variables,
-                    pass_fds=(*descriptors, *inherited),
-                    # A group of its own: a terminal's Ctrl-C reaches us alone, we end the group.
+                    env=environment.child_environment(command.environment) | variables,
+                    pass_fds=(*descriptors, *command.inherited),
+                    # A group of its own: Ctrl-C in a terminal reaches only pgstash, which ends it.
                     start_new_session=True,
                 )
             self._group = Group(process)
@@ -108,7 +88,7 @@ class Child:
             if self._stdin:
                 os.set_blocking(self._stdin.fileno(), False)
                 _resize(self._stdin, _PIPE_BYTES)
-            self._room = ahead_bytes or _PIPE_BYTES
+            self._room = command.ahead_bytes or _PIPE_BYTES
             self._listener = threading.Thread(target=self._listen, daemon=True)
             self._listener.start()
         except BaseException as error:
@@ -134,7 +114,7 @@ class Child:
         self.close_stdin()
 
     def end(self) -> None:
-        """End the tool; whoever reads from it sees the end of its output."""
+        """End the tool; a reader sees the end of its output."""
         self._group.end()
 
     @property
@@ -152,10 +132,9 @@ class Child:
     ) -> Iterator[bytes]:
         """Yield what the tool writes to stdout, until its end.
 
-        ``begun`` is called when the first of it is there and nothing was read: the tool cannot have
-        written more than a small pipe holds. ``silent`` is called each time that
-        nothing came for ``silent_seconds``. Raises an error where nothing comes for
-        ``idle_seconds``. Both count only while we wait.
+        ``begun`` is called when output is available, before any is read: the tool cannot have
+        written more than a small pipe holds. ``silent`` is called each time that nothing arrived
+        for ``silent_seconds``. Raises an error if nothing arrives for ``idle_seconds`` of waiting.
         """
         descriptor = self._stdout.fileno()
         while True:
@@ -166,7 +145,7 @@ class Child:
                 if left <= 0:
                     raise self._failure(
                         f"{self._name} wrote nothing for {idle_seconds:.0f} s and was stopped",
-                        hint="Look at what its session waits for, in pg_stat_activity.",
+                        hint="Check in pg_stat_activity what its session waits for.",
                     )
                 silent()
                 patience = min(silent_seconds, left)
@@ -179,13 +158,13 @@ class Child:
                 return
             yield chunk
             if len(chunk) < CHUNK_BYTES // 2:
-                # pg_dump writes 4 KiB at a time: a short nap saves thousands of switches.
+                # pg_dump writes 4 KiB at a time: a short sleep saves thousands of switches.
                 time.sleep(_LET_IT_FILL)
 
     def read_until(self, mark: bytes, idle_seconds: float) -> Iterator[bytes]:
-        """Yield what the tool writes to stdout before a mark that nothing follows.
+        """Yield what the tool writes to stdout before a mark, which is the last thing it writes.
 
-        Raises EOFError where stdout ends without it (:meth:`wait` says why), and what
+        Raises EOFError if stdout ends without the mark (:meth:`wait` returns why), and what
         :meth:`read` raises.
         """
         held = b""
@@ -195,7 +174,7 @@ class Child:
                 if len(data) > len(mark):
                     yield data[: -len(mark)]
                 return
-            # Only an end that is the mark's beginning has to wait for what follows.
+            # Only an end that may be the beginning of the mark waits for the next chunk.
             keep = _overlap(data, mark)
             held = data[len(data) - keep :]
             if keep < len(data):
@@ -203,19 +182,18 @@ class Child:
         raise EOFError(self._name)
 
     def queue(self, data: bytes) -> None:
-        """Have this written to the tool's stdin, while its output is read.
+        """Write this to the tool's stdin later, while its output is read: neither has to wait.
 
-        So neither waits for the other, however small the pipes are. What a tool that has exited
-        does not read any more is dropped: its output ends.
+        If the tool exits before it has read everything, the rest is dropped: its output ends.
         """
         if not self._queued:
             self._poll.register(_pipe(self._stdin), select.POLLOUT)
         self._queued = memoryview(bytes(self._queued) + data)
 
     def feed_and_discard(self, data: bytes) -> bool:
-        """Write to the tool's stdin, and discard what it writes to stdout until that is done.
+        """Write to the tool's stdin, and meanwhile discard what it writes to stdout.
 
-        It takes as long as the tool does. Return whether the tool still reads.
+        It takes as long as the tool takes to read it. Returns whether the tool still reads.
         """
         stdin, stdout = _pipe(self._stdin).fileno(), self._stdout.fileno()
         poll = select.poll()
@@ -246,7 +224,7 @@ class Child:
     def _readable(self, seconds: float | None) -> int:
         """Write what is queued until there is output, or its end; return poll's events for it.
 
-        They are 0 if nothing came in time.
+        Returns 0 if there is none in time.
         """
         give_up = None if seconds is None else time.monotonic() + seconds
         while True:
@@ -267,7 +245,7 @@ class Child:
             self._poll.unregister(_pipe(self._stdin))
 
     def _unqueued(self) -> bytes:
-        """Return what is queued, which is not queued any more."""
+        """Return what is queued, and empty the queue."""
         data = bytes(self._queued)
         if data:
             self._queued = memoryview(b"")
@@ -275,19 +253,19 @@ class Child:
         return data
 
     def close_stdin(self) -> None:
-        """Let the tool see the end of its input."""
+        """Close stdin: the tool reads the end of its input."""
         if self._stdin:
             self._stdin.close()
 
     def wait(self, seconds: float = _SECONDS_TO_EXIT) -> int:
-        """Wait for the exit after the end of stdout; return its status as Popen gives it.
+        """Wait for the exit after the end of stdout; return the status in the form of Popen.
 
-        Raises an error where the tool stays although it has closed its output.
+        Raises an error if the tool closed its output, but does not exit.
         """
         if not self._group.exits(seconds):
             raise self._failure(
                 f"{self._name} closed its output but did not exit",
-                hint="Look at what its session waits for, in pg_stat_activity.",
+                hint="Check in pg_stat_activity what its session waits for.",
             )
         self._group.end()
         self._listener.join(SECONDS_TO_TERMINATE)
@@ -312,7 +290,7 @@ def _overlap(data: bytes, mark: bytes) -> int:
 
 
 def _resize(pipe: IO[bytes], size: int) -> None:
-    with contextlib.suppress(OSError):  # the default size works, with more switches
+    with contextlib.suppress(OSError):  # the default size works too, but is slower
         fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, size)
 
 
@@ -320,44 +298,3 @@ def _pipe(stream: IO[bytes] | None) -> IO[bytes]:
     if stream is None:
         raise AssertionError("Popen was asked for a pipe")
     return stream
-
-
-@contextlib.contextmanager
-def in_memory(name: str, content: bytes) -> Iterator[tuple[int, str]]:
-    """Yield descriptor and path of a file in memory: the path for a child that keeps the former.
-
-    https://man7.org/linux/man-pages/man2/memfd_create.2.html
-    """
-    descriptor = os.memfd_create(name)
-    try:
-        with open(descriptor, "wb", closefd=False) as file:
-            file.write(content)
-        yield descriptor, f"/proc/self/fd/{descriptor}"
-    finally:
-        os.close(descriptor)
-
-
-@contextlib.contextmanager
-def _login_environment(
-    connection: Connection,
-) -> Iterator[tuple[dict[str, str], tuple[int, ...], str]]:
-    """Give a child its secrets: variables, descriptors to inherit, and its connection string.
-
-    Passwords go through PGPASSWORD. The few secrets that have no variable go through a
-    service file (https://www.postgresql.org/docs/current/libpq-pgservice.html) that exists
-    in memory alone.
-    """
-    variables: dict[str, str] = {}
-    secrets = dict(connection.secrets)
-    if "password" in secrets:
-        variables["PGPASSWORD"] = secrets.pop("password")
-    if not secrets:
-        yield variables, (), connection.conninfo
-        return
-    lines = ["[pgstash]", *(f"{key}={value}" for key, value in secrets.items()), ""]
-    with in_memory("pg_service.conf", "\n".join(lines).encode("utf-8", "surrogateescape")) as (
-        descriptor,
-        path,
-    ):
-        variables["PGSERVICEFILE"] = path
-        yield variables, (descriptor,), f"{connection.conninfo} service=pgstash"

@@ -1,20 +1,23 @@
-"""The head of pg_dump's custom format: its table of contents, which stands before all data.
+"""The head of pg_dump's custom format: its table of contents, which precedes all data.
 
 The format is that of WriteHead() and WriteToc() in pg_backup_archiver.c and of pg_backup_custom.c,
-versions 1.14 (pg_dump 14 and 15), 1.15 (16) and 1.16 (17 and 18). pg_restore reads a file that ends
-after it, as long as nothing is asked of it that would need data.
+versions 1.14 (pg_dump 14 and 15), 1.15 (16) and 1.16 (17 and 18). pg_restore accepts a file that
+ends after the head, unless it needs data.
 """
 
 from __future__ import annotations
 
 import re
 import struct
-from dataclasses import dataclass
+from collections.abc import Container
+from dataclasses import dataclass, field
 from enum import IntEnum
 
 _MAGIC = b"PGDMP"
 _ROWS = b"TABLE DATA"
+_UNDEFINED = b"-- Its definition is in the archive."
 _CUSTOM = 1
+_VERSION_BYTES = 3
 _WITH_ALGORITHM = (1, 15)
 _WITH_RELKIND = (1, 16)
 _KNOWN = ((1, 14), (1, 15), (1, 16))
@@ -22,7 +25,7 @@ _KNOWN = ((1, 14), (1, 15), (1, 16))
 _FIELDS_OF_TIME = 7
 _LONGEST_STRING = 1 << 30
 
-# A sign of one byte, and the number without it: ReadInt() in pg_backup_archiver.c.
+# A sign of one byte, then the absolute value: ReadInt() in pg_backup_archiver.c.
 _INTEGERS = {size: struct.Struct(f"<?{code}") for size, code in ((4, "I"), (8, "Q"))}
 
 _NAME = rb'(?:"(?:[^"]|"")+"|[^".\s(]+)'
@@ -32,15 +35,15 @@ _COPY = re.compile(
 
 
 class TocError(Exception):
-    """These bytes are no table of contents that is understood here."""
+    """The bytes are not a table of contents in a known format."""
 
 
 class _CutShortError(Exception):
-    """It ends behind the bytes that are there."""
+    """The table of contents continues after the bytes so far."""
 
 
 class Section(IntEnum):
-    """Where an entry stands; numbers of teSection in pg_backup.h."""
+    """The section of an entry; the numbers are those of teSection in pg_backup.h."""
 
     NONE = 1
     PRE_DATA = 2
@@ -50,10 +53,11 @@ class Section(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One object of the dump. Text is in the dump's encoding, as it was in the catalog.
+    """One object of the dump. Text is in the dump's encoding, as it is in the catalog.
 
-    ``number`` is pg_dump's own, ``oid`` that of the object, ``copy`` the COPY statement that is to
-    load the rows, ``depends_on`` the numbers of other entries.
+    ``number`` is pg_dump's own, ``oid`` is the object's, ``copy`` is the COPY statement that loads
+    the rows, ``depends_on`` are the numbers of other entries. ``definition`` is from where to
+    where the head has the statements that create it, with their length.
     """
 
     number: int
@@ -64,12 +68,14 @@ class Entry:
     schema: bytes
     copy: bytes
     depends_on: frozenset[int]
+    owner: bytes = b""
+    definition: tuple[int, int] = field(default=(0, 0), compare=False)
 
     @property
     def loads_into(self) -> tuple[bytes, bytes] | None:
-        """Where the rows of a table belong, as a dump writes it: its name, and its columns.
+        """The table that rows are loaded into, as a dump writes it: its name, and its columns.
 
-        None where this is something else. A table may be without columns.
+        None if the entry does not contain rows. A table may have no columns.
         """
         found = _COPY.fullmatch(self.copy)
         return (found[1], found[2] or b"") if found and self.description == _ROWS else None
@@ -77,17 +83,17 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """A table of contents: the bytes up to its end, and what it lists."""
+    """A table of contents: the bytes up to its end, and its entries."""
 
     head: bytes
     entries: tuple[Entry, ...]
 
 
 class Reading:
-    """Reads a table of contents while it comes, each byte once: 3,000 tables have 10 MB of it."""
+    """Reads a table of contents as it arrives, each byte once: that of 3,000 tables has 10 MB."""
 
     def __init__(self) -> None:
-        """Begin at the beginning of an archive."""
+        """Start at the beginning of an archive."""
         self._data = bytearray()
         self._cursor = _Cursor(self._data)
         self._version: tuple[int, int] | None = None
@@ -95,13 +101,13 @@ class Reading:
         self._entries: list[Entry] = []
 
     def __len__(self) -> int:
-        """Return the number of bytes that came."""
+        """Return the number of bytes so far."""
         return len(self._data)
 
     def feed(self, chunk: bytes) -> Contents | None:
-        """Take what comes next; return the table of contents if it ends in it, None before.
+        """Read the next bytes; return the table of contents if it ends there, else None.
 
-        Raises TocError if it is none, or one of a format that is not known.
+        Raises TocError if it is not a table of contents in a known format.
         """
         self._data += chunk
         cursor = self._cursor
@@ -122,11 +128,39 @@ class Reading:
 
 
 def read(data: bytes) -> Contents | None:
-    """Read a table of contents from the beginning of an archive; None if it ends further on.
+    """Read a table of contents from the beginning of an archive; None if it is not complete.
 
-    Raises TocError where it is none, or one of a format that is not known.
+    Raises TocError if it is not a table of contents in a known format.
     """
     return Reading().feed(data)
+
+
+def definition(contents: Contents, entry: Entry) -> bytes:
+    """Return the statements that create an object, or what the entry has in their place."""
+    cursor = _Cursor(bytearray(contents.head[slice(*entry.definition)]))
+    cursor.integers = _integers(contents.head)
+    return cursor.text()
+
+
+def without_definitions(contents: Contents, kept: Container[bytes]) -> bytes:
+    """Return a table of contents that creates nothing: its entries define a comment instead.
+
+    What pg_restore makes of it by itself remains: the statements that give an object its owner.
+    Entries whose description is ``kept`` stay as they are.
+    """
+    head, done, parts = contents.head, 0, []
+    integers = _integers(head)
+    comment = integers.pack(False, len(_UNDEFINED)) + _UNDEFINED  # noqa: FBT003 - the sign
+    for entry in contents.entries:
+        if entry.description not in kept:
+            start, end = entry.definition
+            parts += [head[done:start], comment]
+            done = end
+    return b"".join([*parts, head[done:]])
+
+
+def _integers(head: bytes) -> struct.Struct:
+    return _INTEGERS[head[len(_MAGIC) + _VERSION_BYTES]]
 
 
 def _head(cursor: _Cursor) -> tuple[int, int]:
@@ -135,9 +169,9 @@ def _head(cursor: _Cursor) -> tuple[int, int]:
     major, minor, _revision, int_bytes, cursor.offset_bytes, kind = cursor.take(6)
     version = (major, minor)
     if version not in _KNOWN or kind != _CUSTOM:
-        raise TocError(f"format {kind} in version {major}.{minor} of the archive is not known")
+        raise TocError(f"unknown format: kind {kind} in version {major}.{minor} of the archive")
     if int_bytes not in _INTEGERS:
-        raise TocError(f"numbers of {int_bytes} bytes are not known")
+        raise TocError(f"unknown format: integers of {int_bytes} bytes")
     cursor.integers = _INTEGERS[int_bytes]
     if version >= _WITH_ALGORITHM:
         cursor.take(1)
@@ -153,22 +187,35 @@ def _head(cursor: _Cursor) -> tuple[int, int]:
 def _entry(cursor: _Cursor, *, with_relkind: bool) -> Entry:
     number = cursor.integer()
     cursor.integer()  # whether it has data
-    cursor.skip()  # the catalog that the oid is of
+    cursor.skip()  # the catalog of the oid
     oid = cursor.text()
     tag, description = cursor.text(), cursor.text()
     section = cursor.integer()
-    cursor.skip()  # what makes it
-    cursor.skip()  # what drops it
+    start = cursor.position
+    cursor.skip()  # the statements that create it
+    definition = (start, cursor.position)
+    cursor.skip()  # the statement that drops it
     copy, schema = cursor.text(), cursor.text()
     cursor.skip()  # tablespace
     cursor.skip()  # access method
     if with_relkind:
         cursor.integer()
-    cursor.skip()  # owner
+    owner = cursor.text()
     cursor.skip()  # whether it has OIDs
     depends_on = frozenset(map(_number, iter(cursor.optional, None)))
     cursor.take(1 + cursor.offset_bytes)  # where its data is
-    return Entry(number, _number(oid), description, section, tag, schema, copy, depends_on)
+    return Entry(
+        number,
+        _number(oid),
+        description,
+        section,
+        tag,
+        schema,
+        copy,
+        depends_on,
+        owner,
+        definition,
+    )
 
 
 def _number(text: bytes) -> int:
@@ -179,7 +226,7 @@ def _number(text: bytes) -> int:
 
 
 class _Cursor:
-    """Reads one value after the other."""
+    """Reads one value after another."""
 
     def __init__(self, data: bytearray) -> None:
         self._data = data
@@ -219,5 +266,5 @@ class _Cursor:
     def _length(self) -> int:
         length = self.integer()
         if length > _LONGEST_STRING:
-            raise TocError("a string is too long to be one")
+            raise TocError("a string is too long")
         return length

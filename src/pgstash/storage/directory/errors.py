@@ -1,4 +1,4 @@
-"""What the errors of the operating system mean to a store in a folder, decided by errno."""
+"""Translates errors of the operating system into errors of the store, by errno."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from pgstash.errors import (
 )
 
 _RIGHTS = (
-    "Check who owns the folder, and its mode: the user that runs pgstash must be able to read and "
-    "write there."
+    "Check the owner and the mode of the folder: the user that runs pgstash must be able to read "
+    "and write there."
 )
 _NAME = "The file system does not allow that name. Check BACKUP_PREFIX."
-_BROKEN = "Check the disk or the mounted share, and the kernel log."
-_LIMIT = "The machine is short of that resource. Raise the limit (ulimit), or end other processes."
+_BROKEN = "Check the disk or the mounted share and the kernel log."
+_LIMIT = "The machine is short of that resource. Raise the limit (ulimit) or end other processes."
 
-# What refuses, and what may work again without anybody changing the configuration.
+# Refusals, which last until something is changed. Failures may end on their own.
 _REFUSALS: Mapping[int, str] = {
     errno.EACCES: _RIGHTS,
     errno.EPERM: _RIGHTS,
-    errno.EROFS: "The file system is mounted read-only. Remount it; if the kernel did that because "
-    "of a damaged disk, its log says so.",
-    errno.ENOSPC: "Free some space, or shorten the retention.",
-    errno.EDQUOT: "A quota is used up. Raise it, free some space, or shorten the retention.",
-    errno.EFBIG: "The file system, or a limit (ulimit -f), allows no file of that size.",
-    errno.ENAMETOOLONG: "The path is too long. Shorten BACKUP_PREFIX, or the path in STORAGE_URL.",
-    errno.ELOOP: "A symbolic link in the path leads back to itself. Remove it.",
+    errno.EROFS: "The file system is mounted read-only. Check the kernel log for a damaged disk, "
+    "and remount it.",
+    errno.ENOSPC: "Free space or shorten the retention.",
+    errno.EDQUOT: "A quota is used up. Raise it, free space, or shorten the retention.",
+    errno.EFBIG: "The file system or a limit (ulimit -f) does not allow a file of that size.",
+    errno.ENAMETOOLONG: "The path is too long. Shorten BACKUP_PREFIX or the path in STORAGE_URL.",
+    errno.ELOOP: "A symbolic link in the path points to itself. Remove it.",
     errno.EINVAL: _NAME,
     errno.EILSEQ: _NAME,
     errno.ENOTDIR: "There is a file where a folder must be. Move it away.",
@@ -66,17 +66,17 @@ _MISSING = {errno.ENOENT, errno.ENOTDIR}
 
 
 def read_error(exc: OSError, doing: str) -> StorageError:
-    """Return the error of pgstash for one that reading met; ``doing`` completes "cannot …"."""
+    """Return the error of pgstash for a failed read; ``doing`` completes "cannot …"."""
     if exc.errno in _MISSING:
         return ObjectNotFoundError(_message(exc, doing))
     return write_error(exc, doing)
 
 
 def write_error(exc: OSError, doing: str) -> StorageError:
-    """Return the same for writing, where nothing that is missing is an object."""
+    """Return the error for a failed write; a missing file is not a missing object there."""
     message, code = _message(exc, doing), exc.errno or 0
     if code == errno.ENOENT:
-        return StorageUnreachableError(message, hint="Was the folder removed, or unmounted?")
+        return StorageUnreachableError(message, hint="Was the folder removed or unmounted?")
     if code in _FAILURES:
         return StorageUnreachableError(message, hint=_FAILURES[code])
     hint = _REFUSALS.get(code, "Check the folder and its file system.")
@@ -85,7 +85,7 @@ def write_error(exc: OSError, doing: str) -> StorageError:
 
 @contextmanager
 def reading(doing: str) -> Iterator[None]:
-    """Raise :func:`read_error` for each OSError in the block."""
+    """Raise :func:`read_error` for an OSError in the block."""
     try:
         yield
     except OSError as exc:
@@ -94,7 +94,7 @@ def reading(doing: str) -> Iterator[None]:
 
 @contextmanager
 def writing(doing: str) -> Iterator[None]:
-    """Raise :func:`write_error` for each OSError in the block."""
+    """Raise :func:`write_error` for an OSError in the block."""
     try:
         yield
     except OSError as exc:

@@ -1,6 +1,6 @@
-"""The files of a store in a folder: how they are called, opened, read and removed.
+"""The files of a store in a folder: naming, opening, reading and removing them.
 
-Nothing here trusts a name: whoever can write to the folder may have put anything there.
+No name is trusted: anyone who can write to the folder may have put anything there.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pgstash.errors import (
     StorageRefusedError,
     StorageUnreachableError,
 )
-from pgstash.storage.directory_errors import writing
+from pgstash.storage.directory.errors import writing
 from pgstash.storage.interface import PendingUpload, StoredObject
 
 STARTED = "%Y%m%dT%H%M%SZ"
@@ -50,24 +50,24 @@ def partial_of(path: Path, upload_id: str) -> Path:
 
 
 def unpublished_metadata_of(partial: Path) -> Path:
-    """Return the hidden file with the metadata of an upload, until they get their name."""
+    """Return the hidden file with the metadata of an upload until it is published."""
     return partial.with_suffix(".metadata")
 
 
 def remove_partial(partial: Path) -> None:
-    """Remove an upload; its file last, because the file is how a sweep finds it."""
+    """Remove an upload, its file last: a sweep finds the upload by that file."""
     unpublished_metadata_of(partial).unlink(missing_ok=True)
     partial.unlink(missing_ok=True)
 
 
 def remove(path: Path) -> None:
-    """Remove a file; what is not there, or is a folder, is no object."""
+    """Remove a file. A missing file or a folder is not an object, and not an error."""
     with contextlib.suppress(FileNotFoundError, NotADirectoryError, IsADirectoryError):
         path.unlink()
 
 
 def is_name(text: str) -> bool:
-    """Return whether a file can be called that, and the name is text: no NUL, no broken UTF-8."""
+    """Return whether ``text`` can be a file name: valid UTF-8 without NUL."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -76,23 +76,23 @@ def is_name(text: str) -> bool:
 
 
 def upload_of(path: str, name: str) -> PendingUpload | None:
-    """Return the upload whose hidden file has this path and name; None if it is another file."""
+    """Return the upload whose hidden file has this path and name; None for any other file."""
     found = PARTIAL.fullmatch(name)
     if not found:
         return None
     try:
         started = datetime.strptime(found["started"], STARTED).replace(tzinfo=UTC)
-    except ValueError:  # a time that is none
+    except ValueError:  # not a time
         return None
     return PendingUpload(path.removesuffix(name) + found["name"], found["upload_id"], started)
 
 
 def open_file(path: Path, buffering: int = 0) -> BinaryIO:
-    """Open a regular file to read it; what is none is refused, and nothing is waited for.
+    """Open a regular file for reading, without ever blocking; refuse anything else.
 
     Raises OSError, ObjectNotFoundError, StorageRefusedError.
     """
-    demand_file(path, path.stat())  # so that no device is opened
+    demand_file(path, path.stat())  # before opening, so that no device is opened
     file = open(path, "rb", buffering=buffering, opener=without_waiting)  # noqa: SIM115 - the caller closes it
     try:
         demand_file(path, os.fstat(file.fileno()))
@@ -103,24 +103,24 @@ def open_file(path: Path, buffering: int = 0) -> BinaryIO:
 
 
 def without_waiting(path: str, flags: int) -> int:
-    """Open a file; a named pipe of that name would wait for its other end."""
+    """Open a file without blocking, as a named pipe would until its other end is opened."""
     return os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY, 0o666)
 
 
 def demand_file(path: Path, status: os.stat_result) -> None:
-    """Raise unless it is a regular file. A folder is no object, and anything else is not ours."""
+    """Raise unless it is a regular file: ObjectNotFoundError for a folder, else a refusal."""
     if stat.S_ISDIR(status.st_mode):
         raise ObjectNotFoundError(f"{path} is a folder")
     if not stat.S_ISREG(status.st_mode):
         kind = OTHER_KINDS.get(stat.S_IFMT(status.st_mode), "something else")
         raise StorageRefusedError(
-            f"{path} is not a regular file, but {kind}",
+            f"{path} is not a regular file but {kind}",
             hint="pgstash reads regular files only. Move it away.",
         )
 
 
 def metadata_of(url: str, sidecar: Path) -> Mapping[str, str]:
-    """Read the metadata of an object; none if somebody put the file there by hand."""
+    """Read the metadata of an object; empty for a file that was copied there by hand."""
     try:
         with open_file(sidecar, buffering=-1) as file:
             text = file.read(LONGEST_METADATA + 1)
@@ -139,20 +139,20 @@ def metadata_of(url: str, sidecar: Path) -> Mapping[str, str]:
 
 def _damaged(url: str, sidecar: Path) -> ObjectDamagedError:
     return ObjectDamagedError(
-        f"the metadata of {url} are damaged: {sidecar}",
-        hint="Put that file back from a copy. Without it, the backup is read like one that was "
-        "copied here by hand.",
+        f"the metadata of {url} is damaged: {sidecar}",
+        hint="Restore that file from a copy. If you remove it, the backup is read like one that "
+        "was copied here by hand.",
     )
 
 
 def stored_object(key: str, status: os.stat_result, metadata: Mapping[str, str]) -> StoredObject:
-    """Return an object as its file's status describes it."""
-    seconds = min(max(status.st_mtime, 0.0), LATEST_TIME)  # some file systems know later ones
+    """Return an object as the status of its file describes it."""
+    seconds = min(max(status.st_mtime, 0.0), LATEST_TIME)  # some file systems store later times
     return StoredObject(key, status.st_size, datetime.fromtimestamp(seconds, UTC), metadata)
 
 
 def make_folders(root: Path, folder: Path) -> None:
-    """Make the folders below ``root``, each one lasting through a crash."""
+    """Create the folders below ``root``, each so that it survives a crash."""
     if folder == root or folder.is_dir():
         return
     make_folders(root, folder.parent)
@@ -161,12 +161,12 @@ def make_folders(root: Path, folder: Path) -> None:
 
 
 def for_us_alone(path: str, flags: int) -> int:
-    """Open a file that nobody else may read: a backup holds what the database guards."""
+    """Open a file that no other user may read: a backup holds the contents of the database."""
     return os.open(path, flags, 0o600)
 
 
 def sync_folder(folder: Path) -> None:
-    """Write a folder's own entries to disk; some network file systems cannot, and need not."""
+    """Write the entries of a folder to disk; some network file systems cannot and need not."""
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(handle)
@@ -186,7 +186,7 @@ def demand_root(root: Path) -> None:
             is_folder = False
     if not is_folder:
         raise StorageUnreachableError(
-            f"there is no folder {root}",
-            hint="Create it, or mount the volume there. pgstash does not create it, so that "
-            "backups cannot end up on the wrong disk.",
+            f"the folder {root} does not exist",
+            hint="Create it or mount the volume there. pgstash does not create it, so that backups "
+            "cannot end up on the wrong disk.",
         )

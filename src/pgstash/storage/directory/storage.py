@@ -1,10 +1,9 @@
-"""A store in a folder: for development, a mounted NAS, and a first look.
+"""A store in a folder: for development, a mounted NAS, and first steps.
 
-An object is a file below the root, its metadata a hidden file beside it
-(``.<name>.metadata.json``), an upload a hidden file too
-(``.<name>.<upload id>.partial``). So whatever dies midway leaves hidden files, which
-:meth:`DirectoryStorage.pending` sees and nobody takes for an object. Files and folders are
-for the user alone who runs pgstash.
+An object is a file below the root. Its metadata is a hidden file next to it
+(``.<name>.metadata.json``), and an upload is a hidden file too (``.<name>.<upload id>.partial``).
+So whatever dies midway leaves hidden files, which :meth:`DirectoryStorage.pending` lists and which
+are never objects. Only the user that runs pgstash may read the files and folders.
 """
 
 from __future__ import annotations
@@ -12,14 +11,14 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
 from pgstash.errors import ObjectDamagedError, StorageRefusedError
-from pgstash.storage.directory_errors import read_error, reading, writing
-from pgstash.storage.directory_files import (
+from pgstash.storage.directory.errors import read_error, reading, writing
+from pgstash.storage.directory.files import (
     demand_file,
     demand_root,
     is_name,
@@ -32,11 +31,11 @@ from pgstash.storage.directory_files import (
     stored_object,
     upload_of,
 )
-from pgstash.storage.directory_upload import DirectoryUpload
+from pgstash.storage.directory.upload import DirectoryUpload
 from pgstash.storage.interface import PendingUpload, StoredObject, end_of_range
 
 CHUNK = 256 * 1024
-# Why a symbolic link may lead to nothing, without anything being wrong with the store.
+# Why a symbolic link may lead nowhere although nothing is wrong with the store.
 LEADS_NOWHERE = {errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENOTDIR, errno.ENAMETOOLONG}
 
 
@@ -44,7 +43,7 @@ class DirectoryStorage:
     """Objects as files below ``root``, an existing folder."""
 
     def __init__(self, root: Path) -> None:
-        """Keep the place; :meth:`check` looks whether it is there."""
+        """Store the path; :meth:`check` tests whether it exists."""
         self._root = root.absolute()
 
     def url(self, key: str = "") -> str:
@@ -52,10 +51,10 @@ class DirectoryStorage:
         return f"file://{self._root}/{key}"
 
     def check(self) -> None:
-        """Raise unless the root is a folder that may be listed and written to.
+        """Raise StorageError unless the root is a folder that may be listed and written to.
 
-        A missing root is not made: on a NAS that is not mounted, backups would silently
-        go to the local disk.
+        A missing root is not created: if a NAS is not mounted, backups would silently go to the
+        local disk.
         """
         demand_root(self._root)
         with reading(f"list {self._root}"):
@@ -63,14 +62,14 @@ class DirectoryStorage:
             may_write = os.access(self._root, os.W_OK | os.X_OK)
         if not may_write:
             raise StorageRefusedError(
-                f"the folder {self._root} may not be written to",
-                hint="Give the user that runs pgstash the right to write there.",
+                f"the folder {self._root} is not writable",
+                hint="Allow the user that runs pgstash to write there.",
             )
 
     def list(self, prefix: str, *, start_after: str = "") -> Iterator[StoredObject]:
         """Yield every object whose key starts with ``prefix``, in the order of keys.
 
-        What is no regular file is none.
+        Only regular files are objects.
         """
         found = [
             (key, entry)
@@ -81,10 +80,23 @@ class DirectoryStorage:
             if status := self._file_status(entry):
                 yield stored_object(key, status, {})
 
+    def folders(self, within: str = "") -> Sequence[str]:
+        """Return the folders directly within a folder, except hidden ones, all of them.
+
+        A folder need not contain an object.
+        """
+        demand_root(self._root)
+        found = self._scan(within)
+        return sorted(
+            f"{within}{entry.name}/"
+            for entry, is_folder in found
+            if is_folder and not entry.name.startswith(".")
+        )
+
     def head(self, key: str) -> StoredObject:
-        """Return one object with its metadata; raise ObjectNotFoundError."""
+        """Return one object with its metadata. Raises ObjectNotFoundError."""
         path = self._path(key)
-        with reading(f"look at {self.url(key)}"):
+        with reading(f"read the metadata of {self.url(key)}"):
             status = path.stat()
             demand_file(path, status)
             return stored_object(key, status, metadata_of(self.url(key), sidecar_of(path)))
@@ -110,7 +122,7 @@ class DirectoryStorage:
             with reading(f"read {self.url(key)}"):
                 chunk = file.read(min(CHUNK, end - start))
             if not chunk:
-                raise ObjectDamagedError(f"{self.url(key)} became shorter while it was read")
+                raise ObjectDamagedError(f"{self.url(key)} became shorter while it was being read")
             start += len(chunk)
             yield chunk
 
@@ -129,12 +141,12 @@ class DirectoryStorage:
         expected_size: int,
         usual_size: int | None = None,
     ) -> DirectoryUpload:
-        """Begin an upload into a hidden file; a folder needs no guess of its size."""
+        """Start an upload into a hidden file; its expected size is not needed."""
         del expected_size, usual_size
         return DirectoryUpload(self._root, self._path(key), metadata)
 
     def delete(self, keys: Iterable[str]) -> None:
-        """Delete objects; a key that is not there is no error."""
+        """Delete objects. A missing key is not an error."""
         for key in keys:
             path = self._path(key)
             with writing(f"delete {self.url(key)}"):
@@ -142,7 +154,7 @@ class DirectoryStorage:
                 remove(sidecar_of(path))
 
     def pending(self, prefix: str) -> Iterator[PendingUpload]:
-        """Yield uploads under ``prefix`` that were neither committed nor aborted."""
+        """Yield the uploads under ``prefix`` that are neither committed nor aborted."""
         found = [
             upload
             for key, entry in self._entries(prefix)
@@ -153,58 +165,60 @@ class DirectoryStorage:
         yield from sorted(found, key=lambda upload: (upload.key, upload.upload_id))
 
     def abort(self, upload: PendingUpload) -> None:
-        """Remove a pending upload; one that is gone is no error."""
+        """Remove a pending upload. If it is gone, that is not an error."""
         with writing(f"remove an upload of {self.url(upload.key)}"):
             remove_partial(partial_of(self._path(upload.key), upload.upload_id))
 
     def _path(self, key: str) -> Path:
-        """Return the file of ``key``; raise StorageRefusedError if it would leave the root."""
+        """Return the file of ``key``. Raises StorageRefusedError if it is outside the root."""
         parts = key.split("/")
         if not is_name(key) or any(not part or part.startswith(".") for part in parts):
             raise StorageRefusedError(
                 f"{key!r} cannot be a key in a folder",
-                hint="A key has no empty and no hidden parts, and does not begin with a slash.",
+                hint="A key has no empty or hidden parts and does not begin with a slash.",
             )
         path = self._root.joinpath(*parts)
-        with reading(f"look at {self.url(key)}"):
-            # Not Path.resolve(), which raises RuntimeError for a link that leads to itself.
+        with reading(f"find {self.url(key)}"):
+            # Not Path.resolve(), which raises RuntimeError for a link to itself.
             root, parent = os.path.realpath(self._root), os.path.realpath(path.parent)
         if not Path(parent).is_relative_to(root):
             raise StorageRefusedError(f"{key!r} leads out of {self._root}")
         return path
 
     def _entries(self, prefix: str) -> Iterator[tuple[str, os.DirEntry[str]]]:
-        """Yield what is no folder, with its path from the root, wherever ``prefix`` may lead.
+        """Yield everything but folders that may match ``prefix``, with its path from the root.
 
-        Folders that cannot hold such a key are not opened: hidden ones, and ``lost+found`` of a
-        disk.
+        Folders that cannot hold such a key are not opened, such as hidden ones and ``lost+found``.
         """
         demand_root(self._root)
         folder = prefix.rpartition("/")[0]
         waiting = [f"{folder}/"] if folder else [""]
         while waiting:
             within = waiting.pop()
-            where = self._path(f"{within}x").parent
-            try:
-                with os.scandir(where) as entries:
-                    found = [
-                        (entry, entry.is_dir(follow_symlinks=False))
-                        for entry in entries
-                        if is_name(entry.name)
-                    ]
-            except (FileNotFoundError, NotADirectoryError):
-                continue
-            except OSError as exc:
-                raise read_error(exc, f"list {self.url(within)}") from exc
-            for entry, is_folder in found:
+            for entry, is_folder in self._scan(within):
                 path = f"{within}{entry.name}"
                 if not is_folder:
                     yield path, entry
                 elif f"{path}/".startswith(prefix) and not entry.name.startswith("."):
                     waiting.append(f"{path}/")
 
+    def _scan(self, within: str) -> Sequence[tuple[os.DirEntry[str], bool]]:
+        """Return the entries of a folder, and whether each is a folder; none if it is missing."""
+        where = self._path(f"{within}x").parent
+        try:
+            with os.scandir(where) as entries:
+                return [
+                    (entry, entry.is_dir(follow_symlinks=False))
+                    for entry in entries
+                    if is_name(entry.name)
+                ]
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        except OSError as exc:
+            raise read_error(exc, f"list {self.url(within)}") from exc
+
     def _file_status(self, entry: os.DirEntry[str]) -> os.stat_result | None:
-        """Return the status of a regular file; None if it is none, or was deleted meanwhile."""
+        """Return the status of a regular file; None for anything else, or if it was deleted."""
         try:
             status = entry.stat()
         except FileNotFoundError:
@@ -212,5 +226,5 @@ class DirectoryStorage:
         except OSError as exc:
             if exc.errno in LEADS_NOWHERE and entry.is_symlink():
                 return None
-            raise read_error(exc, f"look at file://{entry.path}") from exc
+            raise read_error(exc, f"read the status of file://{entry.path}") from exc
         return status if stat.S_ISREG(status.st_mode) else None

@@ -1,6 +1,6 @@
-"""A file of a folder while it is being written: hidden, until it gets its name.
+"""An upload into a folder: a hidden file that gets its name when it is complete.
 
-A hard link gives it, or a rename where there are none; both last through a crash.
+It gets the name by a hard link, or by a rename if the file system has none. Both survive a crash.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Self
 
 from pgstash.errors import ObjectExistsError, StorageError, UploadError
-from pgstash.storage.directory_errors import writing
-from pgstash.storage.directory_files import (
+from pgstash.storage.directory.errors import writing
+from pgstash.storage.directory.files import (
     STARTED,
     demand_root,
     for_us_alone,
@@ -36,12 +36,12 @@ NO_HARD_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errn
 
 
 class DirectoryUpload:
-    """A file that is being written; see :class:`pgstash.storage.interface.Upload`."""
+    """A file being written; see :class:`pgstash.storage.interface.Upload`."""
 
     part_size = 0
 
     def __init__(self, root: Path, target: Path, metadata: Mapping[str, str]) -> None:
-        """Choose the name of the hidden file; nothing is made before the block is entered."""
+        """Choose the name of the hidden file, which is created when the block is entered."""
         self._root = root
         self._target = target
         self._metadata = {name.lower(): value for name, value in metadata.items()}
@@ -56,7 +56,7 @@ class DirectoryUpload:
             make_folders(self._root, self._target.parent)
             try:
                 self._file = open(self._partial, "xb", buffering=0, opener=for_us_alone)
-            except BaseException:  # a signal, and the file is there by then
+            except BaseException:  # such as a signal, after the file was created
                 remove_partial(self._partial)
                 raise
         return self
@@ -70,33 +70,33 @@ class DirectoryUpload:
                 remove_partial(self._partial)
 
     def write(self, data: bytes) -> None:
-        """Append ``data``; raise UploadError after a flush or a commit."""
+        """Append ``data``. Raises UploadError after a flush or a commit."""
         if self._flushed:
-            raise UploadError(f"the upload of {self._target} is finished, nothing can be added")
+            raise UploadError(f"the upload of {self._target} is finished; nothing can be added")
         rest = memoryview(data)
         with self._storing():
             while rest:
                 rest = rest[self._file.write(rest) :]
 
     def flush(self) -> None:
-        """Wait until the disk has everything; nothing can be written after it."""
+        """Wait until everything is on disk. Nothing can be written afterwards."""
         self._flushed = True
         with self._storing():
             os.fsync(self._file.fileno())
 
     def commit(self) -> None:
-        """Make the file visible; raise ObjectExistsError if the key is taken."""
+        """Make the file visible. Raises ObjectExistsError if the key is taken."""
         self.flush()
         try:
             self.publish(replacing=False)
         except StorageError:
-            if self._is_named():  # and then the disk stumbled: nobody knows what will last
+            if self._is_named():  # then the disk failed, and what it holds is unknown
                 self.committed = None
             raise
         self.committed = True
 
     def _is_named(self) -> bool:
-        """Return whether the file may have its name: as a second one, or instead of the first."""
+        """Return whether the file may have its final name, in addition or as its only one."""
         try:
             if not self._partial.exists():
                 return self._target.exists()
@@ -105,15 +105,15 @@ class DirectoryUpload:
             return True
 
     def publish(self, *, replacing: bool) -> None:
-        """Give the file its name, after its metadata; both survive a crash afterwards.
+        """Give the file its name, after its metadata. Both survive a crash afterwards.
 
-        A lock on the root keeps two writers from mixing the metadata of one with the
-        file of the other.
+        A lock on the root prevents two writers from mixing the metadata of one with the file of
+        the other.
         """
         with self._storing(), open(self._root / LOCK_NAME, "ab", opener=without_waiting) as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not self._partial.exists():
-                raise UploadError(f"the upload of {self._target} was aborted by somebody else")
+                raise UploadError(f"the upload of {self._target} was aborted by another process")
             if not replacing and self._target.exists():
                 raise self._taken()
             self._write_metadata()
@@ -124,7 +124,7 @@ class DirectoryUpload:
             sync_folder(self._target.parent)
 
     def _name_without_replacing(self) -> None:
-        """Use a hard link, which never replaces; a rename under the lock where there are none."""
+        """Use a hard link, which never replaces a file, or else a rename under the lock."""
         try:
             os.link(self._partial, self._target)
         except FileExistsError as exc:
@@ -143,7 +143,7 @@ class DirectoryUpload:
         written.replace(sidecar_of(self._target))
 
     def _taken(self) -> ObjectExistsError:
-        return ObjectExistsError(f"{self._target} is there already")
+        return ObjectExistsError(f"{self._target} already exists")
 
     @contextmanager
     def _storing(self) -> Iterator[None]:

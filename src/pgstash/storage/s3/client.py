@@ -1,4 +1,4 @@
-"""The border to botocore: one client, each request tried again and its errors translated."""
+"""The boundary to botocore: one client, whose requests are retried and errors translated."""
 
 from __future__ import annotations
 
@@ -15,50 +15,40 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 from botocore.parsers import ResponseParserError
 
+from pgstash import events
 from pgstash.errors import ConfigurationError
-from pgstash.storage.retry import Retry
-from pgstash.storage.s3_errors import translate, unreadable, wants_md5
+from pgstash.storage.s3.config import S3Config
+from pgstash.storage.s3.errors import translate, unreadable, wants_md5
+from pgstash.storage.s3.retry import Retry
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
 T = TypeVar("T")
 
-# Stores that answer only under bucket.host; all others are asked for host/bucket.
+# Stores that answer only at bucket.host. All others are requested at host/bucket.
 VIRTUAL_HOSTS = (".amazonaws.com", ".amazonaws.com.cn", ".aliyuncs.com", ".myqcloud.com")
 
 
 class Requests:
-    """A client of one bucket whose requests fail with errors of pgstash alone."""
+    """A client of one bucket, whose requests raise only errors of pgstash."""
 
-    def __init__(  # noqa: PLR0913 - one argument for each setting
-        self,
-        *,
-        endpoint: str | None,
-        bucket: str,
-        region: str,
-        access_key_id: str,
-        secret_access_key: str,
-        retry: Retry,
-        connections: int,
-        connect_timeout: float,
-        read_timeout: float,
-    ) -> None:
-        """Make the client; raise ConfigurationError if ``endpoint`` is no URL."""
-        self.bucket = bucket
-        self._retry = retry
+    def __init__(self, config: S3Config, emit: events.Emit) -> None:
+        """Create the client. Raises ConfigurationError if the endpoint is not a URL."""
+        self.bucket = config.bucket
+        self._retry = Retry(config.retry_attempts, config.retry_delay, emit)
         try:
             client = _session().create_client(
                 "s3",
-                endpoint_url=endpoint,
-                region_name=region,
-                aws_access_key_id=access_key_id,
-                aws_secret_access_key=secret_access_key,
-                config=_config(endpoint, connections, connect_timeout, read_timeout),
+                endpoint_url=config.endpoint,
+                region_name=config.region,
+                aws_access_key_id=config.access_key_id,
+                aws_secret_access_key=config.secret_access_key,
+                config=_client_config(config),
             )
         except (ValueError, BotoCoreError) as exc:
             raise ConfigurationError([f"S3_ENDPOINT or S3_REGION cannot be used: {exc}."]) from exc
-        self.client = cast("S3Client", client)  # made at run time, by name
+        self.client = cast("S3Client", client)  # created at run time, by name
         hooks = self.client.meta.events
         self._md5 = _ContentMD5()
         for operation in ("PutObject", "UploadPart"):
@@ -74,17 +64,18 @@ class Requests:
         retry: Retry | None = None,
         abandoned: threading.Event | None = None,
     ) -> T:
-        """Return what ``request`` returns; ``doing`` completes the sentence "cannot …".
+        """Return the result of ``request``; ``doing`` completes the sentence "cannot …".
 
-        A request sends, and takes out of the answer what is needed: an answer that lacks it, or
-        that botocore cannot parse, is an error of the store. Setting ``abandoned`` ends a wait for
-        the next attempt.
+        ``request`` sends, and extracts what it needs from the response. A response that lacks it,
+        or that botocore cannot parse, is an error of the store. Setting ``abandoned`` ends a wait
+        for the next attempt. Raises StorageError.
         """
 
         def once() -> T:
-            # A loop: a function that knew itself would keep the client until the next collection.
+            # A loop: a function that refers to itself would keep the client alive until the next
+            # garbage collection.
             while True:
-                had_md5 = self._md5.wanted  # another thread may be told the same
+                had_md5 = self._md5.wanted  # another thread may get the same response
                 try:
                     return request()
                 except ClientError as exc:
@@ -100,9 +91,10 @@ class Requests:
 
 
 class _ContentMD5:
-    """Adds the checksum that a bucket with object lock asks for; it takes time to make.
+    """Adds Content-MD5, which buckets with object lock require, once it is ``wanted``.
 
-    An object of its own: a client that knew who holds it would not be closed with that.
+    Computing it takes time, so it is not sent otherwise. It is an object of its own because a hook
+    that refers to the owner of the client would keep the client open.
     https://docs.aws.amazon.com/AmazonS3/latest/userguide/object-lock.html
     """
 
@@ -121,14 +113,14 @@ class _ContentMD5:
 
 
 class PartReader:
-    """Bytes in memory as a file to read, without copying them.
+    """A readable file over bytes in memory, without copying them.
 
-    Given as a plain buffer, a part would be sent by one ``sendall``, whose time limit is
-    that of the connection for the whole part; read in pieces, it is for each piece.
+    A plain buffer would be sent by one ``sendall``, and the timeout of the connection would apply
+    to the whole part. Read in pieces, the timeout applies to each piece.
     """
 
     def __init__(self, data: memoryview) -> None:
-        """Begin at the start of ``data``."""
+        """Start at the first byte of ``data``."""
         self._data = data
         self._position = 0
 
@@ -136,11 +128,11 @@ class PartReader:
         return len(self._data)
 
     def body(self) -> IO[bytes] | bytes:
-        """Return what botocore takes as a body; an empty file would be sent as chunks."""
+        """Return a body for botocore, which would send an empty file in chunked encoding."""
         return cast("IO[bytes]", self) if self._data else b""
 
     def read(self, size: int = -1) -> memoryview:
-        """Return the next ``size`` bytes, or all that are left."""
+        """Return the next ``size`` bytes, or all remaining bytes."""
         end = len(self._data) if size < 0 else self._position + size
         piece = self._data[self._position : end]
         self._position += len(piece)
@@ -157,9 +149,9 @@ class PartReader:
 
 
 def _session() -> botocore.session.Session:
-    """Return a session that no ~/.aws file and no AWS_* variable has a say in, but one.
+    """Return a session that ignores ~/.aws files and all AWS_* variables except AWS_CA_BUNDLE.
 
-    AWS_CA_BUNDLE names the certificates of a private authority, for a store of one's own.
+    AWS_CA_BUNDLE names the certificates of a private authority, for a self-hosted store.
     """
     unaffected: dict[str, Any] = {
         name: (None, variable if name == "ca_bundle" else None, default, convert)
@@ -172,34 +164,32 @@ def _session() -> botocore.session.Session:
     return botocore.session.Session(session_vars=unaffected)
 
 
-def _config(
-    endpoint: str | None, connections: int, connect_timeout: float, read_timeout: float
-) -> Config:
-    host = urlsplit(endpoint or "https://s3.amazonaws.com").hostname or ""
+def _client_config(config: S3Config) -> Config:
+    host = urlsplit(config.endpoint or "https://s3.amazonaws.com").hostname or ""
     return Config(
         signature_version="s3v4",
-        # With its payload signed, the store checks the SHA-256 of every part: no other checksum
-        # is needed but where it asks for one, and the trailers of botocore break some stores.
+        # The payload is signed, so the store checks the SHA-256 of every part. No other checksum
+        # is needed unless the store requires one, and botocore's trailers break some stores.
         s3={
             "payload_signing_enabled": True,
             "addressing_style": "virtual" if host.endswith(VIRTUAL_HOSTS) else "path",
         },
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
-        connect_timeout=connect_timeout,
-        read_timeout=read_timeout,
-        max_pool_connections=connections,
+        connect_timeout=config.connect_timeout,
+        read_timeout=config.read_timeout,
+        max_pool_connections=config.connections,
         retries={"total_max_attempts": 1, "mode": "standard"},
     )
 
 
 def _send_at_once(request: Any, **_: Any) -> None:  # noqa: ANN401 - a hook of botocore
-    """Drop ``Expect: 100-continue``: it costs a round trip a part, and some stores ignore it."""
+    """Drop ``Expect: 100-continue``: it costs one round trip per part; some stores ignore it."""
     del request.headers["Expect"]
 
 
 def _use_content_md5(params: dict[str, Any], **_: Any) -> None:  # noqa: ANN401 - as above
-    """Check a batch of deletions by Content-MD5, which all stores know, instead of CRC32.
+    """Protect batch deletions by Content-MD5, which all stores know, instead of CRC32.
 
     https://docs.aws.amazon.com/AmazonS3/latest/API/API_DeleteObjects.html
     """
@@ -210,5 +200,5 @@ def _use_content_md5(params: dict[str, Any], **_: Any) -> None:  # noqa: ANN401 
 
 
 def lowered(metadata: Mapping[str, str]) -> dict[str, str]:
-    """Return ``metadata`` with lower-case keys: some stores answer in Title-Case."""
+    """Return ``metadata`` with lower-case keys: some stores return Title-Case."""
     return {name.lower(): value for name, value in metadata.items()}

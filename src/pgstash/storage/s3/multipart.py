@@ -1,4 +1,4 @@
-"""The requests of one multipart upload, and what their answers mean.
+"""The requests of one multipart upload, and the meaning of their responses.
 
 https://docs.aws.amazon.com/AmazonS3/latest/userguide/mpuoverview.html
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any
 
 from botocore.exceptions import ClientError
@@ -18,18 +19,18 @@ from pgstash.errors import (
     StorageRefusedError,
     UploadError,
 )
-from pgstash.storage.retry import Retry
-from pgstash.storage.s3_client import PartReader, Requests, lowered
-from pgstash.storage.s3_errors import is_unknown_request, may_go_on
+from pgstash.storage.s3.client import PartReader, Requests, lowered
+from pgstash.storage.s3.errors import is_unknown_request, may_go_on
+from pgstash.storage.s3.retry import Retry
 
 ABORT_RETRY = Retry(attempts=5, delay=0.5)
 
 
 class Multipart:
-    """One upload as the store knows it; ``parts`` are the size and the ETag of each that was sent.
+    """One upload in the store; ``parts`` holds the size and the ETag of each part sent.
 
-    Several threads may send parts. Setting an event that is handed over as ``abandoned`` ends a
-    wait for the next attempt.
+    Several threads may send parts. Setting an event that was passed as ``abandoned`` ends a wait
+    for the next attempt.
     """
 
     def __init__(self, requests: Requests, key: str, metadata: Mapping[str, str]) -> None:
@@ -42,10 +43,10 @@ class Multipart:
         self.url = f"s3://{requests.bucket}/{key}"
         self.id = "unknown"
         self.parts: dict[int, tuple[int, str]] = {}
-        self.unclear = False  # Complete was sent, and nobody said what came of it
+        self.unclear = False  # Complete was sent, and its outcome is unknown
 
     def begin(self, abandoned: threading.Event) -> None:
-        """Begin the upload; from then on it has an id. Raises StorageError."""
+        """Create the upload, which sets its ``id``. Raises StorageError."""
         self.id = self._requests.call(
             f"begin the upload of {self.url}",
             lambda: self._client.create_multipart_upload(
@@ -78,13 +79,13 @@ class Multipart:
         while marker is not None:
             found, marker = self._requests.call(
                 f"list the parts of {self.url}",
-                lambda marker=marker: self._page(marker),  # type: ignore[misc]
+                partial(self._page, marker),
                 abandoned=abandoned,
             )
             yield from found
 
     def _page(self, marker: int) -> tuple[list[tuple[int, tuple[int, str]]], int | None]:
-        """Return the parts after a number, and the number to go on after, if there are more."""
+        """Return the parts after ``marker``, and the next marker if there are more."""
         page = self._client.list_parts(
             Bucket=self._bucket, Key=self._key, UploadId=self.id, PartNumberMarker=marker
         )
@@ -95,17 +96,17 @@ class Multipart:
         return found, page["NextPartNumberMarker"] if page.get("IsTruncated") else None
 
     def complete(self, abandoned: threading.Event) -> None:
-        """Compare what the store holds with what was sent, and make the object visible.
+        """Compare the parts in the store with those sent, and make the object visible.
 
         Raises UploadError, ObjectExistsError, StorageError.
         """
         self._verify(abandoned)
         if self._is_taken():
-            raise ObjectExistsError(f"{self.url} is there already")
+            raise ObjectExistsError(f"{self.url} already exists")
         self._complete()
 
     def is_stored(self) -> bool:
-        """Tell whether what is under the key is this upload, by its size and its metadata."""
+        """Return whether the object under the key is this upload, by its size and metadata."""
         try:
             size, metadata = self._found()
         except StorageError:
@@ -114,7 +115,7 @@ class Multipart:
         return bool(metadata) and (size, metadata) == (wanted, lowered(self._metadata))
 
     def abort(self, abandoned: threading.Event) -> None:
-        """Have the store forget the upload. Raises StorageError."""
+        """Make the store drop the upload and its parts. Raises StorageError."""
         self._requests.call(
             f"abort the upload of {self.url}",
             lambda: self._client.abort_multipart_upload(
@@ -125,7 +126,7 @@ class Multipart:
         )
 
     def _verify(self, abandoned: threading.Event) -> None:
-        """Raise UploadError unless the store holds the parts that were sent, and no others."""
+        """Raise UploadError unless the store holds exactly the parts that were sent."""
         held = dict(self.held(abandoned))
         if held != self.parts:
             wrong = sorted(
@@ -136,12 +137,12 @@ class Multipart:
             raise UploadError(
                 f"cannot commit {self.url}: the store does not hold what was sent "
                 f"(differing parts: {', '.join(map(str, wrong[:10]))})",
-                hint="Run the backup again; if it stays so, something between here and the store "
-                "changes what is sent.",
+                hint="Run the backup again. If this persists, something between pgstash and the "
+                "store changes the data in transit.",
             )
 
     def _complete(self) -> None:
-        """Complete the upload; look the object up where the answer does not tell.
+        """Complete the upload; check for the object if the response leaves the outcome open.
 
         https://docs.aws.amazon.com/AmazonS3/latest/API/API_CompleteMultipartUpload.html
         """
@@ -149,20 +150,20 @@ class Multipart:
             try:
                 self._send_complete(IfNoneMatch="*")
             except StorageRefusedError as exc:
-                # Some stores do not know the condition. The name was free a moment ago.
+                # Some stores do not support the condition. The name was free a moment ago.
                 if not is_unknown_request(exc):
                     raise
                 self._send_complete()
         except StorageError as exc:
-            # Either it failed, or only its answer was lost: then a second attempt was told
-            # that the upload is gone, or the name taken, by the first.
+            # Either it failed, or only its response was lost. In that case a retry reports that
+            # the upload is gone or that the name is taken, both because of the first attempt.
             if self.is_stored():
                 return
             if self.unclear:
                 raise UploadError(
-                    f"cannot tell whether {self.url} was stored: {exc.message}",
-                    hint="Look for it in the store: if it is there it is complete. Otherwise run "
-                    "the backup again.",
+                    f"cannot determine whether {self.url} was stored: {exc.message}",
+                    hint="Check the store: if it is there it is complete. Otherwise run the "
+                    "backup again.",
                 ) from exc
             raise
 
@@ -184,7 +185,7 @@ class Multipart:
                     **condition,
                 )
             except ClientError as exc:
-                # An answer of the store itself says that it is through with the request.
+                # A response from the store itself means that it has finished with the request.
                 self.unclear = unclear_before or may_go_on(exc)
                 raise
 
@@ -195,7 +196,7 @@ class Multipart:
             answer = self._client.head_object(Bucket=self._bucket, Key=self._key)
             return answer["ContentLength"], lowered(answer["Metadata"])
 
-        return self._requests.call(f"look at {self.url}", ask)
+        return self._requests.call(f"read the metadata of {self.url}", ask)
 
     def _is_taken(self) -> bool:
         try:

@@ -1,4 +1,4 @@
-"""How large the parts of a multipart upload are, and what they take and hold.
+"""Chooses the part sizes of a multipart upload: pure arithmetic.
 
 https://docs.aws.amazon.com/AmazonS3/latest/userguide/qfacts.html
 """
@@ -15,25 +15,26 @@ SMALLEST = 5 * MIB
 LARGEST = 5 * 1024 * MIB
 _RESERVE = 1.25
 
-# Of an upload that may grow, so much is for what is expected. The rest are steps of a twentieth.
+# Share of the part numbers that is planned for the usual size. After it, parts double in steps of
+# a twentieth of all part numbers.
 _EQUAL = 0.7
 _STEPS = 20
 
-# It wants all parts but the last to be equal:
+# Cloudflare R2 requires all parts but the last to be equal:
 # https://developers.cloudflare.com/r2/objects/multipart-objects/
 _WANTS_EQUAL = ".r2.cloudflarestorage.com"
 
-# Memory of an upload: one part being filled, and one in each sender.
+# Memory of an upload: one part being filled, and one for each sender.
 SENDERS = 2
 BUFFERS = SENDERS + 1
 
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """The sizes of the parts of an upload, in bytes.
+    """The part sizes of an upload, in bytes.
 
-    The ``equal`` ones at the beginning have the size ``first``; after them it doubles in steps,
-    until ``most`` parts are sent.
+    The first ``equal`` parts have the size ``first``. After them the size doubles in steps, up to
+    ``most`` parts.
     """
 
     first: int
@@ -42,11 +43,11 @@ class Sizes:
 
     @property
     def grow(self) -> bool:
-        """Whether not all of them are equal."""
+        """Whether later parts are larger than the first."""
         return self.equal < self.most
 
     def of(self, number: int) -> int:
-        """Return the size of a part; the first has the number 1."""
+        """Return the size of part ``number``, counted from 1."""
         if number <= self.equal:
             return self.first
         doubled = 1 + (number - self.equal - 1) // self._step
@@ -54,7 +55,7 @@ class Sizes:
 
     @property
     def hold(self) -> int:
-        """How many bytes fit into all of them."""
+        """How many bytes fit into all parts together."""
         steps = range(self.equal + 1, self.most + 1, self._step)
         grown = (self.of(at) * min(self._step, self.most + 1 - at) for at in steps)
         return self.first * self.equal + sum(grown)
@@ -65,27 +66,27 @@ class Sizes:
 
 
 def equal(size: int, max_parts: int) -> Sizes:
-    """Return parts of one size."""
+    """Return ``max_parts`` parts of one size."""
     return Sizes(size, max_parts, max_parts)
 
 
 def size_for(expected_size: int, max_parts: int) -> int:
-    """Return the size of equal parts in bytes for an upload of ``expected_size`` bytes.
+    """Return the size in bytes of equal parts for an upload of ``expected_size`` bytes.
 
-    It is a whole number of MiB, large enough that the upload and a quarter more fit into
-    ``max_parts``, as far as a part may be that large.
+    It is a whole number of MiB. The upload and a quarter more fit into ``max_parts``, unless parts
+    would have to be larger than S3 allows.
     """
-    fitting = math.ceil(expected_size * _RESERVE / max_parts / MIB) * MIB
-    return max(DEFAULT, min(fitting, LARGEST))
+    needed = math.ceil(expected_size * _RESERVE / max_parts / MIB) * MIB
+    return max(DEFAULT, min(needed, LARGEST))
 
 
 def sizes_for(
     expected_size: int, usual_size: int | None, max_parts: int, *, may_grow: bool
 ) -> Sizes:
-    """Return the sizes for an upload that cannot be larger than about ``expected_size`` bytes.
+    """Return the part sizes for an upload of at most about ``expected_size`` bytes.
 
-    If it has a ``usual_size`` that needs less memory, parts fit that one and a quarter more. They
-    grow if the upload does, so that ``expected_size`` fits as well as with equal parts.
+    If the ``usual_size`` needs less memory, the first parts are chosen for it and a quarter more.
+    Later parts grow, so that ``expected_size`` fits as well as it does into equal parts.
     """
     certain = equal(size_for(expected_size, max_parts), max_parts)
     if usual_size is None or not may_grow:
@@ -98,5 +99,5 @@ def sizes_for(
 
 
 def may_grow(endpoint: str | None) -> bool:
-    """Tell whether the store at an endpoint takes parts of different sizes; None is AWS."""
+    """Return whether the store at an endpoint accepts unequal parts; None is AWS."""
     return endpoint is None or not f".{urlsplit(endpoint).hostname or ''}".endswith(_WANTS_EQUAL)

@@ -1,4 +1,4 @@
-"""Trying a request again: the one mechanism for every store that answers over a network."""
+"""Retries requests, with a growing delay between attempts."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ JITTER = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """How often and how patiently a request is tried again.
+    """How many times a request is retried, and after which delays.
 
-    ``attempts`` come after the first try; ``delay`` in seconds doubles each time, up to
-    five minutes, and a random tenth of it is added so that many clients of one store do
-    not come back in step.
+    ``attempts`` come after the first try. ``delay``, in seconds, doubles each time, up to five
+    minutes. Up to a tenth of the initial delay is added at random, so that the clients of a store
+    do not all return at the same moment.
     """
 
     attempts: int
@@ -35,10 +35,10 @@ class Retry:
     def __call__(
         self, request: str, function: Callable[[], T], abandoned: threading.Event | None = None
     ) -> T:
-        """Return what ``function`` returns; try again where the store was not reached.
+        """Return the result of ``function``; retry on StorageUnreachableError alone.
 
-        Only StorageUnreachableError is worth it; the last one leaves when all attempts
-        are used up. Setting ``abandoned`` ends a wait at once, with UploadError.
+        Raises the last error when all attempts are used up. Setting ``abandoned`` ends a wait at
+        once, with UploadError.
         """
         stop = abandoned or threading.Event()
 
@@ -70,7 +70,7 @@ class Retry:
         try:
             return retrying(function)
         except Exception as error:
-            # The frames of tenacity know the error that knows them: a circle that would keep the
-            # store's client, and its connections, until the next collection.
+            # The error and the frames of tenacity refer to each other. That cycle would keep the
+            # store's client and its connections alive until the next garbage collection.
             traceback.clear_frames(error.__traceback__)
             raise

@@ -2,100 +2,54 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from datetime import UTC
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from botocore.exceptions import ClientError, ResponseStreamingError
-from urllib3.exceptions import HTTPError
+from botocore.exceptions import ClientError
 
 from pgstash import events
-from pgstash.errors import (
-    ConfigurationError,
-    StorageError,
-    StorageRefusedError,
-    StorageUnreachableError,
-)
-from pgstash.storage import parts
-from pgstash.storage.interface import PendingUpload, StoredObject, beyond_the_end
-from pgstash.storage.retry import Retry
-from pgstash.storage.s3_client import PartReader, Requests, lowered
-from pgstash.storage.s3_errors import (
-    is_beyond_the_end,
+from pgstash.errors import ConfigurationError, StorageError
+from pgstash.storage.interface import PendingUpload, StoredObject
+from pgstash.storage.s3 import part_size as parts
+from pgstash.storage.s3.client import PartReader, Requests, lowered
+from pgstash.storage.s3.config import S3Config
+from pgstash.storage.s3.download import Download
+from pgstash.storage.s3.errors import (
     is_missing,
-    is_taken,
     is_unknown_request,
     translate,
     unreadable,
     upload_is_gone,
 )
-from pgstash.storage.s3_upload import S3Upload
+from pgstash.storage.s3.upload import S3Upload
 
-if TYPE_CHECKING:
-    from botocore.response import StreamingBody
-    from mypy_boto3_s3.type_defs import GetObjectOutputTypeDef
-
-CHUNK = 256 * 1024
 DELETE_BATCH = 1000
 
-# Every store sends some of these with a listing, also with an empty one; a web page has none.
+# Every store sends some of these with a listing, even an empty one. A web page has none.
 LISTING = {"Contents", "IsTruncated", "KeyCount", "MaxKeys", "Name"}
-# https://www.rfc-editor.org/rfc/rfc9110#name-content-range
-CONTENT_RANGE = re.compile(r"bytes (?P<start>\d+)-\d+/(?P<size>\d+|\*)", re.ASCII)
 
 
 class S3Storage:
-    """One bucket, reached with one access key.
+    """One bucket; the client is made here, and nothing is sent before the first operation."""
 
-    ``retry_attempts`` come after the first try, ``retry_delay`` and the time limits are in
-    seconds, ``part_size`` is in bytes (None: chosen for each upload). ``connections`` are kept
-    for the next request; when more requests are under way at once, each of the others makes a
-    connection of its own. ``emit`` is called from several threads.
-    """
+    def __init__(self, config: S3Config, emit: events.Emit = events.ignore) -> None:
+        """Prepare the client. ``emit`` is called from several threads.
 
-    def __init__(  # noqa: PLR0913 - one argument for each setting
-        self,
-        *,
-        endpoint: str | None,
-        bucket: str,
-        region: str,
-        access_key_id: str,
-        secret_access_key: str,
-        retry_attempts: int = 3,
-        retry_delay: float = 5.0,
-        max_parts: int = 10_000,
-        part_size: int | None = None,
-        connections: int = 16,
-        connect_timeout: float = 10.0,
-        read_timeout: float = 60.0,
-        emit: events.Emit = events.ignore,
-    ) -> None:
-        """Prepare the client; nothing is sent before the first operation.
-
-        Raises ConfigurationError if ``endpoint`` is no URL or ``part_size`` not one that
-        S3 allows.
+        Raises ConfigurationError if the endpoint is not a URL, or if S3 does not allow parts of
+        that size.
         """
-        if part_size is not None and not parts.SMALLEST <= part_size <= parts.LARGEST:
+        size = config.part_size
+        if size is not None and not parts.SMALLEST <= size <= parts.LARGEST:
             raise ConfigurationError(["S3_PART_SIZE must be between 5 and 5120 MiB."])
-        self._bucket = bucket
-        self._part_size = part_size
-        self._max_parts = max_parts
-        self._may_grow = parts.may_grow(endpoint)
+        self._bucket = config.bucket
+        self._part_size = size
+        self._max_parts = config.max_parts
+        self._may_grow = parts.may_grow(config.endpoint)
         self._emit = emit
-        self._requests = Requests(
-            endpoint=endpoint,
-            bucket=bucket,
-            region=region,
-            access_key_id=access_key_id,
-            secret_access_key=secret_access_key,
-            retry=Retry(retry_attempts, retry_delay, emit),
-            connections=connections,
-            connect_timeout=connect_timeout,
-            read_timeout=read_timeout,
-        )
+        self._requests = Requests(config, emit)
         self._client = self._requests.client
 
     def __repr__(self) -> str:
@@ -106,7 +60,7 @@ class S3Storage:
         return f"s3://{self._bucket}/{key}"
 
     def check(self) -> None:
-        """Raise unless the store answers, the bucket exists and may be listed."""
+        """Raise StorageError unless the store answers and the bucket exists and may be listed."""
         self._page(f"list the bucket {self.url()}", MaxKeys=1)
 
     def list(self, prefix: str, *, start_after: str = "") -> Iterator[StoredObject]:
@@ -137,6 +91,18 @@ class S3Storage:
 
         return self._requests.call(doing, ask)
 
+    def folders(self, within: str = "") -> Sequence[str]:
+        """Return the folders directly within a folder, of the first page that the store returns.
+
+        https://docs.aws.amazon.com/AmazonS3/latest/userguide/using-prefixes.html
+        """
+
+        def ask() -> Sequence[str]:
+            page = self._client.list_objects_v2(Bucket=self._bucket, Prefix=within, Delimiter="/")
+            return sorted(each["Prefix"] for each in page.get("CommonPrefixes", []))
+
+        return self._requests.call(f"list the folders of {self.url(within)}", ask)
+
     def head(self, key: str) -> StoredObject:
         """Return one object with its metadata; raise ObjectNotFoundError."""
 
@@ -145,7 +111,7 @@ class S3Storage:
             modified = found["LastModified"].astimezone(UTC)
             return StoredObject(key, found["ContentLength"], modified, lowered(found["Metadata"]))
 
-        return self._requests.call(f"look at {self.url(key)}", ask)
+        return self._requests.call(f"read the metadata of {self.url(key)}", ask)
 
     @contextmanager
     def read(
@@ -159,11 +125,11 @@ class S3Storage:
             self.head(key)
             yield iter(())
             return
-        with closing(_Download(self._requests, key, start, length)) as download:
+        with closing(Download(self._requests, key, start, length)) as download:
             yield download.chunks()
 
     def put(self, key: str, data: bytes, metadata: Mapping[str, str]) -> None:
-        """Store a small object at once, replacing one of the same key."""
+        """Store a small object with one request, replacing one of the same key."""
         self._requests.call(
             f"store {self.url(key)}",
             lambda: self._client.put_object(
@@ -184,7 +150,7 @@ class S3Storage:
     ) -> S3Upload:
         """Begin a multipart upload.
 
-        Its parts are of the size that was set, or of the one that :mod:`.parts` chooses.
+        Its parts have the configured size, or the sizes that :mod:`.part_size` chooses.
         """
         if self._part_size is None:
             sizes = parts.sizes_for(
@@ -201,10 +167,11 @@ class S3Storage:
         )
 
     def delete(self, keys: Iterable[str]) -> None:
-        """Delete objects, a thousand with each request; a missing one is no error."""
+        """Delete objects, up to 1,000 per request. A missing object is not an error."""
         remaining = iter(keys)
         while batch := [*islice(remaining, DELETE_BATCH)]:
             try:
+                # mypy infers no type for a lambda with a default.
                 self._requests.call(
                     f"delete objects of {self.url()}",
                     lambda batch=batch: self._delete_batch(batch),  # type: ignore[misc]
@@ -226,7 +193,7 @@ class S3Storage:
                 raise translate(failed, f"remove {self.url(error.get('Key', ''))}") from failed
 
     def _delete_one(self, key: str) -> None:
-        """Delete one object: Google's store and others know no batches, or did not for long."""
+        """Delete one object: Google's store and others lack batch deletion, or did for long."""
 
         def ask() -> None:
             try:
@@ -238,7 +205,7 @@ class S3Storage:
         self._requests.call(f"remove {self.url(key)}", ask)
 
     def pending(self, prefix: str) -> Iterator[PendingUpload]:
-        """Yield uploads under ``prefix`` that were neither committed nor aborted.
+        """Yield the uploads under ``prefix`` that are neither committed nor aborted.
 
         https://docs.aws.amazon.com/AmazonS3/latest/API/API_ListMultipartUploads.html
         """
@@ -264,7 +231,7 @@ class S3Storage:
         return found, after
 
     def abort(self, upload: PendingUpload) -> None:
-        """Remove a pending upload and its parts; one that is gone is no error."""
+        """Remove a pending upload and its parts. If it is gone, that is not an error."""
         try:
             self._requests.call(
                 f"abort the upload of {self.url(upload.key)}",
@@ -275,123 +242,3 @@ class S3Storage:
         except StorageError as exc:
             if not upload_is_gone(exc):
                 raise
-
-
-class _Download:
-    """The bytes of an object from ``position`` on, ``length`` of them, or all that follow.
-
-    When an answer ends early, or its connection breaks, the rest is requested. The retry budget is
-    reset whenever a chunk arrives, so a download may reconnect any number of times.
-    """
-
-    def __init__(self, requests: Requests, key: str, position: int, length: int | None) -> None:
-        """Send the first request. Raises ObjectNotFoundError, ObjectDamagedError, StorageError."""
-        self._requests = requests
-        self._key = key
-        self._url = f"s3://{requests.bucket}/{key}"
-        self._position = position
-        self._last = "" if length is None else position + length - 1
-        self._etag = ""
-        self._body: StreamingBody | None = None
-        try:
-            self._left = self._requests.call(self._doing, lambda: self._open(length))
-        except StorageError as exc:
-            self.close()
-            if is_beyond_the_end(exc):
-                raise beyond_the_end(self._url, None, position, length) from exc
-            raise
-
-    @property
-    def _doing(self) -> str:
-        return f"read {self._url}"
-
-    def close(self) -> None:
-        if self._body is not None:
-            self._body.close()
-        self._body = None
-
-    def chunks(self) -> Iterator[bytes]:
-        """Yield what is left, as it arrives. Raises StorageError."""
-        while self._left:
-            chunk = self._requests.call(self._doing, self._next_chunk)
-            self._position += len(chunk)
-            self._left -= len(chunk)
-            yield chunk
-
-    def _next_chunk(self) -> bytes:
-        """Return the next bytes, at least one; botocore compares a body with its announced length.
-
-        An answer that announces fewer bytes than were asked for ends like a broken connection.
-        """
-        body = self._body or self._reopen()
-        try:
-            chunk = body.read(min(CHUNK, self._left))
-        except HTTPError as exc:  # a broken TLS record: botocore translates but two of them
-            self.close()
-            raise ResponseStreamingError(error=exc) from exc
-        except BaseException:
-            self.close()
-            raise
-        if not chunk:
-            self.close()
-            raise StorageUnreachableError(
-                f"cannot {self._doing}: the answer ended {self._left} bytes early"
-            )
-        return chunk
-
-    def _open(self, length: int | None) -> int:
-        """Open the whole range, and return how many bytes it has."""
-        whole = not self._position and length is None
-        found = self._get() if whole else self._get(Range=self._range)
-        self._body = found["Body"]
-        self._etag = found["ETag"]
-        if whole:
-            return found["ContentLength"]
-        size = self._size_of(found)
-        if length is None:
-            return size - self._position
-        if self._position + length > size:
-            raise beyond_the_end(self._url, size, self._position, length)
-        return length
-
-    def _reopen(self) -> StreamingBody:
-        """Ask for the rest, of the same object only: it may have been replaced meanwhile."""
-        try:
-            found = self._get(Range=self._range, IfMatch=self._etag)
-        except ClientError as exc:
-            if is_taken(exc):
-                raise self._replaced() from exc
-            raise
-        self._body = found["Body"]
-        self._size_of(found)
-        if found["ETag"] != self._etag:  # a store that does not know the condition
-            raise self._replaced()
-        return self._body
-
-    @property
-    def _range(self) -> str:
-        return f"bytes={self._position}-{self._last}"
-
-    def _get(self, **which: str) -> GetObjectOutputTypeDef:
-        get: Any = self._requests.client.get_object
-        found: GetObjectOutputTypeDef = get(Bucket=self._requests.bucket, Key=self._key, **which)
-        return found
-
-    def _size_of(self, found: GetObjectOutputTypeDef) -> int:
-        """Return the size of the whole object, from an answer that begins at the position."""
-        answered = CONTENT_RANGE.fullmatch(found.get("ContentRange", ""))
-        if not answered:
-            raise StorageRefusedError(f"cannot {self._doing}: the store ignores the range")
-        if int(answered["start"]) != self._position:
-            raise StorageRefusedError(
-                f"cannot {self._doing}: the store answers {found['ContentRange']!r} to a request "
-                f"for {self._range!r}"
-            )
-        if answered["size"] == "*":
-            return self._position + found["ContentLength"]
-        return int(answered["size"])
-
-    def _replaced(self) -> StorageRefusedError:
-        return StorageRefusedError(
-            f"cannot {self._doing}: it was replaced while it was read", hint="Try it again."
-        )

@@ -1,4 +1,4 @@
-"""A multipart upload: parts are sent by two threads while the next one is being filled.
+"""A multipart upload: two threads send parts while the next one is being filled.
 
 https://docs.aws.amazon.com/AmazonS3/latest/userguide/mpuoverview.html
 """
@@ -14,20 +14,14 @@ from queue import Empty, SimpleQueue
 from typing import Self
 
 from pgstash import events
-from pgstash.errors import StorageError, UploadError
-from pgstash.storage.parts import BUFFERS, MIB, SENDERS, Sizes
-from pgstash.storage.s3_client import Requests
-from pgstash.storage.s3_errors import upload_is_gone
-from pgstash.storage.s3_multipart import Multipart
+from pgstash.errors import UploadError
+from pgstash.storage.s3.cleanup import PATIENT, PROMPT, Cleanup
+from pgstash.storage.s3.client import Requests
+from pgstash.storage.s3.multipart import Multipart
+from pgstash.storage.s3.part_size import BUFFERS, MIB, SENDERS, Sizes
 
-# Seconds that leaving without a commit may take: when somebody waits for the process to
-# stop, and otherwise; how long parts on their way may take to end by themselves; and what is kept
-# for removing an upload whose beginning was interrupted.
-PROMPT = 3.0
-PATIENT = 30.0
-LAST_PARTS = 1.5
+# Seconds of PROMPT reserved for removing an upload whose creation was interrupted.
 ROOM_TO_ABORT = 1.0
-ABORT_ROUNDS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,11 +32,11 @@ class _Part:
 
 
 class S3Upload:
-    """An object on its way; see :class:`pgstash.storage.interface.Upload`.
+    """An object being uploaded; see :class:`pgstash.storage.interface.Upload`.
 
-    Written and committed by one thread. Each buffer is in exactly one of three places:
-    with the writer, in the queue of the senders (or with one of them), or free. Whoever
-    waits for the senders waits for a free buffer, and senders always give it back.
+    One thread writes and commits. Each buffer is in exactly one of three places: with the writer,
+    in the queue of the senders (or with a sender), or free. Waiting for the senders means waiting
+    for a free buffer, which senders always return.
     """
 
     def __init__(
@@ -54,12 +48,10 @@ class S3Upload:
         sizes: Sizes,
         emit: events.Emit,
     ) -> None:
-        """Prepare; nothing is sent before the block is entered."""
+        """Prepare; nothing is sent until the block is entered."""
         self._multipart = Multipart(requests, key, metadata)
-        self._key = key
         self._url = self._multipart.url
         self._sizes = sizes
-        self._emit = emit
 
         self._free: SimpleQueue[mmap.mmap] = SimpleQueue()
         self._queue: SimpleQueue[_Part | None] = SimpleQueue()
@@ -71,24 +63,23 @@ class S3Upload:
         self._committed = False
 
         self._stopping = threading.Event()
-        self._aborting = threading.Event()
-        self._given_up = threading.Event()
-        self._left_behind = "the store did not answer in time"
         self._senders = [
-            # A daemon: a store that does not answer must not keep the process alive.
+            # Daemons: an unresponsive store must not keep the process alive.
             threading.Thread(target=self._send_parts, name=f"part-sender-{index}", daemon=True)
             for index in range(SENDERS)
         ]
+        self._cleanup = Cleanup(self._multipart, key, self._senders, emit)
 
     @property
     def part_size(self) -> int:
-        """Bytes of the first parts; of all but the last, unless they have to grow."""
+        """The size of the first parts in bytes; of all but the last, unless parts have to grow."""
         return self._sizes.first
 
     @property
     def committed(self) -> bool | None:
-        """Whether the object is visible; None where a commit was cut off and nobody knows."""
-        return None if self._multipart.unclear and not self._committed else self._committed
+        """Whether the object is visible; None if a commit was cut off with unknown outcome."""
+        committed = self._committed or self._cleanup.found_stored
+        return None if self._multipart.unclear and not committed else committed
 
     def __enter__(self) -> Self:
         self._begin()
@@ -103,7 +94,7 @@ class S3Upload:
         return self
 
     def _begin(self) -> None:
-        """Begin the upload, in a thread: a signal must not cut off the answer, which names it."""
+        """Create the upload in a thread: a signal must not cut off the response with its id."""
         answers: SimpleQueue[BaseException | None] = SimpleQueue()
 
         def create() -> None:
@@ -121,14 +112,14 @@ class S3Upload:
         except BaseException:
             give_up = time.monotonic() + PROMPT
             self._stopping.set()
-            # Not get() with a timeout, which a signal can make wait for ever.
+            # Not get() with a timeout, which a signal can make wait forever.
             if beginner.ident is not None:
                 beginner.join(PROMPT - ROOM_TO_ABORT)
             try:
                 begun = answers.get_nowait() is None
             except Empty:
                 begun = False
-                self._tell_left_behind()
+                self._cleanup.report_left_behind()
             if begun:
                 self._discard(max(0.0, give_up - time.monotonic()))
             raise
@@ -141,7 +132,8 @@ class S3Upload:
             self._stop()
             return
         if self._multipart.unclear:
-            self._leave_be()
+            self._stop()
+            self._cleanup.find_commit()
             return
         hurry = exc_type is not None and not issubclass(exc_type, Exception)
         self._discard(PROMPT if hurry else PATIENT)
@@ -152,7 +144,7 @@ class S3Upload:
         Raises UploadError after a flush, and when the store's part numbers are used up.
         """
         if self._finished:
-            raise UploadError(f"the upload of {self._url} is finished, nothing can be added")
+            raise UploadError(f"the upload of {self._url} is finished; nothing can be added")
         self._raise_failure()
         rest = memoryview(data)
         while rest:
@@ -168,7 +160,7 @@ class S3Upload:
                 self._enqueue(self._filling)
 
     def flush(self) -> None:
-        """Send the last part and wait for all; nothing can be written after it."""
+        """Send the last part and wait for all parts. Nothing can be written afterwards."""
         if not self._finished:
             self._finished = True
             if self._filling is not None or not self._numbered:
@@ -178,29 +170,29 @@ class S3Upload:
         self._raise_failure()
 
     def commit(self) -> None:
-        """Compare what the store holds with what was sent, and make the object visible."""
+        """Compare the parts in the store with those sent, and make the object visible."""
         self.flush()
-        self._multipart.complete(self._given_up)
+        self._multipart.complete(self._cleanup.given_up)
         self._committed = True
 
     def _next_free(self, size: int = 0) -> mmap.mmap:
-        """Wait for a free buffer; return it, or a larger one in its place."""
+        """Wait for a free buffer and return it, or a larger one in its place."""
         buffer = self._free.get()
         self._raise_failure()
         if len(buffer) >= size:
             return buffer
-        del buffer  # before there is a larger one
+        del buffer  # before the larger one is allocated
         return self._room(size)
 
     def _room(self, size: int) -> mmap.mmap:
-        """Return anonymous memory: taken as it is filled, given back whole."""
+        """Return anonymous memory: allocated as it is filled, and freed as a whole."""
         try:
             return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         except OSError as exc:
             raise UploadError(
                 f"cannot store {self._url}: no memory for a part of {size // MIB} MiB: "
                 f"{exc.strerror}",
-                hint="The backup has become much larger than the ones before it. Give pgstash more "
+                hint="The backup has become much larger than earlier ones. Give pgstash more "
                 "memory, or set S3_PART_SIZE (MiB).",
             ) from exc
 
@@ -220,16 +212,17 @@ class S3Upload:
             f"cannot store {self._url}: it does not fit into {self._sizes.most} parts "
             f"{'of up to' if self._sizes.grow else 'of'} {size} MiB",
             hint=f"Set S3_PART_SIZE (MiB) to more than {size}, for example {2 * size}.",
+            retryable=False,
         )
 
-    # Senders.
+    # The sender threads.
 
     def _send_parts(self) -> None:
         while part := self._queue.get():
             try:
                 if not self._stopping.is_set():
                     self._send(part)
-            except BaseException as exc:  # noqa: BLE001 - the writer raises it, in its thread
+            except BaseException as exc:  # noqa: BLE001 - the writer raises it in its own thread
                 self._failure = self._failure or exc
                 self._stopping.set()
             finally:
@@ -237,12 +230,9 @@ class S3Upload:
 
     def _send(self, part: _Part) -> None:
         self._multipart.send(part.number, memoryview(part.buffer)[: part.size], self._stopping)
-        if self._aborting.is_set():
-            # A part that ends after the abort may stay: then the abort has to be repeated.
-            # https://docs.aws.amazon.com/AmazonS3/latest/API/API_AbortMultipartUpload.html
-            self._multipart.abort(self._given_up)
+        self._cleanup.part_ended()
 
-    # Leaving without a commit.
+    # Leaving.
 
     def _stop(self) -> None:
         self._stopping.set()
@@ -250,54 +240,5 @@ class S3Upload:
             self._queue.put(None)
 
     def _discard(self, budget: float) -> None:
-        """Remove what was sent, in ``budget`` seconds; report what could not be removed.
-
-        A thread does it, so that a store that does not answer cannot hold the caller.
-        """
         self._stop()
-        remover = threading.Thread(target=self._remove, name="upload-remover", daemon=True)
-        try:
-            remover.start()
-            remover.join(budget)
-        finally:
-            self._given_up.set()
-            if self._left_behind:
-                self._tell_left_behind()
-
-    def _leave_be(self) -> None:
-        """Look whether a commit that was cut off did its work, and touch nothing.
-
-        The store may still be at it, and an abort that meets it was seen to leave a visible
-        object without its parts.
-        """
-        self._stop()
-        looker = threading.Thread(target=self._look, name="upload-looker", daemon=True)
-        self._left_behind = "the store did not say whether it completed it"
-        try:
-            looker.start()
-            looker.join(PROMPT)
-        finally:
-            self._given_up.set()
-            if not self._committed:
-                self._tell_left_behind()
-
-    def _look(self) -> None:
-        self._committed = self._multipart.is_stored()
-
-    def _remove(self) -> None:
-        for sender in self._senders:
-            if sender.ident is not None:
-                sender.join(LAST_PARTS / SENDERS)
-        self._aborting.set()
-        try:
-            for _ in range(ABORT_ROUNDS):
-                self._multipart.abort(self._given_up)
-                if not any(self._multipart.held(self._given_up)):
-                    self._left_behind = ""
-                    return
-            self._left_behind = "the store keeps parts of it after it was aborted"
-        except StorageError as exc:
-            self._left_behind = "" if upload_is_gone(exc) else exc.message
-
-    def _tell_left_behind(self) -> None:
-        self._emit(events.UploadLeftBehind(self._key, self._multipart.id, self._left_behind))
+        self._cleanup.discard(budget)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pgstash.errors import RequiredTableError
-from pgstash.postgres.required import Expected, Requirement, check, parse
+from pgstash.postgres.dump.required_tables import Expected, Requirement, check, parse
 
 USERS = Requirement("public", "users")
 ORDERS = Requirement("shop", "orders", nonempty=True)

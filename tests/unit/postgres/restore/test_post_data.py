@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pgstash.errors import CorruptedError
-from pgstash.postgres.building import _entries, _Said
+from pgstash.postgres.restore.post_data import _entries, _Stderr
 
 COMMAND = "Command was: CREATE SUBSCRIPTION s CONNECTION 'host=h password=sesame' PUBLICATION p;"
 SAID = f"""\
@@ -24,25 +24,25 @@ pg_restore: error: a worker process died unexpectedly
 
 
 def test_the_first_error_is_kept() -> None:
-    said = _Said()
+    said = _Stderr()
     for line in SAID.splitlines():
-        said.hear(line)
+        said.read(line)
     assert said.error == "FEHLER:  Syntaxfehler\nDETAIL:  CREATE SUBSCRIPTION s CONNECTION '…"
     assert said.entries == [3, 4]
 
 
 def test_an_end_without_an_error() -> None:
-    said = _Said()
-    said.hear(COMMAND)
+    said = _Stderr()
+    said.read(COMMAND)
     assert (said.error, said.entries) == ("", [])
 
 
 @pytest.mark.parametrize(
     ("head", "words"),
     [
-        (b"no archive", "not understood"),
-        (b"PGDMP\x01\x7f\x00" + b"\0" * 99, "not understood"),
-        (b"PGDMP\x01\x10", "ends before its end"),
+        (b"no archive", "cannot be read"),
+        (b"PGDMP\x01\x7f\x00" + b"\0" * 99, "cannot be read"),
+        (b"PGDMP\x01\x10", "is truncated"),
     ],
 )
 def test_a_schema_that_cannot_be_read(head: bytes, words: str) -> None:

@@ -11,9 +11,9 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from pgstash.errors import ClientToolsError
-from pgstash.postgres import tools
-from pgstash.postgres.process import Child
-from pgstash.postgres.source import Connection
+from pgstash.postgres.server.connection import Connection
+from pgstash.postgres.tools import installed
+from pgstash.postgres.tools.process import Child, Command
 
 # Majors that no machine has, so that what is installed here does not matter.
 OLD, MAJOR, NEW, NEWER = 900, 901, 902, 903
@@ -37,26 +37,26 @@ def search_path(*folders: Path) -> str:
 
 def test_the_servers_own_major_wins(tmp_path: Path) -> None:
     folders = [install(tmp_path / str(major), version(major)) for major in (NEWER, OLD, MAJOR, NEW)]
-    found = tools.find(MAJOR, search_path(*folders))
+    found = installed.find(MAJOR, search_path(*folders))
     assert (found.major, found.version, found.folder) == (MAJOR, f"{MAJOR}.3", folders[2])
     assert found.pg_dump == folders[2] / "pg_dump"
 
 
 def test_the_next_newer_comes_second(tmp_path: Path) -> None:
     folders = [install(tmp_path / str(major), version(major)) for major in (OLD, NEWER, NEW)]
-    assert tools.find(MAJOR, search_path(*folders)).major == NEW
+    assert installed.find(MAJOR, search_path(*folders)).major == NEW
 
 
 def test_the_first_on_the_path_wins_among_equals(tmp_path: Path) -> None:
     folders = [install(tmp_path / name, version(MAJOR)) for name in ("b", "a")]
-    assert tools.find(MAJOR, search_path(*folders)).folder == folders[0]
+    assert installed.find(MAJOR, search_path(*folders)).folder == folders[0]
 
 
 def test_the_latest_release_of_a_major_wins(tmp_path: Path) -> None:
     releases = ("beta2", ".9", ".10", ".8")
     folders = [install(tmp_path / f"r{rest}", version(MAJOR, rest)) for rest in releases]
     newer = install(tmp_path / "newer", version(NEW, ".11"))
-    assert tools.find(MAJOR, search_path(newer, *folders)).version == f"{MAJOR}.10"
+    assert installed.find(MAJOR, search_path(newer, *folders)).version == f"{MAJOR}.10"
 
 
 def test_none_that_fits(tmp_path: Path) -> None:
@@ -64,7 +64,7 @@ def test_none_that_fits(tmp_path: Path) -> None:
     with pytest.raises(
         ClientToolsError, match=rf"PostgreSQL {MAJOR} .*installed: .*{OLD}\.3"
     ) as caught:
-        tools.find(MAJOR, search_path(folder))
+        installed.find(MAJOR, search_path(folder))
     for package in (
         f"postgresql-client-{MAJOR}",
         f"postgresql{MAJOR} ",
@@ -84,7 +84,7 @@ def test_none_that_fits(tmp_path: Path) -> None:
     ],
 )
 def test_versions_as_packages_write_them(tmp_path: Path, answer: str, expected: str) -> None:
-    found = tools.find(MAJOR, search_path(install(tmp_path / "x", answer)))
+    found = installed.find(MAJOR, search_path(install(tmp_path / "x", answer)))
     assert (found.major, found.version) == (MAJOR, expected)
 
 
@@ -111,9 +111,9 @@ def test_what_cannot_be_used_is_passed_over(tmp_path: Path) -> None:
     (tmp_path / "alien" / "pg_dump").chmod(0o755)
     path = search_path(*bad, tmp_path / "alien")
     with pytest.raises(ClientToolsError):
-        tools.find(MAJOR, path)
+        installed.find(MAJOR, path)
     good = install(tmp_path / "good", version(MAJOR))
-    assert tools.find(MAJOR, f"{path}::{good}").folder == good
+    assert installed.find(MAJOR, f"{path}::{good}").folder == good
 
 
 def test_a_folder_that_may_not_be_searched_is_passed_over() -> None:
@@ -128,7 +128,7 @@ def test_a_folder_that_may_not_be_searched_is_passed_over() -> None:
         if user == 0:
             os.seteuid(65534)  # permissions mean nothing to root
         try:
-            found = tools.find(MAJOR, search_path(locked, good))
+            found = installed.find(MAJOR, search_path(locked, good))
         finally:
             if user == 0:
                 os.seteuid(0)
@@ -138,7 +138,7 @@ def test_a_folder_that_may_not_be_searched_is_passed_over() -> None:
 
 def test_nothing_installed_says_so(tmp_path: Path) -> None:
     with pytest.raises(ClientToolsError) as caught:
-        tools.find(MAJOR, str(tmp_path))
+        installed.find(MAJOR, str(tmp_path))
     assert re.search(r"installed: [^)]+\)", str(caught.value))
 
 
@@ -148,9 +148,9 @@ def test_a_tool_sees_the_allowed_environment_alone(
     monkeypatch.setenv("SECRET", "a secret")
     script = 'if [ -z "$SECRET" ] && [ "$LC_ALL" = C ]; then echo "$answer$LD_LIBRARY_PATH"; fi'
     folder = install(tmp_path / "x", version(MAJOR), script=script)
-    assert tools.find(MAJOR, str(folder)).version == f"{MAJOR}.3"
+    assert installed.find(MAJOR, str(folder)).version == f"{MAJOR}.3"
     given = {"LD_LIBRARY_PATH": "+libraries", "SECRET": "a secret", "LC_ALL": "de_DE"}
-    assert tools.find(MAJOR, str(folder), given).version == f"{MAJOR}.3+libraries"
+    assert installed.find(MAJOR, str(folder), given).version == f"{MAJOR}.3+libraries"
 
 
 NOWHERE = Connection({"application_name": "pgstash"}, {})
@@ -158,7 +158,7 @@ NOWHERE = Connection({"application_name": "pgstash"}, {})
 
 def shell(script: str, *, connection: Connection = NOWHERE) -> Child:
     """Run a script of the shell as if it were a client tool."""
-    return Child(["/bin/sh", "-c", script, "sh"], connection, {}, say=lambda _line: None)
+    return Child(Command(["/bin/sh", "-c", script, "sh"], {}), connection, lambda _line: None)
 
 
 def test_a_group_is_ended_while_its_id_is_its_own(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pgstash.postgres.options import allowed, excluding, leaving_out, split_list
+from pgstash.postgres.tools.pg_dump_options import allowed, excluding, leaving_out, split_list
 
 ALLOWED = {
     "": [],
@@ -31,8 +31,8 @@ REFUSED = {
     "-vFc": ["-F (an archive is plain SQL"],
     "-F c -j 4": ["-F (an archive", "-j (one stream"],
     "--format=d --file x": ["--format (an archive", "--file (an archive"],
-    "--form=c": ["--form (no option that pgstash knows; abbreviations"],
-    "--forma d -v": ["--forma (no option", "d (not an option)"],
+    "--form=c": ["--form (not an option that pgstash knows; abbreviations"],
+    "--forma d -v": ["--forma (not an option that", "d (not an option)"],
     "-Z9": ["-Z ("],
     "-h x -p 1 -U u -d d -w -W": [f"-{each} (DATABASE_URL" for each in "hpUdwW"],
     "-s -a --section=data --no-data": [
@@ -56,8 +56,8 @@ REFUSED = {
     "--table": ["--table (it needs a value)"],
     "--table=": ["--table (it needs a value)"],
     "-T ''": ["-T (it needs a value)"],
-    "-y": ["-y (no option that pgstash knows"],
-    "--=x": ["-- (no option"],
+    "-y": ["-y (not an option that pgstash knows"],
+    "--=x": ["-- (not an option that"],
 }
 
 

@@ -10,9 +10,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pgstash.errors import DumpError
-from pgstash.postgres import process
-from pgstash.postgres.process import CHUNK_BYTES, Child, _overlap, in_memory
-from pgstash.postgres.source import Connection
+from pgstash.postgres.server.connection import Connection
+from pgstash.postgres.tools import process
+from pgstash.postgres.tools.environment import in_memory
+from pgstash.postgres.tools.process import CHUNK_BYTES, Child, Command, _overlap
 
 NOWHERE = Connection({"application_name": "pgstash"}, {})
 MARK = b"abab0abac\n"
@@ -20,14 +21,8 @@ MARK = b"abab0abac\n"
 
 def shell(script: str, *, inherited: Sequence[int] = (), fed: bool = False) -> Child:
     """Run a script of the shell as if it were a client tool."""
-    return Child(
-        ["/bin/sh", "-c", script, "sh"],
-        NOWHERE,
-        {},
-        say=lambda _line: None,
-        inherited=inherited,
-        fed=fed,
-    )
+    command = Command(["/bin/sh", "-c", script, "sh"], {}, inherited=inherited, fed=fed)
+    return Child(command, NOWHERE, lambda _line: None)
 
 
 def writing(*pieces: bytes) -> str:

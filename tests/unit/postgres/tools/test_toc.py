@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pgstash.postgres import toc
-from pgstash.postgres.toc import Contents, Entry, Section, TocError
+from pgstash.postgres.tools import toc
+from pgstash.postgres.tools.toc import Contents, Entry, Section, TocError
 
 VERSIONS = ((1, 14), (1, 15), (1, 16))
 INT_BYTES = 4
@@ -18,9 +18,11 @@ OFFSET_BYTES = 8
 CUSTOM = 1
 BEHIND = b"what stands behind the table of contents"
 
+OWNER = b"an owner"
+DEFINITION = b"CREATE something;\n"
 ENTRIES = (
-    Entry(3170, 0, b"ENCODING", Section.PRE_DATA, b"ENCODING", b"", b"", frozenset()),
-    Entry(209, 16385, b"TABLE", Section.PRE_DATA, b"t", b"public", b"", frozenset({5, 3})),
+    Entry(3170, 0, b"ENCODING", Section.PRE_DATA, b"ENCODING", b"", b"", frozenset(), OWNER),
+    Entry(209, 16385, b"TABLE", Section.PRE_DATA, b"t", b"public", b"", frozenset({5, 3}), OWNER),
     Entry(
         3171,
         16385,
@@ -30,9 +32,22 @@ ENTRIES = (
         b"public",
         b"COPY public.t (id, name) FROM stdin;\n",
         frozenset({209}),
+        OWNER,
     ),
-    Entry(3020, 16390, b"COMMENT", Section.NONE, b"INDEX i", b"caf\xe9", b"", frozenset({209})),
-    Entry(3019, 4294967295, b"INDEX", Section.POST_DATA, b'a\n"b\0', b"public", b"", frozenset()),
+    Entry(
+        3020, 16390, b"COMMENT", Section.NONE, b"INDEX i", b"caf\xe9", b"", frozenset({209}), OWNER
+    ),
+    Entry(
+        3019,
+        4294967295,
+        b"INDEX",
+        Section.POST_DATA,
+        b'a\n"b\0',
+        b"public",
+        b"",
+        frozenset(),
+        OWNER,
+    ),
 )
 
 of_each_version = pytest.mark.parametrize(
@@ -67,14 +82,14 @@ def written(entry: Entry, version: tuple[int, int]) -> bytes:
         text(entry.tag),
         text(entry.description),
         integer(entry.section),
-        text(b"CREATE something;\n"),
+        text(DEFINITION),
         text(None),
         text(entry.copy or None),
         text(entry.schema or None),
         text(None),
         text(b"heap"),
         integer(ord("r")) if version >= (1, 16) else b"",
-        text(b"an owner"),
+        text(entry.owner),
         text(b"false"),
         *(text(b"%d" % number) for number in sorted(entry.depends_on)),
         text(None),
@@ -101,6 +116,21 @@ def test_of_what_is_cut_short_more_is_needed(version: tuple[int, int]) -> None:
     head = archive_of(ENTRIES, version)
     for end in range(len(head)):
         assert toc.read(head[:end]) is None, end
+
+
+@of_each_version
+def test_a_definition_can_be_taken_out(version: tuple[int, int]) -> None:
+    contents = toc.read(archive_of(ENTRIES, version))
+    assert contents is not None
+    undefined = toc.read(toc.without_definitions(contents, {b"COMMENT"}))
+    assert undefined is not None
+    assert undefined.entries == ENTRIES
+    for entry in contents.entries:
+        assert toc.definition(contents, entry) == DEFINITION
+    for entry in undefined.entries:
+        kept = entry.description == b"COMMENT"
+        assert (toc.definition(undefined, entry) == DEFINITION) == kept
+    assert toc.without_definitions(undefined, {b"COMMENT"}) == undefined.head
 
 
 @of_each_version
@@ -134,7 +164,7 @@ def test_no_entry_is_read_again_when_more_comes(monkeypatch: pytest.MonkeyPatch)
 def test_numbers_of_a_width_that_is_not_known() -> None:
     head = bytearray(head_of(VERSIONS[-1]))
     head[len(b"PGDMP") + 3] = 3
-    with pytest.raises(TocError, match="numbers of 3 bytes"):
+    with pytest.raises(TocError, match="integers of 3 bytes"):
         toc.read(bytes(head))
 
 

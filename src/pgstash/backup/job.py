@@ -1,0 +1,96 @@
+"""One backup to be made: what is asked for, what it is called, what it works with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from pgstash import events
+from pgstash.backup.other_writers import Neighbourhood
+from pgstash.format import names
+from pgstash.pipeline import encryption
+from pgstash.postgres.dump import required_tables
+from pgstash.postgres.server.connection import Server
+from pgstash.postgres.server.writer_lock import Writer
+from pgstash.processes import hooks
+from pgstash.repository.owners import Owners
+from pgstash.runtime import Runtime
+from pgstash.storage.interface import Storage
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to back up, and how.
+
+    ``jobs`` is the number of sessions that read rows, ``options`` are added to those of pg_dump.
+    ``environment`` is where client tools may take variables from. A backup smaller than
+    ``anomaly_ratio`` times the usual size causes a warning; with 0 none does. With
+    ``globals_passwords`` the hashes of passwords are stored with the roles, if that is encrypted.
+    """
+
+    source_url: str = field(repr=False)
+    prefix: str
+    compression_level: int
+    passphrase: str | None = field(repr=False)
+    jobs: int
+    lock_seconds: float
+    idle_seconds: float
+    environment: Mapping[str, str] = field(repr=False)
+    options: Sequence[str]
+    required: Sequence[required_tables.Requirement]
+    hooks: hooks.Hooks
+    anomaly_ratio: float
+    globals_passwords: bool = False
+
+    @property
+    def stores_passwords(self) -> bool:
+        """Whether passwords of roles are wanted, and will be encrypted."""
+        return self.globals_passwords and self.passphrase is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A backup under the writer lock, with its name and its random ``id``."""
+
+    plan: Plan
+    storage: Storage
+    owners: Owners
+    runtime: Runtime
+    server: Server
+    lock: Writer
+    others: Neighbourhood
+    started: datetime
+    id: str
+
+    @property
+    def base(self) -> str:
+        """The beginning of the names of all its objects."""
+        return names.base_name(self.started)
+
+    @property
+    def name(self) -> str:
+        """The name of the archive, without the prefix."""
+        return names.archive_name(self.base, encrypted=self.plan.passphrase is not None)
+
+    @property
+    def object_key(self) -> str:
+        """The key of the archive in the store."""
+        return f"{self.plan.prefix}/{self.name}"
+
+    @property
+    def location(self) -> str:
+        """The URL of the archive."""
+        return self.storage.url(self.object_key)
+
+    @property
+    def emit(self) -> events.Emit:
+        """The sink of its events."""
+        return self.runtime.emit
+
+    def new_key(self) -> encryption.Key | None:
+        """Derive a key for one object, with a salt of its own; None without a passphrase."""
+        if self.plan.passphrase is None:
+            return None
+        salt = self.runtime.random(encryption.SALT_BYTES)
+        return encryption.Key.derive(self.plan.passphrase, salt)

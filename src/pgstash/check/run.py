@@ -1,0 +1,78 @@
+"""The preflight: try every part that a backup, a drill or a notification needs, in order."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from pgstash.check import configuration, database, drills, other_sources, storage, webhooks
+from pgstash.check.finding import Finding, Part
+from pgstash.errors import StorageError
+from pgstash.format.identity import Identity
+from pgstash.postgres.server.connection import Server
+from pgstash.repository import catalog
+from pgstash.repository.owners import Owners
+from pgstash.storage.interface import Storage
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to check.
+
+    ``source`` identifies the source by the settings, for the case that no server answers; None if
+    the settings name none.
+    """
+
+    configuration: configuration.Plan
+    database: database.Plan
+    storage: storage.Plan
+    drills: drills.Plan
+    webhooks: Sequence[webhooks.Destination]
+    source: Identity | None = None
+
+
+def run(
+    plan: Plan,
+    part: Part | None,
+    open_storage: Callable[[], Storage],
+    owners_of: Callable[[Storage], Owners],
+) -> Iterator[Finding]:
+    """Yield the findings of one part, or of all parts.
+
+    The store is opened only if a part needs it, and a test notification is sent only if ``part``
+    is the webhook.
+    """
+    if part == "webhook":
+        yield from webhooks.tried(plan.webhooks, plan.database.source_url)
+        return
+    server: Server | None = None
+    if part is None:
+        yield from configuration.look(plan.configuration)
+    if part != "storage":
+        server = yield from database.look(plan.database)
+    if part == "database":
+        return
+    store = open_storage()
+    owners = owners_of(store)
+    yield from storage.look(plan.storage, store)
+    source = server.database.identity if server else plan.source
+    yield other_sources.look(store, plan.storage.prefix, source, owners)
+    if part is None:
+        yield drills.look(plan.drills, server)
+        yield _part_size(plan.storage, store, owners, server)
+        yield from webhooks.untried(plan.webhooks)
+
+
+def _part_size(
+    plan: storage.Plan, store: Storage, owners: Owners, server: Server | None
+) -> Finding:
+    if plan.endpoint is None:
+        return Finding("part size", "ok", "none: a directory needs no parts")
+    if server is None:
+        return Finding("part size", "skipped", "the size of the database is unknown")
+    usual = None
+    with contextlib.suppress(StorageError):  # other findings report it
+        backups = catalog.read(store, plan.prefix).backups
+        usual = owners.usual_size(backups, server.database.identity)
+    return storage.part_size(server.database.bytes, plan, usual)

@@ -1,0 +1,99 @@
+"""Arguments and options that several commands share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pgstash import events
+from pgstash.cli import times
+from pgstash.runtime import utc_now
+from pgstash.settings import Need, Settings
+
+if TYPE_CHECKING:
+    from pgstash.commands.stored import Wanted
+
+Name = Annotated[
+    str,
+    typer.Argument(
+        metavar="BACKUP",
+        help="latest, the name of a backup or the end of it, its time as `pgstash list` shows it, "
+        "the path of a file (containing a /), or - for stdin.",
+    ),
+]
+
+
+def _written(text: str) -> times.Written:
+    try:
+        return times.read(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--at") from None
+
+
+At = Annotated[
+    times.Written | None,
+    typer.Option(
+        "--at",
+        help='Take the newest backup that started at or before this time: "2026-01-31 23:00" (in '
+        'the time zone TZ, or with an offset such as +01:00 or Z), "yesterday 18:00" or '
+        '"3 hours ago". A date alone, and a time with seconds but no offset, are in UTC.',
+        parser=_written,
+        metavar="TIME",
+    ),
+]
+
+
+Source = Annotated[
+    str | None,
+    typer.Option(
+        "--source",
+        help="Take the latest backup of this source (DATABASE@ID or DATABASE), if several sources "
+        "have backups under BACKUP_PREFIX. `pgstash list` shows them.",
+        metavar="SOURCE",
+    ),
+]
+
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+Unverified = Annotated[
+    bool,
+    typer.Option(
+        "--unverified", help="Read a backup that cannot be verified (it has no manifest)."
+    ),
+]
+
+
+def refuse_needless(source: str | None, name: str, at: times.Written | None = None) -> None:
+    """Refuse --source and --at if a backup is named. Raises BadParameter."""
+    if at is not None and name != "latest":
+        raise typer.BadParameter("cannot be combined with the name of a backup", param_hint="--at")
+    if source is not None and name != "latest":
+        raise typer.BadParameter(
+            "can only be used for the latest backup, not with the name of one",
+            param_hint="--source",
+        )
+
+
+def needs_of(wanted: Wanted, *others: Need) -> Sequence[Need]:
+    """Return what must be configured to read a backup; a file needs no storage."""
+    return others if wanted.is_file else ("storage", *others)
+
+
+def at_time(
+    wanted: Wanted, at: times.Written | None, settings: Settings, emit: events.Emit
+) -> Wanted:
+    """Return the same with the moment that was given by --at, if any. Raises BadParameter."""
+    if at is None:
+        return wanted
+    try:
+        found = at.moment(utc_now(), settings.tz)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--at") from None
+    if found.warning:
+        emit(events.Warned(found.warning))
+    return replace(wanted, at=found.at)

@@ -1,0 +1,187 @@
+"""`pgstash restore`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from pgstash.cli.arguments import At, Name, Source, Unverified, at_time, needs_of, refuse_needless
+from pgstash.cli.runner import Command, run
+from pgstash.events import Emit
+from pgstash.runtime import Runtime
+from pgstash.settings import Settings
+from pgstash.signals import Interruption
+
+
+def restore(  # noqa: PLR0913 - one argument for each option
+    name: Name = "latest",
+    *,
+    to: Annotated[
+        str | None,
+        typer.Option(
+            help="The database to restore into: postgresql://user@host:5432/database. Leave the "
+            "password to RESTORE_URL, with the same user, host and port, or to a PGPASSFILE. "
+            "Without --to and --create, the database in RESTORE_URL must have the same name as "
+            "the database that the backup is of.",
+            metavar="URL",
+        ),
+    ] = None,
+    at: At = None,
+    source: Source = None,
+    create: Annotated[
+        str | None,
+        typer.Option(
+            help="Create a new database with this name on that server, with the encoding, locale "
+            "and settings of the source database, and restore into it.",
+            metavar="NAME",
+        ),
+    ] = None,
+    replace: Annotated[
+        bool,
+        typer.Option(
+            "--replace",
+            help="With --create, put the new database in the place of an existing one of that "
+            "name, once it is complete and has its owners and privileges. The old one is kept "
+            "under another name: NAME_before_ and the time in UTC. Its sessions are ended.",
+        ),
+    ] = False,
+    overwrite: Annotated[
+        bool,
+        typer.Option(
+            "--overwrite",
+            help="Restore into a database that is not empty, and replace objects of the same name. "
+            "Cannot be combined with --table.",
+        ),
+    ] = False,
+    create_roles: Annotated[
+        bool,
+        typer.Option(
+            "--create-roles",
+            help="Create roles of the source that are missing on the target, without privileges. "
+            "They can log in if the backup has their passwords (GLOBALS_PASSWORDS).",
+        ),
+    ] = False,
+    no_owner: Annotated[
+        bool,
+        typer.Option(
+            "--no-owner",
+            help="With --create, do not give objects their owners: the restoring role keeps them.",
+        ),
+    ] = False,
+    no_privileges: Annotated[
+        bool,
+        typer.Option("--no-privileges", help="With --create, do not restore GRANT and REVOKE."),
+    ] = False,
+    no_analyze: Annotated[
+        bool,
+        typer.Option(
+            "--no-analyze",
+            help="Do not update the statistics for the planner at the end. Until ANALYZE has run, "
+            "queries may be slow.",
+        ),
+    ] = False,
+    table: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Restore the rows of this table only, and read only its part of the backup: "
+            "schema.name, with * and ? as in pg_dump's --table. May be given several times. An "
+            "empty or a new database gets all definitions, but rows and indexes of these tables "
+            "only.",
+            metavar="PATTERN",
+        ),
+    ] = None,
+    data_only: Annotated[
+        bool,
+        typer.Option("--data-only", help="Load only rows into existing tables; requires --table."),
+    ] = False,
+    unverified: Unverified = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run", help="Inspect the backup and the target and show what would be done."
+        ),
+    ] = False,
+) -> None:
+    """Restore a backup into an empty or a new database.
+
+    The restore is committed only after the whole backup has been verified. Exit status 0 means
+    that everything is in the target. After any other exit status, the message describes what
+    happened to the target: nearly always nothing.
+    """
+    from pgstash.commands.restore import restore_backup, target_of
+    from pgstash.commands.stored import Wanted
+    from pgstash.postgres.restore.request import Request
+
+    if to is not None and not to.strip():
+        # An unset variable of the shell must not turn this into a restore to RESTORE_URL.
+        raise typer.BadParameter("is empty", param_hint="--to")
+    _refuse_replacing(create, table, replace=replace, closed=no_owner or no_privileges)
+    if create is not None and overwrite:
+        raise typer.BadParameter("cannot be combined with --create", param_hint="--overwrite")
+    if table and overwrite:
+        raise typer.BadParameter(
+            "cannot be combined with --table: restore into a new or an empty database, or add rows "
+            "with --data-only",
+            param_hint="--overwrite",
+        )
+    if data_only and not table:
+        raise typer.BadParameter("requires at least one --table", param_hint="--data-only")
+    if data_only and create is not None:
+        raise typer.BadParameter(
+            "cannot be combined with --create: it loads rows into existing tables",
+            param_hint="--data-only",
+        )
+    refuse_needless(source, name, at)
+    wanted = Wanted(name, unverified=unverified, source=source)
+
+    request = Request(
+        create=create,
+        any_name=to is not None,
+        overwrite=overwrite,
+        tables=table or (),
+        rows_only=data_only,
+        create_roles=create_roles,
+        no_owner=no_owner,
+        no_privileges=no_privileges,
+        no_analyze=no_analyze,
+        dry_run=dry_run,
+        replace=replace,
+    )
+
+    def work(values: Settings, emit: Emit, interruption: Interruption) -> None:
+        chosen = at_time(wanted, at, values, emit)
+        restore_backup(values, chosen, request, Runtime(emit, interruption))
+
+    given = {"RESTORE_URL": to} if to else {}
+    run(
+        work,
+        Command(
+            needs=needs_of(wanted, "target"),
+            given=given,
+            only_reads=True,
+            opening=lambda values: target_of(values, request),
+        ),
+    )
+
+
+def _refuse_replacing(
+    create: str | None, table: list[str] | None, *, replace: bool, closed: bool
+) -> None:
+    """Refuse --replace without --create, and for what would not do as a replacement.
+
+    Without owners or privileges the database would be ``closed`` to the applications.
+    """
+    if not replace:
+        return
+    if create is None:
+        raise typer.BadParameter("requires --create", param_hint="--replace")
+    if table:
+        raise typer.BadParameter(
+            "cannot be combined with --table: it replaces whole databases", param_hint="--replace"
+        )
+    if closed:
+        raise typer.BadParameter(
+            "cannot be combined with --no-owner or --no-privileges: no application could connect",
+            param_hint="--replace",
+        )

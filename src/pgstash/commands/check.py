@@ -1,0 +1,68 @@
+"""Check that a backup can be made, according to the settings."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+
+from pgstash import events
+from pgstash.check import configuration, database, drills, run, storage, webhooks
+from pgstash.check.finding import Finding, Part
+from pgstash.commands.backup import dump_options, required_tables
+from pgstash.commands.source import configured_source, owners_of
+from pgstash.commands.storage import open_storage
+from pgstash.monitoring.redaction import Scrubber
+from pgstash.settings import ODD_VALUE_REMEDY, Settings, environment
+
+
+def check(settings: Settings, part: Part | None, emit: events.Emit) -> Iterator[Finding]:
+    """Yield the findings of one part, or of all parts: see :func:`run.run`."""
+    plan = run.Plan(
+        configuration=configuration.Plan(
+            encrypted=settings.passphrase is not None,
+            weak_key=settings.weak_key,
+            misspelt=settings.misspelt,
+            odd_values=settings.odd_values,
+            odd_value_remedy=ODD_VALUE_REMEDY,
+            notes=settings.notes,
+        ),
+        database=database.Plan(
+            source_url=settings.source_url,
+            environment=environment(),
+            clock=time.time,
+            options=dump_options(settings),
+            required=required_tables(settings),
+            globals_passwords=settings.globals_passwords,
+        ),
+        storage=storage.Plan(
+            prefix=settings.backup_prefix,
+            endpoint=None if settings.storage_folder else settings.s3_endpoint,
+            now=lambda: datetime.now(UTC),
+            random=os.urandom,
+            part_size=settings.part_size,
+            max_parts=settings.s3_max_parts,
+        ),
+        drills=drills.Plan(
+            wanted=settings.verify_interval is not None,
+            scratch_url=settings.scratch_url,
+            environment=environment(),
+        ),
+        webhooks=_webhooks(settings),
+        source=configured_source(settings),
+    )
+    return run.run(plan, part, lambda: open_storage(settings, emit), owners_of)
+
+
+def _webhooks(settings: Settings) -> Sequence[webhooks.Destination]:
+    scrubber = Scrubber(settings.secrets())
+    each = (
+        ("webhook", "WEBHOOK_URL", settings.webhook_url),
+        ("drill webhook", "VERIFY_WEBHOOK_URL", settings.verify_webhook_url),
+    )
+    return [
+        webhooks.Destination(topic, variable, url.get_secret_value(), scrubber)
+        for topic, variable, url in each
+        if url
+    ]

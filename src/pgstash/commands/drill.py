@@ -1,0 +1,56 @@
+"""Drill a stored backup, according to the settings."""
+
+from __future__ import annotations
+
+from pgstash import events
+from pgstash.commands import stored
+from pgstash.commands.storage import open_storage
+from pgstash.drill import run as drill
+from pgstash.drill.checks import Expected
+from pgstash.drill.scratch import Place
+from pgstash.repository import archive, catalog
+from pgstash.runtime import Runtime
+from pgstash.settings import Settings, environment
+
+
+def drill_backup(
+    settings: Settings, name: str, runtime: Runtime, *, source: str | None = None
+) -> None:
+    """Prove that one stored backup restores. Raises what :func:`drill.run` raises."""
+    plan = drill.Plan(
+        prefix=settings.backup_prefix,
+        place=Place(settings.scratch_url, settings.source_url if settings.has_source else None),
+        passphrase=settings.reading_passphrase,
+        jobs=settings.restore_jobs,
+        expected=Expected(settings.min_table_count, settings.verify_sql),
+        environment=environment(),
+    )
+    emit = runtime.emit
+    storage = open_storage(settings, emit)
+
+    def find() -> drill.Found:
+        search = stored.Search(settings, storage, emit, runtime.now, may_guess=True)
+        found = search.find(stored.Wanted(name, source=source))
+        return drill.Found(
+            found.backup.name,
+            lambda: archive.open_stored(storage, found.backup, found.access),
+        )
+
+    drill.run(plan, storage, name, find, runtime)
+
+
+def unproven(settings: Settings, emit: events.Emit, source: str | None = None) -> list[str]:
+    """Return the names of backups that no drill has proven, newest first.
+
+    If the user or the settings name a source, only its backups are returned. A backup without a
+    manifest cannot be proven: a warning names it. Raises SourceUnclearError, StorageError.
+    """
+    storage = open_storage(settings, emit)
+    found = catalog.read(storage, settings.backup_prefix)
+    if source or settings.has_source:
+        found = stored.of_one_source(settings, storage, found, source)
+    left = [backup for backup in found.backups[::-1] if not backup.proven]
+    for backup in left:
+        if not backup.manifests:
+            emit(events.Warned(f"{backup.name} has no manifest, so it cannot be proven"))
+    return [backup.name for backup in left if backup.manifests]

@@ -1,0 +1,51 @@
+"""Report health, according to the settings: is there a fresh backup."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from pgstash import events
+from pgstash.check import freshness
+from pgstash.commands.source import owners_of
+from pgstash.commands.storage import open_storage
+from pgstash.errors import StaleBackupError
+from pgstash.monitoring import messages
+from pgstash.postgres.server import login
+from pgstash.service import schedule
+from pgstash.settings import Settings
+
+_PING_SECONDS = 3
+
+
+def healthcheck(settings: Settings) -> str:
+    """Return a sentence if everything is healthy.
+
+    Raises DatabaseError, StorageError or StaleBackupError: the first that occurs.
+    """
+    ours = login.identify(settings.source_url, _PING_SECONDS)
+    storage = open_storage(settings, events.ignore, prompt=True)
+    now = datetime.now(UTC)
+    rule = stale_at(settings)
+    plan = freshness.Plan(settings.backup_prefix, ours, rule, now)
+    found = freshness.newest(plan, storage, owners_of(storage))
+    where = storage.url(settings.backup_prefix)
+    if found is None:
+        raise StaleBackupError(f"there is no recent backup under {where}")
+    late = (now - rule(found.started)).total_seconds()
+    age = messages.span((now - found.started).total_seconds())
+    if late >= 0:
+        raise StaleBackupError(
+            f"the newest backup under {where}, {found.name}, is {age} old, "
+            f"{messages.span(late)} too old"
+        )
+    return f"the database and the store answer, and the newest backup, {found.name}, is {age} old"
+
+
+def stale_at(settings: Settings) -> freshness.StaleAt:
+    """Return the rule of the schedule; an interval counts from the backup itself."""
+    return lambda last: schedule.stale_at(
+        schedule.chosen(
+            settings.backup_schedule, settings.tz, settings.backup_interval, anchor=last
+        ),
+        last,
+    )

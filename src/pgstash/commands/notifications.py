@@ -1,0 +1,78 @@
+"""Set up everything that is notified of events: log, progress, webhooks, dead-man switch."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Collection, Iterator
+from typing import TYPE_CHECKING
+
+from pgstash import events
+from pgstash.monitoring import event_log, progress
+from pgstash.monitoring.redaction import Scrubber
+from pgstash.settings import Settings
+
+if TYPE_CHECKING:
+    from pydantic import SecretStr
+
+    from pgstash.monitoring import http_delivery, webhook
+
+
+@contextlib.contextmanager
+def listening(settings: Settings) -> Iterator[events.Emit]:
+    """Yield an emitter that passes each event to log, progress, webhooks and dead-man switch.
+
+    The end of the block waits, for a limited time, until everything is delivered.
+    """
+    with contextlib.ExitStack() as stack:
+        listeners = [event_log.listen, stack.enter_context(progress.listen())]
+        listeners += stack.enter_context(_messengers(settings))
+
+        def emit(event: events.Event) -> None:
+            for listener in listeners:
+                listener(event)
+
+        yield emit
+
+
+@contextlib.contextmanager
+def _messengers(settings: Settings) -> Iterator[list[events.Emit]]:
+    hook, ping = settings.webhook_url, settings.healthcheck_ping_url
+    of_drills = settings.verify_webhook_url
+    if not (hook or ping or of_drills):
+        yield []
+        return
+    # An HTTP client is slow to import, and most runs do not need it.
+    from pgstash.monitoring import http_delivery, webhook  # noqa: PLC0415
+
+    scrubber = Scrubber(settings.secrets())
+    listeners: list[events.Emit] = []
+    couriers: list[http_delivery.Courier] = []
+
+    def courier(what: str) -> http_delivery.Courier:
+        couriers.append(
+            http_delivery.Courier(what, lambda text: event_log.listen(events.Warned(text)))
+        )
+        return couriers[-1]
+
+    if ping:
+        to_ping = courier("The healthcheck ping")
+        listeners.append(webhook.Ping(ping.get_secret_value(), to_ping, scrubber))
+
+    def webhook_to(url: SecretStr, what: str, operations: Collection[webhook.Operation]) -> None:
+        listeners.append(
+            webhook.Webhook(
+                url.get_secret_value(),
+                courier(what),
+                scrubber,
+                webhook.Wanted(
+                    settings.webhook_on_success, settings.webhook_on_failure, operations
+                ),
+            )
+        )
+
+    if hook:
+        webhook_to(hook, "The webhook", ["backup"] if of_drills else webhook.OPERATIONS)
+    if of_drills:
+        webhook_to(of_drills, "The drill webhook", ["drill"])
+    with http_delivery.finished(couriers):
+        yield listeners

@@ -1,0 +1,48 @@
+"""The store, according to the settings."""
+
+from __future__ import annotations
+
+from pgstash import events
+from pgstash.repository.object_metadata import REQUESTS_AT_A_TIME
+from pgstash.settings import Settings
+from pgstash.storage.directory.storage import DirectoryStorage
+from pgstash.storage.interface import Storage
+from pgstash.storage.s3 import part_size
+from pgstash.storage.s3.config import S3Config
+
+CONNECT_SECONDS = 10.0
+READ_SECONDS = 60.0
+PROMPT_SECONDS = 5.0
+
+
+def open_storage(settings: Settings, emit: events.Emit, *, prompt: bool = False) -> Storage:
+    """Return the configured store; nothing is sent to it yet.
+
+    With ``prompt``, each request is tried once, with timeouts of a few seconds.
+    """
+    if settings.storage_folder:
+        return DirectoryStorage(settings.storage_folder)
+    # botocore is slow to import, and a directory does not need it.
+    from pgstash.storage.s3.storage import S3Storage  # noqa: PLC0415
+
+    endpoint, bucket = settings.s3_endpoint, settings.s3_bucket
+    access_key, secret = settings.s3_access_key_id, settings.s3_secret_access_key
+    if not (endpoint and bucket and access_key and secret):
+        raise AssertionError("the settings were checked for this")
+    config = S3Config(
+        endpoint=endpoint,
+        bucket=bucket,
+        region=settings.s3_region,
+        access_key_id=access_key.get_secret_value(),
+        secret_access_key=secret.get_secret_value(),
+        retry_attempts=0 if prompt else settings.retry_attempts,
+        retry_delay=settings.retry_delay,
+        max_parts=settings.s3_max_parts,
+        part_size=settings.part_size,
+        # For the operation that needs most: a restore, a listing with metadata, or an upload. One
+        # more for the thread that waits for them.
+        connections=1 + max(settings.restore_jobs, REQUESTS_AT_A_TIME, part_size.SENDERS),
+        connect_timeout=PROMPT_SECONDS if prompt else CONNECT_SECONDS,
+        read_timeout=PROMPT_SECONDS if prompt else READ_SECONDS,
+    )
+    return S3Storage(config, emit)

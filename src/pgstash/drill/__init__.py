@@ -1,0 +1,1 @@
+"""The journey of a drill: run.py is the way."""

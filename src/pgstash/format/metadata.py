@@ -1,0 +1,50 @@
+"""The metadata of stored objects: what can be read of a backup without its key."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from urllib.parse import quote
+
+from pgstash.format import size_history
+from pgstash.format.manifest import Manifest
+
+# S3 keeps metadata in headers: ASCII, one line, 2 KB together
+# (https://docs.aws.amazon.com/AmazonS3/latest/userguide/UsingMetadata.html).
+_HEADER_SAFE = " !\"#$&'()*+,-./:;<=>?@[\\]^_`{|}~"
+_LONGEST_HEADER = 255
+
+
+def encoded(metadata: Mapping[str, str]) -> dict[str, str]:
+    """Return metadata as they are stored."""
+    return {key: header(value) for key, value in metadata.items()}
+
+
+def header(value: str) -> str:
+    """Percent-encode what a header cannot carry: non-ASCII, controls, spaces at the ends."""
+    inner = _HEADER_SAFE if value == value.strip() else _HEADER_SAFE.strip()
+    return quote(value, safe=inner, errors="surrogateescape")[:_LONGEST_HEADER]
+
+
+def facts(manifest: Manifest, seconds: float) -> dict[str, str]:
+    """Return the metadata of a manifest; ``seconds`` is how long the backup took."""
+    size = figures(manifest)
+    values = {
+        "id": manifest.id,
+        "raw-bytes": str(size.raw_bytes),
+        "stored-bytes": str(manifest.stored_bytes),
+        "tables": str(size.tables),
+        "rows": str(size.rows),
+        "seconds": f"{seconds:.1f}",
+        "server": manifest.server,
+        **manifest.database.identity.metadata(),
+    }
+    return encoded(values)
+
+
+def figures(manifest: Manifest) -> size_history.Figures:
+    """Return the size of a backup."""
+    return size_history.Figures(
+        raw_bytes=manifest.raw_bytes,
+        tables=len(manifest.tables),
+        rows=sum(table.rows for table in manifest.tables),
+    )

@@ -1,0 +1,1 @@
+"""What a server allows, checked before a backup begins."""

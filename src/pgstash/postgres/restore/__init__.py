@@ -1,0 +1,1 @@
+"""Writing a target: the staging database, psql and COPY as sinks, and what was refused."""

@@ -1,0 +1,42 @@
+"""What was asked of a restore: it travels whole from the command line to the target."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What to restore, and what the restore may do to the target.
+
+    ``create`` is the name of a new database on the target's server; ``any_locale`` allows it
+    another locale if the server does not have the original one. ``any_name`` allows an existing
+    target with another name than the database of the backup, and ``overwrite`` one that holds
+    objects. With ``replace``, the new database takes the place of an existing one of its name.
+    ``tables`` are patterns for the only tables to restore; ``rows_only`` restores nothing but their
+    rows. ``create_roles`` creates missing roles; with ``for_drill`` they are marked, and dropped
+    after the drill. A ``dry_run`` changes nothing. A new database gets the
+    owners of the source, unless ``no_owner``, and its privileges, unless ``no_privileges``.
+    Statistics for the planner are updated at the end, unless ``no_analyze``.
+    """
+
+    create: str | None = None
+    any_name: bool = False
+    overwrite: bool = False
+    tables: Sequence[str] = ()
+    rows_only: bool = False
+    create_roles: bool = False
+    dry_run: bool = False
+    any_locale: bool = False
+    for_drill: bool = False
+    no_owner: bool = False
+    no_privileges: bool = False
+    replace: bool = False
+    no_analyze: bool = False
+
+    @property
+    def gives_privileges(self) -> bool:
+        """Whether to restore owners, privileges, and the properties of the database."""
+        whole = self.create is not None and not self.for_drill
+        return whole and not (self.no_owner and self.no_privileges)

@@ -1,0 +1,1 @@
+"""Child processes, and the user's hooks, which run as such."""

@@ -1,0 +1,1 @@
+"""Pruning: run.py deletes old backups, retention.py decides which, sweep.py deletes leftovers."""

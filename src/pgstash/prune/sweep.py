@@ -1,0 +1,74 @@
+"""Deletes what failed backups left in the store.
+
+Backups of another source or standby do not hold the writer lock of this one, so age decides as
+well. A manifest is an orphan one day after it was stored, because the backup that stored it makes
+its archive visible, or fails, right after that. An upload is abandoned if it started longer ago
+than any backup takes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import datetime, timedelta
+from functools import partial
+
+from pgstash import events
+from pgstash.format.identity import Claim, Origin
+from pgstash.prune.journal import Journal
+from pgstash.repository import catalog, object_metadata
+from pgstash.repository.catalog import Companion
+from pgstash.storage.interface import PendingUpload, Storage
+
+ORPHAN_AGE = timedelta(days=1)
+
+
+class Sweep:
+    """Finds leftovers and deletes them, or only reports them in a ``dry_run``."""
+
+    def __init__(self, storage: Storage, journal: Journal, now: datetime, *, dry_run: bool) -> None:
+        """Prepare; nothing is requested yet. Ages are counted up to ``now``."""
+        self._storage = storage
+        self._journal = journal
+        self._now = now
+        self._dry_run = dry_run
+
+    def old(self, companions: Iterable[Companion]) -> list[Companion]:
+        """Return the companions that a backup running now cannot have stored."""
+        return [each for each in companions if self._is_old(each)]
+
+    def _is_old(self, companion: Companion) -> bool:
+        return self._now - companion.modified >= ORPHAN_AGE
+
+    def abandoned(self, prefix: str, days: int) -> list[PendingUpload]:
+        """Return the uploads under ``prefix`` that started at least ``days`` days ago.
+
+        A younger one may belong to a backup of another source that is running now.
+        """
+        uploads: list[PendingUpload] = []
+        with self._journal.keep_going():
+            uploads = list(catalog.pending(self._storage, prefix))
+        longest = timedelta(days=days)
+        return [upload for upload in uploads if self._now - upload.started >= longest]
+
+    def orphans(self, companions: Sequence[Companion], claim: Claim) -> Iterator[str]:
+        """Delete the companions of claimed sources that have no archive; yield their keys."""
+        for companion in companions:
+            found = None
+            with self._journal.keep_going():
+                found = object_metadata.orphan(self._storage, companion)
+            own = found is not None and claim.covers(Origin.of(found, companion.modified))
+            delete = partial(self._storage.delete, [companion.key])
+            if own and (self._dry_run or self._journal.succeeds(delete)):
+                yield self._swept(companion.key, "no backup belongs to it")
+
+    def uploads(self, uploads: Sequence[PendingUpload]) -> Iterator[str]:
+        """Abort the uploads; yield their keys."""
+        for upload in uploads:
+            abort = partial(self._storage.abort, upload)
+            if self._dry_run or self._journal.succeeds(abort):
+                days = (self._now - upload.started).days
+                yield self._swept(upload.key, f"an upload that began {days} days ago")
+
+    def _swept(self, key: str, reason: str) -> str:
+        self._journal.emit(events.LeftoverSwept(self._storage.url(key), reason, self._dry_run))
+        return key

@@ -1,0 +1,1 @@
+"""The stored backups: the catalog, and archives that are read and verified."""

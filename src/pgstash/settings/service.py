@@ -1,0 +1,177 @@
+"""Settings of the service, of restores and drills, and of the log."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BeforeValidator, SecretStr, ValidationInfo, field_validator
+
+from pgstash.service import schedule
+from pgstash.settings import validators
+from pgstash.settings.declaration import Group, setting
+
+
+class ServiceSettings(Group):
+    """When the service runs, and what it notifies."""
+
+    backup_interval: int = setting(
+        "Service",
+        "a whole number of seconds, 60 or more",
+        "Seconds from the start of one backup of `pgstash backup` to the start of the next. "
+        "Ignored if `BACKUP_SCHEDULE` is set.",
+        default=3600,
+        ge=60,
+    )
+    backup_schedule: Annotated[str, AfterValidator(validators.cron)] | None = setting(
+        "Service",
+        "a cron expression of five fields, such as 0 3 * * *",
+        "When `pgstash backup` makes a backup, after the first one at its start. Takes precedence "
+        "over `BACKUP_INTERVAL`; you may set both.",
+        default=None,
+    )
+    backup_on_start: bool = setting(
+        "Service",
+        "true or false",
+        "Make a backup whenever `pgstash backup` starts. With `false`, the first one is due when "
+        "the newest stored backup of the source is as old as the schedule allows; if there is "
+        "none, at once. For platforms that deploy often.",
+        default=True,
+    )
+    exit_on_first_failure: bool = setting(
+        "Service",
+        "true or false",
+        "End `pgstash backup` with the exit status of the failure if a backup fails before one "
+        "has succeeded, and another try would not fix it: a refused login, a wrong key, a missing "
+        "privilege. For platforms that limit restarts and show that a service has ended.",
+        default=False,
+    )
+    tz: str = setting(
+        "Service",
+        "the name of a time zone, such as Europe/Berlin",
+        "The time zone of `BACKUP_SCHEDULE`, and of `--at` if no offset is given. The log and the "
+        "names of backups are always in UTC.",
+        default="UTC",
+    )
+    webhook_url: Annotated[SecretStr, AfterValidator(validators.web_url)] | None = setting(
+        "Service",
+        "a valid http:// or https:// URL",
+        "The URL that results are posted to as JSON. The whole URL is treated as a secret.",
+        default=None,
+    )
+    webhook_on_success: bool = setting(
+        "Service", "true or false", "Post successes to the webhook.", default=False
+    )
+    webhook_on_failure: bool = setting(
+        "Service", "true or false", "Post failures to the webhook.", default=True
+    )
+    healthcheck_ping_url: Annotated[SecretStr, AfterValidator(validators.web_url)] | None = setting(
+        "Service",
+        "a valid http:// or https:// URL",
+        "A dead-man switch like Healthchecks.io: `<url>/start`, `<url>` or `<url>/fail` is "
+        "requested when a backup starts, succeeds or fails.",
+        default=None,
+    )
+    health_port: int | None = setting(
+        "Service",
+        "a port, a whole number from 1 to 65535",
+        "The port where `pgstash backup` serves `/healthz` and `/readyz`, by HTTP on all "
+        "interfaces. Off unless set.",
+        default=None,
+        ge=1,
+        le=65_535,
+    )
+
+    @field_validator("tz")
+    @classmethod
+    def _zone_of_schedule(cls, name: str, info: ValidationInfo) -> str:
+        # Containers set TZ for other reasons: it only matters to a schedule.
+        if info.data.get("backup_schedule", "wrong") is not None:
+            schedule.check_zone(name)
+        return name
+
+
+class RestoreSettings(Group):
+    """Where a restore goes, and how."""
+
+    restore_url: Annotated[SecretStr, AfterValidator(validators.target_url)] | None = setting(
+        "Restore",
+        "a URI such as postgresql://user@host:5432/database that names the database",
+        "The target of `pgstash restore`; keeps its password out of argument lists. Without `--to` "
+        "and `--create`, the database must have the name of the database that the backup is of. "
+        "`--to` takes what it lacks from here, if user, host and port are the same. "
+        "Variables of libpq for the address and the login of the source (`PGHOST`, `PGUSER`, "
+        "`PGPASSWORD`, …) are ignored for the target; `PGPASSFILE` and the TLS variables are "
+        "honoured.",
+        default=None,
+    )
+    restore_jobs: int = setting(
+        "Restore",
+        "a whole number from 1 to 64",
+        "Number of sessions that restore into a new database (`--create`), also in drills. Each "
+        "takes up to 64 MiB of memory. With 1, the script runs from beginning to end in one "
+        "session.",
+        default=2,
+        ge=1,
+        le=64,
+    )
+
+
+class DrillSettings(Group):
+    """When and where drills run, and what they check."""
+
+    verify_database_url: Annotated[SecretStr, AfterValidator(validators.target_url)] | None = (
+        setting(
+            "Drill",
+            "a URI such as postgresql://user@host:5432/postgres that names a database",
+            "The server where a drill creates a database to restore into, and drops it afterwards: "
+            "not the server of the source; its role needs CREATEDB. If this is not set, a drill "
+            "starts a throwaway server, which requires the PostgreSQL server programs to be "
+            "installed. Variables of libpq for the address and login of the source are ignored.",
+            default=None,
+            shown_default="a throwaway server",
+        )
+    )
+    verify_interval: (
+        Annotated[int | Literal["after-backup"], BeforeValidator(validators.interval)] | None
+    ) = setting(
+        "Drill",
+        "a whole number of seconds, 60 or more, or after-backup",
+        "How often `pgstash backup` drills the newest backup: after the first run that ends N "
+        "seconds or more after the last proof, or with `after-backup` after each backup.",
+        default=None,
+        shown_default="off",
+    )
+    verify_sql: Annotated[str, AfterValidator(validators.statements)] | None = setting(
+        "Drill",
+        "SQL such as SELECT count(*) > 0 FROM users, or the path of a file of it",
+        "Your own checks, which a drill runs in the restored database. Each statement must "
+        "succeed. A query must return at least one row, and true if it returns a single boolean.",
+        default=None,
+    )
+    min_table_count: int | None = setting(
+        "Drill",
+        "a whole number, 1 or more",
+        "The minimum number of tables in a restored database.",
+        default=None,
+        ge=1,
+    )
+    verify_webhook_url: Annotated[SecretStr, AfterValidator(validators.web_url)] | None = setting(
+        "Drill",
+        "a valid http:// or https:// URL",
+        "The URL that results of drills are posted to, instead of `WEBHOOK_URL`. "
+        "`WEBHOOK_ON_SUCCESS` and `WEBHOOK_ON_FAILURE` apply to both. The whole URL is treated as "
+        "a secret.",
+        default=None,
+    )
+
+
+class LogSettings(Group):
+    """The format and the detail of the log."""
+
+    log_format: Literal["text", "json"] = setting(
+        "Log",
+        "text or json",
+        "`text` for people, `json` for one JSON object per line.",
+        default="text",
+    )
+    debug: bool = setting("Log", "true or false", "Log details.", default=False)

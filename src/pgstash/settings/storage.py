@@ -1,0 +1,176 @@
+"""Settings of the store: where backups go, and how long they are kept."""
+
+from __future__ import annotations
+
+from typing import Annotated
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, SecretStr, ValidationInfo, field_validator
+
+from pgstash.settings import validators
+from pgstash.settings.declaration import Group, setting
+
+_Name = Annotated[str, AfterValidator(validators.bucket)]
+
+
+class StorageSettings(Group):
+    """Where backups are stored."""
+
+    storage_url: Annotated[str, AfterValidator(validators.storage_url)] | None = setting(
+        "Storage",
+        "file:///directory",
+        "A local directory for backups, instead of S3 (development, a NAS, the demo). It must "
+        "exist.",
+        default=None,
+    )
+    s3_endpoint: Annotated[str, AfterValidator(validators.endpoint)] | None = setting(
+        "Storage",
+        "a URL without the bucket, such as https://s3.eu-central-1.amazonaws.com",
+        "The URL of the S3-compatible store. Required unless `STORAGE_URL` is set.",
+        default=None,
+    )
+    s3_bucket: _Name | None = setting(
+        "Storage",
+        "the name of a bucket",
+        "The bucket for backups. Required unless `STORAGE_URL` is set.",
+        default=None,
+    )
+    s3_access_key_id: SecretStr | None = setting(
+        "Storage",
+        "the ID of an access key",
+        "The access key that signs requests. Required unless `STORAGE_URL` is set.",
+        default=None,
+    )
+    s3_secret_access_key: SecretStr | None = setting(
+        "Storage",
+        "the secret of that access key",
+        "The secret that requests are signed with. Required unless `STORAGE_URL` is set.",
+        default=None,
+    )
+    s3_region: str = setting(
+        "Storage",
+        "a name such as eu-central-1",
+        "The region that requests are signed for.",
+        default="us-east-1",
+        pattern=r"^[A-Za-z0-9_-]+$",
+    )
+    s3_max_parts: int = setting(
+        "Storage",
+        "a whole number from 2 to 10000",
+        "Number of parts that the store allows in one upload. AWS and most others allow 10,000, a "
+        "few allow 1,000.",
+        default=10_000,
+        ge=2,
+        le=10_000,
+    )
+    s3_part_size: int | None = setting(
+        "Storage",
+        "a whole number of MiB from 5 to 5120",
+        "Size of all parts in MiB. By default it is chosen from the size of the last backups, or "
+        "of the database, and is at least 8. Three parts are held in memory.",
+        default=None,
+        ge=5,
+        le=5120,
+        shown_default="chosen",
+    )
+    backup_prefix: Annotated[str, AfterValidator(validators.prefix)] = setting(
+        "Storage",
+        "a path such as postgres-backups or team/database",
+        "The keys of backups start with this. Give each database a prefix of its own.",
+        default="postgres-backups",
+    )
+    retry_attempts: int = setting(
+        "Storage",
+        "a whole number from 0 to 20",
+        "How many times a failed request or part is retried.",
+        default=3,
+        ge=0,
+        le=20,
+    )
+    retry_delay: float = setting(
+        "Storage",
+        "a number of seconds from 0.1 to 300",
+        "Seconds before the first retry; doubled for each further retry, with a little jitter.",
+        default=5,
+        ge=0.1,
+        le=300,
+        allow_inf_nan=False,
+    )
+
+    @field_validator("s3_endpoint", "s3_bucket", "s3_access_key_id", "s3_secret_access_key")
+    @classmethod
+    def _needed_for_s3(cls, value: object, info: ValidationInfo) -> object:
+        needed = info.context is None or "storage" in info.context
+        if needed and value is None and info.data.get("storage_url", "wrong") is None:
+            raise validators.MissingError("is missing")
+        return value
+
+    @field_validator("s3_bucket")
+    @classmethod
+    def _not_in_endpoint(cls, bucket: str | None, info: ValidationInfo) -> str | None:
+        host = urlsplit(info.data.get("s3_endpoint") or "").hostname or ""
+        if bucket and host.startswith(f"{bucket.lower()}."):
+            raise validators.ExplainedError(
+                "contains the bucket name. Give the endpoint without it, for example "
+                "https://s3.eu-central-1.amazonaws.com",
+                variable="S3_ENDPOINT",
+            )
+        return bucket
+
+
+class RetentionSettings(Group):
+    """How long backups are kept."""
+
+    backup_retention_days: int = setting(
+        "Retention",
+        "a whole number of days, 1 or more",
+        "Days to keep a backup, by the date in its name. Older backups are deleted after the next "
+        "successful backup, or by `pgstash prune`. The newest backup is never deleted, nor the "
+        "newest that is proven to restore.",
+        default=7,
+        ge=1,
+    )
+    retention_keep_last: int | None = setting(
+        "Retention",
+        "a whole number, 1 or more",
+        "In addition, keep the N newest backups regardless of age.",
+        default=None,
+        ge=1,
+    )
+    retention_keep_daily: int | None = setting(
+        "Retention",
+        "a whole number of days, 1 or more",
+        "Keep the newest backup of each of the last N days (UTC) that have one.",
+        default=None,
+        ge=1,
+    )
+    retention_keep_weekly: int | None = setting(
+        "Retention",
+        "a whole number of weeks, 1 or more",
+        "The same for weeks, Monday to Sunday.",
+        default=None,
+        ge=1,
+    )
+    retention_keep_monthly: int | None = setting(
+        "Retention",
+        "a whole number of months, 1 or more",
+        "The same for months.",
+        default=None,
+        ge=1,
+    )
+    retention_keep_yearly: int | None = setting(
+        "Retention",
+        "a whole number of years, 1 or more",
+        "The same for years.",
+        default=None,
+        ge=1,
+    )
+    sweep_after_days: int = setting(
+        "Retention",
+        "a whole number of days, 1 or more",
+        "Days after which an unfinished upload is considered abandoned and removed. Must be longer "
+        "than the longest backup from a standby, or of another source, under the same prefix: "
+        "otherwise its upload is removed while it is running.",
+        default=7,
+        ge=1,
+    )

@@ -1,0 +1,94 @@
+"""The error codes of S3, as pgstash groups them: which mean what, and what to do about it.
+
+The codes are those of https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html and
+those that other stores were seen to return.
+"""
+
+from __future__ import annotations
+
+# Damage in transit, or a store that cannot serve at the moment: a retry may work. The codes of
+# server errors are needed for a list of errors by key, which has no status.
+TRANSIENT = {
+    "BadDigest",
+    "ConditionalRequestConflict",
+    "IncompleteBody",
+    "InternalError",
+    "OperationAborted",
+    "RequestTimeout",
+    "ServiceUnavailable",
+    "SlowDown",
+    "SlowDownRead",
+    "SlowDownWrite",
+    "Throttling",
+    "ThrottlingException",
+    "TooManyRequests",
+    "XAmzContentChecksumMismatch",
+    "XAmzContentSHA256Mismatch",
+    "XMinioServerNotInitialized",
+}
+TRANSIENT_STATUS = {408, 425, 429, 499}
+BAD_REQUEST = 400
+UNAUTHORIZED = 401
+FORBIDDEN = 403
+RANGE_NOT_SATISFIABLE = 416
+FIRST_SERVER_ERROR = 500
+NOT_IMPLEMENTED = 501
+INSUFFICIENT_STORAGE = 507
+
+GATEWAY_GAVE_UP = {408, 499, 502, 504}
+AT_WORK_ALREADY = {"ConditionalRequestConflict", "OperationAborted"}
+
+FULL = {
+    "InsufficientStorage",
+    "QuotaExceeded",
+    "QuotaExceededException",
+    "XMinioAdminBucketQuotaExceeded",
+    "XMinioStorageFull",
+}
+# pgstash sends a condition only when it commits an upload or continues a download. To the former
+# MinIO returned 304: https://github.com/minio/minio/issues/19442
+TAKEN = {"304", "412", "PreconditionFailed"}
+MISSING = {"404", "NoSuchKey", "NotFound"}
+GONE = MISSING | {"NoSuchUpload"}
+# Google's store returns InvalidArgument for a request that it does not know.
+UNKNOWN_REQUEST = {"405", "501", "InvalidArgument", "MethodNotAllowed", "NotImplemented"}
+OF_ONE_OBJECT = {"GetObject", "HeadObject"}
+OF_ONE_UPLOAD = {"AbortMultipartUpload", "CompleteMultipartUpload", "ListParts", "UploadPart"}
+REDIRECTED = {
+    "301",
+    "307",
+    "308",
+    "AuthorizationHeaderMalformed",
+    "IllegalLocationConstraintException",
+    "InvalidRegion",
+    "InvalidRegionName",
+    "PermanentRedirect",
+    "TemporaryRedirect",
+}
+UNTRUSTED = ("CERTIFICATE_VERIFY_FAILED", "certificate verify failed", "doesn't match")
+NO_TLS = ("WRONG_VERSION_NUMBER", "wrong version number", "HTTP_REQUEST")
+
+# For each code: what is wrong, and the hint.
+REFUSALS = {
+    "InvalidAccessKeyId": (
+        "the store does not know the access key",
+        "Check S3_ACCESS_KEY_ID. S3_ENDPOINT must be the store that issued the key.",
+    ),
+    "SignatureDoesNotMatch": (
+        "the store rejects the signature",
+        "Check S3_SECRET_ACCESS_KEY. With some stores, check S3_ACCESS_KEY_ID and S3_REGION too.",
+    ),
+    "NoSuchBucket": ("the bucket does not exist", "Check S3_BUCKET or create the bucket."),
+    "InvalidBucketName": ("the name of the bucket is not valid", "Check S3_BUCKET."),
+    "AccessDenied": (
+        "the store denies access",
+        "Allow S3_ACCESS_KEY_ID to list the bucket and to read, write and delete in it.",
+    ),
+    "RequestTimeTooSkewed": (
+        "the clocks of this machine and the store differ too much",
+        "Set the clock of this machine, preferably with NTP.",
+    ),
+}
+REFUSALS["Forbidden"] = REFUSALS["AccessDenied"]
+REFUSALS["Unauthorized"] = REFUSALS["InvalidAccessKeyId"]
+OF_STATUS = {UNAUTHORIZED: REFUSALS["Unauthorized"], FORBIDDEN: REFUSALS["AccessDenied"]}

@@ -1,0 +1,412 @@
+"""Owners and privileges are stored beside an archive, and psql gives them back."""
+
+from __future__ import annotations
+
+import gzip
+import subprocess
+from typing import TYPE_CHECKING
+
+import pytest
+
+from support import pieces
+from support.backups import back_up, decrypted, settings, stored
+from support.cli import TOOLS_ON_PATH_ALONE, environment, run_pgstash
+from support.postgres import Database, beside_publications, clean_environment
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from support.backups import StoredBackup
+    from support.postgres import Cluster, Clusters
+
+# What a name may hold, and what would end a statement early.
+ODD = 'rôle "x"; :"DBNAME" --\nCREATE ROLE forged;\n'
+ROLES = ("of_app", "reader", "of_large_objects", ODD)
+
+
+def quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
+
+
+# Each kind of object that has an owner or privileges, as far as a server without packages has it.
+OBJECTS = f"""
+    CREATE SCHEMA s AUTHORIZATION of_app;
+    GRANT USAGE ON SCHEMA s TO reader, {quoted(ODD)};
+    REVOKE ALL ON SCHEMA public FROM PUBLIC;
+    GRANT CREATE ON SCHEMA public TO of_app;
+    CREATE FUNCTION s.f(integer) RETURNS integer LANGUAGE sql AS 'SELECT 1';
+    REVOKE EXECUTE ON FUNCTION s.f FROM PUBLIC;
+    CREATE PROCEDURE s.p() LANGUAGE sql AS '';
+    CREATE AGGREGATE s.a (integer) (SFUNC = int4pl, STYPE = integer);
+    CREATE OPERATOR s.=== (LEFTARG = integer, RIGHTARG = integer, FUNCTION = int4eq);
+    CREATE OPERATOR FAMILY s.family USING btree;
+    CREATE OPERATOR CLASS s.class FOR TYPE integer USING btree FAMILY s.family AS OPERATOR 1 <;
+    CREATE CONVERSION s.conversion FOR 'LATIN1' TO 'UTF8' FROM iso8859_1_to_utf8;
+    CREATE COLLATION s.c FROM "C";
+    CREATE DOMAIN s.domain AS integer;
+    CREATE TYPE s.enumeration AS ENUM ('a');
+    CREATE TYPE s.composite AS (a integer);
+    GRANT USAGE ON TYPE s.enumeration TO reader;
+    CREATE TEXT SEARCH DICTIONARY s.dictionary (TEMPLATE = pg_catalog.simple);
+    CREATE TEXT SEARCH CONFIGURATION s.configuration (COPY = pg_catalog.simple);
+    CREATE TABLE s.t (a integer, {quoted(ODD)} text, serial serial);
+    CREATE STATISTICS s.statistics ON a, serial FROM s.t;
+    CREATE VIEW s.v AS SELECT 1;
+    CREATE MATERIALIZED VIEW s.m AS SELECT 1;
+    CREATE SEQUENCE s.q;
+    CREATE FOREIGN DATA WRAPPER wrapper;
+    CREATE SERVER far FOREIGN DATA WRAPPER wrapper;
+    GRANT USAGE ON FOREIGN SERVER far TO reader;
+    CREATE FOREIGN TABLE s.foreign_table (a integer) SERVER far;
+    ALTER SERVER far OWNER TO reader;
+    CREATE FUNCTION s.e() RETURNS event_trigger LANGUAGE plpgsql AS 'BEGIN END';
+    CREATE EVENT TRIGGER e ON ddl_command_end EXECUTE FUNCTION s.e();
+    CREATE PUBLICATION publication;
+    SELECT lo_create(4242), lo_create(4243), lo_create(4244);
+    ALTER LARGE OBJECT 4242 OWNER TO of_large_objects;
+    ALTER LARGE OBJECT 4243 OWNER TO of_large_objects;
+    GRANT SELECT ON LARGE OBJECT 4242, 4243 TO {quoted(ODD)};
+    GRANT SELECT ON pg_catalog.pg_authid TO reader;
+    ALTER DEFAULT PRIVILEGES FOR ROLE of_app IN SCHEMA s GRANT SELECT ON TABLES TO reader;
+    ALTER DEFAULT PRIVILEGES FOR ROLE of_app REVOKE EXECUTE ON FUNCTIONS FROM PUBLIC;
+
+    ALTER FUNCTION s.f OWNER TO {quoted(ODD)};
+    ALTER PROCEDURE s.p OWNER TO of_app;
+    ALTER AGGREGATE s.a (integer) OWNER TO of_app;
+    ALTER OPERATOR s.=== (integer, integer) OWNER TO of_app;
+    ALTER OPERATOR CLASS s.class USING btree OWNER TO of_app;
+    ALTER OPERATOR FAMILY s.family USING btree OWNER TO of_app;
+    ALTER CONVERSION s.conversion OWNER TO of_app;
+    ALTER COLLATION s.c OWNER TO of_app;
+    ALTER DOMAIN s.domain OWNER TO of_app;
+    ALTER TYPE s.enumeration OWNER TO of_app;
+    ALTER TYPE s.composite OWNER TO of_app;
+    ALTER TEXT SEARCH DICTIONARY s.dictionary OWNER TO of_app;
+    ALTER TEXT SEARCH CONFIGURATION s.configuration OWNER TO of_app;
+    ALTER TABLE s.t OWNER TO {quoted(ODD)};
+    ALTER STATISTICS s.statistics OWNER TO of_app;
+    ALTER VIEW s.v OWNER TO of_app;
+    ALTER MATERIALIZED VIEW s.m OWNER TO of_app;
+    ALTER SEQUENCE s.q OWNER TO of_app;
+    ALTER FOREIGN TABLE s.foreign_table OWNER TO of_app;
+
+    GRANT SELECT, INSERT ON s.t TO reader WITH GRANT OPTION;
+    GRANT UPDATE ({quoted(ODD)}) ON s.t TO reader;
+    SET SESSION AUTHORIZATION reader;
+    GRANT SELECT ON s.t TO of_app;
+    RESET SESSION AUTHORIZATION;
+"""
+# A list of names that would be a statement if it were not taken for names.
+PATH = 'a;CREATE/**/ROLE/**/forged, "$user"'
+DATABASE = f"""
+    ALTER DATABASE :"DBNAME" SET work_mem = '7MB';
+    ALTER DATABASE :"DBNAME" SET pgstash.own = 'it''s \\ mine';
+    ALTER ROLE of_app IN DATABASE :"DBNAME" SET search_path = s, "$user", 'Odd; "Name"';
+    ALTER ROLE of_app IN DATABASE :"DBNAME" SET statement_timeout = '5s';
+    COMMENT ON DATABASE :"DBNAME" IS E'it''s :"DBNAME" \\\\ for all';
+    ALTER DATABASE :"DBNAME" CONNECTION LIMIT 7;
+    REVOKE ALL ON DATABASE :"DBNAME" FROM PUBLIC;
+    ALTER DATABASE :"DBNAME" OWNER TO of_app;
+    REVOKE CREATE ON DATABASE :"DBNAME" FROM of_app;
+    GRANT CONNECT ON DATABASE :"DBNAME" TO reader WITH GRANT OPTION;
+    SET SESSION AUTHORIZATION reader;
+    GRANT CONNECT ON DATABASE :"DBNAME" TO {quoted(ODD)};
+    RESET SESSION AUTHORIZATION;
+    SELECT set_config('search_path', '{PATH}', false);
+    ALTER DATABASE :"DBNAME" SET search_path FROM CURRENT;
+"""
+
+
+@pytest.fixture(scope="module")
+def source(cluster: Cluster) -> Iterator[Database]:
+    for role in ROLES:
+        cluster.maintenance.run_sql(f"CREATE ROLE {quoted(role)}")
+    database = cluster.create_database("Odd 'source'")
+    database.run_sql(OBJECTS + DATABASE)
+    yield database
+    database.drop()
+    for role in ROLES:
+        cluster.maintenance.run_sql(f"DROP ROLE {quoted(role)}")
+
+
+@pytest.fixture
+def restored(cluster: Cluster) -> Iterator[Database]:
+    database = cluster.create_database("Odd 'target'")
+    yield database
+    database.drop()
+
+
+def script_of(backup: StoredBackup) -> bytes:
+    [found] = backup.archive.parent.glob("backup_*.privileges.sql.gz*")
+    packed = found.read_bytes()
+    return gzip.decompress(decrypted(packed) if backup.encrypted else packed)
+
+
+def apply(script: bytes, target: Database) -> str:
+    """Run it by psql; return what psql said, without the server's warnings."""
+    done = subprocess.run(
+        [target.bin_dir / "psql", "-XqAt", "-d", target.conninfo],
+        input=script,
+        env=clean_environment(),
+        capture_output=True,
+        check=True,
+    )
+    return done.stderr.decode()
+
+
+def described(database: Database) -> list[str]:
+    """Return all that pg_dump says of a database, in any order: that of grants may differ."""
+    text = database.plain_dump("--create")
+    name = database.name.encode()
+    for each in (quoted(database.name).encode(), name.replace(b"'", b"\\'"), name):
+        text = text.replace(each, b"NAME")
+    lines = text.decode().splitlines()
+    return sorted(line for line in lines if not line.startswith(("\\restrict", "\\unrestrict")))
+
+
+@pytest.mark.parametrize("encrypted", [False, True], ids=["plain", "encrypted"])
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_psql_gives_them_back(
+    jobs: str, source: Database, restored: Database, tmp_path: Path, *, encrypted: bool
+) -> None:
+    backup = back_up(source, tmp_path, encrypted=encrypted, DUMP_JOBS=jobs)
+    backup.restore(restored)
+    assert described(restored) != described(source)
+    script = script_of(backup)
+    assert apply(script, restored) == ""
+    assert described(restored) == described(source)
+    apply(script, restored)
+    assert described(restored) == described(source)
+    roles = source.cluster.maintenance.run_sql(
+        "SELECT count(*) FROM pg_roles WHERE rolname = 'forged'"
+    )
+    assert roles.strip() == "0"
+
+
+def test_of_pieces(source: Database, restored: Database, tmp_path: Path) -> None:
+    backup = pieces.back_up(source, tmp_path)
+    backup.restore(restored)
+    assert apply(script_of(backup), restored) == ""
+    assert described(restored) == described(source)
+
+
+def test_an_archive_holds_none_of_them(source: Database, tmp_path: Path) -> None:
+    for jobs in ("1", "2"):
+        text = back_up(source, tmp_path, DUMP_JOBS=jobs).script()
+        assert b"OWNER TO" not in text
+        assert b"GRANT" not in text
+
+
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_without_them_a_backup_is_a_backup_with_a_warning(
+    jobs: str, source: Database, tmp_path: Path
+) -> None:
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    (tmp_path / "store").mkdir()
+    for tool in source.bin_dir.iterdir():
+        (tools / tool.name).symlink_to(tool)
+    (tools / "pg_restore").unlink()
+    (tools / "pg_restore").write_text(
+        "#!/bin/sh\n"
+        'case "$*" in --version | *--no-acl*) exec '
+        f"{source.bin_dir / 'pg_restore'}"
+        ' "$@" ;; esac\n'
+        "echo 'planted' >&2; exit 3\n"
+    )
+    (tools / "pg_restore").chmod(0o755)
+    env = environment(tools, **settings(source, tmp_path / "store"), DUMP_JOBS=jobs)
+    done = run_pgstash(["once"], env, statements=TOOLS_ON_PATH_ALONE)
+    assert done.returncode == 0, done.stderr
+    warning, hint = done.stderr.splitlines()
+    assert "The owners and privileges of the database's objects are not stored" in warning
+    assert warning.endswith("pg_restore failed: planted")
+    assert "The backup is complete without them." in hint
+    [backup] = stored(tmp_path / "store")
+    assert backup.manifest["privileges_sha256"] is None
+    assert (backup.manifest["schema_sha256"] is None) == (jobs == "1")
+    assert list((tmp_path / "store").rglob("*.privileges.*")) == []
+
+
+COPY = "Odd 'copy'"
+FIRST_WITH_LOGIN_TRIGGERS = 17
+CONNECTING = "SELECT has_database_privilege('reader', current_database(), 'CONNECT')"
+
+
+def restore(
+    folder: Path, target: Database, *arguments: str, **more: str
+) -> subprocess.CompletedProcess[str]:
+    env = environment(target.bin_dir, STORAGE_URL=folder.as_uri(), RESTORE_URL=target.uri, **more)
+    return run_pgstash(["restore", "--create", COPY, *arguments], env)
+
+
+@pytest.fixture
+def copy(cluster: Cluster) -> Iterator[Database]:
+    """The database that a restore is going to create."""
+    database = Database(cluster, COPY)
+    yield database
+    database.drop()
+
+
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_a_new_database_gets_them(
+    jobs: str, source: Database, copy: Database, tmp_path: Path
+) -> None:
+    back_up(source, tmp_path)
+    done = restore(tmp_path, source.cluster.maintenance, RESTORE_JOBS=jobs)
+    assert (done.returncode, beside_publications(done.stderr)) == (0, []), done.stdout
+    assert described(copy) == described(source)
+
+
+def test_a_new_database_gets_only_what_is_wanted(
+    source: Database, copy: Database, tmp_path: Path
+) -> None:
+    back_up(source, tmp_path)
+    owners = "SELECT count(*) FROM pg_proc WHERE proowner = 'of_app'::regrole"
+    grants = "SELECT count(*) FROM pg_namespace WHERE nspname = 's' AND nspacl IS NOT NULL"
+    for arguments, expected in (
+        (["--no-owner"], ["0", "1"]),
+        (["--no-privileges"], ["2", "0"]),
+        (["--no-owner", "--no-privileges"], ["0", "0"]),
+    ):
+        done = restore(tmp_path, source.cluster.maintenance, *arguments)
+        assert done.returncode == 0, done.stderr
+        assert [copy.run_sql(query).strip() for query in (owners, grants)] == expected
+        # Whose functions still belong to a superuser must not be open to everybody.
+        assert copy.run_sql(CONNECTING).strip() == "f"
+        copy.drop()
+
+
+def test_triggers_of_the_database_do_not_fire(
+    source: Database, cluster: Cluster, copy: Database, tmp_path: Path
+) -> None:
+    guarded = cluster.create_database("Odd 'guarded'")
+    guarded.run_sql(
+        "CREATE TABLE t (); ALTER TABLE t OWNER TO of_app;"
+        "CREATE FUNCTION f() RETURNS event_trigger LANGUAGE plpgsql"
+        " AS 'BEGIN RAISE EXCEPTION USING MESSAGE = ''planted''; END';"
+        "CREATE EVENT TRIGGER e ON ddl_command_end EXECUTE FUNCTION f()"
+    )
+    if cluster.major >= FIRST_WITH_LOGIN_TRIGGERS:
+        guarded.run_sql(
+            "ALTER EVENT TRIGGER e ENABLE ALWAYS; SET event_triggers = off;"
+            "CREATE EVENT TRIGGER l ON login EXECUTE FUNCTION f();"
+            'ALTER DATABASE :"DBNAME" SET event_triggers = off'
+        )
+    try:
+        back_up(guarded, tmp_path)
+        done = restore(tmp_path, source.cluster.maintenance)
+        assert (done.returncode, done.stderr) == (0, ""), done.stdout
+        assert described(copy) == described(guarded)
+    finally:
+        guarded.drop()
+
+
+@pytest.fixture
+def other(clusters: Clusters, major: int) -> Iterator[Cluster]:
+    """Another server, without the roles."""
+    other = clusters.get(major, "scram-sha-256")
+    yield other
+    for role in ROLES:
+        other.maintenance.run_sql(f"DROP ROLE IF EXISTS {quoted(role)}")
+
+
+def test_roles_that_are_missing_are_named_before_anything_is_done(
+    source: Database, other: Cluster, tmp_path: Path
+) -> None:
+    back_up(source, tmp_path)
+    for arguments in ([], ["--dry-run"], ["--no-owner"]):
+        done = restore(tmp_path, other.maintenance, *arguments)
+        assert done.returncode == 59, done.stderr
+        for role in ("of_app", "reader", "of_large_objects", "CREATE ROLE forged"):
+            assert role in done.stderr
+        for remedy in ("--create-roles", "CREATE ROLE", "--no-owner and --no-privileges"):
+            assert remedy in done.stderr
+    assert other.maintenance.run_sql("SELECT datname FROM pg_database WHERE datname ~ 'copy'") == ""
+
+
+def test_roles_that_are_missing_are_made_or_left_out(
+    source: Database, other: Cluster, tmp_path: Path
+) -> None:
+    back_up(source, tmp_path)
+    copy = Database(other, COPY)
+    try:
+        done = restore(tmp_path, other.maintenance, "--no-owner", "--no-privileges")
+        assert done.returncode == 0, done.stderr
+        copy.drop()
+        done = restore(tmp_path, other.maintenance, "--create-roles")
+        assert done.returncode == 0, done.stderr
+        assert "refused" not in done.stderr
+        assert described(copy) == described(source)
+    finally:
+        copy.drop()
+
+
+def test_what_is_refused_is_a_warning(source: Database, copy: Database, tmp_path: Path) -> None:
+    back_up(source, tmp_path)
+    maintenance = source.cluster.maintenance
+    maintenance.run_sql("CREATE ROLE ordinary LOGIN CREATEDB; CREATE DATABASE ordinary")
+    try:
+        maintenance.run_sql("ALTER DATABASE ordinary OWNER TO ordinary")
+        small = Database(source.cluster, "ordinary")
+        small.run_sql(
+            "CREATE SCHEMA s; CREATE TABLE s.t AS SELECT 1 AS n; ALTER TABLE s.t OWNER TO of_app;"
+            "GRANT SELECT ON s.t TO reader; ALTER SCHEMA s OWNER TO ordinary"
+        )
+        folder = tmp_path / "small"
+        folder.mkdir()
+        back_up(small, folder)
+        env = environment(
+            source.bin_dir,
+            STORAGE_URL=folder.as_uri(),
+            RESTORE_URL=maintenance.uri.replace(f"//{source.cluster.user}@", "//ordinary@"),
+        )
+        done = run_pgstash(["restore", "--create", COPY], env)
+        assert done.returncode == 0, done.stderr
+        assert "SUCCESS" in done.stdout
+        assert "The target refused 1 statement for owners and privileges" in done.stderr
+        assert "of_app" in done.stderr
+        assert "Only the restoring role and superusers can connect" in done.stderr
+        assert copy.run_sql(CONNECTING).strip() == "f"
+        assert small.run_sql(CONNECTING).strip() == "t"
+        granted = "SELECT has_table_privilege('reader', 's.t', 'SELECT')"
+        assert copy.run_sql(granted).strip() == "t"
+    finally:
+        copy.drop()
+        Database(source.cluster, "ordinary").drop()
+        maintenance.run_sql("DROP ROLE ordinary")
+
+
+def test_a_companion_that_is_lost_is_a_warning(
+    source: Database, copy: Database, tmp_path: Path
+) -> None:
+    backup = back_up(source, tmp_path)
+    [companion] = backup.archive.parent.glob("backup_*.privileges.sql.gz")
+    companion.unlink()
+    done = restore(tmp_path, source.cluster.maintenance)
+    assert done.returncode == 0, done.stdout
+    assert f"The privileges companion of {backup.archive.name} is missing:" in done.stderr
+    assert copy.run_sql("SELECT count(*) FROM pg_proc WHERE proowner = 'of_app'::regrole") == "0\n"
+
+
+def test_names_that_the_encoding_of_the_database_reads_differently(
+    cluster: Cluster, copy: Database, tmp_path: Path
+) -> None:
+    """The name of a role is stored as it came, which was in UTF-8."""
+    cluster.maintenance.run_sql('CREATE ROLE "propriétaire"')
+    latin = cluster.create_database("latin", encoding="LATIN1")
+    try:
+        latin.run_sql(
+            "SET client_encoding = SQL_ASCII; CREATE TABLE t (); ALTER TABLE t"
+            ' OWNER TO "propriétaire"'
+        )
+        back_up(latin, tmp_path)
+        done = restore(tmp_path, cluster.maintenance)
+        assert (done.returncode, done.stderr) == (0, ""), done.stdout
+        owner = "SELECT tableowner = 'propriétaire' FROM pg_tables WHERE tablename = 't'"
+        assert copy.run_sql(f"SET client_encoding = SQL_ASCII; {owner}").strip() == "t"
+    finally:
+        latin.drop()
+        copy.drop()
+        cluster.maintenance.run_sql('DROP ROLE "propriétaire"')

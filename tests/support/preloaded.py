@@ -1,0 +1,166 @@
+"""Runs ``pgstash`` without the time of its imports: a process makes them once, each run is a fork.
+
+A run is a process of its own, with its own environment, folder, files and status, and it ends as
+the interpreter of the installed command does.
+
+As a program this module is the process that forks. Its argument is the path of its socket; each
+connection there is one run. It ends when its standard input does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import importlib
+import json
+import os
+import pkgutil
+import select
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+_PATIENCE = 60.0  # seconds until the process that forks listens; it takes about one
+# Variables that Python, the C library or a package reads when it is loaded.
+_READ_AT_START = ("LANG", "LC_", "LD_", "PYTHON", "OPENSSL_", "SSL_", "COLUMNS", "NO_COLOR", "TERM")
+_FILES = 4  # the request, stdin, stdout, stderr
+
+
+class Preloaded:
+    """The process that forks; it starts with the first run, in this environment."""
+
+    def __init__(self, env: Mapping[str, str]) -> None:
+        self._env = env
+        self._process: subprocess.Popen[bytes] | None = None
+        self._folder = Path()
+
+    def can_run(self, env: Mapping[str, str]) -> bool:
+        """Return whether this environment differs in nothing that is read at the start."""
+        names = {name for name in {*env, *self._env} if name.startswith(_READ_AT_START)}
+        return all(env.get(name) == self._env.get(name) for name in names)
+
+    def run(
+        self,
+        command: Sequence[str],
+        env: Mapping[str, str],
+        cwd: Path,
+        statements: Sequence[str],
+        *,
+        stdin: str,
+        timeout: float,
+    ) -> subprocess.CompletedProcess[str]:
+        """Run ``command``, which is pgstash and its arguments, after these statements.
+
+        ``timeout`` is in seconds; the run is killed after it, and TimeoutExpired is raised.
+        """
+        request = {"argv": command, "env": dict(env), "cwd": str(cwd), "statements": statements}
+        with contextlib.ExitStack() as opened:
+            files = [opened.enter_context(tempfile.TemporaryFile()) for _ in range(_FILES)]
+            for file, text in zip(files, (json.dumps(request), stdin), strict=False):
+                file.write(text.encode())
+                file.seek(0)
+            connection = opened.enter_context(socket.socket(socket.AF_UNIX))
+            connection.settimeout(timeout)
+            connection.connect(self._address())
+            socket.send_fds(connection, [b"r"], [file.fileno() for file in files])
+            told = opened.enter_context(connection.makefile())
+            pid = int(told.readline())
+            try:
+                status = int(told.readline())
+            except TimeoutError:
+                os.kill(pid, signal.SIGKILL)
+                raise subprocess.TimeoutExpired(list(command), timeout) from None
+            out, err = (_text(file.fileno()) for file in files[2:])
+        return subprocess.CompletedProcess(list(command), status, out, err)
+
+    def close(self) -> None:
+        """End the process that forks."""
+        if self._process and self._process.stdin:
+            self._process.stdin.close()
+            self._process.wait()
+            shutil.rmtree(self._folder)
+            self._process = None
+
+    def _address(self) -> str:
+        if self._process:
+            return str(self._folder / "socket")
+        # The path of a socket may have no more than 107 bytes.
+        self._folder = Path(tempfile.mkdtemp(prefix="pgstash-preloaded-", dir="/tmp"))
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", __file__, self._folder / "socket"],
+            env=dict(self._env),
+            cwd="/",
+            stdin=subprocess.PIPE,
+            start_new_session=True,  # Ctrl-C is for the tests, which close it
+        )
+        give_up = time.monotonic() + _PATIENCE
+        while not (self._folder / "socket").exists():
+            if self._process.poll() is not None or time.monotonic() > give_up:
+                raise RuntimeError("the process that forks runs of pgstash does not start")
+            time.sleep(0.01)
+        return self._address()
+
+
+def _text(descriptor: int) -> str:
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    with os.fdopen(descriptor, errors="replace", closefd=False) as file:
+        return file.read()
+
+
+def _requested(path: str) -> Sequence[str]:
+    """Fork for each request; return in the fork, which is set up as it asks, its statements."""
+    import pgstash  # noqa: PLC0415 - the process that tests must not load it by this module
+
+    for module in pkgutil.walk_packages(pgstash.__path__, "pgstash."):
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
+    gc.collect()
+    gc.freeze()  # the memory is shared for as long as nothing looks through it
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # who waits for a run is a fork itself
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(f"{path}.new")
+        listener.listen()
+        Path(f"{path}.new").rename(path)
+        while True:
+            ready, _, _ = select.select([listener, sys.stdin], [], [])
+            if sys.stdin in ready:
+                sys.exit()
+            connection, _ = listener.accept()
+            if not os.fork():
+                break
+            connection.close()
+    with connection:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        _, files, _, _ = socket.recv_fds(connection, 1, _FILES)
+        if run := os.fork():
+            connection.sendall(f"{run}\n".encode())
+            _, status = os.waitpid(run, 0)
+            connection.sendall(f"{os.waitstatus_to_exitcode(status)}\n".encode())
+            os._exit(0)
+    with os.fdopen(files.pop(0)) as file:
+        request = json.load(file)
+    for standard, descriptor in enumerate(files):
+        os.dup2(descriptor, standard)
+        os.close(descriptor)
+    os.environ.clear()
+    os.environ.update(request["env"])
+    time.tzset()
+    os.chdir(request["cwd"])
+    sys.argv = request["argv"]
+    statements: Sequence[str] = request["statements"]
+    return statements
+
+
+if __name__ == "__main__":
+    wanted = _requested(sys.argv[1])
+    main = ("from pgstash.cli import main", "main()")
+    exec("\n".join([*wanted, *main]), {"__name__": "__main__"})  # noqa: S102
