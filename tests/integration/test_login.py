@@ -67,9 +67,14 @@ def test_a_refusal_has_a_code_and_a_remedy(
     cluster.drop_database(f"{database.name}_away")
 
 
-def test_no_code_where_the_login_is_good_or_nobody_answers(make_database: MakeDatabase) -> None:
-    assert login_refusal.refusal(make_database().uri.encode()) == ""
+def test_no_code_if_nobody_answers() -> None:
     assert login_refusal.refusal(b"host=127.0.0.1 port=1") == ""
+
+
+def test_a_login_that_is_accepted_a_moment_later(make_database: MakeDatabase) -> None:
+    error = login_refusal.error(make_database().uri.encode(), "refused")
+    assert error.retryable
+    assert "CONNECTION LIMIT" in error.hint
 
 
 def test_every_command_says_that_a_database_takes_no_connections(

@@ -25,6 +25,9 @@ _ERROR = re.compile(rb'^B\t\d+\tErrorResponse\t S "[^"]*"(?: V "[^"]*")? C "(\w{
 TOO_MANY = "53300"
 """The SQLSTATE of a login if the server, the database or the role has no session left."""
 
+ACCEPTED = "00000"
+"""The SQLSTATE of success: the server accepts the login that it has just refused."""
+
 _SESSIONS = (
     "A backup uses up to DUMP_JOBS + 4 sessions at a time, a restore RESTORE_JOBS + 3. Raise the "
     "limit of the role or the database (CONNECTION LIMIT), or the server's max_connections."
@@ -33,6 +36,10 @@ HINTS = {
     "3D000": "There is no database of that name on the server. Check the name in the URL.",
     "42501": "The role lacks a privilege: GRANT CONNECT ON DATABASE … TO the role.",
     TOO_MANY: _SESSIONS,
+    ACCEPTED: (
+        "The server accepted the same login a moment later, so it may have had no session left. "
+        + _SESSIONS
+    ),
     "55000": (
         "The database accepts no connections. Either that is a setting (ALTER DATABASE … "
         "ALLOW_CONNECTIONS true changes it), or the database is invalid because DROP DATABASE was "
@@ -41,7 +48,7 @@ HINTS = {
 }
 """What to do about a refusal, by its SQLSTATE."""
 
-PASSING = (TOO_MANY, "57P01", "57P02", "57P03")
+PASSING = (ACCEPTED, TOO_MANY, "57P01", "57P02", "57P03")
 """SQLSTATEs of refusals that end on their own: sessions end, and a server that starts, or was shut
 down, is soon there (https://www.postgresql.org/docs/current/errcodes-appendix.html)."""
 
@@ -58,14 +65,15 @@ def hint(conninfo: bytes) -> str:
 
 
 def refusal(conninfo: bytes) -> str:
-    """Log in once more, and return the SQLSTATE of the refusal.
+    """Log in once more, and return the SQLSTATE of the answer: ``ACCEPTED``, or of a refusal.
 
-    Empty if there is none, or if an older libpq does not show it.
+    Empty if no server answers, or if an older libpq does not show it.
     """
     # In memory only, because the trace may contain the password.
     descriptor = os.memfd_create("trace")
     try:
-        _try(conninfo, descriptor)
+        if _accepted(conninfo, descriptor):
+            return ACCEPTED
         trace = os.pread(descriptor, os.fstat(descriptor).st_size, 0)
     except psycopg.Error:
         return ""
@@ -75,7 +83,8 @@ def refusal(conninfo: bytes) -> str:
     return found[-1].decode() if found else ""
 
 
-def _try(conninfo: bytes, descriptor: int) -> None:
+def _accepted(conninfo: bytes, descriptor: int) -> bool:
+    """Return whether a login succeeds in time; its protocol is traced to a file."""
     give_up = time.monotonic() + time_limits.REFUSAL
     pgconn = pq.PGconn.connect_start(conninfo)
     try:
@@ -92,5 +101,6 @@ def _try(conninfo: bytes, descriptor: int) -> None:
             if not poll.poll(max(0.0, give_up - time.monotonic()) * 1000):
                 break
         pgconn.untrace()
+        return pgconn.status == pq.ConnStatus.OK
     finally:
         pgconn.finish()
