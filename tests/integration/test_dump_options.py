@@ -10,7 +10,7 @@ import pytest
 
 from pgstash.errors import DumpError, RequiredTableError
 from pgstash.events import ignore
-from pgstash.pipeline.sql_scanner import Tally, split_name
+from pgstash.pipeline.sql_scanner import SqlScanner, split_name
 from pgstash.postgres.dump import required_tables
 from pgstash.postgres.dump.pg_dump import dump
 from pgstash.postgres.server import login
@@ -59,17 +59,17 @@ def dumped(database: Database, text: str = "", **excluded: str) -> dict[tuple[st
     server = login.inspect(database.uri)
     environment = clean_environment(database.bin_dir)
     client = installed.find(server.major, environment["PATH"], environment)
-    tally = Tally()
+    scanner = SqlScanner()
     with dump(
         server,
         ToolRun(client, environment, ignore),
         pg_dump_options.excluding(**excluded) + pg_dump_options.allowed(text),
         Limits(lock=60, idle=60),
     ) as chunks:
-        for _ in tally.watch(chunks):
+        for _ in scanner.watch(chunks):
             pass
     found = {}
-    for name, rows in tally.rows.items():
+    for name, rows in scanner.rows.items():
         schema, table = (part.decode(server.codec) for part in split_name(name))
         found[schema, table] = rows
     return found

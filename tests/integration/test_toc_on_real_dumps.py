@@ -10,7 +10,7 @@ import pytest
 
 from pgstash.backup.parallel_dump import _before
 from pgstash.events import ignore
-from pgstash.pipeline.sql_scanner import Tally
+from pgstash.pipeline.sql_scanner import SqlScanner
 from pgstash.postgres.dump import schema_dump
 from pgstash.postgres.tools import toc
 from pgstash.postgres.tools.installed import ClientTools
@@ -98,12 +98,12 @@ def test_the_entries_are_those_that_pg_restore_lists(dumped: Dumped) -> None:
 
 
 def test_the_tables_are_those_of_the_dump(dumped: Dumped) -> None:
-    tally = Tally()
-    for _ in tally.watch([dumped.rows]):
+    scanner = SqlScanner()
+    for _ in scanner.watch([dumped.rows]):
         pass
     loading = [each for each in dumped.contents.entries if each.description == b"TABLE DATA"]
-    assert [into[0] for entry in loading if (into := entry.loads_into)] == list(tally.rows)
-    assert len(loading) == len(tally.rows)
+    assert [into[0] for entry in loading if (into := entry.loads_into)] == list(scanner.rows)
+    assert len(loading) == len(scanner.rows)
     assert {entry.section for entry in loading} <= {Section.DATA}
 
 

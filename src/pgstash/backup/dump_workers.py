@@ -18,8 +18,8 @@ from pgstash import workers
 from pgstash.errors import DatabaseError, DumpError, LockTimeoutError, PipelineError
 from pgstash.format.manifest import Section
 from pgstash.pipeline.member_writer import Others, Packed, Rows, pack_all
-from pgstash.pipeline.sections import Border, Opening
-from pgstash.pipeline.sql_scanner import Part, Tally
+from pgstash.pipeline.sections import Border, Sections
+from pgstash.pipeline.sql_scanner import Part, SqlScanner
 from pgstash.postgres.dump.baseline import Ask
 from pgstash.postgres.dump.copy_reader import Reader
 from pgstash.postgres.dump.pg_dump import Dump, dump, without_closing
@@ -78,7 +78,7 @@ class DumpWorkers:
         self._big = [*first, *big]
         self.copied = frozenset(table.name for table in self._big)
         self._plan = plan
-        self._tally = Tally()
+        self._scanner = SqlScanner()
         self._children: list[Child | Dump] = []
         self._readers: list[Reader] = []
         self._todo: queue.SimpleQueue[Chunk] = queue.SimpleQueue()
@@ -90,7 +90,7 @@ class DumpWorkers:
     @property
     def left_to_pg_dump(self) -> set[bytes]:
         """The names of the tables whose rows pg_dump has written so far."""
-        return set(self._tally.rows)
+        return set(self._scanner.rows)
 
     def open(self, stack: contextlib.ExitStack, snapshot: Snapshot) -> None:
         """Start all sessions, and return when they hold their locks. Raises LockRefusedError."""
@@ -214,10 +214,10 @@ class DumpWorkers:
 
     def _from_pg_dump(self) -> Iterator[Packed]:
         """Yield the members of the one pg_dump, without its header: the archive has one."""
-        opening = Opening()
+        sections = Sections()
         section: Section | None = None
         beginning: list[bytes] = []
-        stream = opening.split(self._rest)
+        stream = sections.split(self._rest)
         for piece in stream:
             if isinstance(piece, Border):
                 section = piece.section
@@ -225,7 +225,7 @@ class DumpWorkers:
                     break
             elif section == "drops":
                 beginning.append(piece)
-        if not opening.found:
+        if not sections.found:
             raise DumpError(
                 "the dump of the rows does not begin as expected",
                 hint="Set DUMP_JOBS=1, and report this.",
@@ -233,7 +233,7 @@ class DumpWorkers:
         if beginning:
             yield from pack_all(b"".join(beginning), self._plan.level, "drops")
         rows = (piece for piece in stream if not isinstance(piece, Border))
-        yield from _cut(without_closing(rows), self._tally, self._plan.level)
+        yield from _cut(without_closing(rows), self._scanner, self._plan.level)
 
 
 def _together(members: Iterable[Packed]) -> Iterator[Sequence[Packed]]:
@@ -250,10 +250,10 @@ def _together(members: Iterable[Packed]) -> Iterator[Sequence[Packed]]:
         yield batch
 
 
-def _cut(text: Iterable[bytes], tally: Tally, level: int) -> Iterator[Packed]:
+def _cut(text: Iterable[bytes], scanner: SqlScanner, level: int) -> Iterator[Packed]:
     """Yield the output of pg_dump as members: rows of one table, or other statements."""
     part: Rows | Others = Others(level, "data")
-    for piece in tally.split(text):
+    for piece in scanner.split(text):
         if isinstance(piece, Part):
             yield from part.close()
             if piece.table is not None:
@@ -263,5 +263,5 @@ def _cut(text: Iterable[bytes], tally: Tally, level: int) -> Iterator[Packed]:
         else:
             yield from part.write(piece)
         # Rows of other tables may come between two members, but not within a statement.
-        tally.tells_next_statement = isinstance(part, Others) and part.full
+        scanner.tells_next_statement = isinstance(part, Others) and part.full
     yield from part.close()

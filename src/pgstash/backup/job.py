@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from pgstash import events
-from pgstash.backup.other_writers import Neighbourhood
+from pgstash.backup.other_writers import OtherWriters
 from pgstash.format import names
 from pgstash.pipeline import encryption
 from pgstash.postgres.dump import required_tables
@@ -59,7 +59,7 @@ class Job:
     runtime: Runtime
     server: Server
     lock: Writer
-    others: Neighbourhood
+    others: OtherWriters
     started: datetime
     id: str
 

@@ -28,7 +28,7 @@ YOUNG = timedelta(days=1)
 
 
 @dataclass(frozen=True, slots=True)
-class Neighbourhood:
+class OtherWriters:
     """What the bucket shows of the source and of others.
 
     ``since`` is when the source made its first backup that names its server. ``reported`` are the
@@ -51,7 +51,7 @@ class Neighbourhood:
 
 def look(
     storage: Storage, prefix: str, source: Identity, owners: Owners, runtime: Runtime
-) -> Neighbourhood:
+) -> OtherWriters:
     """Warn of unfinished uploads, and of backups of other sources that were not reported yet.
 
     Call this under the writer lock, before a backup begins: then no unfinished upload belongs to a
@@ -64,7 +64,7 @@ def look(
     known = []
     with _never_failing(emit):
         known.append(_others(storage, prefix, source, owners, emit))
-    return known[0] if known else Neighbourhood(source)
+    return known[0] if known else OtherWriters(source)
 
 
 def _warn_of_unfinished(storage: Storage, prefix: str, now: datetime, emit: events.Emit) -> None:
@@ -85,7 +85,7 @@ def _warn_of_unfinished(storage: Storage, prefix: str, now: datetime, emit: even
 
 def _others(
     storage: Storage, prefix: str, source: Identity, owners: Owners, emit: events.Emit
-) -> Neighbourhood:
+) -> OtherWriters:
     backups = catalog.read(storage, prefix).backups
     origins = owners.back_to_last(backups, source)
     claim = Claim([source], origins)
@@ -105,7 +105,7 @@ def _others(
                 f"{shlex.quote(source.label)} --source {shlex.quote(new[0])}"
             )
         )
-    return Neighbourhood(source, claim.since, identity.reported_after(before or (), others))
+    return OtherWriters(source, claim.since, identity.reported_after(before or (), others))
 
 
 @contextmanager

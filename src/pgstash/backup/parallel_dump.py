@@ -27,7 +27,7 @@ from pgstash.errors import (
 )
 from pgstash.format.manifest import Member, Section
 from pgstash.pipeline.member_writer import Packed, pack_all
-from pgstash.pipeline.sections import Border, Opening
+from pgstash.pipeline.sections import Border, Sections
 from pgstash.pipeline.sql_scanner import split_name
 from pgstash.postgres.dump import (
     baseline,
@@ -222,15 +222,15 @@ def _owners(plan: Plan, contents: Contents) -> Objects | CompositionError:
 
 def _before(script: Script) -> Iterator[tuple[Section, bytes]]:
     """Yield the script before the rows in sections: session header, drops, pre-data."""
-    opening = Opening()
+    sections = Sections()
     section: Section | None = None
     parts: dict[Section, list[bytes]] = {"header": [], "drops": [], "pre-data": []}
-    for piece in opening.split([script.before + script.after]):
+    for piece in sections.split([script.before + script.after]):
         if isinstance(piece, Border):
             section = piece.section
         else:
             parts[section or "pre-data"].append(piece)
-    if not opening.found:
+    if not sections.found:
         raise CompositionError("the script does not begin as expected")
     for name, found in parts.items():
         text = b"".join(found)

@@ -12,8 +12,8 @@ from pgstash.backup import start_retries
 from pgstash.backup.dump_workers import Plan
 from pgstash.format.manifest import Member
 from pgstash.pipeline import compression
-from pgstash.pipeline.sections import Opening
-from pgstash.pipeline.sql_scanner import Part, Tally, split_name
+from pgstash.pipeline.sections import Sections
+from pgstash.pipeline.sql_scanner import Part, SqlScanner, split_name
 from pgstash.postgres.dump import baseline, extension_tables
 from pgstash.postgres.dump.baseline import Baseline, Changed
 from pgstash.postgres.dump.pg_dump import dump
@@ -51,32 +51,32 @@ class SingleDump:
         self._chunks = chunks
         self._baseline = tables
         self._spared = list(spared)
-        self._tally = Tally()
+        self._scanner = SqlScanner()
         self._added = 0
 
     @property
     def raw_bytes(self) -> int:
         """The plain bytes so far."""
-        return self._tally.raw_bytes + self._added
+        return self._scanner.raw_bytes + self._added
 
     @property
     def rows(self) -> Mapping[bytes, int]:
         """The number of rows so far, by the name of the table."""
-        return self._tally.rows
+        return self._scanner.rows
 
     def archive(self) -> Iterator[bytes]:
         """Yield the members, compressed.
 
         Raises DumpError, TableRewrittenError, PipelineError, HookError.
         """
-        opening = Opening()
+        sections = Sections()
         yield from compression.compress(
-            opening.split(self.watch(self._script())),
+            sections.split(self.watch(self._script())),
             level=self._plan.level,
             record=self.members.append,
         )
         self._check()
-        if not opening.found:
+        if not sections.found:
             self._plan.tool_run.emit(
                 events.Warned(
                     f"{self._name}: the dump does not begin as expected, so a restore into an "
@@ -92,7 +92,7 @@ class SingleDump:
         rows are, or further.
         """
         found = False
-        for piece in self._tally.split(self._chunks):
+        for piece in self._scanner.split(self._chunks):
             if not isinstance(piece, Part):
                 yield piece
             elif not found and piece.table is not None:
@@ -104,7 +104,7 @@ class SingleDump:
                     yield text
 
     def _check(self) -> None:
-        dumped = {split_name(name) for name in self._tally.rows}
+        dumped = {split_name(name) for name in self._scanner.rows}
         baseline.refuse([each for each in self._spared if each.name in dumped])
         self._baseline.refuse_renamed(sorted(dumped))
 

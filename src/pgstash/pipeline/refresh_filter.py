@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator
 
-from pgstash.pipeline.sql_scanner import LONGEST_STATEMENT, Tally
+from pgstash.pipeline.sql_scanner import LONGEST_STATEMENT, SqlScanner
 from pgstash.pipeline.transaction_filter import WithoutTransactions
 
 _REFRESH = b"REFRESH MATERIALIZED VIEW "
@@ -53,5 +53,5 @@ class Refreshes(WithoutTransactions):
         if _REFRESH.startswith(found) and len(data) - start < LONGEST_STATEMENT:
             return self._keep(data, start)
         if self._keeps_transactions:
-            return Tally._statement_start(self, data, position)  # noqa: SLF001 - its own ancestor
+            return SqlScanner._statement_start(self, data, position)  # noqa: SLF001 - its own ancestor
         return super()._statement_start(data, position)

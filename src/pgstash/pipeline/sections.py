@@ -55,7 +55,7 @@ class Border:
     section: Section | None
 
 
-class Opening:
+class Sections:
     """Puts borders around the session header and the drops of one plain dump.
 
     ``found`` becomes True once both were read to their ends and hold what they should. As long as

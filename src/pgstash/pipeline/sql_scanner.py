@@ -56,7 +56,7 @@ class Part:
     sequences: bool = False
 
 
-class Tally:
+class SqlScanner:
     """Observes chunks of one plain dump without changing them.
 
     ``raw_bytes`` is the number of bytes seen. ``rows`` maps each table's name as the dump writes it

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 
-from pgstash.pipeline.sql_scanner import Tally
+from pgstash.pipeline.sql_scanner import SqlScanner
 
 _BEGIN = b"BEGIN;\n"
 _LARGE_OBJECTS = b"BEGIN;\n\nSELECT pg_catalog.lo_"
@@ -19,7 +19,7 @@ _COMMIT = b"COMMIT;\n"
 _SPACE = re.compile(rb"\s*+")
 
 
-class WithoutTransactions(Tally):
+class WithoutTransactions(SqlScanner):
     """Replaces BEGIN and COMMIT by spaces in a script that comes bit by bit.
 
     Text that it cannot decide on is held back.

@@ -19,7 +19,7 @@ from pgstash.format.manifest import Member
 from pgstash.pipeline import member_writer
 from pgstash.pipeline.decompression import _edited
 from pgstash.pipeline.member_writer import Others, Packed, Rows
-from pgstash.pipeline.sql_scanner import Part, Tally
+from pgstash.pipeline.sql_scanner import Part, SqlScanner
 from pgstash.pipeline.transaction_filter import WithoutTransactions
 from pgstash.postgres.dump.pg_dump import CLOSING, CLOSING_BYTES, without_closing
 from pgstash.postgres.dump.schema_dump import CompositionError, Script
@@ -131,11 +131,11 @@ def by_pg_dump(table: bytes, rows: Sequence[bytes], behind: bytes = BEHIND) -> b
 
 
 def from_pg_dump(table: bytes, chunks: Iterable[bytes]) -> list[Packed]:
-    """Pack one block as the tally cuts it."""
+    """Pack one block as the scanner cuts it."""
     subject = Rows(LEVEL, table, NAMES[table], written=True)
     packed: list[Packed] = []
     begun = False
-    for piece in Tally().split(chunks):
+    for piece in SqlScanner().split(chunks):
         if isinstance(piece, Part):
             assert piece == Part(table, NAMES[table])
             assert not begun
@@ -267,7 +267,7 @@ def test_rows_of_others_never_come_into_the_middle_of_a_statement(
         text += b"\n" + statement
         # A line break goes with the statement that it follows, or with the next.
         ends |= {len(text), len(text) + 1}
-    packed = list(_cut(chunks_of(text, steps), Tally(), LEVEL))
+    packed = list(_cut(chunks_of(text, steps), SqlScanner(), LEVEL))
     assert b"".join(map(opened, packed)) == text
     edited = WithoutTransactions()
     script = b""

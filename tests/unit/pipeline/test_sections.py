@@ -1,4 +1,4 @@
-"""The opening of a dump is told apart by what stands there, or not at all."""
+"""The sections of a dump are told apart by what stands there, or not at all."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pgstash.pipeline import sections as opening
-from pgstash.pipeline.sections import Border, Opening
+from pgstash.pipeline import sections
+from pgstash.pipeline.sections import Border, Sections
 
 HEADER = b"""--
 -- PostgreSQL database dump
@@ -51,8 +51,8 @@ DROP TABLE later;
 
 
 def split(chunks: list[bytes]) -> tuple[bool, dict[str | None, bytes]]:
-    """Return whether the opening was found, and the bytes of each section."""
-    subject = Opening()
+    """Return whether the sections were found, and the bytes of each section."""
+    subject = Sections()
     sections: dict[str | None, bytes] = {}
     section: str | None = "before the first border"
     for piece in subject.split(chunks):
@@ -125,8 +125,8 @@ def test_what_does_not_belong_there_ends_it(dump: bytes) -> None:
 
 
 def test_a_statement_without_an_end_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(opening, "_LONGEST_STATEMENT", 1000)
+    monkeypatch.setattr(sections, "_LONGEST_STATEMENT", 1000)
     endless = [HEADER, b"DROP TABLE IF EXISTS ", *[b"x" * 100] * 50]
-    pieces = [piece for piece in Opening().split(endless) if isinstance(piece, bytes)]
+    pieces = [piece for piece in Sections().split(endless) if isinstance(piece, bytes)]
     assert b"".join(pieces) == b"".join(endless)
     assert max(map(len, pieces)) < 1200, "what was held back"

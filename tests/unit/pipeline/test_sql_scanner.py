@@ -1,4 +1,4 @@
-"""Tally counts the rows that are there, and none that a hostile text only looks like."""
+"""SqlScanner counts the rows that are there, and none that a hostile text only looks like."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from pgstash.pipeline.sql_scanner import Part, Tally, split_name
+from pgstash.pipeline.sql_scanner import Part, SqlScanner, split_name
 
 FAKE = b"COPY public.fake (id) FROM stdin;\n1\n2\n\\.\n"
 
@@ -82,10 +82,10 @@ IN_HOSTILE = {
 
 
 def count(chunks: list[bytes]) -> dict[bytes, int]:
-    tally = Tally()
-    assert list(tally.watch(chunks)) == chunks
-    assert tally.raw_bytes == sum(map(len, chunks))
-    return tally.rows
+    scanner = SqlScanner()
+    assert list(scanner.watch(chunks)) == chunks
+    assert scanner.raw_bytes == sum(map(len, chunks))
+    return scanner.rows
 
 
 def cut(text: bytes, positions: list[int]) -> list[bytes]:
@@ -256,8 +256,8 @@ def long_text(kind: str, size: int, chunk_bytes: int) -> Iterator[bytes]:
 
 @pytest.mark.parametrize("kind", LONG)
 def test_memory_stays_small_in_50_mib_of_one_thing(kind: str) -> None:
-    tally = Tally()
-    chunks = tally.watch(long_text(kind, 50 * MIB, 64 * 1024))
+    scanner = SqlScanner()
+    chunks = scanner.watch(long_text(kind, 50 * MIB, 64 * 1024))
     tracemalloc.start()
     try:
         for _ in chunks:
@@ -266,40 +266,40 @@ def test_memory_stays_small_in_50_mib_of_one_thing(kind: str) -> None:
     finally:
         tracemalloc.stop()
     assert peak < MIB
-    assert tally.rows[b"public.real"] == 1
+    assert scanner.rows[b"public.real"] == 1
     if kind == "rows":
         piece = LONG[kind][1]
         pieces = 50 * MIB // (64 * 1024 // len(piece) * len(piece)) * (64 * 1024 // len(piece))
-        assert tally.rows[b"public.big"] == 3 * pieces
+        assert scanner.rows[b"public.big"] == 3 * pieces
 
 
 @pytest.mark.parametrize("kind", LONG)
 def test_no_byte_is_read_again_and_again(kind: str) -> None:
     """Count the bytes that wait for the next chunk: they are what is read twice."""
-    tally = Tally()
+    scanner = SqlScanner()
     waited = chunks = 0
-    for _ in tally.watch(long_text(kind, 16 * MIB, 2048)):
+    for _ in scanner.watch(long_text(kind, 16 * MIB, 2048)):
         chunks += 1
-        waited += len(tally._carry)  # noqa: SLF001 - the only way to see the work
+        waited += len(scanner._carry)  # noqa: SLF001 - the only way to see the work
     assert chunks > 5_000
     assert waited <= 260 * chunks
 
 
-def split(chunks: list[bytes]) -> tuple[list[tuple[int, Part]], Tally]:
+def split(chunks: list[bytes]) -> tuple[list[tuple[int, Part]], SqlScanner]:
     """Return where the parts begin; show that the bytes are the same, and counted the same."""
-    tally = Tally()
+    scanner = SqlScanner()
     text, parts = b"".join(chunks), []
     got = b""
-    for piece in tally.split(chunks):
+    for piece in scanner.split(chunks):
         if isinstance(piece, Part):
             parts.append((len(got), piece))
         else:
             assert piece
             got += piece
     assert got == text
-    assert tally.raw_bytes == len(text)
-    assert tally.rows == count(chunks)
-    return parts, tally
+    assert scanner.raw_bytes == len(text)
+    assert scanner.rows == count(chunks)
+    return parts, scanner
 
 
 def parts_of_hostile() -> list[tuple[int, Part]]:
@@ -350,11 +350,11 @@ def test_statements_between_tables_are_told_apart() -> None:
         rows,
     ]
     for step in (1, 7, len(text)):
-        parts, tally = split([text[i : i + step] for i in range(0, len(text), step)])
+        parts, scanner = split([text[i : i + step] for i in range(0, len(text), step)])
         assert [part for _, part in parts] == expected
         for at, part in parts:
             assert text[at:].startswith(part.load or b"SELECT")
-        assert tally.rows == {b"t": 3}
+        assert scanner.rows == {b"t": 3}
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,7 @@ def look(storage: Storage, *, later: timedelta = timedelta(), source: Identity =
 
 def looked(
     storage: Storage, *, later: timedelta = timedelta(), source: Identity = SHOP
-) -> tuple[list[str], other_writers.Neighbourhood]:
+) -> tuple[list[str], other_writers.OtherWriters]:
     heard: list[events.Event] = []
     now = datetime.now(UTC) + later
     found = other_writers.look(
@@ -102,7 +102,7 @@ def test_more_sources_than_metadata_hold(storage: Storage) -> None:
 def test_where_the_bucket_does_not_tell_the_next_backup_asks_anew(storage: Storage) -> None:
     store(storage, 1, Identity("other", "1").metadata())
     assert len(back_up(storage, 2)) == 1
-    store(storage, 3, other_writers.Neighbourhood(SHOP).metadata(datetime.now(UTC)))
+    store(storage, 3, other_writers.OtherWriters(SHOP).metadata(datetime.now(UTC)))
     warnings, known = looked(storage)
     assert warnings == []
     assert known.since == datetime(2020, 1, 2, tzinfo=UTC)

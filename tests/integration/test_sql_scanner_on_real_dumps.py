@@ -1,4 +1,4 @@
-"""Tally counts in real dumps what the databases themselves count."""
+"""SqlScanner counts in real dumps what the databases themselves count."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import pytest
 
-from pgstash.pipeline.sql_scanner import Part, Tally, split_name
+from pgstash.pipeline.sql_scanner import Part, SqlScanner, split_name
 from support import databases
 from support.postgres import Cluster, Database, MakeDatabase
 
@@ -47,10 +47,10 @@ def real_counts(database: Database) -> dict[tuple[bytes, bytes], int]:
 
 
 def tallied(chunks: list[bytes]) -> dict[tuple[bytes, bytes], int]:
-    tally = Tally()
-    for _ in tally.watch(chunks):
+    scanner = SqlScanner()
+    for _ in scanner.watch(chunks):
         pass
-    return {split_name(table): rows for table, rows in tally.rows.items()}
+    return {split_name(table): rows for table, rows in scanner.rows.items()}
 
 
 @pytest.mark.parametrize("sample", SAMPLES)
@@ -71,11 +71,11 @@ def test_the_counts_are_those_of_the_database(
         chunks.append(dump[start : (start := start + chance.randint(1, LONGEST_CHUNK))])
     assert tallied(chunks) == expected
 
-    tally = Tally()
-    pieces = list(tally.split(chunks))
+    scanner = SqlScanner()
+    pieces = list(scanner.split(chunks))
     assert b"".join(piece for piece in pieces if isinstance(piece, bytes)) == dump
     begun = [piece for piece in pieces if isinstance(piece, Part) and piece.table]
-    assert [part.table for part in begun] == list(tally.rows)
+    assert [part.table for part in begun] == list(scanner.rows)
     for part, piece in pairwise(pieces):
         if isinstance(part, Part):
             assert isinstance(piece, bytes)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pgstash.pipeline.sections import Border, Opening
+from pgstash.pipeline.sections import Border, Sections
 from support import databases
 from support.compare import compare
 
@@ -18,15 +18,15 @@ SAMPLES = (*databases.ROUND_TRIPPING, "breaks_under_clean")
 
 
 def sections(dump: bytes) -> dict[str | None, bytes]:
-    opening = Opening()
+    sections = Sections()
     found: dict[str | None, bytes] = {"drops": b""}
     section: str | None = None
-    for piece in opening.split([dump]):
+    for piece in sections.split([dump]):
         if isinstance(piece, Border):
             section = piece.section
         else:
             found[section] = found.get(section, b"") + piece
-    assert opening.found
+    assert sections.found
     return found
 
 
