@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from pgstash.cli.arguments import Source, refuse_needless
+from pgstash.cli.outcome import JsonOutcome, reporting
 from pgstash.cli.runner import Command, run
 from pgstash.errors import PgstashError
 from pgstash.events import Emit
@@ -29,6 +30,7 @@ def drill(
         ),
     ] = False,
     source: Source = None,
+    as_json: JsonOutcome = False,
 ) -> None:
     """Prove that a backup restores: restore it into a scratch database, check it, drop it.
 
@@ -46,14 +48,17 @@ def drill(
     refuse_needless(source, name)
 
     def work(values: Settings, emit: Emit, interruption: Interruption) -> None:
-        runtime = Runtime(emit, interruption)
+        def one(backup: str, source: str | None = None) -> None:
+            with reporting(values, emit, as_json=as_json) as heard:
+                drill_backup(values, backup, Runtime(heard, interruption), source=source)
+
         if not all_unproven:
-            drill_backup(values, name, runtime, source=source)
+            one(name, source)
             return
         failures = []
         for each in unproven(values, emit, source):
             try:
-                drill_backup(values, each, runtime)
+                one(each)
             except PgstashError as error:
                 log.LOGGER.debug("Traceback of the failure", exc_info=error)
                 failures.append(error)
@@ -61,4 +66,4 @@ def drill(
         if failures:
             raise failures[0]
 
-    run(work, Command(needs=["storage"]))
+    run(work, Command(needs=["storage"], stdout_is_data=as_json))

@@ -6,7 +6,16 @@ from typing import Annotated
 
 import typer
 
-from pgstash.cli.arguments import At, Name, Source, Unverified, at_time, needs_of, refuse_needless
+from pgstash.cli.arguments import (
+    At,
+    Name,
+    Source,
+    Unverified,
+    at_time,
+    needs_of,
+    refuse_needless,
+)
+from pgstash.cli.outcome import JsonOutcome, reporting
 from pgstash.cli.runner import Command, run
 from pgstash.events import Emit
 from pgstash.runtime import Runtime
@@ -102,6 +111,7 @@ def restore(  # noqa: PLR0913 - one argument for each option
             "--dry-run", help="Inspect the backup and the target and show what would be done."
         ),
     ] = False,
+    as_json: JsonOutcome = False,
 ) -> None:
     """Restore a backup into an empty or a new database.
 
@@ -151,7 +161,8 @@ def restore(  # noqa: PLR0913 - one argument for each option
 
     def work(values: Settings, emit: Emit, interruption: Interruption) -> None:
         chosen = at_time(wanted, at, values, emit)
-        restore_backup(values, chosen, request, Runtime(emit, interruption))
+        with reporting(values, emit, as_json=as_json) as heard:
+            restore_backup(values, chosen, request, Runtime(heard, interruption))
 
     given = {"RESTORE_URL": to} if to else {}
     run(
@@ -160,6 +171,7 @@ def restore(  # noqa: PLR0913 - one argument for each option
             needs=needs_of(wanted, "target"),
             given=given,
             only_reads=True,
+            stdout_is_data=as_json,
             opening=lambda values: target_of(values, request),
         ),
     )

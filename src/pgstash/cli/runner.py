@@ -8,7 +8,7 @@ from typing import NoReturn
 
 import typer
 
-from pgstash import settings
+from pgstash import events, settings
 from pgstash.counting import counted
 from pgstash.errors import (
     EXIT_UNEXPECTED,
@@ -27,6 +27,8 @@ Work = Callable[[Settings, Emit, Interruption], None]
 
 _EVERYTHING: Collection[Need] = ("source", "storage")
 
+_FAILURES = (events.BackupFailed, events.DrillFailed, events.PruneFailed, events.RestoreFailed)
+
 
 @dataclass(frozen=True, slots=True)
 class Command:
@@ -34,9 +36,9 @@ class Command:
 
     ``needs`` must be configured; ``given`` are variables that the command line sets. With
     ``only_reads``, invalid values of settings this command does not use are ignored. With
-    ``stdout_is_data``, the whole log goes to stderr, and an error is logged here, because no event
-    reports it. With ``prints_findings``, no notifications are sent; the command prints its own
-    findings. The event that ``opening`` returns is the first line of the log.
+    ``stdout_is_data``, the whole log goes to stderr. With ``prints_findings``, no notifications are
+    sent; the command prints its own findings. The event that ``opening`` returns is the first line
+    of the log.
     """
 
     needs: Collection[Need] = _EVERYTHING
@@ -61,6 +63,7 @@ def run(work: Work, command: Command = Command()) -> NoReturn:
 
 
 def _status_of(work: Work, command: Command, interruption: Interruption) -> int:
+    reported = False
     log.start(
         Scrubber(),
         layout=settings.log_format(),
@@ -79,13 +82,20 @@ def _status_of(work: Work, command: Command, interruption: Interruption) -> int:
         )
         _log_beginning(values, command)
         if command.prints_findings:
+            reported = True
             work(values, event_log.listen, interruption)
             return 0
         from pgstash.commands.notifications import listening
 
         with listening(values) as emit:
+
+            def noted(event: Event) -> None:
+                nonlocal reported
+                reported |= isinstance(event, _FAILURES)
+                emit(event)
+
             try:
-                work(values, emit, interruption)
+                work(values, noted, interruption)
             finally:
                 interruption.raise_if_interrupted()
     except ConfigurationError as error:
@@ -98,7 +108,7 @@ def _status_of(work: Work, command: Command, interruption: Interruption) -> int:
         )
         return error.exit_code
     except PgstashError as error:
-        if command.stdout_is_data or isinstance(error, OutputError):
+        if not reported or isinstance(error, OutputError):
             hint = f"\n{error.hint}" if error.hint else ""
             log.LOGGER.log(log.FAILURE, "%s%s", error.message, hint)
         log.LOGGER.debug("Traceback of the failure", exc_info=error)

@@ -8,7 +8,7 @@ from pgstash.commands.storage import open_storage
 from pgstash.drill import run as drill
 from pgstash.drill.checks import Expected
 from pgstash.drill.scratch import Place
-from pgstash.repository import archive, catalog
+from pgstash.repository import archive, catalog, empty_prefix
 from pgstash.runtime import Runtime
 from pgstash.settings import Settings, environment
 
@@ -43,13 +43,18 @@ def unproven(settings: Settings, emit: events.Emit, source: str | None = None) -
     """Return the names of backups that no drill has proven, newest first.
 
     If the user or the settings name a source, only its backups are returned. A backup without a
-    manifest cannot be proven: a warning names it. Raises SourceUnclearError, StorageError.
+    manifest cannot be proven: a warning names it. Raises BackupNotFoundError if there is no backup
+    at all, SourceUnclearError, StorageError.
     """
     storage = open_storage(settings, emit)
     found = catalog.read(storage, settings.backup_prefix)
+    if not found.backups:
+        raise empty_prefix.error(storage, settings.backup_prefix)
     if source or settings.has_source:
         found = stored.of_one_source(settings, storage, found, source)
     left = [backup for backup in found.backups[::-1] if not backup.proven]
+    if not left:
+        emit(events.Informed("There is nothing to drill: each backup is proven"))
     for backup in left:
         if not backup.manifests:
             emit(events.Warned(f"{backup.name} has no manifest, so it cannot be proven"))

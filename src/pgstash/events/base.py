@@ -34,9 +34,14 @@ class Informed(Event):
 
 @dataclass(frozen=True, slots=True)
 class Warned(Event):
-    """There is a problem, but the run continues."""
+    """There is a problem, but the run continues.
+
+    ``to_do`` means that somebody has to do something about it after a restore; it is reported once
+    that has ended.
+    """
 
     message: str
+    to_do: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -54,4 +54,4 @@ def _warn_of_refused(
         lines.append("…")
     lines.append(consequence or "The database itself may still belong to the restoring role")
     lines.append("A superuser can apply all: docs/how-to/restore-without-pgstash.md, step 5")
-    emit(events.Warned("\n".join(lines)))
+    emit(events.Warned("\n".join(lines), to_do=True))

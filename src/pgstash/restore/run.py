@@ -42,6 +42,7 @@ from pgstash.restore import (
     replacing,
     selected_script,
     table_selection,
+    to_do,
 )
 from pgstash.restore.state import Progress, State
 from pgstash.restore.strategy import Opener, Strategy
@@ -72,8 +73,14 @@ def run(plan: Plan, wanted: str, find: Callable[[], Archive], runtime: Runtime) 
 
     Returns the number of sessions that restored it, once everything is in the target. ``wanted`` is
     the name of the backup until it is found. Raises a PgstashError if anything fails, Interrupted
-    on a signal; an event then reports the outcome for the target.
+    on a signal; an event then reports the outcome for the target. What is left to do is reported
+    after the event of success or failure.
     """
+    with to_do.at_the_end(runtime) as held:
+        return _run(plan, wanted, find, held)
+
+
+def _run(plan: Plan, wanted: str, find: Callable[[], Archive], runtime: Runtime) -> int:
     emit = runtime.emit
     began = time.monotonic()
     host, database = conninfo.named(plan.target_url)

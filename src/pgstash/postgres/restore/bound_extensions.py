@@ -115,7 +115,7 @@ def warn_of_jobs(server: Server, emit: Emit) -> None:
         "1 cron job is active and runs" if count == 1 else f"{count} cron jobs are active and run"
     )
     stop = "UPDATE cron.job SET active = false;"
-    emit(Warned(f"{what} from now on: {where}{more}. To stop them, run {stop}"))
+    emit(Warned(f"{what} from now on: {where}{more}. To stop them, run {stop}", to_do=True))
 
 
 def _setting_of(extension: Extension) -> str | None:

@@ -173,6 +173,7 @@ def warn_of_empty(server: Server, views: Sequence[bytes], emit: Emit, *, for_dri
     emit(
         Warned(
             f"{named} They read foreign tables, or a view that does, and could not be filled. "
-            f"When the foreign server answers, run: {refreshes}"
+            f"When the foreign server answers, run: {refreshes}",
+            to_do=True,
         )
     )

@@ -131,6 +131,7 @@ def warn_of_closed(names: Sequence[str], emit: Emit) -> None:
         Warned(
             f"{counted(len(names), 'created role')} cannot log in with a password until they get "
             f"one: {', '.join(names)}\nIn psql, for each of them: "
-            f"ALTER ROLE {first} LOGIN; and then \\password {first}"
+            f"ALTER ROLE {first} LOGIN; and then \\password {first}",
+            to_do=True,
         )
     )

@@ -91,7 +91,11 @@ def update(
             refused = _analyse(quiet, tables.batches, jobs, emit)
     except Interrupted:
         if request.create is None:  # its rows were committed
-            emit(events.Warned("Not all statistics for the planner were updated: run ANALYZE"))
+            emit(
+                events.Warned(
+                    "Not all statistics for the planner were updated: run ANALYZE", to_do=True
+                )
+            )
         raise
     _warn(quiet, tables, refused, emit)
 
@@ -204,7 +208,7 @@ def _warn(
         lines.append(f"and {len(refused) - _SHOWN} more")
     if lines:
         lines.insert(0, "Some statistics for the planner were not updated. Run ANALYZE for:")
-        emit(events.Warned("\n".join(lines)))
+        emit(events.Warned("\n".join(lines), to_do=True))
 
 
 def _some(server: Server, names: Sequence[bytes]) -> str:
