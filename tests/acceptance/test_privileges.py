@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import gzip
+import shlex
+import stat
 import subprocess
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -15,7 +18,6 @@ from support.postgres import Database, beside_publications, clean_environment
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from support.backups import StoredBackup
     from support.postgres import Cluster, Clusters
@@ -343,39 +345,119 @@ def test_roles_that_are_missing_are_made_or_left_out(
         copy.drop()
 
 
-def test_what_is_refused_is_a_warning(source: Database, copy: Database, tmp_path: Path) -> None:
-    back_up(source, tmp_path)
+ORDINARY = f"""
+    CREATE SCHEMA s AUTHORIZATION ordinary;
+    GRANT USAGE ON SCHEMA s TO reader;
+    CREATE FUNCTION s.f() RETURNS integer LANGUAGE sql AS 'SELECT 1';
+    ALTER FUNCTION s.f OWNER TO ordinary;
+    CREATE TABLE s.t AS SELECT 1 AS n;
+    ALTER TABLE s.t OWNER TO {quoted(ODD)};
+    GRANT SELECT ON s.t TO reader WITH GRANT OPTION;
+    SET SESSION AUTHORIZATION reader;
+    GRANT SELECT ON s.t TO of_app;
+    RESET SESSION AUTHORIZATION;
+"""
+SECRET = "b6Zq-not-for-a-log"
+
+
+@pytest.fixture
+def ordinary(source: Database, copy: Database, tmp_path: Path) -> Iterator[Database]:
+    """A database of a role that is no superuser, and owns only some of it."""
     maintenance = source.cluster.maintenance
-    maintenance.run_sql("CREATE ROLE ordinary LOGIN CREATEDB; CREATE DATABASE ordinary")
-    try:
-        maintenance.run_sql("ALTER DATABASE ordinary OWNER TO ordinary")
-        small = Database(source.cluster, "ordinary")
-        small.run_sql(
-            "CREATE SCHEMA s; CREATE TABLE s.t AS SELECT 1 AS n; ALTER TABLE s.t OWNER TO of_app;"
-            "GRANT SELECT ON s.t TO reader; ALTER SCHEMA s OWNER TO ordinary"
-        )
-        folder = tmp_path / "small"
-        folder.mkdir()
-        back_up(small, folder)
-        env = environment(
-            source.bin_dir,
-            STORAGE_URL=folder.as_uri(),
-            RESTORE_URL=maintenance.uri.replace(f"//{source.cluster.user}@", "//ordinary@"),
-        )
-        done = run_pgstash(["restore", "--create", COPY], env)
-        assert done.returncode == 0, done.stderr
-        assert "SUCCESS" in done.stdout
-        assert "The target refused 1 statement for owners and privileges" in done.stderr
-        assert "of_app" in done.stderr
-        assert "Only the restoring role and superusers can connect" in done.stderr
-        assert copy.run_sql(CONNECTING).strip() == "f"
-        assert small.run_sql(CONNECTING).strip() == "t"
-        granted = "SELECT has_table_privilege('reader', 's.t', 'SELECT')"
-        assert copy.run_sql(granted).strip() == "t"
-    finally:
-        copy.drop()
-        Database(source.cluster, "ordinary").drop()
-        maintenance.run_sql("DROP ROLE ordinary")
+    maintenance.run_sql("CREATE ROLE ordinary LOGIN CREATEDB")
+    small = source.cluster.create_database("Odd 'small'")
+    small.run_sql('ALTER DATABASE :"DBNAME" OWNER TO ordinary')
+    (tmp_path / "store").mkdir()
+    yield small
+    copy.drop()
+    small.drop()
+    maintenance.run_sql("DROP ROLE ordinary")
+
+
+def restore_as_ordinary(
+    source: Database, folder: Path, cwd: Path, *arguments: str
+) -> subprocess.CompletedProcess[str]:
+    maintenance = source.cluster.maintenance
+    env = environment(
+        source.bin_dir,
+        STORAGE_URL=folder.as_uri(),
+        RESTORE_URL=maintenance.uri.replace(f"//{source.cluster.user}@", "//ordinary@"),
+    )
+    return run_pgstash(["restore", "--create", COPY, *arguments], env, cwd=cwd)
+
+
+def test_what_is_refused_is_a_warning(
+    source: Database, ordinary: Database, copy: Database, tmp_path: Path
+) -> None:
+    ordinary.run_sql(ORDINARY)
+    back_up(ordinary, tmp_path / "store")
+    done = restore_as_ordinary(source, tmp_path / "store", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "SUCCESS" in done.stdout
+    assert "The target refused 2 statements for owners and privileges" in done.stderr
+    assert 'rôle "x"' in done.stderr
+    assert "Only the restoring role and superusers can connect" in done.stderr
+    assert copy.run_sql(CONNECTING).strip() == "f"
+    assert ordinary.run_sql(CONNECTING).strip() == "t"
+    granted = "SELECT has_table_privilege('reader', 's.t', 'SELECT')"
+    assert copy.run_sql(granted).strip() == "t"
+
+
+@pytest.mark.parametrize("objects", [ORDINARY, ""], ids=["objects", "database"])
+def test_an_administrator_gets_a_file_with_what_is_refused(
+    objects: str, source: Database, ordinary: Database, copy: Database, tmp_path: Path
+) -> None:
+    ordinary.run_sql(objects + DATABASE)
+    back_up(ordinary, tmp_path / "store")
+    [backup] = stored(tmp_path / "store")
+    base = backup.archive.name.partition(".")[0]
+    taken = tmp_path / f"{base}.for_administrator.sql"
+    taken.write_text("of somebody else")
+
+    done = restore_as_ordinary(source, tmp_path / "store", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert set(described(copy)) != set(described(ordinary))
+    assert taken.read_text() == "of somebody else"
+    file = tmp_path / f"{base}.for_administrator_2.sql"
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert b"GRANT SELECT ON TABLE s.t TO reader" not in file.read_bytes()
+
+    [line] = [line for line in done.stderr.splitlines() if "as a superuser: psql " in line]
+    command = shlex.split(line.partition("as a superuser: ")[2])
+    assert command[-1] == str(file)
+    command[0] = str(source.bin_dir / "psql")
+    uri = command[command.index("-d") + 1]
+    command[command.index("-d") + 1] = uri.replace("//postgres@", f"//{source.cluster.user}@")
+    for _ in range(2):
+        again = subprocess.run(command, env=clean_environment(), capture_output=True, check=True)
+        assert b"ERROR" not in again.stderr
+        # What reader grants was granted by the owner too, who was the restoring role.
+        assert set(described(copy)) == set(described(ordinary))
+
+
+def test_statements_are_logged_if_no_file_can_be_written(
+    source: Database, ordinary: Database, copy: Database, tmp_path: Path
+) -> None:
+    ordinary.run_sql(ORDINARY + f"ALTER DATABASE :\"DBNAME\" SET app.jwt_key = '{SECRET}'")
+    back_up(ordinary, tmp_path)
+    done = restore_as_ordinary(source, tmp_path, Path("/proc"))
+    assert done.returncode == 0, done.stderr
+    assert "The file for an administrator cannot be written (" in done.stderr
+    assert "ALTER TABLE s.t OWNER TO " in done.stdout
+    assert "SET app.jwt_key TO '...'" in done.stdout
+    assert SECRET not in done.stdout + done.stderr
+    assert copy.run_sql("SELECT n FROM s.t").strip() == "1"
+
+
+def test_nothing_is_left_for_an_administrator_of_ones_own_database(
+    source: Database, ordinary: Database, copy: Database, tmp_path: Path
+) -> None:
+    ordinary.run_sql("CREATE SCHEMA s AUTHORIZATION ordinary; GRANT USAGE ON SCHEMA s TO reader")
+    back_up(ordinary, tmp_path / "store")
+    done = restore_as_ordinary(source, tmp_path / "store", tmp_path)
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout
+    assert described(copy) == described(ordinary)
+    assert list(tmp_path.glob("*.sql")) == []
 
 
 def test_a_companion_that_is_lost_is_a_warning(

@@ -36,6 +36,7 @@ from pgstash.postgres.tools.tool_run import ToolRun
 from pgstash.repository.archive import Archive
 from pgstash.repository.script import without_settings_unknown_to
 from pgstash.restore import (
+    administrator_file,
     owners,
     parallel_restore,
     preflight,
@@ -189,6 +190,10 @@ def _restore(plan: Plan, archive: Archive, runtime: Runtime, state: State) -> in
             emit(_planned(plan, archive, strategy.selected, server, client))
             return 0
         into = server
+        database = plan.into(conninfo.named(plan.target_url)[1])
+        administrator = stack.enter_context(
+            administrator_file.kept(archive.name, plan.target_url, database, state.target, emit)
+        )
         if request.create is not None:
             into = stack.enter_context(_created(request, manifest, server, state, runtime))
         lc_monetary = preflight.lc_monetary(manifest, server, emit)
@@ -204,7 +209,7 @@ def _restore(plan: Plan, archive: Archive, runtime: Runtime, state: State) -> in
             with preflight.explained(manifest, server, locks, request):
                 strategy.parallel.run(load, progress.restored)
             statistics.update(into, request, plan.jobs, emit)
-            state.target.refused = not owners.give(server, into, given, request, tool_run)
+            state.target.refused = not owners.give(into, given, request, tool_run, administrator)
             pooler.refuse_swapping_again(into, emit)
             return plan.jobs
         script = _script(archive, strategy, tool_run, progress)
@@ -223,7 +228,7 @@ def _restore(plan: Plan, archive: Archive, runtime: Runtime, state: State) -> in
         foreign_views.warn_of_empty(into, views, emit, for_drill=request.for_drill)
         only = strategy.selected.names if strategy.selected else None
         statistics.update(into, request, plan.jobs, emit, only)
-        state.target.refused = not owners.give(server, into, given, request, tool_run)
+        state.target.refused = not owners.give(into, given, request, tool_run, administrator)
     return 1
 
 

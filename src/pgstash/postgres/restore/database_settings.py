@@ -93,7 +93,7 @@ def _configure(server: Server, made: Server, settings: Sequence[str], emit: Emit
                 else:
                     session.execute(alter + sql.SQL(" TO {}").format(sql.Literal(value)))
             except psycopg.Error as error:
-                emit(Warned(f"The setting {setting} is left out: {said(error)}"))
+                emit(Warned(f"The setting {name} is left out: {said(error)}"))
             else:
                 found.append(name)
     return found

@@ -7,8 +7,9 @@ give something to must not undo a restore of all data.
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 
 from pgstash.errors import TargetLostError
 from pgstash.postgres.restore import session_settings, target
@@ -17,7 +18,9 @@ from pgstash.postgres.tools.process import Child, Command
 from pgstash.postgres.tools.tool_run import ToolRun
 
 # psql:<stdin>:12: ERROR:  42704: role "app" does not exist
-_MESSAGE = re.compile(r"psql:<stdin>:\d+: [^:]+:  [0-9A-Z]{5}: (.*)")
+_MESSAGE = re.compile(r"psql:<stdin>:(\d+): [^:]+:  ([0-9A-Z]{5}): (.*)")
+# Warnings of a statement that granted or revoked nothing: privilege_not_revoked and _not_granted.
+_NOTHING_DONE = frozenset({"01006", "01007"})
 # With ECHO=errors psql writes it after the message of an error, and after no other.
 _STATEMENT = re.compile(r"psql:<stdin>:\d+: STATEMENT:  ")
 
@@ -31,14 +34,21 @@ _OF_OWNERS = re.compile(rb"\s*+ALTER\s.*\sOWNER TO " + _NAME + rb";", re.DOTALL)
 _OF_PRIVILEGES = re.compile(
     rb"\s*+(?:GRANT|REVOKE|ALTER DEFAULT PRIVILEGES|(?:RE)?SET SESSION AUTHORIZATION)\b"
 )
+# What has an effect on the statements after it, and what ends that.
+_UNITS = (
+    (re.compile(rb"SET SESSION AUTHORIZATION\b"), re.compile(rb"RESET SESSION AUTHORIZATION\b")),
+    (re.compile(rb"BEGIN;"), re.compile(rb"SET search_path = '';")),
+)
+_RESTRICT = re.compile(rb"\s*+\\restrict \w+\s++")
 _OF_DATABASE = b"-- The database itself\n"  # a comment that pg_restore does not write
 
 _SECONDS_OF_SILENCE = 600.0
 _MOST_REASONS = 5
 
-_IS_SUPERUSER = (
-    "SELECT rolsuper FROM pg_catalog.pg_roles WHERE rolname OPERATOR(pg_catalog.=) current_user"
-)
+_OWN = """
+    SELECT rolsuper, pg_catalog.format('ALTER DATABASE :"DBNAME" OWNER TO %I;', rolname)
+    FROM pg_catalog.pg_roles WHERE rolname OPERATOR(pg_catalog.=) current_user
+"""
 # For majors without event_triggers=off, and poolers that do not pass it on: no event trigger fires,
 # unless it is made for replicas.
 _WITHOUT_TRIGGERS = (
@@ -48,26 +58,37 @@ _WITHOUT_TRIGGERS = (
 
 
 class Refusals:
-    """What the server refused: the number of statements (``total``), and the first reasons."""
+    """What the server refused: the number of statements (``total``), and the first reasons.
+
+    ``statements`` are the refused ones in their order, each with those that belong to it.
+    """
 
     def __init__(self) -> None:
         """Start without any."""
         self.total = 0
         self.reasons: dict[str, int] = {}
         self.more = False
-        self._held: str | None = None
+        self.lines: set[int] = set()
+        self.statements: Sequence[bytes] = ()
+        self._held: tuple[int, str] | None = None
 
     def read(self, line: str) -> None:
         """Take the next line of psql's stderr."""
         if match := _MESSAGE.match(line):
-            self._held = match[1]
+            self._held = int(match[1]), match[3]
+            if match[2] in _NOTHING_DONE:
+                self._count(*self._held)
         elif self._held is not None and _STATEMENT.match(line):
-            self.total += 1
-            if self._held in self.reasons or len(self.reasons) < _MOST_REASONS:
-                self.reasons[self._held] = self.reasons.get(self._held, 0) + 1
-            else:
-                self.more = True
-            self._held = None
+            self._count(*self._held)
+
+    def _count(self, line: int, reason: str) -> None:
+        self.total += 1
+        self.lines.add(line)
+        if reason in self.reasons or len(self.reasons) < _MOST_REASONS:
+            self.reasons[reason] = self.reasons.get(reason, 0) + 1
+        else:
+            self.more = True
+        self._held = None
 
 
 def apply(into: Server, script: bytes, tool_run: ToolRun) -> Refusals:
@@ -84,11 +105,14 @@ def apply(into: Server, script: bytes, tool_run: ToolRun) -> Refusals:
         words, tool_run.environment, fed=True, failure=TargetLostError, all_lines=True
     )
     settings = session_settings.statements(session_settings.STAGING, None)
+    before = f"{settings}\n{_WITHOUT_TRIGGERS}\n".encode()
+    # psql reports the line on which a refused statement ends: no other one ends there.
+    statements = [statement + b"\n" for statement in _statements(script)]
     refusals = Refusals()
     # An event trigger might write rows, or refuse statements or the login.
     connection = target.without_event_triggers(into).connection
     with Child(command, connection, refusals.read) as child:
-        fed = child.feed_and_discard(f"{settings}\n{_WITHOUT_TRIGGERS}\n".encode() + script)
+        fed = child.feed_and_discard(before + b"".join(statements))
         child.close_stdin()
         for _ in child.read(_SECONDS_OF_SILENCE):
             pass
@@ -98,22 +122,64 @@ def apply(into: Server, script: bytes, tool_run: ToolRun) -> Refusals:
                 f"psql ended with status {status} while it restored owners and privileges: "
                 + "\n".join(child.last_lines)
             )
+    refusals.statements = _refused(statements, refusals.lines, before.count(b"\n"))
     return refusals
 
 
-def is_superuser(server: Server) -> bool:
-    """Return whether the role of the login is a superuser. Raises TargetLostError."""
-    with target.connected(server) as session:
-        return session.execute(_IS_SUPERUSER).fetchone() == (True,)
+def _refused(statements: Sequence[bytes], lines: Collection[int], line: int) -> list[bytes]:
+    """Return the statements that end on these lines; the first one begins after this ``line``.
+
+    A statement between SET and RESET SESSION AUTHORIZATION comes with both, and one of a
+    transaction with all of it.
+    """
+    found: list[bytes] = []
+    unit: list[bytes] = []
+    closing, refused = None, False
+    for statement in statements:
+        line += statement.count(b"\n")
+        refused = refused or line in lines
+        bare = _stripped(statement)
+        unit.append(bare)
+        closing = closing or next((end for begin, end in _UNITS if begin.match(bare)), None)
+        if closing is None or closing.match(bare):
+            found += unit if refused else ()
+            unit, closing, refused = [], None, False
+    return found + unit if refused else found
+
+
+def may_give_database(into: Server, of_database: bytes) -> bool:
+    """Return whether the login may give the database to its owner, and still name it afterwards.
+
+    A superuser may, and the owner itself. Raises TargetLostError.
+    """
+    with target.connected(
+        target.without_event_triggers(into), "SQL_ASCII"
+    ) as session:  # names are bytes
+        row = session.execute(_OWN).fetchone()
+    superuser, own = row or (False, b"")
+    return superuser or own in map(_stripped, _statements(of_database))
+
+
+def session_of(script: bytes) -> list[bytes]:
+    """Return the statements at the beginning of a script that set up its session."""
+    return [_RESTRICT.sub(b"", _stripped(each)) for each in _header(script)]
+
+
+def statements_of(script: bytes) -> list[bytes]:
+    """Return the other statements of a script, without comments."""
+    rest = list(_statements(script))[len(list(_header(script))) :]
+    return [statement for statement in map(_stripped, rest) if statement.endswith(b";")]
+
+
+def _header(script: bytes) -> Iterator[bytes]:
+    return itertools.takewhile(
+        lambda statement: _OF_SESSION.match(_bare(statement)), _statements(script)
+    )
 
 
 def parts(script: bytes) -> tuple[bytes, bytes]:
     """Return the script of the objects, and that of the database itself."""
-    header = b""
-    for statement in _statements(script):
-        if not _OF_SESSION.match(_bare(statement)):
-            break
-        header += statement
+    header = b"".join(_header(script))
     for token in _TOKEN.finditer(script):
         if token[0] == _OF_DATABASE:
             return script[: token.start()], header + b"\n" + script[token.start() :]
@@ -146,3 +212,7 @@ def _bare(statement: bytes) -> bytes:
     """Return a statement without comments."""
     tokens = (token[0] for token in _TOKEN.finditer(statement))
     return b"".join(token for token in tokens if not token.startswith(b"--"))
+
+
+def _stripped(statement: bytes) -> bytes:
+    return _bare(statement).strip()

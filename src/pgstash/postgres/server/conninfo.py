@@ -118,13 +118,15 @@ def address(url: str) -> str:
     )
 
 
-def login_uri(url: str, database: str) -> str:
+def login_uri(url: str, database: str, user: str | None = None) -> str:
     """Return a short URI with the login of ``url`` but its secrets, and with this database.
 
-    :func:`completed` adds the rest again.
+    :func:`completed` adds the rest again, unless another ``user`` is to log in.
     """
     given = conninfo.conninfo_to_dict(url)
     login = {key: str(given[key]) for key in _LOGIN if given.get(key)}
+    if user is not None:
+        login["user"] = user
     user, at = login.pop("user", ""), ""
     if _PLAIN_HOST.fullmatch(login.get("host", "")):
         at = login.pop("host")

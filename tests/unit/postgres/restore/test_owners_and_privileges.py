@@ -6,7 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pgstash.postgres.restore.owners_and_privileges import chosen, parts
+from pgstash.postgres.restore.owners_and_privileges import (
+    Refusals,
+    chosen,
+    parts,
+    session_of,
+    statements_of,
+)
 
 HEADER = b"""--
 -- PostgreSQL database dump; it's one "
@@ -81,3 +87,29 @@ def test_what_is_not_wanted_is_left_out(
         if (owners or each not in OWNERS) and (privileges or each not in PRIVILEGES)
     ]
     assert left.split() == written(wanted).split()
+
+
+def test_statements_are_without_comments() -> None:
+    script = written([OWNERS[0], *PRIVILEGES, *OTHERS])
+    assert session_of(script) == [b"SET client_encoding = 'UTF8';"]
+    assert statements_of(script) == [each + b";" for each in (OWNERS[0], *PRIVILEGES, *OTHERS)]
+
+
+def test_a_grant_of_nothing_is_refused_and_other_warnings_are_not() -> None:
+    """psql shows the statement after an error only."""
+    refusals = Refusals()
+    for line in (
+        'psql:<stdin>:7: ERROR:  42501: must be able to SET ROLE "app"',
+        "psql:<stdin>:7: LOCATION:  check_can_set_role, acl.c:5341",
+        "psql:<stdin>:7: STATEMENT:  ALTER TABLE s.t OWNER TO app;",
+        'psql:<stdin>:8: WARNING:  01007: no privileges were granted for "t"',
+        "psql:<stdin>:8: LOCATION:  restrict_and_check_grant, aclchk.c:330",
+        'psql:<stdin>:9: AVERTISSEMENT:  01006: no privileges could be revoked for "t"',
+        "psql:<stdin>:10: WARNING:  01000: planted",
+        "psql:<stdin>:11: ERROR:  42501: permission denied for schema s",
+        "psql:<stdin>:11: STATEMENT:  GRANT",
+        "psql:<stdin>:12: ERROR:  a name",
+    ):
+        refusals.read(line)
+    assert refusals.total == 4
+    assert refusals.lines == {7, 8, 9, 11}
