@@ -20,6 +20,7 @@ from pgstash.postgres.scratch import scratch_database
 from pgstash.postgres.server import login
 from pgstash.runtime import Runtime
 from pgstash.signals import Interruption
+from support import extension
 from support.proxy import STALL, Behaviour, TcpProxy
 from support.stored import DATABASE
 
@@ -54,6 +55,22 @@ def test_whatever_a_user_made_counts(
     assert target.contents(server).count == 0
     database.run_sql(made)
     assert target.contents(server).count == 1
+
+
+@pytest.mark.parametrize("name", ["dblink", "hstore", "with tables"])
+def test_extensions_alone_do_not_count(
+    name: str, cluster: Cluster, make_database: MakeDatabase
+) -> None:
+    """Not even their composite types, and their sequences of identity columns."""
+    database = make_database(on=cluster)
+    created = extension.install(cluster.major) if name == "with tables" else name
+    database.run_sql(f"CREATE EXTENSION {created}")
+    found = target.contents(login.inspect(database.uri))
+    assert (found.count, found.some) == (0, ())
+    database.run_sql(
+        "CREATE TYPE t AS (a int); CREATE TABLE i (n int GENERATED ALWAYS AS IDENTITY)"
+    )
+    assert target.contents(login.inspect(database.uri)).count == 3
 
 
 def test_no_question_that_the_target_refuses_is_unforeseen(newest_cluster: Cluster) -> None:

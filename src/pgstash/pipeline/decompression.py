@@ -41,7 +41,8 @@ def decompress(
     """Yield the plain text of the members, each one only after it was compared.
 
     Sections that are not ``wanted`` are compared too, but not yielded; ``wanted`` is called when it
-    is the member's turn. Everything but the rows of tables goes through ``edit``. A thread opens
+    is the member's turn. Everything but the rows of tables goes through ``edit``; once the first
+    member is compared, a chunk without bytes comes first then. A thread opens
     the next member (it releases the GIL) while the caller works on the pieces of this one; so
     memory holds one plain member, and another a part stored and a part plain. Raises CorruptedError
     if a member is not what was written, or the stream is longer or shorter than all members
@@ -53,7 +54,9 @@ def decompress(
     )
     opened = in_order(_open, stored, ahead=1, eager=False)
     with contextlib.closing(opened):
-        for member, plain in opened:
+        for number, (member, plain) in enumerate(opened):
+            if edit and not number:
+                yield b""  # ``edit`` may still be changed before it gets the first bytes
             if wanted(member.section):
                 yield from _edited(plain, member, edit)
     if edit and (rest := edit.rest()):

@@ -1,7 +1,8 @@
-"""Replaces the statements that fill materialized views in a plain dump.
+"""Replaces the statements that fill materialized views in a plain dump, and leaves some out.
 
 pg_dump writes one REFRESH for each view, on a line of its own. It is found the way rows are
-counted, by reading statements: the same line in a function or in data stays.
+counted, by reading statements: the same line in a function or in data stays. The same applies to
+the statements that are left out.
 """
 
 from __future__ import annotations
@@ -33,6 +34,11 @@ class Refreshes(WithoutTransactions):
         self._instead = instead
         self._keeps_transactions = keeps_transactions
         self.views: list[bytes] = []
+        self._left_out: tuple[bytes, ...] = ()
+
+    def leave_out(self, statements: Iterable[bytes]) -> None:
+        """Leave statements out from now on; each is given as pg_dump writes it, to its line end."""
+        self._left_out += tuple(statements)
 
     def edit(self, chunks: Iterable[bytes]) -> Iterator[bytes]:
         """Yield a whole script, edited."""
@@ -45,11 +51,19 @@ class Refreshes(WithoutTransactions):
     def _statement_start(self, data: bytes, position: int) -> int:
         match = _SPACE.match(data, position)
         start = match.end() if match else position
+        for statement in self._left_out:
+            if data.startswith(statement, start):
+                end = start + len(statement)
+                # As many lines as before: errors name lines.
+                self._found.append((start, end, b"\n" * statement.count(b"\n")))
+                return end
+            if statement.startswith(data[start : start + len(statement)]):
+                return self._keep(data, start)
         found = data[start : start + len(_REFRESH)]
-        if statement := _STATEMENT.match(data, start):
-            self.views.append(statement[1])
-            self._found.append((start, statement.end(), self._instead(statement[1])))
-            return statement.end()
+        if refresh := _STATEMENT.match(data, start):
+            self.views.append(refresh[1])
+            self._found.append((start, refresh.end(), self._instead(refresh[1])))
+            return refresh.end()
         if _REFRESH.startswith(found) and len(data) - start < LONGEST_STATEMENT:
             return self._keep(data, start)
         if self._keeps_transactions:

@@ -118,8 +118,11 @@ def unverified(
             raise CorruptedError("the archive does not decrypt: a wrong key or damage")
     if start.startswith(GZIP_MAGIC):
         chunks = decompression.gunzip(chunks)
+    chunks = iter(chunks)
+    first = next(chunks, b"")
+    yield b""  # the key fits; ``edit`` may still be changed before it gets the first bytes
     tail = b""
-    for chunk in chunks:
+    for chunk in itertools.chain([first], chunks):
         tail = (tail + chunk)[-_CLOSING_BYTES:]
         yield edit.feed(chunk) if edit else chunk
     if not _CLOSING.search(tail):

@@ -178,7 +178,7 @@ def _restore(plan: Plan, archive: Archive, runtime: Runtime, state: State) -> in
         client = preflight.client(manifest, server, plan.environment)
         installed.refuse_unknown_parameters(client, server.connection, plan.environment)
         tool_run = ToolRun(client, plan.environment, emit)
-        strategy = opener.for_target(strategy, client, server)
+        strategy = opener.for_target(strategy, client, server, request)
         locks = target.lock_table(server)
         state.is_empty = preflight.refuse(server, manifest, locks, request)
         state.target.replaced = replacing.planned(server, request, runtime)

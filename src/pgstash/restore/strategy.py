@@ -9,7 +9,7 @@ from functools import partial
 
 from pgstash import events
 from pgstash.pipeline.refresh_filter import Refreshes
-from pgstash.postgres.restore import foreign_views
+from pgstash.postgres.restore import foreign_views, present_extensions
 from pgstash.postgres.restore.request import Request
 from pgstash.postgres.server import startup_options
 from pgstash.postgres.server.connection import Server
@@ -77,9 +77,19 @@ class Opener:
         return Strategy(edit, script=self._script(edit))
 
     def for_target(
-        self, strategy: Strategy, client: installed.ClientTools, server: Server
+        self,
+        strategy: Strategy,
+        client: installed.ClientTools,
+        server: Server,
+        request: Request,
     ) -> Strategy:
-        """Return the same strategy, or a single session if the target does not allow several."""
+        """Return the same strategy, or a single session if the target does not allow several.
+
+        What only the owners of the target's extensions may do is left out, if it is needless.
+        Raises TargetLostError.
+        """
+        if request.create is None:
+            strategy.edit.leave_out(present_extensions.needless_statements(server))
         if not strategy.parallel:
             return strategy
         reason = _why_single_session(self._archive, client, server)

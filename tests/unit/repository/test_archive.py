@@ -36,6 +36,7 @@ from pgstash.format import manifest as manifests
 from pgstash.format import names
 from pgstash.format.manifest import Member
 from pgstash.pipeline import decompression, encryption
+from pgstash.pipeline.refresh_filter import Refreshes
 from pgstash.repository import archive, catalog, script
 from pgstash.repository.access import Access
 from pgstash.repository.archive import Archive
@@ -97,6 +98,22 @@ def test_what_was_written_is_read(script: bytes, passphrase: str | None) -> None
         assert b"".join(chunks) == script
     assert seen[-1] == len(made.archive) == found.size
     assert found.manifest == made.manifest
+
+
+@encrypted_or_not
+@pytest.mark.parametrize("with_manifest", [True, False])
+def test_an_edit_may_change_after_the_script_is_opened(
+    *, with_manifest: bool, passphrase: str | None
+) -> None:
+    """The first bytes are read before it is known what the target requires."""
+    made = make(b"COMMENT ON EXTENSION a IS 'b';\n" + CLOSING, passphrase=passphrase)
+    storage = stored(made)
+    if not with_manifest:
+        storage.delete(made.manifest_key)
+    edit = Refreshes(lambda name: name, keeps_transactions=True)
+    with opened(storage, UNVERIFIED).script(edit=edit) as chunks:
+        edit.leave_out([b"COMMENT ON EXTENSION a IS 'b';\n"])
+        assert b"".join(chunks) == b"\n" + CLOSING
 
 
 @encrypted_or_not

@@ -71,7 +71,9 @@ class TargetState:
 
 
 # Objects that users can create, except those of extensions and of the system. Row types, array
-# types, indexes and the like belong to an object that is counted.
+# types, indexes and the like belong to an object that is counted. A composite type of an extension
+# has a row in pg_class that is not a member of the extension, but depends internally on one; so
+# does the sequence of an identity column.
 _USER_OBJECTS = """
     WITH schemas AS (
         SELECT oid FROM pg_catalog.pg_namespace
@@ -112,6 +114,11 @@ _USER_OBJECTS = """
     WHERE NOT EXISTS (
         SELECT FROM pg_catalog.pg_depend d
         WHERE d.classid = class AND d.objid = object AND d.deptype = 'e'
+    ) AND NOT EXISTS (
+        SELECT FROM pg_catalog.pg_depend d JOIN pg_catalog.pg_depend member
+            ON member.classid = d.refclassid AND member.objid = d.refobjid
+        WHERE d.classid = class AND d.objid = object
+              AND d.deptype = 'i' AND member.deptype = 'e'
     )
     LIMIT %s
 """
