@@ -11,42 +11,26 @@ import math
 import re
 import secrets
 import signal
-import time
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
-import psycopg
-
 from pgstash.errors import Interrupted, RestoreError, StatementError, TargetLostError
-from pgstash.events import Notice, ToolSaid
-from pgstash.postgres.restore import refusals, session_settings
+from pgstash.events import ToolSaid
+from pgstash.postgres.restore import refusals, session_settings, transaction_end
 from pgstash.postgres.restore.psql_stderr import Stderr
-from pgstash.postgres.restore.target import POOLER_HINT, Outcome, connected
+from pgstash.postgres.restore.target import POOLER_HINT, Outcome
+from pgstash.postgres.restore.transaction_end import Backend
 from pgstash.postgres.server import pooler
 from pgstash.postgres.server.connection import Server
 from pgstash.postgres.tools.process import Child, Command
 from pgstash.postgres.tools.tool_run import ToolRun
 
 _TOKEN_BYTES = 8
-_SECONDS_BETWEEN_LOOKS = 0.1
-_SECONDS_TO_END = 30.0
-# After a signal its sender soon follows with SIGKILL.
-_SECONDS_TO_END_AFTER_SIGNAL = 2.0
 
 # What identifies a session: 4711|12345|t|2026-07-01 12:00:00.123456+00
 _INTRODUCTION = re.compile(r"(\d+)\|(\d+)\|([tf])\|(.+)")
 _SWAPPED = " swapped"
 _BAD_CONNECTION = 2  # the exit status of a psql that lost it
-
-
-@dataclass(frozen=True, slots=True)
-class _Backend:
-    """The server's process for psql's session, and the transaction if there is a single one."""
-
-    pid: int
-    started: str
-    transaction: str
 
 
 class Psql:
@@ -75,7 +59,7 @@ class Psql:
             tuple(server.connection.secrets.values()),
         )
         self._committing = self._finished = False
-        self._backend: _Backend | None = None
+        self._backend: Backend | None = None
         self._mark = secrets.token_hex(_TOKEN_BYTES)
         self.outcome = Outcome.NOTHING
         self.refusal: refusals.Refusal | None = None
@@ -112,9 +96,13 @@ class Psql:
             # The staging database will be dropped, which ends its sessions.
             self.outcome = Outcome.UNKNOWN
         elif self._backend:
-            hurried = isinstance(error, Interrupted)
-            seconds = _SECONDS_TO_END_AFTER_SIGNAL if hurried else _SECONDS_TO_END
-            self.outcome = self._ended(self._backend, seconds)
+            self.outcome = transaction_end.outcome(
+                self._server,
+                self._backend,
+                self._tool_run.emit,
+                committing=self._committing,
+                hurried=isinstance(error, Interrupted),
+            )
 
     def end(self) -> None:
         """End psql, even while another thread feeds it; the block still has to be left."""
@@ -195,7 +183,7 @@ class Psql:
             "RESET search_path;\n"
         ).encode()
 
-    def _introduced(self, line: bytes) -> _Backend:
+    def _introduced(self, line: bytes) -> Backend:
         if not line:
             raise self._failure(self._child.wait())
         said = line.decode(errors="replace")
@@ -204,7 +192,7 @@ class Psql:
             raise TargetLostError(f"psql did not identify its session, but printed {said!r}")
         if match[3] == "f":
             raise _swapped()
-        return _Backend(int(match[1]), match[4], match[2])
+        return Backend(int(match[1]), match[4], match[2])
 
     def _failure(self, status: int) -> RestoreError:
         if found := self._stderr.found(lost=status == _BAD_CONNECTION):
@@ -224,41 +212,6 @@ class Psql:
         elif self._server.pooled:
             hint = POOLER_HINT
         return TargetLostError(f"psql {how}: {said}", hint=hint)
-
-    def _ended(self, backend: _Backend, seconds: float) -> Outcome:
-        """End the session, which may not notice for hours that psql is gone; return the outcome.
-
-        It is ended only while it is in the transaction: otherwise a pooler may have given it to
-        another client.
-        """
-        give_up = time.monotonic() + seconds
-        try:
-            with connected(self._server, seconds=min(seconds, 10.0)) as session:
-                # As the login itself: a role that it sets may neither see nor end the session.
-                session.execute("SET ROLE NONE")
-                who = [backend.pid, backend.started, backend.transaction]
-                find = (
-                    " FROM pg_catalog.pg_stat_activity WHERE pid = %s AND backend_start ="
-                    " %s::pg_catalog.timestamptz AND backend_xid::text::pg_catalog.int8 ="
-                    " %s::pg_catalog.int8 & 4294967295"
-                )
-                session.execute(f"SELECT pg_catalog.pg_terminate_backend(pid){find}", who)
-                while session.execute(f"SELECT{find}", who).fetchone() is not None:
-                    if time.monotonic() > give_up:
-                        return Outcome.UNKNOWN
-                    time.sleep(_SECONDS_BETWEEN_LOOKS)
-                answer = session.execute(
-                    "SELECT pg_catalog.txid_status(%s::pg_catalog.int8)", [backend.transaction]
-                ).fetchone()
-        except (psycopg.Error, RestoreError) as error:
-            self._tool_run.emit(Notice(f"The outcome of the transaction is unknown: {error}"))
-            # When a server that is down starts again, it rolls back what was not committed.
-            return Outcome.UNKNOWN if self._committing else Outcome.NOTHING
-        if answer == ("aborted",):
-            return Outcome.NOTHING
-        if answer == ("committed",):
-            return Outcome.COMMITTED if self._committing else Outcome.UNKNOWN
-        return Outcome.UNKNOWN
 
 
 def _swapped() -> TargetLostError:
