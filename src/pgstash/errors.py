@@ -44,7 +44,7 @@
         ├── TargetDatabaseError       61   the new database could not be created or put in place
         ├── StatementError            62   the target refused a statement
         ├── TargetLostError           63   psql or the connection ended before the restore did
-        ├── TargetLacksError          59   the target is missing roles or extensions
+        ├── TargetLacksError          59   the target is missing roles, extensions or objects
         ├── TableNotStoredError       58   no such table, or no restore of single tables
         └── WrongTargetError          57   RESTORE_URL leads to another database than the backup's
 
@@ -364,7 +364,7 @@ class TargetLostError(RestoreError, exit_code=63):
 class TargetLacksError(
     RestoreError, exit_code=59
 ):  # sysexits.h uses 64 and above for other meanings
-    """The target server is missing roles or extensions that the backup refers to."""
+    """The target is missing roles, extensions or objects that the backup refers to."""
 
 
 class TableNotStoredError(RestoreError, exit_code=58):

@@ -566,3 +566,12 @@ def test_little_more_is_fetched_than_the_table(
         == f"{ROWS_OF_TEN_MB}|{ROWS_OF_TEN_MB}\n"
     )
     assert target.run_sql("SELECT count(*) FROM part_2") == "0\n"
+    target.run_sql("DROP TABLE part_3")
+    with TcpProxy(swift_server.port) as proxy:
+        done = run_pgstash(
+            restore_to(env, "--table", "part_3", "--into-existing"),
+            env | {"S3_ENDPOINT": proxy.endpoint},
+        )
+        fetched = proxy.received_bytes
+    assert_restored(done)
+    assert fetched <= 1.1 * needed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated
 
 import typer
@@ -75,12 +76,16 @@ def restore(  # noqa: PLR0913 - one argument for each option
         bool,
         typer.Option(
             "--no-owner",
-            help="With --create, do not give objects their owners: the restoring role keeps them.",
+            help="With --create or --into-existing, do not give objects their owners: the "
+            "restoring role keeps them.",
         ),
     ] = False,
     no_privileges: Annotated[
         bool,
-        typer.Option("--no-privileges", help="With --create, do not restore GRANT and REVOKE."),
+        typer.Option(
+            "--no-privileges",
+            help="With --create or --into-existing, do not restore GRANT and REVOKE.",
+        ),
     ] = False,
     no_analyze: Annotated[
         bool,
@@ -103,6 +108,15 @@ def restore(  # noqa: PLR0913 - one argument for each option
     data_only: Annotated[
         bool,
         typer.Option("--data-only", help="Load only rows into existing tables; requires --table."),
+    ] = False,
+    into_existing: Annotated[
+        bool,
+        typer.Option(
+            "--into-existing",
+            help="Put the tables of --table back into a database that is in use, with rows, "
+            "indexes, constraints, owners and privileges, in one transaction. A table that exists "
+            "is refused.",
+        ),
     ] = False,
     unverified: Unverified = False,
     dry_run: Annotated[
@@ -142,6 +156,15 @@ def restore(  # noqa: PLR0913 - one argument for each option
             "cannot be combined with --create: it loads rows into existing tables",
             param_hint="--data-only",
         )
+    if into_existing:
+        _refuse_into_existing(
+            table,
+            {
+                "--create": create is not None,
+                "--create-roles": create_roles,
+                "--data-only": data_only,
+            },
+        )
     refuse_needless(source, name, at)
     wanted = Wanted(name, unverified=unverified, source=source)
 
@@ -151,6 +174,7 @@ def restore(  # noqa: PLR0913 - one argument for each option
         overwrite=overwrite,
         tables=table or (),
         rows_only=data_only,
+        into_existing=into_existing,
         create_roles=create_roles,
         no_owner=no_owner,
         no_privileges=no_privileges,
@@ -175,6 +199,17 @@ def restore(  # noqa: PLR0913 - one argument for each option
             opening=lambda values: target_of(values, request),
         ),
     )
+
+
+def _refuse_into_existing(table: list[str] | None, others: Mapping[str, bool]) -> None:
+    """Refuse --into-existing without --table, and with ``others`` that were given."""
+    if not table:
+        raise typer.BadParameter("requires at least one --table", param_hint="--into-existing")
+    for option, given in others.items():
+        if given:
+            raise typer.BadParameter(
+                f"cannot be combined with {option}", param_hint="--into-existing"
+            )
 
 
 def _refuse_replacing(

@@ -43,8 +43,9 @@ _OVERWRITE = (
     "another object depends on one that is to be replaced, the restore stops."
 )
 _OF_TABLES = (
-    "Restore the tables into an empty database, or into a new one with --create NAME. Or add only "
-    "their rows to existing tables, with --data-only."
+    "Restore the tables into an empty database, or into a new one with --create NAME. Or put them "
+    "next to what this database holds, with --into-existing. Or add only their rows to existing "
+    "tables, with --data-only."
 )
 
 
@@ -82,7 +83,7 @@ def _how_to_name_target(url: str, database: str, own: str | None, *, request: Re
         f"--to {shlex.quote(conninfo.login_uri(url, name))} for an existing database"
         for name in meant or ["NAME"]
     ]
-    if not request.overwrite and not request.rows_only:
+    if not request.overwrite and not request.rows_only and not request.into_existing:
         new = own if own and own not in {database, *MAINTENANCE} else "NAME"
         options.insert(0, f"--create {shlex.quote(new)} for a new database")
     lines = "".join(f"\n{option}" for option in options)
@@ -111,7 +112,7 @@ def look_for_roles(
     Returns the created roles that could log in on the source, and cannot on the target.
     """
     manifest = archive.manifest
-    if manifest is None or request.rows_only:
+    if manifest is None or request.rows_only or request.into_existing:
         return ()
     of_source = _roles_of_source(archive, manifest, emit) if request.create_roles else {}
     return roles.refuse_missing(server, manifest, of_source, request, emit)
@@ -190,7 +191,7 @@ def refuse(
         if not request.replace:
             target.refuse_taken(server, request.create)
         return True
-    if request.rows_only:
+    if request.rows_only or request.into_existing:
         return False
     found = target.contents(server)
     if found.count and not request.overwrite:

@@ -37,6 +37,7 @@ from pgstash.repository.archive import Archive
 from pgstash.repository.script import without_settings_unknown_to
 from pgstash.restore import (
     administrator_file,
+    into_existing,
     owners,
     parallel_restore,
     preflight,
@@ -186,6 +187,7 @@ def _restore(plan: Plan, archive: Archive, runtime: Runtime, state: State) -> in
         stack.callback(logins.warn_of_closed, closed, emit)  # even if it fails: the roles stay
         given = preflight.owners_and_privileges(server, archive, request, emit)
         replacing.refuse_closed(state.target.replaced, archive.name, given)
+        single = into_existing.prepared(archive, strategy.selected, server, request, emit)
         if request.dry_run:
             emit(_planned(plan, archive, strategy.selected, server, client))
             return 0
@@ -197,6 +199,8 @@ def _restore(plan: Plan, archive: Archive, runtime: Runtime, state: State) -> in
         if request.create is not None:
             into = stack.enter_context(_created(request, manifest, server, state, runtime))
         lc_monetary = preflight.lc_monetary(manifest, server, emit)
+        if single:
+            return single.run(progress, state, locks, lc_monetary)
         if strategy.parallel:
             load = parallel_restore.Plan(
                 into=into,
@@ -224,10 +228,10 @@ def _restore(plan: Plan, archive: Archive, runtime: Runtime, state: State) -> in
             # What is in a staging database does not count before the database gets its name.
             if request.create is None:
                 state.target.outcome = psql.outcome
-        views = strategy.edit.views
-        foreign_views.warn_of_empty(into, views, emit, for_drill=request.for_drill)
-        only = strategy.selected.names if strategy.selected else None
-        statistics.update(into, request, plan.jobs, emit, only)
+        foreign_views.warn_of_empty(into, strategy.edit.views, emit, for_drill=request.for_drill)
+        statistics.update(
+            into, request, plan.jobs, emit, strategy.selected.names if strategy.selected else None
+        )
         state.target.refused = not owners.give(into, given, request, tool_run, administrator)
     return 1
 

@@ -62,7 +62,10 @@ class Opener:
         )
         if request.tables:
             selected = table_selection.select(
-                archive, request.tables, self._emit, rows_only=request.rows_only
+                archive,
+                request.tables,
+                self._emit,
+                rows_only=request.rows_only or request.into_existing,
             )
             return Strategy(edit, selected=selected)
         if create and jobs > 1 and archive.is_seekable:

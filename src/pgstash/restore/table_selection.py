@@ -29,7 +29,7 @@ class Selection:
 
     ``names`` are for people; the first of the ``members`` is the header. With ``rows_only`` all
     others are rows, of one table after the other. ``after`` are the entries to create after the
-    rows, as numbers in pg_dump's table of contents ``head``.
+    rows, and ``tables`` the selected tables, as numbers in pg_dump's table of contents ``head``.
     """
 
     names: Sequence[str]
@@ -39,6 +39,7 @@ class Selection:
     raw_bytes: int
     head: bytes
     after: Sequence[int]
+    tables: Collection[int]
     manifest: Manifest = field(repr=False)
 
 
@@ -103,6 +104,7 @@ def select(
         rows=sum(manifest.tables[number].rows for number in stored),
         head=head,
         after=after,
+        tables=frozenset(chosen),
         manifest=manifest,
     )
 

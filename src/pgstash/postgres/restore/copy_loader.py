@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import select
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import psycopg
@@ -20,6 +20,7 @@ from pgstash.postgres.restore.refusals import Refusal, refused
 from pgstash.postgres.restore.target import connected
 from pgstash.postgres.server import pooler, row_order
 from pgstash.postgres.server.connection import Server
+from pgstash.postgres.server.session import Row
 from pgstash.processes.child import Lines
 
 _SECONDS_BETWEEN_LOOKS = 0.2
@@ -87,15 +88,24 @@ def _asked(server: Server, question: bytes) -> list[tuple[Any, ...]]:
 
 
 class Loader:
-    """A session that loads COPY blocks, each in a transaction of its own.
+    """A session that loads COPY blocks, each in a transaction of its own unless one was begun.
 
     One thread uses it; another thread may call :meth:`end`.
     """
 
     def __init__(
-        self, server: Server, header: bytes, *, lc_monetary: str | None, emit: Emit
+        self,
+        server: Server,
+        header: bytes,
+        *,
+        lc_monetary: str | None,
+        emit: Emit,
+        settings: Mapping[str, str] = session_settings.STAGING,
     ) -> None:
-        """Log in, and set the session up. Raises RestoreError."""
+        """Log in, and set the session up: ``settings`` first, then ``header``.
+
+        Raises RestoreError.
+        """
         self._ending = False
         self._messages = Lines(
             lambda line: emit(ToolSaid("server", line)),
@@ -108,7 +118,7 @@ class Loader:
             self._conn.notice_handler = self._pass_on
             self._conn.nonblocking = 1
             self._kept = self._marked()
-            self.run(session_settings.statements(session_settings.STAGING, lc_monetary).encode())
+            self.run(session_settings.statements(settings, lc_monetary).encode())
             self.run(header)
         except BaseException:
             self.close()
@@ -151,10 +161,10 @@ class Loader:
         except psycopg.Error as error:
             raise _lost(error) from error
 
-    def run(self, statements: bytes) -> None:
-        """Run statements that return no rows. Raises RestoreError."""
+    def run(self, statements: bytes) -> list[Row]:
+        """Run statements as one message; return the rows of the last one. Raises RestoreError."""
         self._send(statements)
-        self._drain(statements)
+        return self._drain(statements)
 
     def _send(self, statements: bytes) -> None:
         try:
@@ -163,13 +173,17 @@ class Loader:
             raise _lost(error) from error
         self._flush()
 
-    def _drain(self, statements: bytes) -> None:
+    def _drain(self, statements: bytes) -> list[Row]:
         failed = None
+        rows: list[Row] = []
         while (result := self._result()) is not None:
             if result.status not in _DONE:
                 failed = failed or result
+            columns = range(result.nfields)
+            rows = [[result.get_value(n, c) for c in columns] for n in range(result.ntuples)]
         if failed:
             raise self._refused(failed, statements)
+        return rows
 
     def _put(self, piece: bytes | None) -> None:
         # Checked with every piece: after end() the session is closed as soon as no thread uses it.

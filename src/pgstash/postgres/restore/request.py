@@ -15,9 +15,10 @@ class Request:
     target with another name than the database of the backup, and ``overwrite`` one that holds
     objects. With ``replace``, the new database takes the place of an existing one of its name.
     ``tables`` are patterns for the only tables to restore; ``rows_only`` restores nothing but their
-    rows. ``create_roles`` creates missing roles; with ``for_drill`` they are marked, and dropped
-    after the drill. A ``dry_run`` changes nothing. A new database gets the
-    owners of the source, unless ``no_owner``, and its privileges, unless ``no_privileges``.
+    rows, and ``into_existing`` restores them next to what the target holds. ``create_roles``
+    creates missing roles; with ``for_drill`` they are marked, and dropped after the drill. A
+    ``dry_run`` changes nothing. A new database, and tables that are put ``into_existing``, get
+    the owners of the source, unless ``no_owner``, and its privileges, unless ``no_privileges``.
     Statistics for the planner are updated at the end, unless ``no_analyze``.
     """
 
@@ -26,6 +27,7 @@ class Request:
     overwrite: bool = False
     tables: Sequence[str] = ()
     rows_only: bool = False
+    into_existing: bool = False
     create_roles: bool = False
     dry_run: bool = False
     any_locale: bool = False

@@ -1,0 +1,104 @@
+"""Gives tables in a transaction their owners and privileges, as far as the login may."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from pgstash import events
+from pgstash.counting import counted
+from pgstash.postgres.restore import owners_and_privileges
+from pgstash.postgres.restore.request import Request
+from pgstash.postgres.restore.transaction import Transaction
+from pgstash.postgres.server.quoting import identifier, literal, qualified
+from pgstash.postgres.tools import toc
+from pgstash.restore.table_parts import TABLES, Parts
+
+_SHOWN = 10
+_BEGINS = b"SET SESSION AUTHORIZATION"
+_ENDS = b"RESET SESSION AUTHORIZATION"
+
+# What the default privileges of the restoring role have granted: the backup has all GRANTs.
+_BY_DEFAULT = b"""
+    SELECT pg_catalog.format('REVOKE ALL ON %1$s %2$s FROM %3$s; GRANT ALL ON %1$s %2$s TO %4$I;',
+               CASE c.relkind WHEN 'S' THEN 'SEQUENCE' ELSE 'TABLE' END,
+               c.oid::pg_catalog.regclass, grantees.names, owner.rolname)
+    FROM pg_catalog.pg_class c
+    JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+    JOIN pg_catalog.pg_roles owner ON owner.oid = c.relowner
+    CROSS JOIN LATERAL (
+        SELECT pg_catalog.string_agg(DISTINCT CASE WHEN acl.grantee = 0 THEN 'PUBLIC'
+                   ELSE pg_catalog.quote_ident(r.rolname) END, ', ') AS names
+        FROM pg_catalog.aclexplode(c.relacl) AS acl
+        LEFT JOIN pg_catalog.pg_roles r ON r.oid = acl.grantee
+        WHERE acl.grantee = 0 OR r.oid IS NOT NULL) AS grantees
+    WHERE c.relacl IS NOT NULL AND grantees.names IS NOT NULL
+          AND (n.nspname::pg_catalog.text, c.relname::pg_catalog.text) IN (<names>)
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A statement that the target refused, and why."""
+
+    statement: str
+    reason: str
+
+
+def give(
+    transaction: Transaction, contents: toc.Contents, parts: Parts, request: Request
+) -> list[Refused]:
+    """Give the tables and their sequences owners and privileges; return what was refused.
+
+    Raises RestoreError.
+    """
+    statements: list[bytes] = []
+    if not request.no_privileges:
+        _revoke_defaults(transaction, parts)
+    if not request.no_owner:
+        statements += [_ownership(entry) for entry in parts.owned if entry.owner]
+    if not request.no_privileges:
+        for entry in parts.privileges:
+            statements += _units(toc.definition(contents, entry))
+    refused = []
+    for statement in statements:
+        if reason := transaction.attempt(statement):
+            text = statement.decode("utf-8", "replace").strip()
+            refused.append(Refused(text, reason.partition("\nSTATEMENT: ")[0]))
+    return refused
+
+
+def warn(refused: Sequence[Refused], emit: events.Emit) -> None:
+    """Warn of the statements that were refused, so that somebody who may can run them."""
+    if not refused:
+        return
+    count = counted(len(refused), "statement")
+    lines = [f"The target refused {count} for owners and privileges. A superuser can run them:"]
+    lines += [f"{each.statement}\n  ({each.reason})" for each in refused[:_SHOWN]]
+    if len(refused) > _SHOWN:
+        lines.append(f"and {len(refused) - _SHOWN} more, as in the backup's privileges script")
+    emit(events.Warned("\n".join(lines), to_do=True))
+
+
+def _ownership(entry: toc.Entry) -> bytes:
+    kind = b"TABLE" if entry.description in TABLES else entry.description
+    name = qualified(entry.schema, entry.tag)
+    return b"ALTER %s %s OWNER TO %s;" % (kind, name, identifier(entry.owner))
+
+
+def _units(script: bytes) -> Iterator[bytes]:
+    """Yield the statements of a script; those that run as another role are one unit."""
+    unit = b""
+    for statement in owners_and_privileges.statements_of(script):
+        unit += statement + b"\n"
+        if not unit.startswith(_BEGINS) or statement.startswith(_ENDS):
+            yield unit
+            unit = b""
+
+
+def _revoke_defaults(transaction: Transaction, parts: Parts) -> None:
+    names = b", ".join(
+        b"(%s, %s)" % (literal(schema), literal(name)) for schema, name in parts.relations
+    )
+    for (statement,) in transaction.run(_BY_DEFAULT.replace(b"<names>", names)):
+        transaction.run(statement or b"")
