@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
+import json
+import re
 import shlex
 import stat
 import subprocess
@@ -492,3 +495,144 @@ def test_names_that_the_encoding_of_the_database_reads_differently(
         latin.drop()
         copy.drop()
         cluster.maintenance.run_sql('DROP ROLE "propriétaire"')
+
+
+def drill(
+    source: Database, folder: Path, scratch: Path, **more: str
+) -> subprocess.CompletedProcess[str]:
+    given = {"STORAGE_URL": folder.as_uri(), "TMPDIR": str(scratch)} | more
+    return run_pgstash(["drill"], environment(source.bin_dir, **given))
+
+
+def check_of(folder: Path) -> dict[str, str] | None:
+    """Return what the proof says of owners and privileges."""
+    [proof] = folder.rglob("backup_*.proof_*")
+    checks = json.loads(gzip.decompress(proof.read_bytes()))["checks"]
+    found = [check for check in checks if check["name"] == "owners and privileges"]
+    return found[0] if found else None
+
+
+def doctor(backup: StoredBackup, old: bytes, new: bytes) -> None:
+    """Replace a part of the stored script, and the digest of it in the manifest."""
+    [companion] = backup.archive.parent.glob("backup_*.privileges.sql.gz")
+    text = gzip.decompress(companion.read_bytes())
+    assert text.count(old) == 1
+    changed = text.replace(old, new)
+    companion.write_bytes(gzip.compress(changed))
+    manifest = gzip.decompress(backup.manifest_file.read_bytes())
+    digest, other = (hashlib.sha256(each).hexdigest().encode() for each in (text, changed))
+    backup.manifest_file.write_bytes(gzip.compress(manifest.replace(digest, other)))
+
+
+def test_a_drill_gives_them_and_compares(source: Database, tmp_path: Path, scratch: Path) -> None:
+    back_up(source, tmp_path)
+    sees = (
+        "SELECT has_table_privilege('reader', 's.t', 'INSERT WITH GRANT OPTION');"
+        "SELECT proowner = 'of_app'::regrole FROM pg_proc WHERE proname = 'p'"
+    )
+    done = drill(source, tmp_path, scratch, VERIFY_SQL=sees)
+    assert done.returncode == 0, done.stdout + done.stderr
+    check = check_of(tmp_path)
+    assert check
+    assert check["passed"]
+    # An event trigger and a foreign data wrapper must belong to a superuser.
+    assert re.fullmatch(
+        r"48 statements as in the source; 2 left out, whose owner is a superuser in the source",
+        check["found"],
+    )
+
+
+LOST = {
+    "an owner": (
+        b"ALTER TYPE s.enumeration OWNER TO of_app;",
+        b"ALTER TYPE s.enumeration OWNER TO gone;",
+        r"TYPE s\.enumeration belongs to gone in the source, and to postgres in the restored",
+    ),
+    "a grant": (
+        b"GRANT SELECT ON TABLE pg_catalog.pg_authid TO reader;",
+        b"GRANT SELECT ON TABLE pg_catalog.pg_authid TO gone;",
+        r"only in the source: GRANT SELECT ON TABLE pg_catalog\.pg_authid TO gone\n",
+    ),
+    "of the database": (
+        b'GRANT CONNECT ON DATABASE :"DBNAME" TO reader WITH GRANT OPTION;',
+        b'GRANT CONNECT ON DATABASE :"DBNAME" TO gone;',
+        r'only in the source: GRANT CONNECT ON DATABASE :"DBNAME" TO gone[;\n]',
+    ),
+    "more": (
+        b"ALTER TYPE s.enumeration OWNER TO of_app;",
+        b"",
+        r"only in the restored database: ALTER TYPE s\.enumeration OWNER TO postgres\n",
+    ),
+}
+
+
+@pytest.mark.parametrize("lost", list(LOST))
+def test_a_drill_names_what_differs(
+    lost: str, source: Database, tmp_path: Path, scratch: Path
+) -> None:
+    backup = back_up(source, tmp_path)
+    old, new, problem = LOST[lost]
+    doctor(backup, old, new)
+    done = drill(source, tmp_path, scratch)
+    assert done.returncode == 42, done.stdout + done.stderr
+    assert re.search(f"owners and privileges: .*{problem}", done.stderr)
+    assert list(tmp_path.rglob("backup_*.proof_*")) == []
+
+
+def test_a_drill_on_a_server_leaves_no_role_and_no_grant(
+    source: Database, clusters: Clusters, newest_cluster: Cluster, tmp_path: Path, scratch: Path
+) -> None:
+    """The server may be of a newer major."""
+    other = clusters.get(newest_cluster.major, "scram-sha-256")
+    other.maintenance.run_sql("CREATE ROLE of_app")  # and stays as it is
+    try:
+        before = all_roles(other)
+        back_up(source, tmp_path)
+        done = drill(
+            other.maintenance, tmp_path, scratch, VERIFY_DATABASE_URL=other.maintenance.uri
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "could not be dropped" not in done.stderr
+        assert check_of(tmp_path)
+        assert all_roles(other) == before
+    finally:
+        other.maintenance.run_sql("DROP ROLE of_app")
+
+
+def all_roles(cluster: Cluster) -> str:
+    return cluster.maintenance.run_sql(
+        "SELECT r.*, s.setconfig, shobj_description(r.oid, 'pg_authid') FROM pg_roles r"
+        " LEFT JOIN pg_db_role_setting s ON s.setrole = r.oid ORDER BY r.rolname;"
+        "SELECT count(*) FROM pg_auth_members; SELECT datname, datacl FROM pg_database ORDER BY 1"
+    )
+
+
+def test_a_drill_by_an_ordinary_role_tells_what_it_does_not_check(
+    source: Database, other: Cluster, tmp_path: Path, scratch: Path
+) -> None:
+    small = source.cluster.create_database("Odd 'small'")
+    try:
+        small.run_sql("CREATE TABLE t (); ALTER TABLE t OWNER TO of_app")
+        back_up(small, tmp_path)
+    finally:
+        small.drop()
+    other.maintenance.run_sql("CREATE ROLE drills LOGIN CREATEDB CREATEROLE PASSWORD 'drills'")
+    try:
+        uri = f"postgresql://drills:drills@{other.host}:{other.port}/postgres"
+        done = drill(source, tmp_path, scratch, VERIFY_DATABASE_URL=uri)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "Owners and privileges are not checked, as" in done.stderr
+        assert check_of(tmp_path) is None
+    finally:
+        other.maintenance.run_sql("DROP ROLE drills")
+
+
+def test_a_drill_misses_a_companion_that_is_lost(
+    source: Database, tmp_path: Path, scratch: Path
+) -> None:
+    backup = back_up(source, tmp_path)
+    [companion] = backup.archive.parent.glob("backup_*.privileges.sql.gz")
+    companion.unlink()
+    done = drill(source, tmp_path, scratch)
+    assert done.returncode == 42, done.stdout + done.stderr
+    assert "owners and privileges: the object that holds them is missing" in done.stderr

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from pgstash import __version__, events, failure
-from pgstash.drill import checks, scratch, standard_tools
+from pgstash.drill import checks, owners, scratch, standard_tools
 from pgstash.drill.scratch import Place
 from pgstash.errors import (
     CorruptedError,
@@ -171,12 +171,16 @@ def _drill(
             replace(runtime, emit=restore_events),
         )
         restore_seconds = time.monotonic() - restore_began
+        given = list(
+            owners.check(place, archive, manifest, plan.environment, restore_events),
+        )
         with inspection.opened(place.url, place.database) as inspected:
             version = inspected.version
             results = [
                 checks.digests(manifest, sessions),
                 *([tools.check()] if tools else []),
                 *checks.of_database(inspected, plan.expected, manifest, unvalidated.count),
+                *given,
             ]
     checks.refuse_failed(results)
     return Proof(

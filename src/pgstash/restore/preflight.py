@@ -126,7 +126,7 @@ def _roles_of_source(
     if script is None:
         if manifest.globals_sha256:
             emit(events.Warned(f"The roles companion of {archive.name} is missing"))
-        return dict.fromkeys(manifest.roles, logins.UNKNOWN)
+        return dict.fromkeys([*manifest.roles, *manifest.privilege_roles], logins.UNKNOWN)
     # Without encryption, anyone who can write to the store could have put a login there.
     passwords = manifest.globals_passwords and manifest.encryption is not None
     found = logins.read(script, passwords=passwords)

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 from pgstash.errors import TargetLostError
 from pgstash.postgres.restore import session_settings, target
@@ -25,7 +26,7 @@ _NOTHING_DONE = frozenset({"01006", "01007"})
 _STATEMENT = re.compile(r"psql:<stdin>:\d+: STATEMENT:  ")
 
 # What pg_restore writes: comments, quoted names and text, the ends of statements, and the rest.
-_TOKEN = re.compile(rb"""--[^\n]*+\n|"(?:[^"]|"")*+"|'(?:[^']|'')*+'|;|[^-"';]++|-""")
+TOKEN = re.compile(rb"""--[^\n]*+\n|"(?:[^"]|"")*+"|'(?:[^']|'')*+'|;|[^-"';]++|-""")
 _NAME = rb"""(?:"(?:[^"]|"")++"|[^"'\s;]++)"""
 _OF_SESSION = re.compile(
     rb"\s*+(?:\\restrict \w+\s++)?(?:SET \w+ = |SELECT pg_catalog\.set_config\('search_path')"
@@ -57,10 +58,19 @@ _WITHOUT_TRIGGERS = (
 )
 
 
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """Statements that belong together, of which the server refused some; the last ``state``."""
+
+    statements: tuple[bytes, ...]
+    state: str
+    reason: str
+
+
 class Refusals:
     """What the server refused: the number of statements (``total``), and the first reasons.
 
-    ``statements`` are the refused ones in their order, each with those that belong to it.
+    ``units`` are the refused statements in their order, each with those that belong to it.
     """
 
     def __init__(self) -> None:
@@ -68,22 +78,27 @@ class Refusals:
         self.total = 0
         self.reasons: dict[str, int] = {}
         self.more = False
-        self.lines: set[int] = set()
-        self.statements: Sequence[bytes] = ()
-        self._held: tuple[int, str] | None = None
+        self.lines: dict[int, tuple[str, str]] = {}
+        self.units: Sequence[Refused] = ()
+        self._held: tuple[int, str, str] | None = None
+
+    @property
+    def statements(self) -> list[bytes]:
+        """All statements of the units."""
+        return [statement for unit in self.units for statement in unit.statements]
 
     def read(self, line: str) -> None:
         """Take the next line of psql's stderr."""
         if match := _MESSAGE.match(line):
-            self._held = int(match[1]), match[3]
+            self._held = int(match[1]), match[2], match[3]
             if match[2] in _NOTHING_DONE:
                 self._count(*self._held)
         elif self._held is not None and _STATEMENT.match(line):
             self._count(*self._held)
 
-    def _count(self, line: int, reason: str) -> None:
+    def _count(self, line: int, state: str, reason: str) -> None:
         self.total += 1
-        self.lines.add(line)
+        self.lines[line] = state, reason
         if reason in self.reasons or len(self.reasons) < _MOST_REASONS:
             self.reasons[reason] = self.reasons.get(reason, 0) + 1
         else:
@@ -122,29 +137,40 @@ def apply(into: Server, script: bytes, tool_run: ToolRun) -> Refusals:
                 f"psql ended with status {status} while it restored owners and privileges: "
                 + "\n".join(child.last_lines)
             )
-    refusals.statements = _refused(statements, refusals.lines, before.count(b"\n"))
+    refusals.units = list(_refused(statements, refusals.lines, before.count(b"\n")))
     return refusals
 
 
-def _refused(statements: Sequence[bytes], lines: Collection[int], line: int) -> list[bytes]:
-    """Return the statements that end on these lines; the first one begins after this ``line``.
+def _refused(
+    statements: Iterable[bytes], lines: Mapping[int, tuple[str, str]], line: int
+) -> Iterator[Refused]:
+    """Yield the units with statements that end on these lines; the first is after this ``line``."""
+    for unit in _units(statements):
+        found = None
+        for statement in unit:
+            line += statement.count(b"\n")
+            found = lines.get(line, found)
+        if found:
+            yield Refused(tuple(map(_stripped, unit)), *found)
+
+
+def _units(statements: Iterable[bytes]) -> Iterator[list[bytes]]:
+    """Yield statements that belong together.
 
     A statement between SET and RESET SESSION AUTHORIZATION comes with both, and one of a
     transaction with all of it.
     """
-    found: list[bytes] = []
     unit: list[bytes] = []
-    closing, refused = None, False
+    closing = None
     for statement in statements:
-        line += statement.count(b"\n")
-        refused = refused or line in lines
         bare = _stripped(statement)
-        unit.append(bare)
+        unit.append(statement)
         closing = closing or next((end for begin, end in _UNITS if begin.match(bare)), None)
         if closing is None or closing.match(bare):
-            found += unit if refused else ()
-            unit, closing, refused = [], None, False
-    return found + unit if refused else found
+            yield unit
+            unit, closing = [], None
+    if unit:
+        yield unit
 
 
 def may_give_database(into: Server, of_database: bytes) -> bool:
@@ -171,6 +197,15 @@ def statements_of(script: bytes) -> list[bytes]:
     return [statement for statement in map(_stripped, rest) if statement.endswith(b";")]
 
 
+def units_of(script: bytes) -> list[tuple[bytes, ...]]:
+    """Return the statements for owners and privileges alone, those that belong together as one."""
+    return [
+        tuple(unit)
+        for unit in _units(statements_of(script))
+        if any(_OF_OWNERS.fullmatch(each) or _OF_PRIVILEGES.match(each) for each in unit)
+    ]
+
+
 def _header(script: bytes) -> Iterator[bytes]:
     return itertools.takewhile(
         lambda statement: _OF_SESSION.match(_bare(statement)), _statements(script)
@@ -180,7 +215,7 @@ def _header(script: bytes) -> Iterator[bytes]:
 def parts(script: bytes) -> tuple[bytes, bytes]:
     """Return the script of the objects, and that of the database itself."""
     header = b"".join(_header(script))
-    for token in _TOKEN.finditer(script):
+    for token in TOKEN.finditer(script):
         if token[0] == _OF_DATABASE:
             return script[: token.start()], header + b"\n" + script[token.start() :]
     return script, b""
@@ -201,7 +236,7 @@ def chosen(script: bytes, *, owners: bool, privileges: bool) -> bytes:
 def _statements(script: bytes) -> Iterator[bytes]:
     """Yield statements, each with the comments before it."""
     start = 0
-    for token in _TOKEN.finditer(script):
+    for token in TOKEN.finditer(script):
         if token[0] == b";":
             yield script[start : token.end()]
             start = token.end()
@@ -210,7 +245,7 @@ def _statements(script: bytes) -> Iterator[bytes]:
 
 def _bare(statement: bytes) -> bytes:
     """Return a statement without comments."""
-    tokens = (token[0] for token in _TOKEN.finditer(statement))
+    tokens = (token[0] for token in TOKEN.finditer(statement))
     return b"".join(token for token in tokens if not token.startswith(b"--"))
 
 

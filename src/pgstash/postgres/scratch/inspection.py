@@ -229,7 +229,7 @@ def opened(url: str, database: str) -> Iterator[Inspection]:
     Raises ScratchError if the session is lost.
     """
     try:
-        server = login.inspect(_conninfo(url, database))
+        server = login.inspect(login_of(url, database))
         with query.connected(server) as session:
             session.execute(session_settings.statements(session_settings.NEUTRAL, None).encode())
             session.execute(_AS_OWNER)
@@ -248,7 +248,7 @@ def opened(url: str, database: str) -> Iterator[Inspection]:
         ) from error
 
 
-def _conninfo(url: str, database: str) -> str:
+def login_of(url: str, database: str) -> str:
     """Return the conninfo for a login that settings and triggers of the database do not affect."""
     # A role that the database sets need not have privileges in it.
     words = [str(conninfo.conninfo_to_dict(url).get("options") or ""), "-c role=none"]
