@@ -189,9 +189,9 @@ def scene(opened: Callable[[Cluster], Scene], newest_cluster: Cluster) -> Scene:
     return opened(newest_cluster)
 
 
-def dump(database: Database) -> str:
+def dump(database: Database, *options: str) -> str:
     """Return all that pg_dump finds, rows in order, without the key that each dump has."""
-    text = database.plain_dump().decode()
+    text = database.plain_dump(*options).decode()
     block = r"(?<=FROM stdin;\n).*?(?=^\\\.$)"
     text = re.sub(block, in_order, text, flags=re.MULTILINE | re.DOTALL)
     return re.sub(r"^\\(?:un)?restrict .*$", "", text, flags=re.MULTILINE)
@@ -280,9 +280,120 @@ def test_a_table_that_exists(scene: Scene) -> None:
     assert_refused(done, 60, "already has billing.invoices", "--data-only", "RENAME TO")
     assert dump(target) == before
     target.run_sql("ALTER TABLE billing.invoices RENAME TO bad")
+    target.run_sql("ALTER TABLE billing.bad RENAME TO other; CREATE TYPE billing.invoices AS ()")
     done = scene.restore(target, "--table", "billing.invoices")
-    words = ["billing.by_status", "billing.invoices_id_seq", "billing.once", "billing.together"]
-    assert_refused(done, 60, *words, "ALTER INDEX")
+    assert_refused(done, 60, "already has billing.invoices", "--as billing.invoices_restored")
+
+
+NAMES = """
+    SELECT relname FROM pg_class WHERE relnamespace = 'billing'::regnamespace
+    UNION ALL SELECT stxname FROM pg_statistic_ext
+    UNION ALL SELECT nspname FROM pg_namespace WHERE nspname LIKE 'pgstash%'
+    ORDER BY 1
+"""
+
+
+def test_next_to_a_table_that_was_renamed(each_scene: Scene) -> None:
+    """It keeps the names of its indexes and sequences, so the restored one gets others."""
+    target = each_scene.copy()
+    target.run_sql(
+        "DROP VIEW billing.open CASCADE; DROP FUNCTION billing.shown;"
+        "ALTER TABLE billing.lines DROP CONSTRAINT of_invoice;"
+        "ALTER TABLE billing.invoices RENAME TO bad;"
+    )
+    before = target.run_sql(NAMES).splitlines()
+    bad = target.plain_dump("--table=billing.bad").decode()
+    done = each_scene.restore(target, "--table", "billing.invoices")
+    [_] = warnings(done)
+    added = sorted({*target.run_sql(NAMES).splitlines()} - {*before})
+    assert added == [
+        "by_status_2",
+        "invoices",
+        "invoices_code_seq_2",
+        "invoices_id_seq_2",
+        "invoices_period_excl_2",
+        "invoices_pkey_2",
+        "once_2",
+        "together_2",
+    ]
+    assert "billing.by_status as billing.by_status_2" in done.stdout
+    assert unkeyed(target.plain_dump("--table=billing.bad").decode()) == unkeyed(bad)
+    target.run_sql("INSERT INTO billing.invoices (amount, note) VALUES (5, 'x')")
+    assert target.run_sql("SELECT max(id), max(code) FROM billing.invoices") == "4001|4007\n"
+    keys = "SELECT count(*) FROM pg_constraint WHERE contype = 'f' AND conrelid = "
+    assert target.run_sql(f"{keys} 'billing.invoices'::regclass") == "2\n"
+    assert target.run_sql(f"{keys} 'billing.lines'::regclass") == "1\n"
+
+
+def unkeyed(text: str) -> str:
+    return re.sub(r"^\\(?:un)?restrict .*$", "", text, flags=re.MULTILINE)
+
+
+def test_under_another_name(each_scene: Scene) -> None:
+    """The copy is what the table was, but for what connects it with other tables."""
+    target = each_scene.copy()
+    target.run_sql(
+        "DROP VIEW billing.open CASCADE; DROP FUNCTION billing.shown;"
+        "ALTER TABLE billing.lines DROP CONSTRAINT of_invoice;"
+        "ALTER TABLE billing.invoices DROP CONSTRAINT correction,"
+        " DROP CONSTRAINT invoices_customer_fkey;"
+        "ALTER PUBLICATION published DROP TABLE billing.invoices;"
+    )
+    before = dump(target)
+    names = target.run_sql(NAMES)
+    arguments = ["--table", "billing.invoices", "--as", "restored"]
+    done = each_scene.restore(target, *arguments)
+    assert warnings(done) == []
+    assert "because it is a copy: " in done.stdout
+    assert "foreign key billing.invoices invoices_customer_fkey" in done.stdout
+    assert dump(target, "--exclude-table=billing.restored*") == before
+    target.run_sql(
+        "DROP TABLE billing.invoices; ALTER TABLE billing.restored RENAME TO invoices;"
+        "ALTER INDEX billing.restored_pkey RENAME TO invoices_pkey;"
+        "ALTER INDEX billing.restored_period_excl RENAME TO invoices_period_excl;"
+        "ALTER INDEX billing.restored_once RENAME TO once;"
+        "ALTER INDEX billing.restored_by_status RENAME TO by_status;"
+        "ALTER SEQUENCE billing.restored_id_seq RENAME TO invoices_id_seq;"
+        "ALTER SEQUENCE billing.restored_code_seq RENAME TO invoices_code_seq;"
+        "ALTER STATISTICS billing.restored_together RENAME TO together;"
+    )
+    assert target.run_sql(NAMES) == names
+    assert dump(target) == before
+
+
+def test_under_an_odd_name_in_another_schema(scene: Scene) -> None:
+    target = scene.copy()
+    target.run_sql(f"CREATE SCHEMA {quoted(ODD)}; CREATE TABLE {quoted(ODD)}.taken ()")
+    others = f"--exclude-schema={quoted(ODD)}"
+    before = dump(target, others)
+    for table, new in (("billing.payments", ODD), (f"billing.{quoted(ODD)}", "Other " * 10)):
+        name = f"{quoted(ODD)}.{quoted(new)}"
+        assert warnings(scene.restore(target, "--table", table, "--as", name)) == []
+        rows = target.run_sql(f"SELECT * FROM {name} ORDER BY 1, 2")
+        assert rows == target.run_sql(f"SELECT * FROM {table} ORDER BY 1, 2")
+    partitions = "SELECT count(*) FROM pg_partition_tree(%s::regclass)"
+    with target.connect() as session:
+        session.execute("SET search_path = ''")
+        name = f"{quoted(ODD)}.{quoted(ODD)}"
+        assert session.execute(partitions, [name]).fetchone() == (4,)
+        made = session.execute(
+            "SELECT relname FROM pg_class WHERE relnamespace = %s::regnamespace", [quoted(ODD)]
+        )
+        assert max(len(relname.encode()) for (relname,) in made) == 63
+    assert dump(target, others) == before
+    assert "pgstash" not in target.run_sql(NAMES)
+
+
+def test_names_that_cannot_be_given(scene: Scene) -> None:
+    target = scene.copy()
+    before = dump(target)
+    done = scene.restore(target, "--table", "billing.invoices", "--as", "missing.restored")
+    assert_refused(done, 59, "schema missing", 'CREATE SCHEMA "missing";')
+    done = scene.restore(target, "--table", "billing.invoices", "--as", "customers")
+    assert_refused(done, 60, "already has billing.customers")
+    done = scene.restore(target, "--table", "billing.*s", "--as", "restored")
+    assert_refused(done, 58, "--as names one table", "billing.invoices")
+    assert dump(target) == before
 
 
 def test_what_a_table_needs_must_be_there(scene: Scene) -> None:
@@ -517,6 +628,11 @@ def test_a_dry_run_changes_nothing(scene: Scene) -> None:
         (["--table", "t", "--create", "new"], "--create"),
         (["--table", "t", "--data-only"], "--data-only"),
         (["--table", "t", "--create-roles"], "--create-roles"),
+        (["--table", "t", "--table", "u", "--as", "v"], "--as"),
+        (["--table", "t", "--as", "v*"], "--as"),
+        (["--table", "t", "--as", "a.b.c"], "--as"),
+        (["--table", "t", "--as", ""], "--as"),
+        (["--table", "t", "--as", "n" * 64], "--as"),
     ],
     ids=lambda each: each[-1] if each else "alone",
 )
@@ -524,5 +640,12 @@ def test_a_wrong_command_line(arguments: list[str], word: str, tmp_path: Path) -
     env = environment(STORAGE_URL=tmp_path.as_uri(), RESTORE_URL="postgresql://127.0.0.1:1/x")
     done = run_pgstash(["restore", "--into-existing", *arguments], env)
     assert done.returncode == 2
-    assert "--into-existing" in done.stderr
+    assert "--into-existing" in done.stderr or "--as" in arguments
     assert word in done.stderr
+
+
+def test_another_name_is_for_existing_databases(tmp_path: Path) -> None:
+    env = environment(STORAGE_URL=tmp_path.as_uri(), RESTORE_URL="postgresql://127.0.0.1:1/x")
+    done = run_pgstash(["restore", "--table", "t", "--as", "v"], env)
+    assert done.returncode == 2
+    assert "requires --into-existing" in done.stderr

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated
 
 import typer
@@ -118,6 +118,15 @@ def restore(  # noqa: PLR0913 - one argument for each option
             "is refused.",
         ),
     ] = False,
+    renamed: Annotated[
+        str | None,
+        typer.Option(
+            "--as",
+            help="With --into-existing, give the only table of --table this name: schema.name, or "
+            "a name in the same schema. Its indexes and sequences get similar names.",
+            metavar="NAME",
+        ),
+    ] = None,
     unverified: Unverified = False,
     dry_run: Annotated[
         bool,
@@ -165,6 +174,8 @@ def restore(  # noqa: PLR0913 - one argument for each option
                 "--data-only": data_only,
             },
         )
+    if renamed is not None:
+        _refuse_renaming(renamed, table or (), into_existing=into_existing)
     refuse_needless(source, name, at)
     wanted = Wanted(name, unverified=unverified, source=source)
 
@@ -175,6 +186,7 @@ def restore(  # noqa: PLR0913 - one argument for each option
         tables=table or (),
         rows_only=data_only,
         into_existing=into_existing,
+        renamed=renamed or "",
         create_roles=create_roles,
         no_owner=no_owner,
         no_privileges=no_privileges,
@@ -210,6 +222,29 @@ def _refuse_into_existing(table: list[str] | None, others: Mapping[str, bool]) -
             raise typer.BadParameter(
                 f"cannot be combined with {option}", param_hint="--into-existing"
             )
+
+
+def _refuse_renaming(renamed: str, table: Sequence[str], *, into_existing: bool) -> None:
+    """Refuse --as for what is not one table, and names that no table can have."""
+    from pgstash.postgres.restore.target import LONGEST_NAME
+    from pgstash.postgres.tools import patterns
+
+    if not into_existing:
+        raise typer.BadParameter("requires --into-existing", param_hint="--as")
+    if len(table) != 1:
+        raise typer.BadParameter("requires exactly one --table", param_hint="--as")
+    try:
+        parts = patterns.name(renamed)
+    except ValueError:
+        raise typer.BadParameter(
+            f"{renamed!r} is no name: give schema.name, with double quotes around anything but "
+            "letters, digits and _",
+            param_hint="--as",
+        ) from None
+    if any(len((part or "").encode()) > LONGEST_NAME for part in parts):
+        raise typer.BadParameter(
+            f"{renamed!r} is too long: a name has at most {LONGEST_NAME} bytes", param_hint="--as"
+        )
 
 
 def _refuse_replacing(

@@ -13,15 +13,15 @@ from dataclasses import dataclass
 
 from pgstash import events
 from pgstash.counting import counted
-from pgstash.errors import TableNotStoredError, TargetLacksError, TargetNotEmptyError
+from pgstash.errors import TableNotStoredError
 from pgstash.postgres.restore import presence, session_settings, statistics
 from pgstash.postgres.restore.copy_loader import Loader
+from pgstash.postgres.restore.placing import Placement
 from pgstash.postgres.restore.request import Request
 from pgstash.postgres.restore.target import LockTable
 from pgstash.postgres.restore.transaction import Transaction
 from pgstash.postgres.server.connection import Server
 from pgstash.postgres.server.lock_waits import warn_of_lock_waits
-from pgstash.postgres.server.quoting import identifier, qualified
 from pgstash.postgres.tools import toc
 from pgstash.postgres.tools.toc import Entry
 from pgstash.repository.archive import Archive
@@ -29,10 +29,19 @@ from pgstash.restore import preflight, table_owners, table_parts
 from pgstash.restore.connecting import connect
 from pgstash.restore.state import Progress, State
 from pgstash.restore.table_parts import Parts
+from pgstash.restore.table_places import (
+    listed,
+    placed,
+    planned,
+    refuse_lacking,
+    refuse_taken,
+    renamed,
+    some,
+    text,
+)
 from pgstash.restore.table_rows import load
 from pgstash.restore.table_selection import Selection
 
-_SHOWN = 10
 _SETUP = (b"ENCODING", b"STDSTRINGS", b"SEARCHPATH")
 # As pg_restore sets them (_doSetFixedOutputState() in pg_backup_archiver.c).
 _FIXED = (
@@ -88,6 +97,8 @@ class IntoExisting:
         self._contents = contents
         self._parts = table_parts.of_tables(contents, job.selection.tables)
         self._lost: Sequence[Entry] = ()
+        objects = self._parts.objects
+        self._placement = Placement(objects, {name: name for name in objects.all})
         self._header = _FIXED + b"".join(
             toc.definition(contents, entry)
             for entry in contents.entries
@@ -101,19 +112,23 @@ class IntoExisting:
         """
         parts, emit = self._parts, self._job.emit
         with self._session() as session:
-            self._refuse_taken(session.run)
-            self._refuse_lacking(session.run)
-            self._lost = presence.missing(session.run, parts.dependents)
+            self._placement = placed(session.run, self._contents, parts, self._job.request.renamed)
+            refuse_taken(session.run, self._placement, self._job.server)
+            refuse_lacking(session.run, parts, self._placement, self._job.server)
+            if not self._is_copy:
+                self._lost = presence.missing(session.run, parts.dependents)
         if empty := _without_rows(self._contents, parts):
             emit(
                 events.Warned(
-                    f"The backup has no rows of {_some(empty)}: EXCLUDE_TABLE_DATA or an option of "
+                    f"The backup has no rows of {some(empty)}: EXCLUDE_TABLE_DATA or an option of "
                     "pg_dump left them out"
                 )
             )
         if self._job.request.dry_run:
-            emit(events.Informed(_planned(parts)))
+            emit(events.Informed(planned(parts, copy=self._is_copy)))
             self._warn_of_lost()
+        if others := renamed(self._placement):
+            emit(events.Informed(others))
 
     def run(
         self, progress: Progress, state: State, locks: LockTable, lc_monetary: str | None
@@ -127,8 +142,12 @@ class IntoExisting:
             refused = self._transact(progress, state, lc_monetary)
         table_owners.warn(refused, job.emit)
         self._warn_of_lost()
-        connect(self._session, self._contents, self._parts.attempts, job.emit)
-        names = [_text(b".".join((each.schema, each.tag))) for each in self._parts.tables]
+        if not self._is_copy:
+            connect(self._session, self._contents, self._parts.attempts, job.emit)
+        elif left_out := [attempt.entry for attempt in self._parts.attempts]:
+            job.emit(events.Informed(f"Left out, because it is a copy: {listed(left_out)}"))
+        final = (self._placement.names[name] for name in self._placement.objects.tables)
+        names = [text(b".".join(name)) for name in final]
         statistics.update(job.server, job.request, 1, job.emit, names)
         return 1
 
@@ -141,14 +160,23 @@ class IntoExisting:
             transaction = Transaction(watched, self._header, lc_monetary=lc_monetary, emit=job.emit)
             try:
                 with transaction:
+                    self._placement.begin(transaction.run)
                     self._create(transaction, parts.before)
-                    load(transaction, job.archive, job.selection, progress, state)
+                    load(transaction, self._placement, job.archive, job.selection, progress)
                     self._create(transaction, parts.after)
-                    refused = table_owners.give(transaction, self._contents, parts, job.request)
+                    self._placement.finish(transaction.run)
+                    refused = table_owners.give(
+                        transaction, self._contents, parts, self._placement, job.request
+                    )
                     transaction.commit()
             finally:
                 state.target.outcome = transaction.outcome
         return refused
+
+    @property
+    def _is_copy(self) -> bool:
+        """Whether the table gets another name, next to the one that may exist."""
+        return bool(self._job.request.renamed)
 
     def _warn_of_lost(self) -> None:
         """Warn of objects that were dropped with the tables."""
@@ -158,7 +186,7 @@ class IntoExisting:
         self._job.emit(
             events.Warned(
                 f"The database lacks {count} of the backup that cannot exist without these "
-                f"tables: {_listed(self._lost)}\n"
+                f"tables: {listed(self._lost)}\n"
                 "They are not restored. `pgstash cat "
                 f"{self._job.archive.name}` prints their definitions",
                 to_do=True,
@@ -178,96 +206,19 @@ class IntoExisting:
         with contextlib.closing(session):
             yield session
 
-    def _refuse_taken(self, run: presence.Run) -> None:
-        parts, database = self._parts, self._job.server.database.name
-        taken = presence.taken_relations(run, parts.relations)
-        tables = {(entry.schema, entry.tag) for entry in parts.tables}
-        if there := [name for name in taken if name in tables]:
-            names = _some([_text(b".".join(name)) for name in there])
-            first = _text(qualified(*there[0]))
-            raise TargetNotEmptyError(
-                f"the database {database} already has {names}",
-                hint="Load only the rows into the table that is there, with --data-only in place "
-                "of --into-existing. Or move the existing table out of the way first, in psql: "
-                f"ALTER TABLE {first} RENAME TO …; or drop it.",
-            )
-        taken += presence.taken_statistics(run, parts.statistics)
-        if taken:
-            names = _some([_text(b".".join(name)) for name in taken])
-            raise TargetNotEmptyError(
-                f"the database {database} already has {names}, as the backup calls indexes, "
-                "sequences or statistics of the tables",
-                hint="A table that was renamed keeps the names of its indexes and sequences. "
-                f"Rename them first, in psql: ALTER INDEX {_text(qualified(*taken[0]))} RENAME TO "
-                "…; (or ALTER SEQUENCE, ALTER STATISTICS).",
-            )
-
-    def _refuse_lacking(self, run: presence.Run) -> None:
-        parts = self._parts
-        schemas = presence.missing_schemas(run, [entry.schema for entry in parts.tables])
-        lacking = presence.missing(
-            run, [each for each in parts.needed if each.description != b"SCHEMA"]
-        )
-        if not schemas and not lacking:
-            return
-        names = [f"schema {_text(schema)}" for schema in schemas]
-        hints = [f"CREATE SCHEMA {_text(identifier(schema))};" for schema in schemas]
-        if any(each.description in table_parts.TABLES for each in lacking):
-            hints.append("Restore the missing tables along with these: add --table for each.")
-        hints.append(
-            "Create what is missing first. To get its definition, restore into a new database "
-            "with --create, and run pg_dump --schema-only there."
-        )
-        raise TargetLacksError(
-            f"the database {self._job.server.database.name} lacks what the tables need: "
-            + _some([*names, *map(_named, lacking)]),
-            hint="\n".join(hints),
-        )
-
     def _create(self, transaction: Transaction, entries: Sequence[Entry]) -> None:
         for entry in entries:
             if definition := toc.definition(self._contents, entry):
-                transaction.run(definition)
+                transaction.run(self._placement.created(definition))
 
 
 def _without_rows(contents: toc.Contents, parts: Parts) -> list[str]:
     """Return the names of tables whose rows were not dumped; an empty table is not one of them."""
     dumped = {number for each in contents.entries if each.loads_into for number in each.depends_on}
     return [
-        _text(b".".join((each.schema, each.tag)))
+        text(b".".join((each.schema, each.tag)))
         for each in parts.tables
         if each.number not in dumped
         and each.description == b"TABLE"
         and b"\nPARTITION BY " not in toc.definition(contents, each)
     ]
-
-
-def _planned(parts: Parts) -> str:
-    """Return what would be done, for people."""
-    rest = len(parts.before) + len(parts.after) - len(parts.tables)
-    tables = counted(len(parts.tables), "table")
-    planned = f"One transaction would create {tables} with {counted(rest, 'part')} and all rows"
-    if parts.attempts:
-        named = _listed([attempt.entry for attempt in parts.attempts])
-        planned += f". After it, these would be created if possible: {named}"
-    return planned
-
-
-def _listed(entries: Sequence[Entry]) -> str:
-    return _some([_named(entry) for entry in entries])
-
-
-def _some(names: Sequence[str]) -> str:
-    more = len(names) - _SHOWN
-    return ", ".join(names[:_SHOWN]) + (f", and {more} more" if more > 0 else "")
-
-
-def _named(entry: Entry) -> str:
-    """Return an entry's kind and name, for people."""
-    kind = entry.description
-    said = "foreign key" if kind == table_parts.FOREIGN_KEY else _text(kind).lower()
-    return f"{said} {_text(b'.'.join(filter(None, (entry.schema, entry.tag))))}"
-
-
-def _text(name: bytes) -> str:
-    return name.decode("utf-8", "surrogateescape")

@@ -51,7 +51,11 @@ class Progress:
         """Yield the same script, and count each chunk after it was used."""
         for chunk in script:
             yield chunk
-            self.restored(self._state.raw_bytes + len(chunk))
+            self.restored_more(len(chunk))
+
+    def restored_more(self, raw_bytes: int) -> None:
+        """Take a number of plain bytes that were restored in addition."""
+        self.restored(self._state.raw_bytes + raw_bytes)
 
     def restored(self, raw_bytes: int) -> None:
         """Take the number of plain bytes that were restored so far."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pgstash import events
 from pgstash.counting import counted
 from pgstash.postgres.restore import owners_and_privileges
+from pgstash.postgres.restore.placing import Placement
 from pgstash.postgres.restore.request import Request
 from pgstash.postgres.restore.transaction import Transaction
 from pgstash.postgres.server.quoting import identifier, literal, qualified
@@ -46,7 +47,11 @@ class Refused:
 
 
 def give(
-    transaction: Transaction, contents: toc.Contents, parts: Parts, request: Request
+    transaction: Transaction,
+    contents: toc.Contents,
+    parts: Parts,
+    placement: Placement,
+    request: Request,
 ) -> list[Refused]:
     """Give the tables and their sequences owners and privileges; return what was refused.
 
@@ -54,12 +59,12 @@ def give(
     """
     statements: list[bytes] = []
     if not request.no_privileges:
-        _revoke_defaults(transaction, parts)
+        _revoke_defaults(transaction, placement)
     if not request.no_owner:
-        statements += [_ownership(entry) for entry in parts.owned if entry.owner]
+        statements += [_ownership(entry, placement) for entry in parts.owned if entry.owner]
     if not request.no_privileges:
         for entry in parts.privileges:
-            statements += _units(toc.definition(contents, entry))
+            statements += _units(placement.final(toc.definition(contents, entry)))
     refused = []
     for statement in statements:
         if reason := transaction.attempt(statement):
@@ -80,9 +85,9 @@ def warn(refused: Sequence[Refused], emit: events.Emit) -> None:
     emit(events.Warned("\n".join(lines), to_do=True))
 
 
-def _ownership(entry: toc.Entry) -> bytes:
+def _ownership(entry: toc.Entry, placement: Placement) -> bytes:
     kind = b"TABLE" if entry.description in TABLES else entry.description
-    name = qualified(entry.schema, entry.tag)
+    name = qualified(*placement.names[entry.schema, entry.tag])
     return b"ALTER %s %s OWNER TO %s;" % (kind, name, identifier(entry.owner))
 
 
@@ -96,9 +101,9 @@ def _units(script: bytes) -> Iterator[bytes]:
             unit = b""
 
 
-def _revoke_defaults(transaction: Transaction, parts: Parts) -> None:
-    names = b", ".join(
-        b"(%s, %s)" % (literal(schema), literal(name)) for schema, name in parts.relations
-    )
+def _revoke_defaults(transaction: Transaction, placement: Placement) -> None:
+    objects = placement.objects
+    final = (placement.names[name] for name in [*objects.tables, *objects.sequences])
+    names = b", ".join(b"(%s, %s)" % (literal(schema), literal(name)) for schema, name in final)
     for (statement,) in transaction.run(_BY_DEFAULT.replace(b"<names>", names)):
         transaction.run(statement or b"")

@@ -5,19 +5,21 @@ The names of entries' kinds, and what they depend on, are pg_dump's (pg_dump.c, 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
+from pgstash.postgres.restore.placing import Objects
 from pgstash.postgres.tools import toc
+from pgstash.postgres.tools.qualified_names import Name
 from pgstash.postgres.tools.toc import Entry, Section
 
 TABLES = (b"TABLE", b"FOREIGN TABLE")
 FOREIGN_KEY = b"FK CONSTRAINT"
 _SEQUENCE = b"SEQUENCE"
 _OF_SEQUENCE = (b"SEQUENCE OWNED BY", b"SEQUENCE SET")
-_PARTITION = b"TABLE ATTACH"
+PARTITION = b"TABLE ATTACH"
 _PUBLISHED = b"PUBLICATION TABLE"
-_CONNECTING = (_PARTITION, _PUBLISHED, FOREIGN_KEY)
+_CONNECTING = (PARTITION, _PUBLISHED, FOREIGN_KEY)
 _PRIVILEGES = b"ACL"
 _STATISTICS = b"STATISTICS"
 _ON_OTHERS = (b"COMMENT", b"SECURITY LABEL")
@@ -83,21 +85,24 @@ class Parts:
         return [*self.tables, *(each for each in self.after if each.description == _STATISTICS)]
 
     @property
-    def relations(self) -> list[tuple[bytes, bytes]]:
-        """Schema and name of each table, sequence and index."""
-        found = [(each.schema, each.tag) for each in self.before if each.description in TABLES]
-        found += [(each.schema, each.tag) for each in self.before if each.description == _SEQUENCE]
+    def objects(self) -> Objects:
+        """The names of all that has a name in a schema."""
+        indexes = []
         for entry in self.after:
             if entry.description == b"INDEX":
-                found.append((entry.schema, entry.tag))
+                indexes.append((entry.schema, entry.tag))
             elif entry.description == b"CONSTRAINT":
-                found.append((entry.schema, name_of_constraint(entry, self.tables)))
-        return found
+                indexes.append((entry.schema, name_of_constraint(entry, self.tables)))
+        return Objects(
+            tables=_names(self.tables),
+            sequences=_names(each for each in self.before if each.description == _SEQUENCE),
+            indexes=indexes,
+            statistics=_names(each for each in self.after if each.description == _STATISTICS),
+        )
 
-    @property
-    def statistics(self) -> list[tuple[bytes, bytes]]:
-        """Schema and name of each statistics object."""
-        return [(each.schema, each.tag) for each in self.after if each.description == _STATISTICS]
+
+def _names(entries: Iterable[Entry]) -> list[Name]:
+    return [(entry.schema, entry.tag) for entry in entries]
 
 
 def name_of_constraint(entry: Entry, tables: Collection[Entry]) -> bytes:
@@ -214,4 +219,4 @@ class _Finder:
 
 
 def _is_partition(entry: Entry) -> bool:
-    return entry.description == _PARTITION
+    return entry.description == PARTITION

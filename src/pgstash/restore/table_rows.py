@@ -6,10 +6,11 @@ import contextlib
 from collections import deque
 from collections.abc import Iterator, Sequence
 
+from pgstash.postgres.restore.placing import Placement
 from pgstash.postgres.restore.transaction import Transaction
 from pgstash.repository.archive import Archive
 from pgstash.repository.script import take_statement
-from pgstash.restore.state import Progress, State
+from pgstash.restore.state import Progress
 from pgstash.restore.table_selection import Selection
 
 # The most members that one request reads.
@@ -18,10 +19,10 @@ _MOST_MEMBERS = 64
 
 def load(
     transaction: Transaction,
+    placement: Placement,
     archive: Archive,
     selection: Selection,
     progress: Progress,
-    state: State,
 ) -> None:
     """Load all rows of the selection; each member is verified before it is used.
 
@@ -37,7 +38,7 @@ def load(
         while True:
             while pieces:
                 yield pieces.popleft()
-            progress.restored(state.raw_bytes + members[number].raw)
+            progress.restored_more(members[number].raw)
             if members[number].rows is not None:
                 return
             number, pieces = next(following)
@@ -47,7 +48,7 @@ def load(
         with contextlib.closing(seeker.members(run)) as found:
             numbered = zip(run, found, strict=True)
             for number, pieces in numbered:
-                statement = take_statement(pieces)
+                statement = placement.created(take_statement(pieces))
                 transaction.load(statement, block(number, pieces, numbered))
 
 

@@ -111,9 +111,11 @@ def test_a_partitioned_table_has_its_partitions_at_once() -> None:
 
 
 def test_the_names_that_must_be_free() -> None:
-    found = [(b"s", name) for name in (b"t", b"t_id_seq", b"t_pkey", b"i")]
-    assert of(3).relations == found
-    assert of(3).statistics == [(b"s", b"st")]
+    found = of(3).objects
+    assert found.tables == [(b"s", b"t")]
+    assert found.sequences == [(b"s", b"t_id_seq")]
+    assert found.indexes == [(b"s", b"t_pkey"), (b"s", b"i")]
+    assert found.statistics == [(b"s", b"st")]
 
 
 @given(st.sets(st.integers(0, 300)), st.sets(st.integers(0, 300)))

@@ -107,6 +107,15 @@ def taken_relations(run: Run, names: Sequence[tuple[bytes, bytes]]) -> list[tupl
     return _taken(run, names, "pg_catalog.pg_class", "relnamespace", "relname")
 
 
+def taken_tables(run: Run, names: Sequence[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    """Return those names, each with its schema, that relations or types have.
+
+    A table has a type of its name.
+    """
+    types = _taken(run, names, "pg_catalog.pg_type", "typnamespace", "typname")
+    return list(dict.fromkeys([*taken_relations(run, names), *types]))
+
+
 def taken_statistics(run: Run, names: Sequence[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
     """Return those names, each with its schema, that statistics objects have."""
     return _taken(run, names, "pg_catalog.pg_statistic_ext", "stxnamespace", "stxname")

@@ -15,7 +15,8 @@ class Request:
     target with another name than the database of the backup, and ``overwrite`` one that holds
     objects. With ``replace``, the new database takes the place of an existing one of its name.
     ``tables`` are patterns for the only tables to restore; ``rows_only`` restores nothing but their
-    rows, and ``into_existing`` restores them next to what the target holds. ``create_roles``
+    rows, and ``into_existing`` restores them next to what the target holds, the only one of
+    them under another name if it is to be ``renamed``. ``create_roles``
     creates missing roles; with ``for_drill`` they are marked, and dropped after the drill. A
     ``dry_run`` changes nothing. A new database, and tables that are put ``into_existing``, get
     the owners of the source, unless ``no_owner``, and its privileges, unless ``no_privileges``.
@@ -28,6 +29,7 @@ class Request:
     tables: Sequence[str] = ()
     rows_only: bool = False
     into_existing: bool = False
+    renamed: str = ""
     create_roles: bool = False
     dry_run: bool = False
     any_locale: bool = False

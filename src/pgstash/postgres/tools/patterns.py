@@ -14,6 +14,9 @@ Fits = Callable[[str, str], bool]
 """Returns whether a pattern matches a schema and a table, or another object with such a name."""
 
 _TOKEN = re.compile(r'"((?:[^"]|"")*)"|([^"])')
+# Unquoted names are taken as they are, but for what a pattern or a quote would be.
+_PART = r'("(?:[^"]|"")+"|[^".*?\s]+)'
+_NAME = re.compile(rf"(?:{_PART}\.)?{_PART}")
 _DEFAULT_SCHEMA = "public"
 
 
@@ -27,6 +30,24 @@ def compiled(pattern: str) -> Fits:
         return not schemas or bool(schemas[-1].fullmatch(schema))
 
     return fits
+
+
+def name(text: str) -> tuple[str | None, str]:
+    """Return the schema, if there is one, and the name of a table, written as in SQL.
+
+    Raises ValueError if the text is something else, such as a pattern.
+    """
+    found = _NAME.fullmatch(text)
+    if not found:
+        raise ValueError(text)
+    parts = [None if part is None else _unquoted(part) for part in found.groups()]
+    return parts[0], parts[1] or ""
+
+
+def _unquoted(part: str) -> str:
+    if part.startswith('"'):
+        return part[1:-1].replace('""', '"')
+    return "".join(map(_folded, part))
 
 
 def dumped(options: Sequence[str]) -> Fits:
