@@ -46,7 +46,8 @@
         ├── TargetLostError           63   psql or the connection ended before the restore did
         ├── TargetLacksError          59   the target is missing roles, extensions or objects
         ├── TableNotStoredError       58   no such table, or no restore of single tables
-        └── WrongTargetError          57   RESTORE_URL leads to another database than the backup's
+        ├── WrongTargetError          57   RESTORE_URL leads to another database than the backup's
+        └── SuperuserRequiredError    56   the role may not create all objects of the backup
 
     Interrupted                    128+n   SIGINT or SIGTERM (not a failure of pgstash)
 
@@ -373,6 +374,10 @@ class TableNotStoredError(RestoreError, exit_code=58):
 
 class WrongTargetError(RestoreError, exit_code=57):
     """``RESTORE_URL`` leads to another database than the backup's; no option names the target."""
+
+
+class SuperuserRequiredError(RestoreError, exit_code=56):
+    """The role may not create all objects of the backup, and they are not left out."""
 
 
 class Interrupted(BaseException):

@@ -205,7 +205,8 @@ def test_a_role_that_may_not_make_roles(
     target = make_database()
     target.run_sql("CREATE ROLE humble LOGIN")
     url = target.uri.replace("admin@", "humble@")
-    done = restore(tmp_path, target, "--create-roles", RESTORE_URL=url)
+    # It may not create the source's extension either, which would be refused first.
+    done = restore(tmp_path, target, "--create-roles", "--skip-superuser-objects", RESTORE_URL=url)
     assert done.returncode == 59, done.stderr
     assert "CREATEROLE" in done.stderr
 

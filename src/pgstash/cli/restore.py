@@ -95,6 +95,15 @@ def restore(  # noqa: PLR0913 - one argument for each option
             "queries may be slow.",
         ),
     ] = False,
+    skip_superuser_objects: Annotated[
+        bool,
+        typer.Option(
+            "--skip-superuser-objects",
+            help="Leave out what the restoring role may not create, such as event triggers and "
+            "some extensions, and write its SQL to a file for an administrator. Without this "
+            "option, the restore is refused.",
+        ),
+    ] = False,
     table: Annotated[
         list[str] | None,
         typer.Option(
@@ -176,6 +185,12 @@ def restore(  # noqa: PLR0913 - one argument for each option
         )
     if renamed is not None:
         _refuse_renaming(renamed, table or (), into_existing=into_existing)
+    if skip_superuser_objects and (overwrite or data_only or into_existing):
+        raise typer.BadParameter(
+            "cannot be combined with --overwrite, which would drop what is then left out, nor with "
+            "--data-only or --into-existing, which create no such objects",
+            param_hint="--skip-superuser-objects",
+        )
     refuse_needless(source, name, at)
     wanted = Wanted(name, unverified=unverified, source=source)
 
@@ -193,6 +208,7 @@ def restore(  # noqa: PLR0913 - one argument for each option
         no_analyze=no_analyze,
         dry_run=dry_run,
         replace=replace,
+        skip_superuser_objects=skip_superuser_objects,
     )
 
     def work(values: Settings, emit: Emit, interruption: Interruption) -> None:

@@ -15,6 +15,7 @@ from functools import partial
 
 from pgstash import events, workers
 from pgstash.errors import PgstashError, RestoreError
+from pgstash.pipeline.decompression import Edit
 from pgstash.postgres.restore import copy_loader, foreign_views
 from pgstash.postgres.restore.copy_loader import Loader
 from pgstash.postgres.restore.post_data import PostData, build
@@ -58,6 +59,7 @@ class ParallelRestore:
             raise AssertionError("without a manifest there are no members")
         self._manifest = archive.manifest
         self._head = archive.schema()
+        self._edit: Edit | None = None
         self._seeker = archive.seek(watch)
         self._members = MemberRuns(archive.manifest)
         self.header = b"".join(
@@ -65,6 +67,11 @@ class ParallelRestore:
         )
         self.unrestrict_line = unrestrict_line(self.header)
         self.raw_bytes = len(self.header)
+
+    def leave_out(self, edit: Edit, head: bytes) -> None:
+        """Change the definitions before the rows by ``edit``; ``head`` has those after them."""
+        self._edit = edit
+        self._head = head
 
     def run(self, plan: Plan, progressed: Callable[[int], None]) -> None:
         """Restore everything; ``progressed`` receives the number of plain bytes so far.
@@ -75,8 +82,8 @@ class ParallelRestore:
             for number in self._members.before:
                 for piece in self._verified(number):
                     plan.observe(piece)
-                    psql.feed(piece)
-            psql.feed(self.unrestrict_line)
+                    psql.feed(self._edit.feed(piece) if self._edit else piece)
+            psql.feed((self._edit.rest() if self._edit else b"") + self.unrestrict_line)
             psql.finish()
         self._load_rows(plan, progressed)
         for number in self._members.after:

@@ -37,15 +37,16 @@ from pgstash.repository.archive import Archive
 from pgstash.repository.script import without_settings_unknown_to
 from pgstash.restore import (
     administrator_file,
+    dry_run,
     into_existing,
     owners,
     parallel_restore,
     preflight,
     replacing,
     selected_script,
-    table_selection,
     to_do,
 )
+from pgstash.restore.leaving_out import LeavingOut
 from pgstash.restore.state import Progress, State
 from pgstash.restore.strategy import Opener, Strategy
 from pgstash.runtime import Runtime
@@ -182,6 +183,7 @@ def _restore(plan: Plan, archive: Archive, runtime: Runtime, state: State) -> in
         strategy = opener.for_target(strategy, client, server, request)
         locks = target.lock_table(server)
         state.is_empty = preflight.refuse(server, manifest, locks, request)
+        leaving_out = LeavingOut(archive, request, strategy, emit).look(server)
         state.target.replaced = replacing.planned(server, request, runtime)
         closed = preflight.look_for_roles(server, archive, request, emit)
         stack.callback(logins.warn_of_closed, closed, emit)  # even if it fails: the roles stay
@@ -189,15 +191,21 @@ def _restore(plan: Plan, archive: Archive, runtime: Runtime, state: State) -> in
         replacing.refuse_closed(state.target.replaced, archive.name, given)
         single = into_existing.prepared(archive, strategy.selected, server, request, emit)
         if request.dry_run:
-            emit(_planned(plan, archive, strategy.selected, server, client))
+            emit(dry_run.planned(archive, strategy.selected, server, client, request))
             return 0
         into = server
-        database = plan.into(conninfo.named(plan.target_url)[1])
         administrator = stack.enter_context(
-            administrator_file.kept(archive.name, plan.target_url, database, state.target, emit)
+            administrator_file.kept(
+                archive.name,
+                plan.target_url,
+                plan.into(conninfo.named(plan.target_url)[1]),
+                state.target,
+                emit,
+            )
         )
         if request.create is not None:
             into = stack.enter_context(_created(request, manifest, server, state, runtime))
+        given = leaving_out.settle(into, given, administrator)
         lc_monetary = preflight.lc_monetary(manifest, server, emit)
         if single:
             return single.run(progress, state, locks, lc_monetary)
@@ -216,12 +224,11 @@ def _restore(plan: Plan, archive: Archive, runtime: Runtime, state: State) -> in
             state.target.refused = not owners.give(into, given, request, tool_run, administrator)
             pooler.refuse_swapping_again(into, emit)
             return plan.jobs
-        script = _script(archive, strategy, tool_run, progress)
         if request.create is None:  # nobody else uses a new database
             into = stack.enter_context(warn_of_lock_waits(server, lambda: state.raw_bytes, emit))
         psql = Psql(into, tool_run, one_transaction=request.create is None, lc_monetary=lc_monetary)
         try:
-            read = progress.counted(script)
+            read = progress.counted(_script(archive, strategy, tool_run, progress))
             with preflight.explained(manifest, server, locks, request):
                 _feed(psql, without_settings_unknown_to(into.major, read), plan, into, emit)
         finally:
@@ -264,33 +271,6 @@ def _feed(psql: Psql, script: Iterator[bytes], plan: Plan, into: Server, emit: e
             psql.feed(chunk)
         pooler.refuse_swapping_again(into, emit)
         psql.finish()
-
-
-def _planned(
-    plan: Plan,
-    archive: Archive,
-    selected: table_selection.Selection | None,
-    server: Server,
-    client: installed.ClientTools,
-) -> events.RestorePlanned:
-    manifest = archive.manifest
-    raw_bytes = manifest.raw_bytes if manifest else None
-    tables = len(manifest.tables) if manifest else None
-    rows = sum(table.rows for table in manifest.tables) if manifest else None
-    if selected:
-        raw_bytes, tables, rows = selected.raw_bytes, len(selected.names), selected.rows
-    return events.RestorePlanned(
-        name=archive.name,
-        host=server.database.host,
-        database=plan.into(server.database.name),
-        created=plan.request.create is not None,
-        server=server.version,
-        client=client.version,
-        verified=manifest is not None,
-        raw_bytes=raw_bytes,
-        tables=tables,
-        rows=rows,
-    )
 
 
 def _observed(script: Iterator[bytes], observe: Callable[[bytes], None]) -> Iterator[bytes]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -13,7 +13,7 @@ from pgstash.postgres.restore import foreign_views, present_extensions
 from pgstash.postgres.restore.request import Request
 from pgstash.postgres.server import startup_options
 from pgstash.postgres.server.connection import Server
-from pgstash.postgres.tools import installed
+from pgstash.postgres.tools import installed, toc
 from pgstash.repository.archive import Archive
 from pgstash.restore import parallel_restore, preflight, table_selection
 from pgstash.restore.state import Progress, State
@@ -30,6 +30,12 @@ class Strategy:
     script: Iterable[bytes] = ()
     parallel: parallel_restore.ParallelRestore | None = None
     selected: table_selection.Selection | None = None
+
+    def leave_out(self, contents: toc.Contents, definitions: Mapping[int, bytes]) -> None:
+        """Leave out entries of the archive's table of contents, with these definitions."""
+        self.edit.leave_out(filter(None, definitions.values()))
+        if self.parallel:
+            self.parallel.leave_out(self.edit, toc.without(contents, definitions))
 
 
 class Opener:

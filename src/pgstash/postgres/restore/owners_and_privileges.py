@@ -233,6 +233,26 @@ def chosen(script: bytes, *, owners: bool, privileges: bool) -> bytes:
     )
 
 
+def without_entries(script: bytes, headings: Iterable[bytes]) -> tuple[bytes, list[bytes]]:
+    """Return the script without the statements of some entries, and those statements.
+
+    ``headings`` are the beginnings of the comments before the entries.
+    """
+    kept: list[bytes] = []
+    taken: list[bytes] = []
+    is_taken = False
+    for statement in _statements(script):
+        for token in TOKEN.finditer(statement):
+            if token[0].startswith(b"-- Name: ") or token[0] == _OF_DATABASE:
+                is_taken = token[0].startswith(tuple(headings))
+        bare = _stripped(statement)
+        if is_taken and bare.endswith(b";"):
+            taken.append(bare)
+        else:
+            kept.append(statement)
+    return b"".join(kept), taken
+
+
 def _statements(script: bytes) -> Iterator[bytes]:
     """Yield statements, each with the comments before it."""
     start = 0

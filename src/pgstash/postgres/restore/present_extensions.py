@@ -25,8 +25,12 @@ def needless_statements(server: Server) -> list[bytes]:
     with target.connected(server, "SQL_ASCII") as session:  # text is bytes
         found = session.execute(_OF_OTHERS).fetchall()
     drops = [b"DROP EXTENSION IF EXISTS %b;\n" % name for name, _ in found]
-    return drops + [
-        b"COMMENT ON EXTENSION %b IS '%b';\n" % (name, comment.replace(b"'", b"''"))
-        for name, comment in found
-        if comment is not None
-    ]
+    return drops + [comment_on(name, comment) for name, comment in found if comment is not None]
+
+
+def comment_on(name: bytes, comment: bytes) -> bytes:
+    """Return the statement, as pg_dump writes it, that gives an extension its comment.
+
+    ``name`` is quoted if SQL needs it.
+    """
+    return b"COMMENT ON EXTENSION %b IS '%b';\n" % (name, comment.replace(b"'", b"''"))

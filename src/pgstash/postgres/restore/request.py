@@ -20,7 +20,8 @@ class Request:
     creates missing roles; with ``for_drill`` they are marked, and dropped after the drill. A
     ``dry_run`` changes nothing. A new database, and tables that are put ``into_existing``, get
     the owners of the source, unless ``no_owner``, and its privileges, unless ``no_privileges``.
-    Statistics for the planner are updated at the end, unless ``no_analyze``.
+    Statistics for the planner are updated at the end, unless ``no_analyze``. Objects that the
+    restoring role may not create are left out with ``skip_superuser_objects``.
     """
 
     create: str | None = None
@@ -38,6 +39,7 @@ class Request:
     no_privileges: bool = False
     replace: bool = False
     no_analyze: bool = False
+    skip_superuser_objects: bool = False
 
     @property
     def gives_privileges(self) -> bool:

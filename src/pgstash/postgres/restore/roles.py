@@ -46,6 +46,8 @@ def refuse_missing(
     extensions = _names(server, "SELECT name FROM pg_catalog.pg_available_extensions")
     there = _names(server, "SELECT rolname FROM pg_catalog.pg_roles")
     unavailable = [each for each in manifest.extensions if each.name not in extensions]
+    if request.skip_superuser_objects and manifest.schema_sha256:
+        unavailable = []  # they are left out, with all that depends on them
     required = _required(manifest, request)
     missing = [name for name in required if name not in there]
     wanted = list(dict.fromkeys([*missing, *of_source])) if request.create_roles else []

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Container
+from collections.abc import Callable, Container
 from dataclasses import dataclass, field
 from enum import IntEnum
 
@@ -148,11 +148,20 @@ def without_definitions(contents: Contents, kept: Container[bytes]) -> bytes:
     What pg_restore makes of it by itself remains: the statements that give an object its owner.
     Entries whose description is ``kept`` stay as they are.
     """
+    return _undefined(contents, lambda entry: entry.description not in kept)
+
+
+def without(contents: Contents, left_out: Container[int]) -> bytes:
+    """Return a table of contents in which the entries of these numbers define a comment instead."""
+    return _undefined(contents, lambda entry: entry.number in left_out)
+
+
+def _undefined(contents: Contents, chosen: Callable[[Entry], bool]) -> bytes:
     head, done, parts = contents.head, 0, []
     integers = _integers(head)
     comment = integers.pack(False, len(_UNDEFINED)) + _UNDEFINED  # noqa: FBT003 - the sign
     for entry in contents.entries:
-        if entry.description not in kept:
+        if chosen(entry):
             start, end = entry.definition
             parts += [head[done:start], comment]
             done = end
