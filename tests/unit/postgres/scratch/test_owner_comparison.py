@@ -61,8 +61,8 @@ def test_the_order_does_not_matter() -> None:
 def test_who_grants_matters() -> None:
     assert compared([BY_READER], [(BY_READER[1],)]).problems == [
         (
-            b"only in the source: SET SESSION AUTHORIZATION reader; GRANT SELECT ON TABLE s.t TO app; "
-            b"RESET SESSION AUTHORIZATION"
+            b"only in the source: SET SESSION AUTHORIZATION reader; "
+            b"GRANT SELECT ON TABLE s.t TO app; RESET SESSION AUTHORIZATION"
         ),
         b"only in the restored database: GRANT SELECT ON TABLE s.t TO app",
     ]
