@@ -23,7 +23,9 @@ UNLOGGED = {
     events.BackupAttempted: "what goes wrong before BackupStarted is told by BackupFailed",
     events.Progressed: "comes four times a second: monitoring.progress shows it instead",
     events.RestoreProgressed: "as Progressed",
-    events.StatisticsUpdated: "as Progressed",
+    events.PhaseStarted: "as Progressed",
+    events.StepsDone: "as Progressed",
+    events.WorkingOn: "as Progressed",
 }
 
 

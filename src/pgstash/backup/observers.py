@@ -48,4 +48,6 @@ def report_progress(
     for chunk in chunks:
         yield chunk
         if throttle.is_due():
-            emit(events.Progressed(name, stream.raw_bytes, stored.bytes))
+            # Another thread may add a table: a tuple is made of them at once.
+            rows = sum(tuple(stream.rows.values()))
+            emit(events.Progressed(name, stream.raw_bytes, stored.bytes, rows))

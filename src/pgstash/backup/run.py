@@ -142,7 +142,8 @@ def _back_up(job: Job) -> Backup:
                 usual_size=earlier.stored_bytes,
             ) as upload,
         ):
-            emit(events.UploadStarted(job.name, job.storage.url(), upload.part_size))
+            sizes = earlier.stored_bytes, server.database.bytes
+            emit(events.UploadStarted(job.name, job.storage.url(), upload.part_size, *sizes))
             archive = announce_end(stream, job.name, began, emit)
             if key:
                 archive = encryption.encrypt(archive, key)

@@ -171,6 +171,7 @@ def _drill(
             replace(runtime, emit=restore_events),
         )
         restore_seconds = time.monotonic() - restore_began
+        runtime.emit(events.PhaseStarted("checks"))
         given = list(
             owners.check(place, archive, manifest, plan.environment, restore_events),
         )

@@ -44,6 +44,8 @@ from pgstash.events.prune import (
 )
 from pgstash.events.restore import (
     BackupChosen,
+    Phase,
+    PhaseStarted,
     RestoreFailed,
     RestorePlanned,
     RestoreProgressed,
@@ -51,7 +53,8 @@ from pgstash.events.restore import (
     RestoreSucceeded,
     RestoreTargeted,
     RoleCreated,
-    StatisticsUpdated,
+    StepsDone,
+    WorkingOn,
 )
 
 __all__ = [
@@ -76,6 +79,8 @@ __all__ = [
     "NextRunPlanned",
     "Notice",
     "OthersLeft",
+    "Phase",
+    "PhaseStarted",
     "Progressed",
     "PruneFailed",
     "PruneFinished",
@@ -87,11 +92,12 @@ __all__ = [
     "RestoreTargeted",
     "Retrying",
     "RoleCreated",
-    "StatisticsUpdated",
+    "StepsDone",
     "ToolSaid",
     "UploadFinished",
     "UploadLeftBehind",
     "UploadStarted",
     "Warned",
+    "WorkingOn",
     "ignore",
 ]

@@ -51,20 +51,27 @@ class DumpStarted(Event):
 
 @dataclass(frozen=True, slots=True)
 class UploadStarted(Event):
-    """The upload starts, while pg_dump is still running."""
+    """The upload starts, while pg_dump is still running.
+
+    ``usual_bytes`` is the size in the store of the largest of the latest backups, None if there
+    are none; ``database_bytes`` is the size of the database on its server.
+    """
 
     name: str
     destination: str
     part_size: int
+    usual_bytes: int | None = None
+    database_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Progressed(Event):
-    """Bytes read from pg_dump and passed to the store so far."""
+    """Bytes and rows read from the database, and bytes passed to the store so far."""
 
     name: str
     raw_bytes: int
     stored_bytes: int
+    rows: int = 0
 
 
 @dataclass(frozen=True, slots=True)

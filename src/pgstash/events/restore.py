@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Literal
 
 from pgstash.events.base import Event
 
@@ -75,12 +76,38 @@ class RestoreProgressed(Event):
     total: int | None
 
 
+Phase = Literal[
+    "objects",
+    "rows",
+    "objects, rows and indexes",
+    "indexes and constraints",
+    "owners and privileges",
+    "statistics",
+    "checks",
+]
+"""The phases of a restore or a drill. One session that runs the whole script has fewer."""
+
+
 @dataclass(frozen=True, slots=True)
-class StatisticsUpdated(Event):
-    """How many restored tables have statistics for the planner so far."""
+class PhaseStarted(Event):
+    """A restore or a drill comes to its next phase; ``total`` is its number of steps, if known."""
+
+    phase: Phase
+    total: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StepsDone(Event):
+    """How many steps of the current phase are done."""
 
     done: int
-    total: int
+
+
+@dataclass(frozen=True, slots=True)
+class WorkingOn(Event):
+    """What the sessions of a restore are working on; empty if unknown."""
+
+    what: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pgstash import events
 from pgstash.counting import counted
 from pgstash.postgres.restore import owners_and_privileges
 from pgstash.postgres.restore.request import Request
@@ -28,6 +29,7 @@ def give(
     """
     if not script:
         return False
+    tool_run.emit(events.PhaseStarted("owners and privileges"))
     objects, of_database = owners_and_privileges.parts(script)
     owners, privileges = not request.no_owner, not request.no_privileges
     wanted = owners_and_privileges.chosen(objects, owners=owners, privileges=privileges)

@@ -78,6 +78,8 @@ class ParallelRestore:
 
         Raises RestoreError, CorruptedError, StorageError. The database is incomplete then.
         """
+        emit = plan.tool_run.emit
+        emit(events.PhaseStarted("objects"))
         with self._session(plan) as psql:
             for number in self._members.before:
                 for piece in self._verified(number):
@@ -85,6 +87,7 @@ class ParallelRestore:
                     psql.feed(self._edit.feed(piece) if self._edit else piece)
             psql.feed((self._edit.rest() if self._edit else b"") + self.unrestrict_line)
             psql.finish()
+        emit(events.PhaseStarted("rows"))
         self._load_rows(plan, progressed)
         for number in self._members.after:
             for piece in self._verified(number):
@@ -93,9 +96,7 @@ class ParallelRestore:
             self._verified(number)
         progressed(self.raw_bytes)
         if reason := copy_loader.order_of_views(plan.into):
-            plan.tool_run.emit(
-                events.Notice(f"Views are filled in the order of the script: {reason}")
-            )
+            emit(events.Notice(f"Views are filled in the order of the script: {reason}"))
         fill = partial(self._fill, plan) if foreign_views.may_read_foreign(plan.into) else None
         post_data = PostData(
             self._head,

@@ -18,6 +18,7 @@ from pgstash.errors import Interrupted, PgstashError
 from pgstash.format.manifest import Manifest
 from pgstash.postgres.dump import extension_omissions
 from pgstash.postgres.restore import (
+    activity,
     bound_extensions,
     foreign_views,
     logins,
@@ -265,9 +266,9 @@ def _script(
 
 
 def _feed(psql: Psql, script: Iterator[bytes], plan: Plan, into: Server, emit: events.Emit) -> None:
-    chunks = _observed(script, plan.observe)
-    with psql:
-        for chunk in chunks:
+    emit(events.PhaseStarted("objects, rows and indexes"))
+    with activity.reported(into, emit), psql:
+        for chunk in _observed(script, plan.observe):
             psql.feed(chunk)
         pooler.refuse_swapping_again(into, emit)
         psql.finish()

@@ -13,9 +13,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from pgstash.errors import CorruptedError, RestoreError, StatementError, TargetLostError
-from pgstash.events import ignore
+from pgstash.events import Emit, PhaseStarted, StepsDone, ignore
 from pgstash.postgres.dump import extension_tables, schema_dump
-from pgstash.postgres.restore import session_settings, target
+from pgstash.postgres.restore import activity, session_settings, target
 from pgstash.postgres.restore.hints import QUERY_CANCELED
 from pgstash.postgres.restore.psql import Psql
 from pgstash.postgres.restore.refusals import Refusal, refused, without_confidential
@@ -26,12 +26,15 @@ from pgstash.postgres.tools import toc
 from pgstash.postgres.tools.environment import in_memory
 from pgstash.postgres.tools.process import Child, Command
 from pgstash.postgres.tools.tool_run import ToolRun
+from pgstash.throttle import Throttle
 
 # pg_restore: from TOC entry 3; 1259 16392 INDEX a_idx admin
 _ENTRY = re.compile(r"pg_restore: from TOC entry (\d+);")
 _ERROR = re.compile(r"pg_restore: error: (?:could not execute query: )?(.*)")
 _OWN = "pg_restore: "
 _COMMAND = "Command was: "
+# pg_restore: finished item 3403 INDEX a_idx, by several sessions. For the display of progress only.
+_FINISHED = "pg_restore: finished item "
 _ENTRIES_KEPT = 16
 _LINES_KEPT = 12
 # Messages of libpq, in English because pg_restore runs with LC_ALL=C.
@@ -81,7 +84,11 @@ def build(server: Server, tool_run: ToolRun, post_data: PostData, *, jobs: int) 
     elif _must_be_silenced(server):
         connection = connection.with_options(_SILENT)
     pg_restore = _PgRestore(replace(server, connection=connection), tool_run, head, options)
-    with in_memory("schema", head) as (descriptor, path):
+    tool_run.emit(PhaseStarted("indexes and constraints", _steps(head)))
+    with (
+        activity.reported(pg_restore.server, tool_run.emit),
+        in_memory("schema", head) as (descriptor, path),
+    ):
         chosen = schema_dump.of_restore(options)
         many = [f"--jobs={jobs}", *chosen, path]
         if not (post_data.views_in_order or fill):
@@ -115,6 +122,17 @@ def _must_be_silenced(server: Server) -> bool:
         return watched and session.execute(_MAY_SILENCE).fetchone() == (True,)
 
 
+def _steps(head: bytes) -> int | None:
+    """Return how many entries come after the rows; None if there are none, or it is unknown."""
+    try:
+        contents = toc.read(head)
+    except toc.TocError:  # pg_restore may know this format
+        return None
+    if contents is None:
+        return None
+    return sum(each.section == toc.Section.POST_DATA for each in contents.entries) or None
+
+
 def _entries(head: bytes) -> Sequence[toc.Entry]:
     try:
         contents = toc.read(head)
@@ -141,7 +159,7 @@ class _PgRestore:
             "--verbose",  # otherwise newer ones do not name the entry that fails
             *options,
         ]
-        stderr = _Stderr()
+        stderr = _Stderr(self.tool_run.emit)
         command = Command(
             words,
             self.tool_run.environment,
@@ -213,13 +231,20 @@ class _PgRestore:
 class _Stderr:
     """Reads pg_restore's stderr: keeps the first error, and the entries that it names."""
 
-    def __init__(self) -> None:
+    def __init__(self, emit: Emit = ignore) -> None:
         self.entries: list[int] = []
+        self._emit = emit
+        self._finished = 0
+        self._throttle = Throttle()
         self._lines: list[str] = []
         self._open = False
 
     def read(self, line: str) -> None:
-        if found := _ENTRY.match(line):
+        if line.startswith(_FINISHED):
+            self._finished += 1
+            if self._throttle.is_due():
+                self._emit(StepsDone(self._finished))
+        elif found := _ENTRY.match(line):
             if len(self.entries) < _ENTRIES_KEPT:
                 self.entries.append(int(found[1]))
             self._open = False

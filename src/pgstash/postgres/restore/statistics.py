@@ -132,6 +132,7 @@ def _analyse(
         todo.put(batch)
     refused: list[tuple[bytes, str]] = []
     done, total, throttle = 0, sum(map(len, batches)), Throttle()
+    emit(events.PhaseStarted("statistics", total))
     emit(events.Informed(f"Updating the statistics of {counted(total, 'table')} (ANALYZE)"))
     with copy_loader.opened(
         server, _SETTINGS.encode(), min(jobs, len(batches)), lc_monetary=None, emit=emit
@@ -147,7 +148,7 @@ def _analyse(
                 done += result.count
                 refused += result.refused
                 if throttle.is_due():
-                    emit(events.StatisticsUpdated(done, total))
+                    emit(events.StepsDone(done))
     return refused
 
 
