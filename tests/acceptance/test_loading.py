@@ -91,6 +91,7 @@ def test_the_proof_says_which_way_it_was(
     assert found["digests"].endswith(way)
     assert all(check.passed for check in proof.checks)
     looked_at = {"digests", "restore", "rows", "indexes", "constraints", "sequences"}
+    looked_at.add("owners and privileges")
     assert set(found) == looked_at | ({"standard tools"} if "one script" in way else set())
     assert proof.rows > 0
     assert proof.warnings == []
