@@ -30,7 +30,10 @@ _SHOWN = 5
 _PAGES_AT_ONCE = 1000
 _TABLES_AT_ONCE = 300
 _SECONDS_TO_END = 2.0
-_SETTINGS = f"{query.EMPTY_SEARCH_PATH}; SET lock_timeout = '{time_limits.STATISTICS_LOCK}s'"
+_SETTINGS = (
+    f"{query.EMPTY_SEARCH_PATH}; SET client_encoding = 'SQL_ASCII';"  # names are bytes
+    f"SET lock_timeout = '{time_limits.STATISTICS_LOCK}s'"
+)
 
 # ANALYZE of a table reads its children too, and that of a partitioned table analyses all of them.
 # If one of them is a foreign table, it would log in to the foreign server.
