@@ -273,6 +273,65 @@ def test_one_partition_is_attached(each_scene: Scene) -> None:
     assert target.run_sql(rows) == each_scene.source.run_sql(rows)
 
 
+def test_what_a_partition_gets_from_its_whole(make_database: MakeDatabase, tmp_path: Path) -> None:
+    """A trigger that is off for the partition alone exists only once that is attached."""
+    source = make_database()
+    source.run_sql(
+        """
+        CREATE FUNCTION f() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END';
+        CREATE TABLE p (id int PRIMARY KEY) PARTITION BY LIST (id);
+        CREATE TABLE whole (id int REFERENCES p, UNIQUE (id)) PARTITION BY LIST (id);
+        CREATE TABLE p_1 PARTITION OF p FOR VALUES IN (1);
+        CREATE TABLE part PARTITION OF whole FOR VALUES IN (1);
+        CREATE TRIGGER t BEFORE INSERT ON whole FOR EACH ROW EXECUTE FUNCTION f();
+        ALTER TABLE part DISABLE TRIGGER t, FORCE ROW LEVEL SECURITY;
+        INSERT INTO p VALUES (1);
+        INSERT INTO whole VALUES (1);
+        """
+    )
+    pieces.back_up(source, tmp_path)
+    before = dump(source)
+    scene = Scene(source, tmp_path, make_database)
+    source.run_sql("DROP TABLE part")
+    assert warnings(scene.restore(source, "--table", "part")) == []
+    assert dump(source) == before
+
+
+def test_a_database_of_another_encoding(newest_cluster: Cluster, tmp_path: Path) -> None:
+    database = Database(newest_cluster, "existing_latin1")
+    newest_cluster.maintenance.run_sql(
+        "CREATE DATABASE existing_latin1 TEMPLATE template0 ENCODING 'LATIN1' LOCALE 'C'"
+    )
+    try:
+        database.run_sql(
+            "SET client_encoding = 'UTF8'; CREATE SCHEMA \"Größe\";"
+            'CREATE TABLE "Größe"."Maß" (id serial PRIMARY KEY, "ü" text DEFAULT \'ö\');'
+            'INSERT INTO "Größe"."Maß" ("ü") VALUES (\'ä\'), (DEFAULT);'
+        )
+        pieces.back_up(database, tmp_path)
+        before = dump_bytes(database)
+        scene = Scene(database, tmp_path, lambda: database)
+        table = ["--table", '"Größe"."Maß"']
+        done = scene.restore(database, *table, "--as", '"Łąka"')
+        assert_refused(done, 58, "characters that the encoding", "ASCII")
+        done = scene.restore(database, *table, "--as", '"Länge"')
+        assert warnings(done) == []
+        assert "Größe.Maß_pkey as Größe.Länge_pkey" in done.stdout
+        rows = 'SET client_encoding = \'UTF8\'; SELECT * FROM "Größe"."Länge"'
+        assert database.run_sql(rows) == "1|ä\n2|ö\n"
+        database.run_sql(
+            'SET client_encoding = \'UTF8\'; DROP TABLE "Größe"."Maß", "Größe"."Länge"'
+        )
+        assert warnings(scene.restore(database, *table)) == []
+        assert dump_bytes(database) == before
+    finally:
+        database.drop()
+
+
+def dump_bytes(database: Database) -> bytes:
+    return re.sub(rb"^\\(?:un)?restrict .*$", b"", database.plain_dump(), flags=re.MULTILINE)
+
+
 def test_a_table_that_exists(scene: Scene) -> None:
     target = scene.copy()
     before = dump(target)
@@ -446,6 +505,24 @@ def rows_sorted(text: str) -> list[str]:
     return sorted(text.splitlines())
 
 
+def test_a_signal_while_keys_are_made(scene: Scene) -> None:
+    """The table stays, and the statements that were not run are named."""
+    target = scene.copy()
+    target.run_sql("DROP FUNCTION billing.shown; DROP TABLE billing.invoices CASCADE")
+    waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+    with target.connect() as session:
+        session.execute("BEGIN; LOCK TABLE billing.customers IN ROW EXCLUSIVE MODE")
+        with scene.started(target, "--table", "billing.invoices") as process:
+            wait_for(lambda: target.run_sql(waiting) == "1\n")
+            process.terminate()
+            _, stderr = process.communicate(timeout=30)
+        session.execute("ROLLBACK")
+    assert "3 statements to connect them with others failed" in stderr
+    assert "REFERENCES billing.customers(id);\n" in stderr
+    assert "-- the restore was interrupted\n" in stderr
+    assert target.run_sql("SELECT count(*) FROM billing.invoices") == "4000\n"
+
+
 def test_a_key_waits_for_a_lock_only_for_a_moment(scene: Scene) -> None:
     target = scene.copy()
     target.run_sql("DROP FUNCTION billing.shown; DROP TABLE billing.invoices CASCADE")
@@ -455,7 +532,7 @@ def test_a_key_waits_for_a_lock_only_for_a_moment(scene: Scene) -> None:
         session.execute("ROLLBACK")
     [_, warning] = warnings(done)
     assert "1 statement to connect" in warning
-    assert "REFERENCES billing.customers(id);\n" in warning
+    assert "REFERENCES billing.customers(id);" in warning
     assert "(SQLSTATE 55P03)" in warning
 
 
@@ -628,6 +705,7 @@ def test_a_dry_run_changes_nothing(scene: Scene) -> None:
         (["--table", "t", "--create", "new"], "--create"),
         (["--table", "t", "--data-only"], "--data-only"),
         (["--table", "t", "--create-roles"], "--create-roles"),
+        (["--table", "t", "--skip-superuser-objects"], "--skip-superuser-objects"),
         (["--table", "t", "--table", "u", "--as", "v"], "--as"),
         (["--table", "t", "--as", "v*"], "--as"),
         (["--table", "t", "--as", "a.b.c"], "--as"),

@@ -26,9 +26,16 @@ Opened = Callable[[], AbstractContextManager[Loader]]
 
 
 def connect(
-    opened: Opened, contents: toc.Contents, attempts: Iterable[Attempt], emit: events.Emit
+    opened: Opened,
+    contents: toc.Contents,
+    attempts: Iterable[Attempt],
+    codec: str,
+    emit: events.Emit,
 ) -> None:
-    """Run the statements of these entries; warn of each that failed, with its statement."""
+    """Run the statements of these entries; warn of each that failed, with its statement.
+
+    ``codec`` is that of their text.
+    """
     todo = deque(_statements(contents, attempt) for attempt in attempts)
     if not todo:
         return
@@ -46,7 +53,7 @@ def connect(
         failed += [(statements, "the restore was interrupted") for statements in todo]
         raise
     finally:
-        _warn(failed, emit)
+        _warn([(each.decode(codec, "replace"), reason) for each, reason in failed], emit)
 
 
 def _statements(contents: toc.Contents, attempt: Attempt) -> bytes:
@@ -63,13 +70,19 @@ def _refusal(session: Loader, statements: bytes) -> str:
     return ""
 
 
-def _warn(failed: Sequence[tuple[bytes, str]], emit: events.Emit) -> None:
+def as_comment(reason: str) -> str:
+    """Return why a statement failed as a comment of SQL, so that all can be pasted into psql."""
+    bare = reason.removeprefix("the target refused a statement: ")
+    return "\n".join(f"-- {line}" for line in bare.splitlines())
+
+
+def _warn(failed: Sequence[tuple[str, str]], emit: events.Emit) -> None:
     if not failed:
         return
     count = counted(len(failed), "statement")
     lines = [f"The tables are restored, but {count} to connect them with others failed. In psql:"]
     for statements, reason in failed[:_SHOWN]:
-        lines.append(f"{statements.decode('utf-8', 'replace')}\n  ({reason})")
+        lines.append(f"{as_comment(reason)}\n{statements}")
     if len(failed) > _SHOWN:
         lines.append(f"and {len(failed) - _SHOWN} more, which are at the end of `pgstash cat`")
     emit(events.Warned("\n".join(lines), to_do=True))

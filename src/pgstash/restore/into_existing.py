@@ -30,6 +30,7 @@ from pgstash.restore.connecting import connect
 from pgstash.restore.state import Progress, State
 from pgstash.restore.table_parts import Parts
 from pgstash.restore.table_places import (
+    codec_of,
     listed,
     placed,
     planned,
@@ -96,6 +97,7 @@ class IntoExisting:
             )
         self._contents = contents
         self._parts = table_parts.of_tables(contents, job.selection.tables)
+        self._codec = codec_of(job.selection.manifest, job.server)
         self._lost: Sequence[Entry] = ()
         objects = self._parts.objects
         self._placement = Placement(objects, {name: name for name in objects.all})
@@ -112,12 +114,12 @@ class IntoExisting:
         """
         parts, emit = self._parts, self._job.emit
         with self._session() as session:
-            self._placement = placed(session.run, self._contents, parts, self._job.request.renamed)
-            refuse_taken(session.run, self._placement, self._job.server)
-            refuse_lacking(session.run, parts, self._placement, self._job.server)
+            self._placement = placed(session.run, parts, self._job.request.renamed, self._codec)
+            refuse_taken(session.run, self._placement, self._job.server, self._codec)
+            refuse_lacking(session.run, parts, self._placement, self._job.server, self._codec)
             if not self._is_copy:
                 self._lost = presence.missing(session.run, parts.dependents)
-        if empty := _without_rows(self._contents, parts):
+        if empty := _without_rows(self._contents, parts, self._codec):
             emit(
                 events.Warned(
                     f"The backup has no rows of {some(empty)}: EXCLUDE_TABLE_DATA or an option of "
@@ -125,9 +127,9 @@ class IntoExisting:
                 )
             )
         if self._job.request.dry_run:
-            emit(events.Informed(planned(parts, copy=self._is_copy)))
+            emit(events.Informed(planned(parts, self._codec, copy=self._is_copy)))
             self._warn_of_lost()
-        if others := renamed(self._placement):
+        if others := renamed(self._placement, self._codec):
             emit(events.Informed(others))
 
     def run(
@@ -143,11 +145,13 @@ class IntoExisting:
         table_owners.warn(refused, job.emit)
         self._warn_of_lost()
         if not self._is_copy:
-            connect(self._session, self._contents, self._parts.attempts, job.emit)
+            connect(self._session, self._contents, self._parts.attempts, self._codec, job.emit)
         elif left_out := [attempt.entry for attempt in self._parts.attempts]:
-            job.emit(events.Informed(f"Left out, because it is a copy: {listed(left_out)}"))
+            job.emit(
+                events.Informed(f"Left out, because it is a copy: {listed(left_out, self._codec)}")
+            )
         final = (self._placement.names[name] for name in self._placement.objects.tables)
-        names = [text(b".".join(name)) for name in final]
+        names = [text(b".".join(name), self._codec) for name in final]
         statistics.update(job.server, job.request, 1, job.emit, names)
         return 1
 
@@ -186,7 +190,7 @@ class IntoExisting:
         self._job.emit(
             events.Warned(
                 f"The database lacks {count} of the backup that cannot exist without these "
-                f"tables: {listed(self._lost)}\n"
+                f"tables: {listed(self._lost, self._codec)}\n"
                 "They are not restored. `pgstash cat "
                 f"{self._job.archive.name}` prints their definitions",
                 to_do=True,
@@ -212,11 +216,11 @@ class IntoExisting:
                 transaction.run(self._placement.created(definition))
 
 
-def _without_rows(contents: toc.Contents, parts: Parts) -> list[str]:
+def _without_rows(contents: toc.Contents, parts: Parts, codec: str) -> list[str]:
     """Return the names of tables whose rows were not dumped; an empty table is not one of them."""
     dumped = {number for each in contents.entries if each.loads_into for number in each.depends_on}
     return [
-        text(b".".join((each.schema, each.tag)))
+        text(b".".join((each.schema, each.tag)), codec)
         for each in parts.tables
         if each.number not in dumped
         and each.description == b"TABLE"

@@ -13,6 +13,7 @@ from pgstash.postgres.restore.request import Request
 from pgstash.postgres.restore.transaction import Transaction
 from pgstash.postgres.server.quoting import identifier, literal, qualified
 from pgstash.postgres.tools import toc
+from pgstash.restore.connecting import as_comment
 from pgstash.restore.table_parts import TABLES, Parts
 
 _SHOWN = 10
@@ -79,7 +80,7 @@ def warn(refused: Sequence[Refused], emit: events.Emit) -> None:
         return
     count = counted(len(refused), "statement")
     lines = [f"The target refused {count} for owners and privileges. A superuser can run them:"]
-    lines += [f"{each.statement}\n  ({each.reason})" for each in refused[:_SHOWN]]
+    lines += [f"{as_comment(each.reason)}\n{each.statement}" for each in refused[:_SHOWN]]
     if len(refused) > _SHOWN:
         lines.append(f"and {len(refused) - _SHOWN} more, as in the backup's privileges script")
     emit(events.Warned("\n".join(lines), to_do=True))

@@ -18,10 +18,11 @@ FOREIGN_KEY = b"FK CONSTRAINT"
 _SEQUENCE = b"SEQUENCE"
 _OF_SEQUENCE = (b"SEQUENCE OWNED BY", b"SEQUENCE SET")
 PARTITION = b"TABLE ATTACH"
-_PUBLISHED = b"PUBLICATION TABLE"
-_CONNECTING = (PARTITION, _PUBLISHED, FOREIGN_KEY)
+PUBLISHED = b"PUBLICATION TABLE"
+_CONNECTING = (PARTITION, PUBLISHED, FOREIGN_KEY)
 _PRIVILEGES = b"ACL"
 _STATISTICS = b"STATISTICS"
+_TRIGGER = b"TRIGGER"
 _ON_OTHERS = (b"COMMENT", b"SECURITY LABEL")
 # Their tag begins with the name of their table if they may refer to others too.
 _OF_TABLE = frozenset(
@@ -35,7 +36,7 @@ _OF_TABLE = frozenset(
         b"ROW SECURITY",
         b"RULE",
         _STATISTICS,
-        b"TRIGGER",
+        _TRIGGER,
     ]
 )
 # These are dropped along with a table by DROP TABLE … CASCADE.
@@ -125,6 +126,8 @@ class _Finder:
         self._entries = {entry.number: entry for entry in contents.entries}
         self._tables = {e.number: e for e in contents.entries if e.description in TABLES}
         self._chosen = chosen
+        self._contents = contents
+        self._detached: set[int] = set()  # partitions of tables that are not chosen
         self._parents = {
             frozenset(entry.depends_on) for entry in contents.entries if _is_partition(entry)
         }
@@ -152,6 +155,9 @@ class _Finder:
         elif kind in _ON_OTHERS or kind == _PRIVILEGES:
             self._sort_addition(entry)
         elif kind in _OF_TABLE and (owners := self._owners(entry)) and owners <= {*self._chosen}:
+            if self._is_later(entry):
+                parts.attempts.append(Attempt(entry))
+                return
             early = entry.section == Section.PRE_DATA
             self._put(entry, parts.before if early else parts.after)
 
@@ -164,8 +170,18 @@ class _Finder:
         if _is_partition(entry) and tables <= {*self._chosen}:
             self._put(entry, self.parts.before)
         elif not tables.isdisjoint(self._chosen):
+            if _is_partition(entry):
+                self._detached |= tables & {*self._chosen}
             self._attempts[entry.number] = Attempt(entry)
             self.parts.attempts.append(self._attempts[entry.number])
+
+    def _is_later(self, entry: Entry) -> bool:
+        """Return whether it is for a trigger that a table only has as a partition of another."""
+        return (
+            entry.description == _TRIGGER
+            and bool(self._detached & entry.depends_on)
+            and toc.definition(self._contents, entry).lstrip().startswith(b"ALTER TABLE ")
+        )
 
     def _sort_addition(self, entry: Entry) -> None:
         """Sort a comment, a label or privileges, which go with what they are on."""

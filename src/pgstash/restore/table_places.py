@@ -6,20 +6,36 @@ from collections.abc import Sequence
 
 from pgstash.counting import counted
 from pgstash.errors import TableNotStoredError, TargetLacksError, TargetNotEmptyError
+from pgstash.format.manifest import Manifest
 from pgstash.postgres.restore import placing, presence
 from pgstash.postgres.restore.placing import Placement
 from pgstash.postgres.server.connection import Server
 from pgstash.postgres.server.quoting import identifier, qualified
-from pgstash.postgres.tools import patterns, toc
+from pgstash.postgres.tools import patterns
 from pgstash.postgres.tools.toc import Entry
 from pgstash.restore import table_parts
 from pgstash.restore.table_parts import Parts
 
 _SHOWN = 10
-_UTF8 = b"'UTF8'"
+_KINDS = {
+    table_parts.FOREIGN_KEY: "foreign key",
+    table_parts.PARTITION: "partition",
+    table_parts.PUBLISHED: "publication",
+}
 
 
-def placed(run: presence.Run, contents: toc.Contents, parts: Parts, name: str) -> Placement:
+def codec_of(manifest: Manifest, server: Server) -> str:
+    """Return Python's codec for the names in an archive, to be used with ``surrogateescape``.
+
+    It is that of ASCII if the backup is of another encoding than the target, and not of UTF8.
+    """
+    encoding = manifest.database.encoding
+    if encoding == server.database.encoding:
+        return server.codec
+    return "utf-8" if encoding == "UTF8" else "ascii"
+
+
+def placed(run: presence.Run, parts: Parts, name: str, codec: str) -> Placement:
     """Return which names the parts of tables get: their own as far as these are free.
 
     With a ``name``, the only table gets that, and its parts get similar ones. Raises
@@ -36,29 +52,22 @@ def placed(run: presence.Run, contents: toc.Contents, parts: Parts, name: str) -
     if len(roots) != 1:
         raise TableNotStoredError(
             f"--as names one table, but {counted(len(roots), 'table')} would be restored: "
-            + some([text(b".".join(root)) for root in roots]),
+            + some([text(b".".join(root), codec) for root in roots]),
             hint="Give --table the schema and the name of one table.",
         )
     [old] = roots
     schema, new = patterns.name(name)
-    encoded = new.encode(), (schema.encode() if schema else old[0])
-    if not all(part.isascii() for part in encoded) and not _is_utf8(contents):
+    try:
+        final = schema.encode(codec) if schema else old[0], new.encode(codec)
+    except UnicodeEncodeError as error:
         raise TableNotStoredError(
-            f"the name {name} cannot be used with this backup, whose encoding is not UTF8",
+            f"the name {name} has characters that the encoding of the database lacks",
             hint="Use a name of ASCII characters with --as.",
-        )
-    wanted = placing.renaming(old, (encoded[1], encoded[0]))
-    return placing.place(run, parts.objects, wanted, exact=[old])
+        ) from error
+    return placing.place(run, parts.objects, placing.renaming(old, final), exact=[old])
 
 
-def _is_utf8(contents: toc.Contents) -> bool:
-    return any(
-        entry.description == b"ENCODING" and _UTF8 in toc.definition(contents, entry)
-        for entry in contents.entries
-    )
-
-
-def refuse_taken(run: presence.Run, placement: Placement, server: Server) -> None:
+def refuse_taken(run: presence.Run, placement: Placement, server: Server, codec: str) -> None:
     """Raise TargetNotEmptyError if the database has one of the tables. Raises RestoreError."""
     tables = {placement.names[name]: name for name in placement.objects.tables}
     there = presence.taken_tables(run, list(tables))
@@ -66,19 +75,21 @@ def refuse_taken(run: presence.Run, placement: Placement, server: Server) -> Non
         return
     first = there[0]
     schema, name = tables[first]
-    rename = f"ALTER TABLE {text(qualified(*first))} RENAME TO …;"
+    other = f"--as {text(schema, codec)}.{text(name, codec)}_restored"
+    rename = f"ALTER TABLE {text(qualified(*first), codec)} RENAME TO …;"
     raise TargetNotEmptyError(
         f"the database {server.database.name} already has "
-        + some([text(b".".join(each)) for each in there]),
-        hint="Restore the table under another name, with "
-        f"--as {text(schema)}.{text(name)}_restored. "
-        "Or load only the rows into the table that is there, with --data-only in place of "
-        f"--into-existing. Or move the existing table out of the way first, in psql: {rename} or "
-        "drop it.",
+        + some([text(b".".join(each), codec) for each in there]),
+        hint=f"Restore it under another name: {other}\n"
+        "Or load only the rows into the table that is there: --data-only in place of "
+        "--into-existing\n"
+        f"Or drop the existing table first, or rename it, in psql: {rename}",
     )
 
 
-def refuse_lacking(run: presence.Run, parts: Parts, placement: Placement, server: Server) -> None:
+def refuse_lacking(
+    run: presence.Run, parts: Parts, placement: Placement, server: Server, codec: str
+) -> None:
     """Raise TargetLacksError if the database lacks something that the tables need.
 
     Raises RestoreError.
@@ -90,8 +101,8 @@ def refuse_lacking(run: presence.Run, parts: Parts, placement: Placement, server
     )
     if not schemas and not lacking:
         return
-    names = [f"schema {text(schema)}" for schema in schemas]
-    hints = [f"CREATE SCHEMA {text(identifier(schema))};" for schema in schemas]
+    names = [f"schema {text(schema, codec)}" for schema in schemas]
+    hints = [f"CREATE SCHEMA {text(identifier(schema), codec)};" for schema in schemas]
     if any(each.description in table_parts.TABLES for each in lacking):
         hints.append("Restore the missing tables along with these: add --table for each.")
     hints.append(
@@ -100,35 +111,37 @@ def refuse_lacking(run: presence.Run, parts: Parts, placement: Placement, server
     )
     raise TargetLacksError(
         f"the database {server.database.name} lacks what the tables need: "
-        + some([*names, *map(_named, lacking)]),
+        + some([*names, *(_named(each, codec) for each in lacking)]),
         hint="\n".join(hints),
     )
 
 
-def planned(parts: Parts, *, copy: bool) -> str:
+def planned(parts: Parts, codec: str, *, copy: bool) -> str:
     """Return what would be done, for people; a ``copy`` is not connected with other tables."""
     rest = len(parts.before) + len(parts.after) - len(parts.tables)
     tables = counted(len(parts.tables), "table")
     done = f"One transaction would create {tables} with {counted(rest, 'part')} and all rows"
     if parts.attempts:
-        named = listed([attempt.entry for attempt in parts.attempts])
+        named = listed([attempt.entry for attempt in parts.attempts], codec)
         left_out = "These would be left out, because it is a copy"
         done += f". {left_out if copy else 'After it, these would be created if possible'}: {named}"
     return done
 
 
-def renamed(placement: Placement) -> str:
+def renamed(placement: Placement, codec: str) -> str:
     """Return which names differ from those in the backup, for people; empty if none do."""
     found = [(old, new) for old, new in placement.names.items() if old != new]
     if not found:
         return ""
-    pairs = [f"{text(b'.'.join(old))} as {text(b'.'.join(new))}" for old, new in found]
+    pairs = [
+        f"{text(b'.'.join(old), codec)} as {text(b'.'.join(new), codec)}" for old, new in found
+    ]
     return f"Names that differ from those in the backup: {some(pairs)}"
 
 
-def listed(entries: Sequence[Entry]) -> str:
+def listed(entries: Sequence[Entry], codec: str) -> str:
     """Return kinds and names of entries, for people."""
-    return some([_named(entry) for entry in entries])
+    return some([_named(entry, codec) for entry in entries])
 
 
 def some(names: Sequence[str]) -> str:
@@ -137,12 +150,12 @@ def some(names: Sequence[str]) -> str:
     return ", ".join(names[:_SHOWN]) + (f", and {more} more" if more > 0 else "")
 
 
-def _named(entry: Entry) -> str:
+def _named(entry: Entry, codec: str) -> str:
     kind = entry.description
-    said = "foreign key" if kind == table_parts.FOREIGN_KEY else text(kind).lower()
-    return f"{said} {text(b'.'.join(filter(None, (entry.schema, entry.tag))))}"
+    said = _KINDS.get(kind) or text(kind, codec).lower()
+    return f"{said} {text(b'.'.join(filter(None, (entry.schema, entry.tag))), codec)}"
 
 
-def text(name: bytes) -> str:
+def text(name: bytes, codec: str) -> str:
     """Return a name as text."""
-    return name.decode("utf-8", "surrogateescape")
+    return name.decode(codec, "surrogateescape")
