@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from support import backups, pieces
+from support import backups, extension, pieces
 from support.cli import environment, restore_to, run_pgstash
 from support.postgres import Cluster, Database, temporary_database
 
@@ -118,6 +119,33 @@ def test_a_backup_by_one_session(
         backup.manifest_file.unlink()
         given = ["--unverified"]
     assert_restored(restore(tmp_path, target, *given), stored.source, target)
+
+
+def test_tables_of_extensions_that_the_role_may_not_fill(
+    cluster: Cluster, target: Database, make_database: MakeDatabase, tmp_path: Path
+) -> None:
+    """As spatial_ref_sys of PostGIS: they are found before the restore, if they have rows."""
+    source = make_database(on=cluster)
+    name = extension.install(cluster.major)
+    source.run_sql(f"CREATE EXTENSION {name}; INSERT INTO kit.keyed (what) VALUES ('own')")
+    backups.back_up(source, tmp_path)
+    target.run_sql(
+        f"CREATE EXTENSION {name}; TRUNCATE kit.units, kit.rates, kit.systems, kit.notes"
+    )
+    done = restore(tmp_path, target)
+    assert done.returncode == 56, done.stdout + done.stderr
+    grants = re.findall(r"GRANT [^;]*;", done.stderr)
+    assert 'GRANT INSERT ON "kit"."keyed" TO "tenant";' in grants
+    assert "numbered" not in done.stderr  # it has no rows
+    more = (
+        "GRANT USAGE ON SCHEMA kit TO tenant;"
+        "GRANT SELECT ON ALL TABLES IN SCHEMA kit TO tenant;"
+        "GRANT UPDATE ON ALL SEQUENCES IN SCHEMA kit TO tenant;"
+    )
+    target.run_sql("".join([more, *grants]))
+    done = restore(tmp_path, target)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert target.run_sql("SELECT what FROM kit.keyed") == "own\n"
 
 
 def test_a_single_table(stored: Stored, target: Database) -> None:

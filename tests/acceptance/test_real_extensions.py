@@ -182,6 +182,34 @@ def test_restored_by_standard_tools(stored: Stored) -> None:
         assert compare(stored.source.conninfo, target.conninfo, bin_dir=PROGRAMS) == []
 
 
+def test_restored_by_a_role_that_does_not_own_postgis(debian: Cluster, tmp_path: Path) -> None:
+    """Into a database that has PostGIS, as managed servers have it, and nothing else."""
+    with temporary_database(debian) as source, temporary_database(debian) as target:
+        source.run_sql(POSTGIS)
+        pieces.back_up(source, tmp_path)
+        target.run_sql(
+            f"CREATE EXTENSION postgis; CREATE ROLE tenant LOGIN;"
+            f"ALTER DATABASE {target.name} OWNER TO tenant"
+        )
+        url = target.uri.replace(f"//{debian.user}", "//tenant", 1)
+        env = environment(PROGRAMS, STORAGE_URL=tmp_path.as_uri(), RESTORE_URL=url)
+        try:
+            refused = run_pgstash(["restore", "--to", url], env, cwd=tmp_path)
+            assert refused.returncode == 56, refused.stderr
+            grant = 'GRANT INSERT ON "public"."spatial_ref_sys" TO "tenant";'
+            assert grant in refused.stderr
+            target.run_sql(grant)
+            done = run_pgstash(["restore", "--to", url], env, cwd=tmp_path)
+            assert done.returncode == 0, done.stderr
+            target.run_sql("REVOKE INSERT ON spatial_ref_sys FROM tenant")
+            assert compare(source.conninfo, target.conninfo, bin_dir=PROGRAMS) == []
+        finally:
+            target.run_sql(
+                f"ALTER DATABASE {target.name} OWNER TO {debian.user};"
+                f"REASSIGN OWNED BY tenant TO {debian.user}; DROP OWNED BY tenant; DROP ROLE tenant"
+            )
+
+
 @pytest.fixture(scope="module")
 def cron(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stored]:
     """A backup whose database was renamed: the server wants another one by its name."""

@@ -16,6 +16,7 @@ from pgstash.postgres.restore import owners_and_privileges, rights
 from pgstash.postgres.restore.request import Request
 from pgstash.postgres.restore.rights import NOT_AVAILABLE, Rights
 from pgstash.postgres.server.connection import Server
+from pgstash.postgres.server.quoting import identifier
 from pgstash.postgres.tools import toc
 from pgstash.repository.archive import Archive
 from pgstash.restore import superuser_objects
@@ -130,15 +131,20 @@ class LeavingOut:
             entries = superuser_objects.restored(
                 self._contents, selected.after if selected else None
             )
-            verdict = superuser_objects.judge(self._contents, entries, found)
+            filled = {
+                (_bytes(each.schema), _bytes(each.name)) for each in manifest.tables if each.rows
+            }
+            verdict = superuser_objects.judge(self._contents, entries, found, filled)
         self._verdict = verdict
         if self.request.skip_superuser_objects:
             can_go_on = self._contents is not None and not verdict.in_the_way
         else:  # extensions that are not available are refused with other hints
             can_go_on = all(each.endswith(NOT_AVAILABLE) for each in verdict.reasons)
-        if not verdict.reasons or can_go_on or found.guessed:
+        if (not verdict.reasons or can_go_on or found.guessed) and not verdict.closed:
             return
         user = server.connection.parameters.get("user", "the login")
+        if verdict.closed:
+            raise self._closed(verdict, user, server.database.host)
         count = counted(len(verdict.reasons), "object")
         message = (
             f"the role {user} may not create {count} of the backup on {server.database.host}:"
@@ -147,6 +153,15 @@ class LeavingOut:
         if verdict.in_the_way:
             message += f"\nThese objects of the backup need them:{self._list(verdict.in_the_way)}"
         raise SuperuserRequiredError(message, hint=self._hint(verdict))
+
+    def _closed(self, verdict: Verdict, user: str, host: str) -> SuperuserRequiredError:
+        tables = verdict.closed
+        grants = " ".join(f"GRANT INSERT ON {each} TO {identifier(user)};" for each in tables)
+        return SuperuserRequiredError(
+            f"the role {user} may not load rows into {counted(len(tables), 'table')} of "
+            f"extensions on {host}:{self._list(tables)}",
+            hint=f"Let an administrator allow it in the target database: {grants}",
+        )
 
     def _hint(self, verdict: Verdict) -> str:
         lines = [_AS_SUPERUSER]
@@ -166,6 +181,10 @@ class LeavingOut:
         more = len(lines) - _MOST_NAMED
         shown = "".join(f"\n  {line}" for line in lines[:_MOST_NAMED])
         return shown + (f"\n  and {more:,} more" if more > 0 else "")
+
+
+def _bytes(name: str) -> bytes:
+    return name.encode("utf-8", "surrogateescape")
 
 
 def _of_extensions(found: Rights, manifest: Manifest) -> Verdict:

@@ -48,9 +48,12 @@ _TYPES = """
     FROM pg_catalog.pg_type
 """
 _TABLES_OF_EXTENSIONS = """
-    SELECT DISTINCT c.relname FROM pg_catalog.pg_class c JOIN pg_catalog.pg_depend d
-        ON d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass AND d.objid = c.oid
-           AND d.deptype = 'e'
+    SELECT c.relname, n.nspname, pg_catalog.has_table_privilege(c.oid, 'INSERT')
+    FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+    JOIN pg_catalog.pg_depend d
+         ON d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass AND d.objid = c.oid
+            AND d.deptype = 'e'
+    WHERE c.relkind IN ('r', 'p')
 """
 _MAY_SUBSCRIBE = "SELECT pg_catalog.pg_has_role('pg_create_subscription', 'USAGE')"
 _FIRST_WITH_SUBSCRIBERS = 16
@@ -166,6 +169,13 @@ class Rights:
     def table_of_extension(self, name: bytes) -> bool:
         """Return whether an extension that is there, or was tried, has a table of this name."""
         return name in self._rows(_TABLES_OF_EXTENSIONS) or self._hope()
+
+    def may_fill(self, schema: bytes, name: bytes) -> bool:
+        """Return whether the role may load rows into a table of an extension that is there."""
+        if self._new:
+            return True
+        found = self._session.execute(_TABLES_OF_EXTENSIONS).fetchall()
+        return (name, schema, False) not in found
 
     def _rows(self, question: str) -> Mapping[bytes, tuple[Any, ...]]:
         """Return the rows by their first column."""
