@@ -443,6 +443,24 @@ def test_under_an_odd_name_in_another_schema(scene: Scene) -> None:
     assert "pgstash" not in target.run_sql(NAMES)
 
 
+def test_a_copy_of_a_child(make_database: MakeDatabase, tmp_path: Path) -> None:
+    """Queries of the parent must not find its rows twice."""
+    source = make_database()
+    source.run_sql(
+        "CREATE TABLE parent (id int); CREATE TABLE child (more int) INHERITS (parent);"
+        "CREATE TABLE grandchild () INHERITS (child); INSERT INTO child VALUES (1, 2);"
+    )
+    pieces.back_up(source, tmp_path)
+    scene = Scene(source, tmp_path, make_database)
+    assert warnings(scene.restore(source, "--table", "child", "--as", "copied")) == []
+    assert source.run_sql("SELECT * FROM copied") == "1|2\n"
+    assert source.run_sql("SELECT count(*) FROM parent") == "1\n"
+    source.run_sql("DROP TABLE grandchild, child")
+    [warning] = warnings(scene.restore(source, "--table", "child"))
+    assert "table public.grandchild" in warning
+    assert source.run_sql("SELECT count(*) FROM parent") == "1\n"
+
+
 def test_names_that_cannot_be_given(scene: Scene) -> None:
     target = scene.copy()
     before = dump(target)

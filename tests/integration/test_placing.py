@@ -47,7 +47,7 @@ def database(make_database: MakeDatabase) -> Database:
 
 
 def placed(made: Transaction) -> Placement:
-    return placing.place(made.run, OBJECTS, placing.renaming(TABLE, (b"s", b"copy")), [TABLE])
+    return placing.place(made.run, OBJECTS, placing.renaming(TABLE, (b"s", b"copy")), TABLE)
 
 
 def create(made: Transaction, placement: Placement) -> None:

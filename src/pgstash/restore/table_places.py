@@ -64,7 +64,7 @@ def placed(run: presence.Run, parts: Parts, name: str, codec: str) -> Placement:
             f"the name {name} has characters that the encoding of the database lacks",
             hint="Use a name of ASCII characters with --as.",
         ) from error
-    return placing.place(run, parts.objects, placing.renaming(old, final), exact=[old])
+    return placing.place(run, parts.objects, placing.renaming(old, final), only=old)
 
 
 def refuse_taken(run: presence.Run, placement: Placement, server: Server, codec: str) -> None:

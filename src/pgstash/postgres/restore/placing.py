@@ -6,7 +6,7 @@ Each object then gets a name that is free, and moves to its schema, all in the s
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from pgstash.errors import StatementError
@@ -60,6 +60,18 @@ _DEPENDING = b"""
     JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
     WHERE (n.nspname::pg_catalog.text, c.relname::pg_catalog.text) IN (<names>)
 """
+# What makes tables in these schemas children of a table elsewhere no children.
+_DISINHERITING = b"""
+    SELECT pg_catalog.format('ALTER TABLE %s NO INHERIT %s',
+               i.inhrelid::pg_catalog.regclass, i.inhparent::pg_catalog.regclass)
+    FROM pg_catalog.pg_inherits i
+    JOIN pg_catalog.pg_class child ON child.oid = i.inhrelid AND child.relkind IN ('r', 'f')
+    JOIN pg_catalog.pg_namespace n ON n.oid = child.relnamespace
+    JOIN pg_catalog.pg_class parent ON parent.oid = i.inhparent
+    JOIN pg_catalog.pg_namespace m ON m.oid = parent.relnamespace
+    WHERE n.nspname::pg_catalog.text IN (<schemas>)
+          AND m.nspname::pg_catalog.text NOT IN (<schemas>)
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,12 +93,14 @@ class Objects:
 class Placement:
     """Which name each object gets, by its name in the backup.
 
-    If any of them gets another one, all are created in the schemas ``stages`` first.
+    If any of them gets another one, all are created in the schemas ``stages`` first. Those of a
+    ``copy`` are no children of the tables that these inherit from in the backup.
     """
 
     objects: Objects
     names: Mapping[Name, Name]
     stages: Mapping[bytes, bytes] = field(default_factory=dict)
+    copy: bool = False
 
     def created(self, definition: bytes) -> bytes:
         """Return a definition as it has to be run to create an object.
@@ -122,6 +136,10 @@ class Placement:
         """
         if not self.stages:
             return
+        if self.copy:  # or queries of the parent would find its rows twice
+            schemas = b", ".join(map(literal, self.stages.values()))
+            for (statement,) in run(_DISINHERITING.replace(b"<schemas>", schemas)):
+                run(statement or b"")
         self._refuse_touched(run)
         kinds = (
             (b"TABLE", self.objects.tables),
@@ -164,15 +182,15 @@ class Placement:
             )
 
 
-def place(
-    run: Run, objects: Objects, wanted: Wanted, exact: Collection[Name] | None = None
-) -> Placement:
+def place(run: Run, objects: Objects, wanted: Wanted, only: Name | None = None) -> Placement:
     """Return a placement in which each object has the wanted name, or a similar one that is free.
 
-    Those tables that are ``exact`` get the wanted name, whether it is free or not: by default all.
+    All tables get exactly the wanted names, whether these are free or not; or if a copy of an
+    ``only`` table is made, that table alone.
     """
+    copy = only is not None
+    exact = objects.tables if only is None else [only]
     names = {name: wanted(name) for name in objects.all}
-    exact = objects.tables if exact is None else exact
     reserved = {names[name] for name in exact}
     originals = {*objects.all}
     partitions = [name for name in objects.tables if name not in exact]
@@ -206,6 +224,7 @@ def place(
         objects,
         names,
         {schema: b"pgstash_%s_%d" % (mark, number) for number, schema in enumerate(schemas)},
+        copy=copy,
     )
 
 
