@@ -84,7 +84,8 @@ def restore(
     env = environment(
         target.bin_dir, STORAGE_URL=folder.as_uri(), RESTORE_URL=as_owner(target), **more
     )
-    return run_pgstash(restore_to(env, *arguments), env)
+    without = ("--no-owner", "--no-privileges")  # the role may not give away what it restores
+    return run_pgstash(restore_to(env, *without, *arguments), env)
 
 
 def assert_restored(

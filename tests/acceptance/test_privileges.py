@@ -16,7 +16,7 @@ import pytest
 
 from support import pieces
 from support.backups import back_up, decrypted, settings, stored
-from support.cli import TOOLS_ON_PATH_ALONE, environment, run_pgstash
+from support.cli import NO_DOTENV, TOOLS_ON_PATH_ALONE, environment, run_pgstash
 from support.postgres import Database, beside_publications, clean_environment
 
 if TYPE_CHECKING:
@@ -527,6 +527,7 @@ def doctor(backup: StoredBackup, old: bytes, new: bytes) -> None:
 def test_a_drill_gives_them_and_compares(source: Database, tmp_path: Path, scratch: Path) -> None:
     back_up(source, tmp_path)
     sees = (
+        "SELECT rolsuper FROM pg_roles WHERE rolname = current_user;"
         "SELECT has_table_privilege('reader', 's.t', 'INSERT WITH GRANT OPTION');"
         "SELECT proowner = 'of_app'::regrole FROM pg_proc WHERE proname = 'p'"
     )
@@ -636,3 +637,109 @@ def test_a_drill_misses_a_companion_that_is_lost(
     done = drill(source, tmp_path, scratch)
     assert done.returncode == 42, done.stdout + done.stderr
     assert "owners and privileges: the object that holds them is missing" in done.stderr
+
+
+def restore_to(
+    folder: Path, target: Database, *arguments: str, user: str = "", cwd: Path = NO_DOTENV
+) -> subprocess.CompletedProcess[str]:
+    uri = target.uri.replace(f"//{target.cluster.user}@", f"//{user}@") if user else target.uri
+    env = environment(target.bin_dir, STORAGE_URL=folder.as_uri())
+    return run_pgstash(["restore", "--to", uri, *arguments], env, cwd=cwd)
+
+
+def objects_of(database: Database) -> list[str]:
+    """Return what pg_dump says of the objects of a database, and not of itself."""
+    lines = database.plain_dump().decode().splitlines()
+    return sorted(line for line in lines if not line.startswith(("\\restrict", "\\unrestrict")))
+
+
+@pytest.mark.parametrize("overwrite", [False, True], ids=["empty", "overwritten"])
+def test_an_existing_database_gets_those_of_its_objects(
+    source: Database, restored: Database, tmp_path: Path, *, overwrite: bool
+) -> None:
+    back_up(source, tmp_path)
+    before = databases_of(restored)
+    for arguments in ([], ["--overwrite"]) if overwrite else ([],):
+        done = restore_to(tmp_path, restored, *arguments)
+        assert done.returncode == 0, done.stderr
+        assert beside_publications(done.stderr) == []
+        assert objects_of(restored) == objects_of(source)
+    assert databases_of(restored) == before
+
+
+def databases_of(database: Database) -> str:
+    return database.run_sql(
+        "SELECT datdba, datacl, datconnlimit, setconfig FROM pg_database d"
+        " LEFT JOIN pg_db_role_setting ON setdatabase = d.oid WHERE datname = current_database()"
+    )
+
+
+def test_an_existing_database_gets_only_what_is_wanted(
+    source: Database, cluster: Cluster, tmp_path: Path
+) -> None:
+    back_up(source, tmp_path)
+    owners = "SELECT count(*) FROM pg_proc WHERE proowner = 'of_app'::regrole"
+    grants = "SELECT count(*) FROM pg_namespace WHERE nspname = 's' AND nspacl IS NOT NULL"
+    for arguments, expected in (
+        (["--no-owner"], ["0", "1"]),
+        (["--no-privileges"], ["2", "0"]),
+        (["--no-owner", "--no-privileges"], ["0", "0"]),
+    ):
+        target = cluster.create_database("Odd 'target'")
+        try:
+            done = restore_to(tmp_path, target, *arguments)
+            assert done.returncode == 0, done.stderr
+            assert [target.run_sql(query).strip() for query in (owners, grants)] == expected
+        finally:
+            target.drop()
+
+
+def test_what_an_existing_database_refuses_is_for_an_administrator(
+    ordinary: Database, restored: Database, tmp_path: Path
+) -> None:
+    ordinary.run_sql(ORDINARY)
+    back_up(ordinary, tmp_path / "store")
+    restored.run_sql('ALTER DATABASE :"DBNAME" OWNER TO ordinary')
+    done = restore_to(tmp_path / "store", restored, user="ordinary", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "The target refused 2 statements for owners and privileges" in done.stderr
+    assert restored.run_sql("SELECT has_table_privilege('reader', 's.t', 'SELECT')") == "t\n"
+    assert restored.run_sql("SELECT has_table_privilege('of_app', 's.t', 'SELECT')") == "f\n"
+    [file] = tmp_path.glob("*.for_administrator.sql")
+    assert apply(file.read_bytes(), restored) == ""
+    assert objects_of(restored) == objects_of(ordinary)
+
+
+def test_an_existing_database_is_restored_whole_or_not_at_all(
+    source: Database, restored: Database, tmp_path: Path
+) -> None:
+    """What concerns the transaction is no refusal of a statement."""
+    back_up(source, tmp_path)
+    restored.run_sql(
+        "CREATE FUNCTION public.f() RETURNS event_trigger LANGUAGE plpgsql AS 'BEGIN"
+        " IF tg_tag = ''GRANT'' THEN RAISE EXCEPTION USING ERRCODE = ''40001'',"
+        " MESSAGE = ''planted''; END IF; END';"
+        "CREATE EVENT TRIGGER planted ON ddl_command_start EXECUTE FUNCTION public.f()"
+    )
+    done = restore_to(tmp_path, restored, "--overwrite")
+    assert done.returncode != 0
+    assert "planted" in done.stderr
+    assert "nothing was changed in the target" in done.stderr
+    assert restored.run_sql("SELECT count(*) FROM pg_namespace WHERE nspname = 's'") == "0\n"
+
+
+def test_roles_that_an_existing_database_lacks_are_named_first(
+    source: Database, other: Cluster, tmp_path: Path
+) -> None:
+    back_up(source, tmp_path)
+    target = other.create_database("Odd 'target'")
+    try:
+        done = restore_to(tmp_path, target)
+        assert done.returncode == 59, done.stderr
+        assert "of_large_objects" in done.stderr
+        assert "--no-owner and --no-privileges" in done.stderr
+        done = restore_to(tmp_path, target, "--create-roles")
+        assert done.returncode == 0, done.stderr
+        assert objects_of(target) == objects_of(source)
+    finally:
+        target.drop()

@@ -168,7 +168,7 @@ def test_without_owners_and_privileges_nothing_is_replaced(
     maintenance.run_sql("CREATE ROLE maker LOGIN CREATEDB")
     maintenance.run_sql(f"ALTER DATABASE {NAME} OWNER TO maker")
     env = restore_environment(tmp_path, shop) | {"RESTORE_URL": as_role(maintenance, "maker")}
-    done = run_pgstash(["restore", "--create", NAME, "--replace"], env)
+    done = run_pgstash(["restore", "--create", NAME, "--replace"], env, cwd=tmp_path)
     try:
         assert done.returncode == 61, done.stderr
         assert "and everything is in a database that still has its temporary name: " in done.stderr

@@ -142,7 +142,12 @@ def restore(
         DEBUG="true",
         **more,
     )
-    done = run_pgstash(restore_to(env, "--create-roles"), env, statements=TOOLS_ON_PATH_ALONE)
+    done = run_pgstash(
+        restore_to(env, "--create-roles"),
+        env,
+        cwd=backup.archive.parent.parent,  # of a file for an administrator, if there is one
+        statements=TOOLS_ON_PATH_ALONE,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert not HASH.search(done.stdout + done.stderr)
     return done

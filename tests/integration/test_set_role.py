@@ -67,8 +67,8 @@ def test_a_restore_is_the_roles(
         RESTORE_URL=login_of(target),
         RESTORE_JOBS=jobs or "1",
     )
-    new = ["--create", NAME, "--no-owner", "--no-privileges"]
-    done = run_pgstash(restore_to(env, *(new if jobs else [])), env)
+    new = ["--create", NAME] if jobs else []
+    done = run_pgstash(restore_to(env, *new, "--no-owner", "--no-privileges"), env)
     assert (done.returncode, done.stderr) == (0, "")
     restored = Database(target.cluster, NAME) if jobs else target
     assert restored.run_sql(OWNERS) == f"{OWNER}\n"

@@ -76,15 +76,14 @@ def restore(  # noqa: PLR0913 - one argument for each option
         bool,
         typer.Option(
             "--no-owner",
-            help="With --create or --into-existing, do not give objects their owners: the "
-            "restoring role keeps them.",
+            help="Do not give objects their owners: the restoring role keeps them.",
         ),
     ] = False,
     no_privileges: Annotated[
         bool,
         typer.Option(
             "--no-privileges",
-            help="With --create or --into-existing, do not restore GRANT and REVOKE.",
+            help="Do not restore GRANT and REVOKE.",
         ),
     ] = False,
     no_analyze: Annotated[

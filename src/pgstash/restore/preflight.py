@@ -145,9 +145,10 @@ def owners_and_privileges(
         return b""
     script = archive.privileges()
     if script is None:
-        so = (
-            "everything will belong to the restoring role, and only that role and superusers can "
-            "connect"
+        so = "everything will belong to the restoring role, and " + (
+            "nothing is granted to others"
+            if request.create is None
+            else "only that role and superusers can connect"
         )
         if manifest.privileges_sha256:
             emit(events.Warned(f"The privileges companion of {archive.name} is missing: {so}"))

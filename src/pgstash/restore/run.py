@@ -8,6 +8,7 @@ committed, or gets its name, only after the last byte has been verified.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -206,7 +207,9 @@ def _restore(plan: Plan, archive: Archive, runtime: Runtime, state: State) -> in
         )
         if request.create is not None:
             into = stack.enter_context(_created(request, manifest, server, state, runtime))
-        given = leaving_out.settle(into, given, administrator)
+        owned = owners.Owners(
+            leaving_out.settle(into, given, administrator), request, tool_run, administrator
+        )
         lc_monetary = preflight.lc_monetary(manifest, server, emit)
         if single:
             return single.run(progress, state, locks, lc_monetary)
@@ -222,16 +225,24 @@ def _restore(plan: Plan, archive: Archive, runtime: Runtime, state: State) -> in
             with preflight.explained(manifest, server, locks, request):
                 strategy.parallel.run(load, progress.restored)
             statistics.update(into, request, plan.jobs, emit)
-            state.target.refused = not owners.give(into, given, request, tool_run, administrator)
+            state.target.refused = not owned.complete(into)
             pooler.refuse_swapping_again(into, emit)
             return plan.jobs
         if request.create is None:  # nobody else uses a new database
             into = stack.enter_context(warn_of_lock_waits(server, lambda: state.raw_bytes, emit))
-        psql = Psql(into, tool_run, one_transaction=request.create is None, lc_monetary=lc_monetary)
+        psql = Psql(
+            into,
+            tool_run,
+            one_transaction=request.create is None,
+            lc_monetary=lc_monetary,
+            taken=owned.giving.read,
+        )
         try:
-            read = progress.counted(_script(archive, strategy, tool_run, progress))
+            read = without_settings_unknown_to(
+                into.major, progress.counted(_script(archive, strategy, tool_run, progress))
+            )
             with preflight.explained(manifest, server, locks, request):
-                _feed(psql, without_settings_unknown_to(into.major, read), plan, into, emit)
+                _feed(psql, itertools.chain(read, owned.giving.script()), plan, into, emit)
         finally:
             # What is in a staging database does not count before the database gets its name.
             if request.create is None:
@@ -240,7 +251,7 @@ def _restore(plan: Plan, archive: Archive, runtime: Runtime, state: State) -> in
         statistics.update(
             into, request, plan.jobs, emit, strategy.selected.names if strategy.selected else None
         )
-        state.target.refused = not owners.give(into, given, request, tool_run, administrator)
+        state.target.refused = not owned.complete(into)
     return 1
 
 

@@ -126,11 +126,12 @@ def warn_of_closed(names: Sequence[str], emit: Emit) -> None:
     """Warn of roles that could log in on the source, and cannot on the target."""
     if not names:
         return
-    first = identifier(names[0])
+    named = sorted(names)
+    first = identifier(named[0])
     emit(
         Warned(
             f"{counted(len(names), 'created role')} cannot log in with a password until they get "
-            f"one: {', '.join(names)}\nIn psql, for each of them: "
+            f"one: {', '.join(named)}\nIn psql, for each of them: "
             f"ALTER ROLE {first} LOGIN; and then \\password {first}",
             to_do=True,
         )

@@ -11,6 +11,7 @@ import math
 import re
 import secrets
 import signal
+from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
@@ -48,8 +49,13 @@ class Psql:
         *,
         one_transaction: bool,
         lc_monetary: str | None,
+        taken: Callable[[str], bool] = lambda _line: False,
     ) -> None:
-        """Prepare; nothing runs before the block is entered."""
+        """Prepare; nothing runs before the block is entered.
+
+        Lines of stderr that ``taken`` is true for are not messages of the script.
+        """
+        self._taken = taken
         self._server = server
         self._tool_run = tool_run
         self._one_transaction = one_transaction
@@ -75,7 +81,7 @@ class Psql:
         command = Command(
             words, self._tool_run.environment, fed=True, failure=TargetLostError, all_lines=True
         )
-        self._child = Child(command, self._server.connection, self._stderr.read)
+        self._child = Child(command, self._server.connection, self._read)
         try:
             self._child.queue(self._preamble())
             self._backend = self._introduced(self._child.read_line())
@@ -103,6 +109,10 @@ class Psql:
                 committing=self._committing,
                 hurried=isinstance(error, Interrupted),
             )
+
+    def _read(self, line: str) -> None:
+        if not self._taken(line):
+            self._stderr.read(line)
 
     def end(self) -> None:
         """End psql, even while another thread feeds it; the block still has to be left."""

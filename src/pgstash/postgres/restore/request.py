@@ -18,8 +18,8 @@ class Request:
     rows, and ``into_existing`` restores them next to what the target holds, the only one of
     them under another name if it is to be ``renamed``. ``create_roles``
     creates missing roles; with ``for_drill`` they are marked, and dropped after the drill. A
-    ``dry_run`` changes nothing. A new database, and tables that are put ``into_existing``, get
-    the owners of the source, unless ``no_owner``, and its privileges, unless ``no_privileges``.
+    ``dry_run`` changes nothing. Restored objects get the owners of the source, unless
+    ``no_owner``, and its privileges, unless ``no_privileges``; and so does a new database itself.
     Statistics for the planner are updated at the end, unless ``no_analyze``. Objects that the
     restoring role may not create are left out with ``skip_superuser_objects``.
     """
@@ -43,6 +43,6 @@ class Request:
 
     @property
     def gives_privileges(self) -> bool:
-        """Whether to restore owners, privileges, and the properties of the database."""
-        whole = self.create is not None and not self.for_drill
+        """Whether to restore owners and privileges by the script that is stored for them."""
+        whole = not (self.for_drill or self.rows_only or self.into_existing)
         return whole and not (self.no_owner and self.no_privileges)
