@@ -15,7 +15,7 @@ from pgstash.errors import (
 )
 from pgstash.format.manifest import Manifest
 from pgstash.postgres.dump import globals as globals_dump
-from pgstash.postgres.restore import logins, roles, target
+from pgstash.postgres.restore import logins, memberships, roles, target
 from pgstash.postgres.restore.hints import BROKEN_CONSTRAINT
 from pgstash.postgres.restore.refusals import LockTableFullError
 from pgstash.postgres.restore.request import Request
@@ -114,15 +114,20 @@ def look_for_roles(
     manifest = archive.manifest
     if manifest is None or request.rows_only or request.into_existing:
         return ()
-    of_source = _roles_of_source(archive, manifest, emit) if request.create_roles else {}
-    return roles.refuse_missing(server, manifest, of_source, request, emit)
+    if not request.create_roles:
+        return roles.refuse_missing(server, manifest, {}, request, emit).closed
+    script = archive.globals()
+    of_source = _roles_of_source(archive, manifest, script, emit)
+    created = roles.refuse_missing(server, manifest, of_source, request, emit)
+    if script and created.names and not request.for_drill:
+        memberships.give(server, memberships.read(script), created.names, emit)
+    return created.closed
 
 
 def _roles_of_source(
-    archive: Archive, manifest: Manifest, emit: events.Emit
+    archive: Archive, manifest: Manifest, script: bytes | None, emit: events.Emit
 ) -> Mapping[str, logins.Login]:
     """Return all roles of the source if they are stored, otherwise those that are required."""
-    script = archive.globals()
     if script is None:
         if manifest.globals_sha256:
             emit(events.Warned(f"The roles companion of {archive.name} is missing"))

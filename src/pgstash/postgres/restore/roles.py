@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, LiteralString
 
 import psycopg
@@ -27,18 +28,26 @@ DRILL_COMMENT = "made by pgstash for a drill"
 """The comment that marks the roles which a drill created."""
 
 
+@dataclass(frozen=True, slots=True)
+class Created:
+    """The roles that a restore created; the ``closed`` ones could log in, and cannot yet."""
+
+    names: list[str] = field(default_factory=list)
+    closed: list[str] = field(default_factory=list)
+
+
 def refuse_missing(
     server: Server,
     manifest: Manifest,
     of_source: Mapping[str, Login],
     request: Request,
     emit: Emit,
-) -> list[str]:
+) -> Created:
     """Raise TargetLacksError with all roles and extensions that the target does not have.
 
     If requested, missing roles are created instead, without any privilege, and so are the other
-    roles ``of_source``; a dry run creates none. A role gets its login if its password is known;
-    those that could log in, and cannot yet, are returned. Existing roles stay as they are. If a
+    roles ``of_source``; a dry run creates none. A role gets its login if its password is known.
+    Existing roles stay as they are. If a
     role that the manifest does not require cannot be created, that is only a warning. For a drill,
     no role gets its login, and all are marked; a restore removes the mark from those that it needs.
     For a partial backup, anything missing is only a warning.
@@ -59,7 +68,7 @@ def refuse_missing(
         # The options of the dump may have left out what needs them.
         emit(Warned(f"{error.message}; a partial backup may not need them"))
     if request.dry_run:
-        return []
+        return Created()
     with connected(server) as session:
         if not request.for_drill:
             _adopt(session, there & {*required, *wanted})
@@ -90,13 +99,13 @@ def _create(
     required: Collection[str],
     request: Request,
     emit: Emit,
-) -> list[str]:
-    """Create roles with their logins, and return those that could log in, and cannot yet.
+) -> Created:
+    """Create roles with their logins.
 
     If a role that is not ``required`` is refused, that is a warning.
     """
     left_out: list[tuple[str, str]] = []
-    closed: list[str] = []
+    created = Created()
     if any(login.password for login in wanted.values()):
         logins.keep_out_of_log(session)
     for name, login in wanted.items():
@@ -118,10 +127,11 @@ def _create(
                 ) from error
             left_out.append((name, reason))
         else:
+            created.names.append(name)
             given = logins.give(session, name, login, emit)
             emit(RoleCreated(name, login=given and login.can_login))
             if login.can_login and not given:
-                closed.append(name)
+                created.closed.append(name)
     if left_out:
         some = ", ".join(name for name, _ in left_out[:_MOST_NAMED])
         more = ", …" if len(left_out) > _MOST_NAMED else ""
@@ -132,7 +142,7 @@ def _create(
                 "to them, but rows may"
             )
         )
-    return closed
+    return created
 
 
 def _adopt(session: psycopg.Connection[tuple[Any, ...]], names: Collection[str]) -> None:

@@ -1,0 +1,101 @@
+"""Memberships of the roles that a restore creates, read from the script of pg_dumpall."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+import psycopg
+
+from pgstash.counting import counted
+from pgstash.events import Emit, Warned
+from pgstash.postgres.restore.target import connected
+from pgstash.postgres.server.connection import Server
+from pgstash.postgres.server.quoting import identifier
+
+_NAME = r"""(?:"(?:[^"]|"")+"|[^",;\s]+)"""
+# As pg_dumpall writes it, one to a line. Comments and other quoted text are skipped: a name may
+# contain a line that looks like this.
+_GRANT = re.compile(
+    rf"""^--.*$|^GRANT (?P<group>{_NAME}) TO (?P<member>{_NAME})"""
+    rf"""(?: WITH (?P<options>[A-Z]+ [A-Z]+(?:, [A-Z]+ [A-Z]+)*))?(?: GRANTED BY {_NAME})?;$"""
+    r"""|"(?:[^"]|"")*"|'(?:[^']|'')*'""",
+    re.MULTILINE,
+)
+_ADMIN = "ADMIN OPTION"
+_OPTIONS = (_ADMIN, "INHERIT TRUE", "INHERIT FALSE", "SET TRUE", "SET FALSE")
+_DEFAULTS = ("INHERIT TRUE", "SET TRUE")  # of a role that may inherit, as created roles may
+_FIRST_WITH_OPTIONS = 16
+_SHOWN = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Membership:
+    """A role, the ``group``, was granted to another, the ``member``, with these options."""
+
+    group: str
+    member: str
+    options: tuple[str, ...] = ()
+
+    def statement(self, major: int) -> str | None:
+        """Return the GRANT for a server of this major; None if that would grant more."""
+        options = self.options
+        if major < _FIRST_WITH_OPTIONS:
+            options = tuple(each for each in options if each not in _DEFAULTS)
+            if any(each != _ADMIN for each in options):
+                return None
+        given = f" WITH {', '.join(options)}" if options else ""
+        return f"GRANT {identifier(self.group)} TO {identifier(self.member)}{given};"
+
+
+def read(script: bytes) -> list[Membership]:
+    """Return the memberships in a script of pg_dumpall, except those with unknown options."""
+    found = {}
+    for match in _GRANT.finditer(script.decode("utf-8", "surrogateescape")):
+        if not match["group"]:
+            continue
+        options = tuple((match["options"] or "").split(", ")) if match["options"] else ()
+        if all(each in _OPTIONS for each in options):
+            group, member = _bare(match["group"]), _bare(match["member"])
+            found[group, member] = Membership(group, member, options)
+    return list(found.values())
+
+
+def _bare(name: str) -> str:
+    return name[1:-1].replace('""', '"') if name.startswith('"') else name
+
+
+def give(
+    server: Server, memberships: Sequence[Membership], created: Collection[str], emit: Emit
+) -> None:
+    """Give created roles their memberships in other created roles.
+
+    A membership in a role that was there before would give the new role its privileges, and one of
+    such a role would give it more: they are for somebody to decide, as is what the server refuses.
+    """
+    left: list[str] = []
+    with connected(server) as session:
+        for each in memberships:
+            if not {each.group, each.member} & {*created}:
+                continue
+            statement = each.statement(server.major)
+            if statement is None or not {each.group, each.member} <= {*created}:
+                left.append(each.statement(_FIRST_WITH_OPTIONS) or "")
+                continue
+            try:
+                session.execute(statement.encode())
+            except psycopg.Error as error:
+                if error.sqlstate is None:
+                    raise
+                left.append(statement)
+    if left:
+        more = f" and {len(left) - _SHOWN} more" if len(left) > _SHOWN else ""
+        emit(
+            Warned(
+                f"{counted(len(left), 'membership')} of created roles left out, because the other "
+                f"role was there before, or the server refused it. If they are wanted: "
+                f"{' '.join(left[:_SHOWN])}{more}",
+                to_do=True,
+            )
+        )

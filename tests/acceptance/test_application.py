@@ -1,0 +1,148 @@
+"""A restored application works: each of its roles may do what it could, and nothing more."""
+
+from __future__ import annotations
+
+import gzip
+import subprocess
+from typing import TYPE_CHECKING
+
+import pytest
+
+from support import application
+from support.backups import PASSPHRASE, back_up, decrypted
+from support.cli import environment, run_pgstash
+from support.postgres import Cluster, Database, clean_environment
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from support.backups import StoredBackup
+
+NAME = "the_application"
+
+
+def described(database: Database) -> list[str]:
+    """Return all that pg_dump says of a database, whatever its name is, in any order."""
+    text = database.plain_dump("--create").decode()
+    text = text.replace(f'"{database.name}"', "NAME").replace(database.name, "NAME")
+    lines = text.splitlines()
+    return sorted(line for line in lines if not line.startswith(("\\restrict", "\\unrestrict")))
+
+
+def remove(cluster: Cluster, *databases: str) -> None:
+    for name in databases:
+        cluster.drop_database(name)
+    for role in application.ROLES:
+        cluster.maintenance.run_sql(f"DROP ROLE IF EXISTS {role}")
+
+
+@pytest.fixture(scope="module")
+def source(newest_cluster: Cluster) -> Iterator[Database]:
+    newest_cluster.maintenance.run_sql(application.CREATE_ROLES)
+    for role in application.ROLES[1:]:
+        newest_cluster.maintenance.run_sql(f"ALTER ROLE {role} PASSWORD 'planted {role}'")
+    database = newest_cluster.create_database("application_source")
+    database.run_sql(application.CREATE)
+    assert list(application.failures(database)) == []
+    yield database
+    remove(newest_cluster, database.name)
+
+
+@pytest.fixture(scope="module")
+def backup(source: Database, tmp_path_factory: pytest.TempPathFactory) -> StoredBackup:
+    folder = tmp_path_factory.mktemp("application")
+    return back_up(source, folder, encrypted=True, GLOBALS_PASSWORDS="true")
+
+
+@pytest.fixture(scope="module")
+def as_stored(source: Database, backup: StoredBackup) -> list[str]:
+    """Return the description of the source, before the suite uses up values of its sequences."""
+    assert backup.archive.exists()
+    return described(source)
+
+
+@pytest.fixture
+def target(newest_cluster: Cluster) -> Iterator[Cluster]:
+    """The server of the source, for databases of another name."""
+    yield newest_cluster
+    kept = "SELECT datname FROM pg_database WHERE datname LIKE 'the_application%'"
+    for name in newest_cluster.maintenance.run_sql(kept).split():
+        newest_cluster.drop_database(name)
+
+
+@pytest.fixture
+def empty_server(newest_cluster: Cluster) -> Iterator[Cluster]:
+    """Another server, without any role of the application."""
+    with Cluster(newest_cluster.major) as cluster:
+        yield cluster
+
+
+def restore(backup: StoredBackup, on: Cluster, *arguments: str, **more: str) -> str:
+    """Restore into a new database; return what was reported to be wrong."""
+    given = {
+        "STORAGE_URL": backup.archive.parent.parent.as_uri(),
+        "RESTORE_URL": on.maintenance.uri,
+        "BACKUP_ENCRYPTION_KEY": PASSPHRASE,
+    }
+    done = run_pgstash(
+        ["restore", "--create", NAME, *arguments], environment(on.bin_dir, **(given | more))
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stderr
+
+
+def assert_works(database: Database, as_stored: list[str]) -> None:
+    assert described(database) == as_stored
+    assert list(application.failures(database)) == []
+
+
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_on_the_same_server(
+    backup: StoredBackup, target: Cluster, as_stored: list[str], jobs: str
+) -> None:
+    assert restore(backup, target, RESTORE_JOBS=jobs) == ""
+    assert_works(Database(target, NAME), as_stored)
+
+
+def test_on_an_empty_server(
+    backup: StoredBackup, empty_server: Cluster, as_stored: list[str]
+) -> None:
+    assert restore(backup, empty_server, "--create-roles") == ""
+    assert_works(Database(empty_server, NAME), as_stored)
+
+
+def test_in_the_place_of_a_damaged_one(
+    backup: StoredBackup, target: Cluster, as_stored: list[str]
+) -> None:
+    damaged = target.create_database(NAME)
+    assert list(application.failures(damaged)) != []
+    assert restore(backup, target, "--replace") == ""
+    assert_works(damaged, as_stored)
+
+
+def test_by_hand(backup: StoredBackup, target: Cluster, as_stored: list[str]) -> None:
+    restored = target.create_database(NAME)
+    backup.restore(restored)
+    assert list(application.failures(restored)) != []
+    [privileges] = backup.archive.parent.glob("backup_*.privileges.sql.gz.enc")
+    done = subprocess.run(
+        [target.bin_dir / "psql", "-X", "-q", "-d", restored.conninfo],
+        input=gzip.decompress(decrypted(privileges.read_bytes())),
+        env=clean_environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        check=True,
+    )
+    assert done.stderr == b""
+    assert_works(restored, as_stored)
+
+
+def test_a_suite_that_can_fail(source: Database, tmp_path: Path) -> None:
+    assert tmp_path.exists()
+    source.run_sql("REVOKE EXECUTE ON FUNCTION billing.book FROM shop_app")
+    try:
+        [failure] = application.failures(source)
+    finally:
+        source.run_sql("GRANT EXECUTE ON FUNCTION billing.book TO shop_app")
+    assert failure.startswith("shop_app: SELECT (billing.book")
