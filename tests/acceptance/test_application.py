@@ -10,7 +10,7 @@ import pytest
 
 from support import application
 from support.backups import PASSPHRASE, back_up, decrypted
-from support.cli import environment, run_pgstash
+from support.cli import NO_DOTENV, environment, run_pgstash
 from support.postgres import Cluster, Database, clean_environment
 
 if TYPE_CHECKING:
@@ -78,7 +78,13 @@ def empty_server(newest_cluster: Cluster) -> Iterator[Cluster]:
         yield cluster
 
 
-def restore(backup: StoredBackup, on: Cluster, *arguments: str, **more: str) -> str:
+def restore(
+    backup: StoredBackup,
+    on: Cluster,
+    *arguments: str,
+    folder: Path | None = None,
+    **more: str,
+) -> str:
     """Restore into a new database; return what was reported to be wrong."""
     given = {
         "STORAGE_URL": backup.archive.parent.parent.as_uri(),
@@ -86,7 +92,9 @@ def restore(backup: StoredBackup, on: Cluster, *arguments: str, **more: str) -> 
         "BACKUP_ENCRYPTION_KEY": PASSPHRASE,
     }
     done = run_pgstash(
-        ["restore", "--create", NAME, *arguments], environment(on.bin_dir, **(given | more))
+        ["restore", "--create", NAME, *arguments],
+        environment(on.bin_dir, **(given | more)),
+        cwd=folder or NO_DOTENV,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stderr
@@ -119,6 +127,28 @@ def test_in_the_place_of_a_damaged_one(
     assert list(application.failures(damaged)) != []
     assert restore(backup, target, "--replace") == ""
     assert_works(damaged, as_stored)
+
+
+def test_on_a_managed_server(
+    backup: StoredBackup, empty_server: Cluster, as_stored: list[str], tmp_path: Path
+) -> None:
+    """Nobody is a superuser but the provider, who is given what the restore may not do."""
+    empty_server.maintenance.run_sql("CREATE ROLE managed LOGIN CREATEDB CREATEROLE")
+    url = empty_server.maintenance.uri.replace("//admin@", "//managed@")
+    wanted = ["--create-roles", "--skip-superuser-objects"]
+    said = restore(backup, empty_server, *wanted, folder=tmp_path, RESTORE_URL=url)
+    [script] = tmp_path.glob("*.for_administrator.sql")
+    assert script.name in said
+    restored = Database(empty_server, NAME)
+    done = subprocess.run(
+        [empty_server.bin_dir / "psql", "-X", "-q", "-d", restored.conninfo, "-f", script],
+        env=clean_environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        check=True,
+    )
+    assert done.stderr == b""
+    assert_works(restored, as_stored)
 
 
 def test_by_hand(backup: StoredBackup, target: Cluster, as_stored: list[str]) -> None:

@@ -110,8 +110,8 @@ def target(other: Cluster) -> Iterator[Database]:
         database.run_sql("CREATE ROLE keeper LOGIN PASSWORD 'planted new password'")
         yield database
     made = other.maintenance.run_sql("SELECT rolname FROM pg_roles WHERE rolname !~ '^(pg_|admin)'")
-    for role in made.split():
-        other.maintenance.run_sql(f"DROP ROLE {role}")
+    # In one statement: one of them may have made others members.
+    other.maintenance.run_sql(f"DROP ROLE {', '.join(made.split())}")
 
 
 @pytest.fixture(scope="module")
@@ -199,6 +199,16 @@ def test_roles_come_back_with_their_logins(
     assert not logged_in(target, "bare", "")
     query = "SELECT rolconnlimit, rolvaliduntil::date, rolsuper FROM pg_roles WHERE rolname = 'app'"
     assert target.run_sql(query) == "7|2099-01-01|f\n"
+    query = (
+        "SELECT member::regrole, admin_option FROM pg_auth_members WHERE roleid = 'team'::regrole"
+    )
+    assert "app|t\n" in target.run_sql(query)
+    # A role that was there before would give a new one its privileges.
+    assert 'If they are wanted: GRANT "pg_read_all_data" TO "reader"' in done.stderr
+    assert (
+        target.run_sql("SELECT count(*) FROM pg_auth_members WHERE member = 'reader'::regrole")
+        == "0\n"
+    )
     # One is refused: it stays without login, and neither log shows the statement.
     assert "The role echo was created, but not given its password: password must not" in done.stderr
     assert "2 created roles cannot log in with a password until they get one: bare, echo\n" in (

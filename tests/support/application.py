@@ -36,6 +36,7 @@ CREATE = """
     ALTER ROLE shop_app IN DATABASE :"DBNAME" SET search_path = shop;
     ALTER ROLE shop_reporting IN DATABASE :"DBNAME" SET default_transaction_read_only = on;
     REVOKE ALL ON SCHEMA public FROM PUBLIC;
+    GRANT USAGE ON SCHEMA public TO shop_owner;
 
     CREATE TABLE public.changes (tag text);
     CREATE FUNCTION public.note_change() RETURNS event_trigger LANGUAGE plpgsql
