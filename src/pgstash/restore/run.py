@@ -264,7 +264,7 @@ def _created(
     with staging_database.created(server, request, like, state.target, runtime) as into:
         if manifest:
             bound_extensions.make(into, request, manifest.extensions, runtime.emit)
-        yield into
+        yield target.without_event_triggers(into)
 
 
 def _script(
@@ -278,7 +278,7 @@ def _script(
 
 def _feed(psql: Psql, script: Iterator[bytes], plan: Plan, into: Server, emit: events.Emit) -> None:
     emit(events.PhaseStarted("objects, rows and indexes"))
-    with activity.reported(into, emit), psql:
+    with activity.reported(target.without_event_triggers(into), emit), psql:
         for chunk in _observed(script, plan.observe):
             psql.feed(chunk)
         pooler.refuse_swapping_again(into, emit)

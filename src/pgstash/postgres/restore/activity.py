@@ -12,7 +12,6 @@ from typing import Any
 
 from pgstash import events
 from pgstash.errors import PgstashError
-from pgstash.postgres.restore import target
 from pgstash.postgres.server import query, time_limits
 from pgstash.postgres.server.connection import Server
 
@@ -45,7 +44,8 @@ _QUERY = """
 def reported(server: Server, emit: events.Emit) -> Iterator[None]:
     """Report for the length of the block, in a thread, what the login's sessions are working on.
 
-    One more session asks the server. If it cannot, nothing is reported.
+    One more session asks the server; its login should fire no event triggers. If it cannot, nothing
+    is reported.
     """
     ended = threading.Event()
     thread = threading.Thread(target=_report, args=(server, emit, ended), daemon=True)
@@ -66,7 +66,7 @@ def _report(server: Server, emit: events.Emit, ended: threading.Event) -> None:
     with (
         contextlib.suppress(PgstashError, UnicodeError),
         query.opened(
-            target.without_event_triggers(server),
+            server,
             "what is being worked on",
             connect_seconds=time_limits.BRIEF_CONNECT,
             answer_seconds=time_limits.BRIEF_ANSWER,

@@ -198,8 +198,11 @@ def may_fire_no_event_triggers(server: Server) -> bool:
 def without_event_triggers(server: Server) -> Server:
     """Return the server for logins that fire no event triggers, if the login may choose that.
 
-    That is tested with such a login, because any other would fire them. Raises TargetLostError.
+    That is tested with such a login, because any other would fire them. What was returned here
+    before is returned again without a test. Raises TargetLostError.
     """
+    if server.connection.parameters.get("options", "").endswith(NO_EVENT_TRIGGERS):
+        return server
     if server.major < _FIRST_WITH_LOGIN_TRIGGERS or not _passes_options_on(server):
         return server
     quiet = replace(server, connection=server.connection.with_options(NO_EVENT_TRIGGERS))
