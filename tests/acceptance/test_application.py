@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import re
 import subprocess
 from typing import TYPE_CHECKING
 
@@ -10,8 +11,8 @@ import pytest
 
 from support import application
 from support.backups import PASSPHRASE, back_up, decrypted
-from support.cli import NO_DOTENV, environment, run_pgstash
-from support.postgres import Cluster, Database, clean_environment
+from support.cli import COMMAND, NO_DOTENV, environment, run_pgstash
+from support.postgres import REPOSITORY, Cluster, Database, clean_environment
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from support.backups import StoredBackup
 
 NAME = "the_application"
+PAGE = REPOSITORY / "docs" / "how-to" / "the-database-is-gone.md"
+STEPS = re.compile(r"^```sh\n(.*?)^```", re.DOTALL | re.MULTILINE)
 
 
 def described(database: Database) -> list[str]:
@@ -166,6 +169,34 @@ def test_by_hand(backup: StoredBackup, target: Cluster, as_stored: list[str]) ->
     )
     assert done.stderr == b""
     assert_works(restored, as_stored)
+
+
+def test_the_page_for_the_worst_hour(
+    source: Database, empty_server: Cluster, as_stored: list[str], tmp_path: Path
+) -> None:
+    back_up(source, tmp_path, encrypted=True, GLOBALS_PASSWORDS="true")
+    restored = Database(empty_server, NAME)
+    environment = clean_environment(COMMAND.parent, empty_server.bin_dir) | {
+        "STORAGE_URL": tmp_path.as_uri(),
+        "BACKUP_ENCRYPTION": "true",
+        "BACKUP_ENCRYPTION_KEY": PASSPHRASE,
+        "RESTORE_URL": empty_server.maintenance.uri,
+    }
+    for block in STEPS.findall(PAGE.read_text()):
+        if "pgstash once" in block:
+            assert described(restored) == as_stored
+            environment["DATABASE_URL"] = restored.uri
+        done = subprocess.run(
+            ["bash", "-e", "-c", block.replace("--create shop ", f"--create {NAME} ")],
+            env=environment,
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, (block, done.stdout, done.stderr)
+    assert "Backup completed successfully" in done.stdout
+    assert list(application.failures(restored)) == []
 
 
 def test_a_suite_that_can_fail(source: Database, tmp_path: Path) -> None:
