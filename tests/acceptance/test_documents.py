@@ -231,6 +231,7 @@ def test_the_recipe_for_an_older_psql(make_database: MakeDatabase, tmp_path: Pat
     assert compare(source.conninfo, target.conninfo, bin_dir=source.bin_dir) == []
 
 
+@pytest.mark.newest_first
 @pytest.mark.parametrize("case", BREAKING_UNDER_CLEAN)
 def test_the_cases_that_need_the_drops_left_out(
     case: str, cluster: Cluster, make_database: MakeDatabase, tmp_path: Path
@@ -245,6 +246,7 @@ def test_the_cases_that_need_the_drops_left_out(
     assert (restored.returncode, restored.stderr) == (0, "")
 
 
+@pytest.mark.newest_first
 @pytest.mark.parametrize("kind", ["encrypted", "plain"])
 def test_with_the_drops_left_out_everything_is_restored(
     kind: str, cluster: Cluster, make_database: MakeDatabase, tmp_path: Path
@@ -260,6 +262,7 @@ def test_with_the_drops_left_out_everything_is_restored(
     assert compare(source.conninfo, target.conninfo, bin_dir=source.bin_dir) == []
 
 
+@pytest.mark.newest_first
 @pytest.mark.parametrize("sample", [*ROUND_TRIPPING, "breaks_under_clean"])
 def test_without_the_drops_it_is_the_script_of_a_dump_without_clean(
     sample: str, cluster: Cluster, make_database: MakeDatabase

@@ -151,6 +151,7 @@ def test_hard_databases(
     assert proof["rows"] == sum(backup.row_counts.values())
 
 
+@pytest.mark.newest_first
 def test_as_an_ordinary_user(cluster: Cluster, make_database: MakeDatabase, scratch: Path) -> None:
     back_up(make_database("mixed", on=cluster), scratch)
     for path in [scratch, *scratch.rglob("*")]:

@@ -67,12 +67,14 @@ def assert_same(source: Database, target: Database) -> None:
     assert compare(source.conninfo, target.conninfo, bin_dir=target.bin_dir) == []
 
 
+@pytest.mark.newest_first
 @pytest.mark.parametrize("jobs", ["1", "2", "4"])
 def test_restored_by_any_number_of_sessions(jobs: str, stored: Stored, created: Database) -> None:
     restored(stored.folder, created.cluster, RESTORE_JOBS=jobs)
     assert_same(stored.source, created)
 
 
+@pytest.mark.newest_first
 def test_dumped_by_one_session(source: Database, created: Database, tmp_path: Path) -> None:
     # pg_dump's own order is that of names, whatever the rows need.
     source.run_sql("ALTER SCHEMA before_kit RENAME TO z")
@@ -112,6 +114,7 @@ def test_a_single_table_has_the_rows_that_it_needs(stored: Stored, created: Data
     assert created.run_sql("SELECT count(*) FROM before_kit.ells").strip() == "0"
 
 
+@pytest.mark.newest_first
 @pytest.mark.parametrize("jobs", ["1", "2"])
 def test_drilled(jobs: str, stored: Stored, scratch: Path) -> None:
     proof = drilled(stored.folder, scratch, stored.source, RESTORE_JOBS=jobs)
@@ -137,6 +140,7 @@ LEFT_OUT = (
 )
 
 
+@pytest.mark.newest_first
 def test_what_no_dump_holds_is_named(source: Database, tmp_path: Path, scratch: Path) -> None:
     name = extension.install(source.cluster.major)
     source.run_sql(

@@ -128,6 +128,7 @@ def assert_named(told: str) -> None:
     assert "When the foreign server answers, run: REFRESH MATERIALIZED VIEW " in found
 
 
+@pytest.mark.newest_first
 @pytest.mark.parametrize("jobs", ["1", "2"])
 def test_a_restore_goes_on_without(jobs: str, stored: Stored) -> None:
     on = stored.source.cluster
@@ -146,6 +147,7 @@ def test_so_does_one_in_a_transaction(stored: Stored, make_database: MakeDatabas
     assert_filled(target)
 
 
+@pytest.mark.newest_first
 @pytest.mark.parametrize("jobs", ["1", "2"])
 def test_a_drill_asks_no_foreign_server(jobs: str, stored: Stored) -> None:
     before = len(stored.listener.logins)

@@ -264,6 +264,7 @@ def test_a_new_database_gets_them(
     assert described(copy) == described(source)
 
 
+@pytest.mark.newest_first
 def test_a_new_database_gets_only_what_is_wanted(
     source: Database, copy: Database, tmp_path: Path
 ) -> None:
@@ -317,6 +318,7 @@ def other(clusters: Clusters, major: int) -> Iterator[Cluster]:
         other.maintenance.run_sql(f"DROP ROLE IF EXISTS {quoted(role)}")
 
 
+@pytest.mark.newest_first
 def test_roles_that_are_missing_are_named_before_anything_is_done(
     source: Database, other: Cluster, tmp_path: Path
 ) -> None:
@@ -331,6 +333,7 @@ def test_roles_that_are_missing_are_named_before_anything_is_done(
     assert other.maintenance.run_sql("SELECT datname FROM pg_database WHERE datname ~ 'copy'") == ""
 
 
+@pytest.mark.newest_first
 def test_roles_that_are_missing_are_made_or_left_out(
     source: Database, other: Cluster, tmp_path: Path
 ) -> None:
@@ -389,6 +392,7 @@ def restore_as_ordinary(
     return run_pgstash(["restore", "--create", COPY, *arguments], env, cwd=cwd)
 
 
+@pytest.mark.newest_first
 def test_what_is_refused_is_a_warning(
     source: Database, ordinary: Database, copy: Database, tmp_path: Path
 ) -> None:

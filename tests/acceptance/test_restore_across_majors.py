@@ -106,6 +106,7 @@ def test_on_a_newer_server(
     assert beside_schema(source, target) == []
 
 
+@pytest.mark.newest_first
 @pytest.mark.parametrize("case", databases.BREAKING_UNDER_CLEAN)
 @pytest.mark.parametrize("into", ["empty", pytest.param("new", marks=pytest.mark.long)])
 def test_what_breaks_under_clean(
@@ -131,6 +132,7 @@ def test_what_breaks_under_clean(
     assert compare(source.conninfo, target.conninfo, bin_dir=source.bin_dir) == []
 
 
+@pytest.mark.newest_first
 @pytest.mark.parametrize("sample", ["odd_names", "large_objects"])
 def test_odd_names_of_databases(
     sample: str, cluster: Cluster, drop_later: list[Database], tmp_path: Path

@@ -111,6 +111,7 @@ def test_it_can_be_left_out(source: Database, new: Database, tmp_path: Path) -> 
     assert "ANALYZE" not in done.stdout
 
 
+@pytest.mark.newest_first
 def test_what_cannot_be_analysed_is_a_warning(
     source: Database, new: Database, tmp_path: Path
 ) -> None:
@@ -129,6 +130,7 @@ def test_what_cannot_be_analysed_is_a_warning(
     )
 
 
+@pytest.mark.newest_first
 def test_foreign_servers_are_not_asked(source: Database, new: Database, tmp_path: Path) -> None:
     with TcpProxy(source.cluster.port) as foreign:
         foreign.behave(REFUSE)

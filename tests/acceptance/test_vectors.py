@@ -151,6 +151,7 @@ def server(cluster: Cluster) -> Iterator[Cluster]:
     cluster.maintenance.run_sql("DROP ROLE IF EXISTS vectors_reader, vectors_other")
 
 
+@pytest.mark.newest_first
 @pytest.mark.parametrize(("name", "prefix", "archive"), ARCHIVES)
 def test_each_is_restored(server: Cluster, name: str, prefix: str, archive: str) -> None:
     env = environment(

@@ -164,6 +164,7 @@ def test_a_lock_that_is_lost_just_before_the_commit(bucket_scene: Scene, http: H
 PLANTED = ["idle_in_transaction_session_timeout", "statement_timeout", "lock_timeout"]
 
 
+@pytest.mark.newest_first
 def test_timeouts_that_somebody_planted(
     cluster: Cluster, make_database: MakeDatabase, folder: Folder, fake_tools: Path
 ) -> None:
@@ -225,6 +226,7 @@ def test_who_is_kept_out_and_who_is_not(
             lock.check()
 
 
+@pytest.mark.newest_first
 def test_others_are_told_what_they_may_see(cluster: Cluster, make_database: MakeDatabase) -> None:
     database = make_database(on=cluster)
     with cluster.maintenance.connect() as connection:

@@ -147,6 +147,7 @@ COLUMNS = {
 }
 
 
+@pytest.mark.newest_first
 @JOBS
 @pytest.mark.parametrize("change", COLUMNS)
 def test_columns_that_change_their_names_while_the_lock_is_waited_for(
@@ -165,6 +166,7 @@ def test_columns_that_change_their_names_while_the_lock_is_waited_for(
     assert f"{AGAIN}public.c was" in said
 
 
+@pytest.mark.newest_first
 @JOBS
 def test_a_table_that_is_dropped_while_the_lock_is_waited_for(jobs: str, scene: Table) -> None:
     with (
@@ -179,6 +181,7 @@ def test_a_table_that_is_dropped_while_the_lock_is_waited_for(jobs: str, scene: 
     assert ONE_PG_DUMP not in said
 
 
+@pytest.mark.newest_first
 @pytest.mark.parametrize(
     "options",
     [
@@ -203,6 +206,7 @@ def test_a_table_of_which_no_rows_are_dumped_may_be_rewritten(
     assert AGAIN not in said
 
 
+@pytest.mark.newest_first
 def test_a_pattern_that_does_not_mean_what_it_seems_to(scene: Table) -> None:
     """pg_dump reads it by the search_path of the role: the data of another t is left out."""
     database = scene.database
@@ -221,6 +225,7 @@ def test_a_pattern_that_does_not_mean_what_it_seems_to(scene: Table) -> None:
     assert_nothing_left(scene)
 
 
+@pytest.mark.newest_first
 @JOBS
 def test_a_table_that_is_rewritten_each_time(jobs: str, scene: Table) -> None:
     """It is named in the end, and nothing is stored."""
@@ -260,6 +265,7 @@ def fails_once(tools: Path, database: Database, said: str) -> Path:
     return tools
 
 
+@pytest.mark.newest_first
 @JOBS
 @pytest.mark.parametrize(
     "said", ["cache lookup failed for index 16412", "could not open relation with OID 16412"]
@@ -285,6 +291,7 @@ def test_what_is_no_change_is_not_tried_again(scene: Table, tmp_path: Path) -> N
     assert AGAIN not in done.stdout
 
 
+@pytest.mark.newest_first
 def test_a_role_that_may_not_see_sessions(scene: Table) -> None:
     """Then all tables are compared."""
     database = scene.database
@@ -309,6 +316,7 @@ def test_a_role_that_may_not_see_sessions(scene: Table) -> None:
     assert AGAIN in said
 
 
+@pytest.mark.newest_first
 def test_a_schema_that_takes_the_name_of_another(scene: Table, tmp_path: Path) -> None:
     """No lock on a table keeps the name of its schema, and pg_dump reads by name."""
     (talk := tmp_path / "talk").mkdir()
@@ -328,6 +336,7 @@ def test_a_schema_that_takes_the_name_of_another(scene: Table, tmp_path: Path) -
     assert_nothing_left(scene)
 
 
+@pytest.mark.newest_first
 def test_a_schema_without_tables_may_be_renamed(scene: Table, tmp_path: Path) -> None:
     (talk := tmp_path / "talk").mkdir()
     stop = Stop("single_dump.SingleDump, 'archive'", talk)
@@ -351,6 +360,7 @@ def refilling(database: Database, pause: float, stopping: threading.Event) -> in
     return count
 
 
+@pytest.mark.newest_first
 @JOBS
 @pytest.mark.parametrize("pause", often([0.0, 0.05, 0.2, 1.0, 3.0], 0.2))
 def test_backups_against_refills(

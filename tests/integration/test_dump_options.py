@@ -106,6 +106,7 @@ def test_every_option_is_allowed_or_refused_with_a_reason(database: Database) ->
         assert "not an option that pgstash knows" not in said.pop(), words
 
 
+@pytest.mark.newest_first
 def test_each_allowed_option_leaves_a_complete_dump_of_all_rows(database: Database) -> None:
     tried = 0
     names = {name: has_value for _, name, has_value in options_of(database)}

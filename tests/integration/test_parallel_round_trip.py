@@ -96,6 +96,7 @@ def test_every_way_back(
         assert differences(source, new_database, cluster) == []
 
 
+@pytest.mark.newest_first
 def test_a_row_that_is_longer_than_members(
     cluster: Cluster, make_database: MakeDatabase, new_database: str, tmp_path: Path
 ) -> None:
@@ -122,6 +123,7 @@ def test_a_row_that_is_longer_than_members(
     assert differences(source, new_database, cluster) == []
 
 
+@pytest.mark.newest_first
 def test_a_check_that_reads_another_table_meets_the_rows_that_are_before_its_own(
     cluster: Cluster, make_database: MakeDatabase, new_database: str, tmp_path: Path
 ) -> None:
@@ -141,6 +143,7 @@ def test_a_check_that_reads_another_table_meets_the_rows_that_are_before_its_own
         assert_restored(source, tmp_path, new_database, jobs=jobs)
 
 
+@pytest.mark.newest_first
 def test_partitions_whose_key_reads_another_table(
     cluster: Cluster, make_database: MakeDatabase, new_database: str, tmp_path: Path
 ) -> None:
@@ -160,6 +163,7 @@ def test_partitions_whose_key_reads_another_table(
     assert_restored(source, tmp_path, new_database, jobs=4)
 
 
+@pytest.mark.newest_first
 def test_views_that_read_each_other_by_a_function(
     cluster: Cluster, make_database: MakeDatabase, new_database: str, tmp_path: Path
 ) -> None:
@@ -204,6 +208,7 @@ def test_tables_of_an_extension_that_refer_to_each_other(tmp_path: Path) -> None
             assert_restored(source, tmp_path, "again", jobs=4)
 
 
+@pytest.mark.newest_first
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_an_array_with_null_whatever_is_planted(
     jobs: int, cluster: Cluster, make_database: MakeDatabase, new_database: str, tmp_path: Path
@@ -220,6 +225,7 @@ def test_an_array_with_null_whatever_is_planted(
     assert restored.run_sql("SHOW array_nulls").strip() == "off"
 
 
+@pytest.mark.newest_first
 @pytest.mark.parametrize(
     "options", ["--verbose", "-v", "--disable-triggers --superuser=admin", "--statistics"]
 )

@@ -137,6 +137,7 @@ OPERATORS = """
 )
 
 
+@pytest.mark.newest_first
 @pytest.mark.parametrize("jobs", ["1", "2"])
 def test_no_operator_of_the_owner_is_run(
     jobs: str, mallory: Database, make_database: MakeDatabase, cluster: Cluster, tmp_path: Path
@@ -222,6 +223,7 @@ QUOTED = {
 }
 
 
+@pytest.mark.newest_first
 @pytest.mark.parametrize("jobs", ["1", "2"])
 @pytest.mark.parametrize("statement", QUOTED)
 def test_no_statement_in_a_name_is_run(

@@ -245,6 +245,7 @@ def test_what_comes_meanwhile_leaves_the_old_one_in_place(scene: Scene, kind: st
     assert alive(scene.visit("maker", scene.name + KEPT))
 
 
+@pytest.mark.newest_first
 def test_who_stays_in_the_restored_one_keeps_nobody_out_of_the_old_one(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -79,6 +79,7 @@ def test_a_large_database(cluster: Cluster, make_database: MakeDatabase, tmp_pat
     assert backup.row_counts == real_counts(source)
 
 
+@pytest.mark.newest_first
 @pytest.mark.parametrize("sample", databases.ROUND_TRIPPING)
 def test_the_script_is_pg_dumps_own(
     sample: str, cluster: Cluster, make_database: MakeDatabase, tmp_path: Path

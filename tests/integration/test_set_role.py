@@ -53,6 +53,7 @@ def login_of(database: Database) -> str:
     return database.uri.replace(database.cluster.user, LOGIN, 1)
 
 
+@pytest.mark.newest_first
 @pytest.mark.parametrize("jobs", ["", "1", "2"])
 def test_a_restore_is_the_roles(
     jobs: str, target: Database, make_database: MakeDatabase, tmp_path: Path
@@ -74,6 +75,7 @@ def test_a_restore_is_the_roles(
     assert restored.run_sql(OWNERS) == f"{OWNER}\n"
 
 
+@pytest.mark.newest_first
 @pytest.mark.parametrize("whose", [LOGIN, "admin"])
 def test_a_drill_of_a_database_that_sets_a_role(
     whose: str, target: Database, make_database: MakeDatabase, tmp_path: Path

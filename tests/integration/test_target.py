@@ -145,6 +145,7 @@ def test_who_looks_into_a_new_database_does_not_keep_it_from_being_dropped(namin
     assert (naming.there(), naming.outcome) == ([], Outcome.NOTHING)
 
 
+@pytest.mark.newest_first
 def test_a_whole_database_that_cannot_be_named_is_kept(
     naming: Naming, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -252,6 +253,7 @@ def test_a_scratch_database_that_has_not_got_its_name_goes_too(naming: Naming) -
         cluster.drop_database(name)
 
 
+@pytest.mark.newest_first
 def test_the_silence_of_a_scratch_server_is_waited_for_once(naming: Naming) -> None:
     with TcpProxy(naming.cluster.port) as proxy:
         uri = naming.cluster.maintenance.uri.replace(str(naming.cluster.port), str(proxy.port))

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from support.postgres import Cluster
 
 
+@pytest.mark.newest_first
 @pytest.mark.parametrize("sample", databases.ROUND_TRIPPING)
 def test_pg_dump_and_psql_carry_it(cluster: Cluster, sample: str) -> None:
     source = cluster.load_sample(sample)
