@@ -714,6 +714,33 @@ def test_what_an_existing_database_refuses_is_for_an_administrator(
     assert objects_of(restored) == objects_of(ordinary)
 
 
+def test_a_privilege_that_cannot_be_revoked_is_for_an_administrator(
+    ordinary: Database, restored: Database, tmp_path: Path
+) -> None:
+    """The role has the privilege itself, so the server only warns that it revoked nothing."""
+    ordinary.run_sql(
+        "GRANT CREATE ON SCHEMA public TO of_app; CREATE TABLE t (n int);"
+        "CREATE FUNCTION f() RETURNS integer LANGUAGE sql AS 'SELECT 1';"
+        "ALTER TABLE t OWNER TO ordinary; GRANT SELECT ON t TO reader;"
+        "ALTER FUNCTION f OWNER TO of_app; REVOKE EXECUTE ON FUNCTION f FROM PUBLIC"
+    )
+    back_up(ordinary, tmp_path / "store")
+    restored.run_sql(
+        'ALTER DATABASE :"DBNAME" OWNER TO ordinary; ALTER SCHEMA public OWNER TO ordinary;'
+        "GRANT CREATE ON SCHEMA public TO of_app;"
+        "ALTER ROLE ordinary NOINHERIT; GRANT of_app TO ordinary"
+    )
+    done = restore_to(tmp_path / "store", restored, user="ordinary", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "The target refused 1 statement for owners and privileges" in done.stderr
+    assert 'no privileges could be revoked for "f"' in done.stderr
+    [file] = tmp_path.glob("*.for_administrator.sql")
+    assert b" ON TABLE " not in file.read_bytes()
+    assert apply(file.read_bytes(), restored) == ""
+    assert restored.run_sql("SELECT has_function_privilege('reader', 'f()', 'EXECUTE')") == "f\n"
+    assert restored.run_sql("SELECT has_table_privilege('reader', 't', 'SELECT')") == "t\n"
+
+
 def test_an_existing_database_is_restored_whole_or_not_at_all(
     source: Database, restored: Database, tmp_path: Path
 ) -> None:

@@ -21,7 +21,7 @@ from pgstash.postgres.tools.tool_run import ToolRun
 # psql:<stdin>:12: ERROR:  42704: role "app" does not exist
 _MESSAGE = re.compile(r"psql:<stdin>:(\d+): [^:]+:  ([0-9A-Z]{5}): (.*)")
 # Warnings of a statement that granted or revoked nothing: privilege_not_revoked and _not_granted.
-_NOTHING_DONE = frozenset({"01006", "01007"})
+NOTHING_DONE = frozenset({"01006", "01007"})
 # With ECHO=errors psql writes it after the message of an error, and after no other.
 _STATEMENT = re.compile(r"psql:<stdin>:\d+: STATEMENT:  ")
 
@@ -91,7 +91,7 @@ class Refusals:
         """Take the next line of psql's stderr."""
         if match := _MESSAGE.match(line):
             self._held = int(match[1]), match[2], match[3]
-            if match[2] in _NOTHING_DONE:
+            if match[2] in NOTHING_DONE:
                 self._count(*self._held)
         elif self._held is not None and _STATEMENT.match(line):
             self._count(*self._held)

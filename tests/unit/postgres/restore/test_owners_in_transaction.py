@@ -39,5 +39,23 @@ def test_units_are_reported_in_their_order() -> None:
     assert [each.statements for each in giving.refused] == UNITS
 
 
+def test_a_warning_that_nothing_was_revoked_is_of_the_unit_on_its_line() -> None:
+    giving = Giving((b"SET a = b;",), [(b"GRANT a\nTO b;",), (b"REVOKE c\nFROM d;",), (b"e;",)])
+    script = list(giving.script())
+    first = 100 + script[0].count(b"\n")  # after 100 lines
+    ends = [first + sum(each.count(b"\n") for each in script[1 : 2 + n]) for n in range(3)]
+    lines = [
+        f"psql:<stdin>:{ends[1]}: WARNING:  01006: planted",  # of a statement before these
+        f"psql:<stdin>:{first}: WARNING:  PGS01: begin",
+        f"psql:<stdin>:{ends[1]}: WARNING:  01006: no privileges could be revoked",
+        f"psql:<stdin>:{ends[1] - 1}: WARNING:  01006: of no block",
+        f"psql:<stdin>:{ends[2]}: WARNING:  01000: another warning",
+    ]
+    assert [giving.read(line) for line in lines] == [False, True, True, False, False]
+    [refused] = giving.refused
+    assert refused.statements == (b"REVOKE c\nFROM d;",)
+    assert (refused.state, refused.reason) == ("01006", "no privileges could be revoked")
+
+
 def test_nothing_is_run_without_units() -> None:
     assert list(Giving([b"SET a = b;"], ()).script()) == []
