@@ -337,6 +337,33 @@ def test_an_extension_that_is_not_available(
     assert created.run_sql("SELECT count(*) FROM orders") == "0\n"
 
 
+@pytest.mark.parametrize("where", ["new", "existing"])
+def test_nothing_is_left_out_of_a_partial_backup_unless_requested(
+    where: str,
+    cluster: Cluster,
+    make_database: MakeDatabase,
+    created: Database,
+    tmp_path: Path,
+) -> None:
+    """A backup that contains an extension needs it; one that does not is no reason to refuse."""
+    source = make_database(on=cluster)
+    name = extension.install(cluster.major, f"SELECT '{tmp_path}';")
+    source.run_sql(f"CREATE EXTENSION {name}; CREATE TABLE orders (id int)")
+    backups.back_up(source, tmp_path, PG_DUMP_EXTRA_ARGS="--exclude-table=none")
+    for file in (installation(cluster.major) / "share" / "extension").glob(f"{name}*"):
+        file.unlink()
+    stored = Stored(source, tmp_path, encrypted=False)
+    into = created
+    if where == "existing":
+        into = make_database(on=cluster)
+        into.run_sql(f'ALTER DATABASE :"DBNAME" OWNER TO {ROLE}')
+    before = databases(cluster)
+    done = restore(stored, into, cwd=tmp_path)
+    assert_refused(done, [f"extension {name}: it is not available on the server"])
+    assert databases(cluster) == before
+    assert list(tmp_path.glob("*.sql")) == []
+
+
 def test_owners_of_what_is_left_out_are_left_out(
     cluster: Cluster, make_database: MakeDatabase, created: Database, tmp_path: Path
 ) -> None:

@@ -138,8 +138,12 @@ class LeavingOut:
         self._verdict = verdict
         if self.request.skip_superuser_objects:
             can_go_on = self._contents is not None and not verdict.in_the_way
-        else:  # extensions that are not available are refused with other hints
-            can_go_on = all(each.endswith(NOT_AVAILABLE) for each in verdict.reasons)
+        else:
+            # Extensions that are not available are refused with other hints, but not those of a
+            # partial backup, which may not contain them.
+            can_go_on = not manifest.options and all(
+                each.endswith(NOT_AVAILABLE) for each in verdict.reasons
+            )
         if (not verdict.reasons or can_go_on or found.guessed) and not verdict.closed:
             return
         user = server.connection.parameters.get("user", "the login")
