@@ -22,7 +22,12 @@ from pgstash.postgres.server import conninfo
 
 _SUPERUSER = "postgres"  # the usual name, to be replaced if there is another one
 _MOST_LOGGED = 100
-_TEXT = re.compile(rb"E?'(?:[^']|'')*+'")
+# Text in quotes of any kind, and names in quotes, which stay: a quote in a name begins no text.
+_QUOTED = re.compile(
+    rb"""("(?:[^"]|"")*+")|E?'(?:[^']|'')*+'"""
+    rb"""|\$((?:[A-Za-z_\x80-\xff][A-Za-z0-9_\x80-\xff]*+)?)\$.*?\$\2\$""",
+    re.DOTALL,
+)
 _BREAKS = re.compile(r"[\x00-\x1f\x7f]+")
 
 
@@ -124,7 +129,7 @@ class AdministratorFile:
         return shlex.join(["psql", "-X", "-d", uri, "-f", path])
 
     def _log(self, statements: Sequence[bytes]) -> None:
-        lines = [_TEXT.sub(b"'...'", each) for each in statements[:_MOST_LOGGED]]
+        lines = [_without_text(each) for each in statements[:_MOST_LOGGED]]
         text = b"\n".join(lines).decode(errors="backslashreplace")
         more = len(statements) - len(lines)
         if more:
@@ -150,6 +155,10 @@ def kept(
             file.close()
         raise
     file.close()
+
+
+def _without_text(statement: bytes) -> bytes:
+    return _QUOTED.sub(lambda found: found[1] or b"'...'", statement)
 
 
 def _comment(text: str) -> bytes:

@@ -36,10 +36,12 @@ _FOLLOWS = frozenset(
 PRIVILEGES = frozenset([b"ACL", b"DEFAULT ACL"])
 _UNSEEN = PRIVILEGES | {b"COMMENT", b"SECURITY LABEL"}
 
-# A definition that contains no command of psql: a backslash is in quotes, and no quote is in a
-# comment. pg_dump writes no comments into definitions, and quotes names that contain a $.
+# A definition that contains no command of psql: a backslash is in quotes, and is doubled in those
+# of an E'…', and no quote is in a comment. pg_dump writes no comments into definitions, and quotes
+# names that contain a $.
 _PLAIN = re.compile(
-    rb"""(?:'(?:[^']|'')*+'|"(?:[^"]|"")*+"|[A-Za-z0-9_\x80-\xff]++(?!\$)"""
+    rb"""(?:'(?:[^']|'')*+'|"(?:[^"]|"")*+"|[A-Za-z0-9_\x80-\xff]++(?!\$|(?<=[Ee])')"""
+    rb"""|(?<![A-Za-z0-9_\x80-\xff])[Ee]'(?:[^'\\]|''|\\\\)*+'"""
     rb"""|\$((?:[A-Za-z_\x80-\xff][A-Za-z0-9_\x80-\xff]*+)?)\$.*?\$\1\$|\$[0-9]++(?![\w$\x80-\xff])"""
     rb"""|-(?!-)|/(?!\*)|[^A-Za-z0-9_\x80-\xff'"$\\/-])*+""",
     re.DOTALL,

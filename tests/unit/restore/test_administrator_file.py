@@ -105,6 +105,31 @@ def test_a_full_disk_leaves_no_half_statement(
     assert path.read_bytes() == before
 
 
+LOGGED = {
+    b"""CREATE USER MAPPING FOR "o'brien" SERVER s OPTIONS (\n    password 'hunter2'\n);""": (
+        """CREATE USER MAPPING FOR "o'brien" SERVER s OPTIONS (\n    password '...'\n);"""
+    ),
+    b"""CREATE FUNCTION "a""$$b"() AS $$ it's "hunter2" $$;""": (
+        """CREATE FUNCTION "a""$$b"() AS '...';"""
+    ),
+    b"CREATE FUNCTION f() AS $_$ $$ hunter2 $$ $_$ SET a TO 'hunter2';": (
+        "CREATE FUNCTION f() AS '...' SET a TO '...';"
+    ),
+}
+
+
+@pytest.mark.parametrize("statement", LOGGED)
+def test_the_log_gets_no_text_in_quotes(
+    statement: bytes, file: AdministratorFile, emitted: list[events.Event], tmp_path: Path
+) -> None:
+    """If no file can be written, because the working directory is gone."""
+    tmp_path.rmdir()
+    file.add("do something", (), [statement])
+    [logged] = emitted
+    assert isinstance(logged, events.Informed)
+    assert logged.message == f"For an administrator of shop:\n{LOGGED[statement]}"
+
+
 @pytest.mark.parametrize("outcome", list(Outcome))
 def test_it_goes_with_the_database(
     outcome: Outcome, emitted: list[events.Event], tmp_path: Path

@@ -12,6 +12,7 @@ PLAIN = [
     b"""COMMENT ON EXTENSION "a\\""b" IS 'it''s \\! -- /* x';\n""",
     b"CREATE FUNCTION f(a int DEFAULT -1) RETURNS int LANGUAGE c AS $_$ \\! ' $$ $1 $_$;\n",
     b"CREATE FUNCTION f() RETURNS int LANGUAGE x AS $$\n\\! id\n$$;\n",
+    b"CREATE SERVER s OPTIONS (a E'b\\\\c''\\\\', name 'E', e '\\', f E'\\\\');\n",
     b"CREATE FUNCTION f() RETURNS int BEGIN ATOMIC SELECT ($1 + 1) / 2 - $2; END;\n",
     "COMMENT ON EVENT TRIGGER \xfc IS '\xe4';\n".encode(),
 ]
@@ -19,6 +20,9 @@ NOT_PLAIN = [
     b"CREATE SERVER s;\n\\! id\n",
     b"SELECT 'a\\';\n\\! id ';\n",
     b"SELECT E'\\' \\! id ';\n",
+    b"SELECT E'\\'' \\! id ';\n",
+    b"SELECT e'\\'' \\! id ';\n",
+    b"SELECT fe'\\'' \\! id ';\n",
     b"SELECT 1; -- it's\n\\! id '\n",
     b"SELECT 1; /* it's */ \\! id '\n",
     b"SELECT a$b$ \\! id $b$;\n",
