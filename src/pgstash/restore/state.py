@@ -48,10 +48,14 @@ class Progress:
         self._stored_bytes = stored_bytes
 
     def counted(self, script: Iterable[bytes]) -> Iterator[bytes]:
-        """Yield the same script, and count each chunk after it was used."""
+        """Yield the same script, and count each chunk after it was used.
+
+        Its end is reported too: the server may then work for long on what it has read.
+        """
         for chunk in script:
             yield chunk
             self.restored_more(len(chunk))
+        self._report()
 
     def restored_more(self, raw_bytes: int) -> None:
         """Take a number of plain bytes that were restored in addition."""
@@ -61,8 +65,11 @@ class Progress:
         """Take the number of plain bytes that were restored so far."""
         self._state.raw_bytes = raw_bytes
         if self._throttle.is_due():
-            self._emit(
-                events.RestoreProgressed(
-                    self._archive.name, raw_bytes, self._stored_bytes, self._archive.size
-                )
+            self._report()
+
+    def _report(self) -> None:
+        self._emit(
+            events.RestoreProgressed(
+                self._archive.name, self._state.raw_bytes, self._stored_bytes, self._archive.size
             )
+        )
