@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from pgstash.events import Emit, Event
-from pgstash.monitoring.log import LOGGER
+from pgstash.monitoring.log import LOGGER, printable
 from pgstash.monitoring.run_state import RunState
 
 _SECONDS_BETWEEN_LINES = 30.0
@@ -83,7 +83,8 @@ def _live_line() -> Iterator[Emit]:
 
     class Words(ProgressColumn):
         def render(self, task: Task) -> Text:  # noqa: ARG002 - of the column's interface
-            return Text(state.text(), overflow="ellipsis", no_wrap=True)
+            # It contains names of tables, which may be sequences that control a terminal.
+            return Text(printable(state.text()), overflow="ellipsis", no_wrap=True)
 
     with Progress(
         SpinnerColumn(),

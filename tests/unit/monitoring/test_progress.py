@@ -96,14 +96,16 @@ with progress.listen() as show:
 """
 
 
-def run(*, terminal: tuple[str, ...], columns: int = 200) -> tuple[str, str, str]:
+def run(
+    *, terminal: tuple[str, ...], columns: int = 200, program: str = PROGRAM
+) -> tuple[str, str, str]:
     """Run the program; return what reached the terminal, stdout and stderr."""
     ours, theirs = pty.openpty()
     streams = {
         name: theirs if name in terminal else subprocess.PIPE for name in ("stdout", "stderr")
     }
     child = subprocess.Popen(
-        [sys.executable, "-c", PROGRAM],
+        [sys.executable, "-c", program],
         env={"PATH": os.environ["PATH"], "TERM": "xterm", "COLUMNS": str(columns)},
         stdout=streams["stdout"],
         stderr=streams["stderr"],
@@ -144,6 +146,16 @@ def test_a_line_that_is_longer_than_the_terminal_is_not_broken(columns: int) -> 
     assert f" INFO Starting backup: {NAME}\r\n" in shown
     assert " WARNING a warning of ***\x1b[0m\r\n" in shown
     assert "MB" in shown
+
+
+def test_a_name_controls_no_terminal() -> None:
+    program = PROGRAM.replace(
+        "events.Progressed(name, done * 1_000_000, done)",
+        "events.WorkingOn('index of t\\x1b]0;forged\\x9b2J\\nforged')",
+    ).replace("events.BackupStarted(name))", "events.RestoreStarted(name, 'h', 'd', False))")
+    program = program.replace("event_log.listen(", "show(")
+    shown, _, _ = run(terminal=("stderr",), program=program)
+    assert r"index of t\x1b]0;forged\x9b2J\nforged, " in shown
 
 
 def test_no_bar_where_only_stdout_is_a_terminal() -> None:
