@@ -263,17 +263,18 @@ def test_a_role_that_may_create_subscriptions(
     stored: Stored, target: Database, tmp_path: Path
 ) -> None:
     """PostgreSQL 16 and newer have a role for that: the server is asked."""
-    if target.cluster.major < 16:
-        pytest.skip("only superusers may")
+    may = target.cluster.major >= 16
     maintenance = target.cluster.maintenance
-    maintenance.run_sql(f"GRANT pg_create_subscription TO {ROLE}")
+    if may:
+        maintenance.run_sql(f"GRANT pg_create_subscription TO {ROLE}")
     try:
         done = restore(stored, target, cwd=tmp_path)
     finally:
-        maintenance.run_sql(f"REVOKE pg_create_subscription FROM {ROLE}")
+        if may:
+            maintenance.run_sql(f"REVOKE pg_create_subscription FROM {ROLE}")
     assert done.returncode == 56
     assert "event trigger" in done.stderr
-    assert "subscription feed" not in done.stderr
+    assert ("subscription feed" in done.stderr) is not may
 
 
 REFINT = "LANGUAGE c AS '$libdir/refint', 'check_primary_key'"
