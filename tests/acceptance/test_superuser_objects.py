@@ -45,6 +45,7 @@ CREATE USER MAPPING FOR PUBLIC SERVER elsewhere OPTIONS (user 'a', password '{PA
 CREATE FOREIGN TABLE far (a int) SERVER elsewhere;
 CREATE FOREIGN DATA WRAPPER plain;
 CREATE FUNCTION checks() RETURNS trigger LANGUAGE c AS '$libdir/refint', 'check_primary_key';
+CREATE FUNCTION "o'clock"() RETURNS trigger LANGUAGE c AS '$libdir/refint', 'check_foreign_key';
 CREATE FUNCTION "tight;"(a int DEFAULT 1, b text DEFAULT '
     LANGUAGE c') RETURNS int LANGUAGE sql IMMUTABLE LEAKPROOF AS 'SELECT 1';
 CREATE FUNCTION loose(b text DEFAULT e'\\n    LANGUAGE c LEAKPROOF') RETURNS int
@@ -68,6 +69,7 @@ LEFT_OUT = [
     "subscription feed: the role may not create subscriptions",
     "foreign data wrapper plain: only a superuser may create it",
     "function public.checks(): the role may not use its language c",
+    "function public.o'clock(): the role may not use its language c",
     "function public.tight;(integer, text): only a superuser may create a function that is",
     "cast (bytea AS public.hstore): only a superuser may create a cast without a function",
     "cast (integer AS public.hstore): both of its types belong to other roles",

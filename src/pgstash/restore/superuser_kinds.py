@@ -27,8 +27,10 @@ _OF_SUPERUSERS = frozenset(
     ]
 )
 
-# Quoted text in a statement: a function's body, defaults, options.
-_TEXT = re.compile(rb"'(?:[^']|'')*+'|\$([A-Za-z_\x80-\xff]*)\$.*?\$\1\$", re.DOTALL)
+# Quoted text in a statement: a function's body, defaults, options. A quote in a name begins none.
+_QUOTED = re.compile(
+    rb"""("(?:[^"]|"")*+")|'(?:[^']|'')*+'|\$([A-Za-z_\x80-\xff]*)\$.*?\$\2\$""", re.DOTALL
+)
 _NAME = rb'("(?:[^"]|"")++"|[^\s;"]++)'
 _LANGUAGE = re.compile(rb"\n    (?:TRANSFORM .*\n    )?LANGUAGE " + _NAME + rb"([^\n]*)")
 _WRAPPER_OF_SERVER = re.compile(rb" FOREIGN DATA WRAPPER " + _NAME)
@@ -47,7 +49,7 @@ def reason(entry: Entry, definition: bytes, rights: Rights, types: AbstractSet[i
     judge_one = _JUDGES.get(entry.description)
     if judge_one is None and entry.description != _CASTS:
         return ""
-    bare = _TEXT.sub(b"''", definition)
+    bare = _QUOTED.sub(lambda found: found[1] or b"''", definition)
     if judge_one is None:
         return _of_cast(bare, rights, of_own=bool(entry.depends_on & types))
     return judge_one(entry, bare, rights)
