@@ -18,13 +18,15 @@ _NAME = r"""(?:"(?:[^"]|"")+"|[^",;\s]+)"""
 # As pg_dumpall writes it, one to a line. Comments and other quoted text are skipped: a name may
 # contain a line that looks like this.
 _GRANT = re.compile(
-    rf"""^--.*$|^GRANT (?P<group>{_NAME}) TO (?P<member>{_NAME})"""
+    rf"""^--.*$|^ALTER ROLE (?P<passive>{_NAME}) WITH(?: [A-Z]+)*? NOINHERIT\b"""
+    rf"""|^GRANT (?P<group>{_NAME}) TO (?P<member>{_NAME})"""
     rf"""(?: WITH (?P<options>[A-Z]+ [A-Z]+(?:, [A-Z]+ [A-Z]+)*))?(?: GRANTED BY {_NAME})?;$"""
     r"""|"(?:[^"]|"")*"|'(?:[^']|'')*'""",
     re.MULTILINE,
 )
 _ADMIN = "ADMIN OPTION"
-_OPTIONS = (_ADMIN, "INHERIT TRUE", "INHERIT FALSE", "SET TRUE", "SET FALSE")
+_INHERITING = ("INHERIT TRUE", "INHERIT FALSE")
+_OPTIONS = (_ADMIN, *_INHERITING, "SET TRUE", "SET FALSE")
 _DEFAULTS = ("INHERIT TRUE", "SET TRUE")  # of a role that may inherit, as created roles may
 _FIRST_WITH_OPTIONS = 16
 _SHOWN = 5
@@ -48,14 +50,29 @@ class Membership:
         given = f" WITH {', '.join(options)}" if options else ""
         return f"GRANT {identifier(self.group)} TO {identifier(self.member)}{given};"
 
+    def by_hand(self, major: int) -> str:
+        """Return what a person can run on a server of this major to get the same, or nearly."""
+        if statement := self.statement(major):
+            return statement
+        options = tuple(each for each in self.options if each == _ADMIN)
+        grant = Membership(self.group, self.member, options).statement(major) or ""
+        if "INHERIT FALSE" in self.options:
+            return f"ALTER ROLE {identifier(self.member)} NOINHERIT; {grant}"
+        return grant
+
 
 def read(script: bytes) -> list[Membership]:
     """Return the memberships in a script of pg_dumpall, except those with unknown options."""
     found = {}
+    passive = set()  # these roles inherit nothing, which servers before 16 have for roles alone
     for match in _GRANT.finditer(script.decode("utf-8", "surrogateescape")):
+        if match["passive"]:
+            passive.add(match["passive"])
         if not match["group"]:
             continue
-        options = tuple((match["options"] or "").split(", ")) if match["options"] else ()
+        options = tuple(match["options"].split(", ")) if match["options"] else ()
+        if match["member"] in passive and not {*_INHERITING} & {*options}:
+            options += ("INHERIT FALSE",)
         if all(each in _OPTIONS for each in options):
             group, member = _bare(match["group"]), _bare(match["member"])
             found[group, member] = Membership(group, member, options)
@@ -81,7 +98,7 @@ def give(
                 continue
             statement = each.statement(server.major)
             if statement is None or not {each.group, each.member} <= {*created}:
-                left.append(each.statement(_FIRST_WITH_OPTIONS) or "")
+                left.append(each.by_hand(server.major))
                 continue
             try:
                 session.execute(statement.encode())
@@ -94,7 +111,8 @@ def give(
         emit(
             Warned(
                 f"{counted(len(left), 'membership')} of created roles left out, because the other "
-                f"role was there before, or the server refused it. If they are wanted: "
+                "role was there before, or the server refused it, or cannot limit it as the source "
+                f"does. If they are wanted: "
                 f"{' '.join(left[:_SHOWN])}{more}",
                 to_do=True,
             )

@@ -34,6 +34,37 @@ def test_what_is_a_membership() -> None:
     ]
 
 
+def test_a_role_that_inherits_nothing() -> None:
+    """Servers before 16 write this for the role, later ones for each membership."""
+    script = b"""
+CREATE ROLE "on ""call";
+ALTER ROLE "on ""call" WITH NOSUPERUSER NOINHERIT NOCREATEROLE LOGIN PASSWORD 'x';
+ALTER ROLE plain WITH NOSUPERUSER INHERIT NOCREATEROLE;
+GRANT team TO "on ""call" GRANTED BY postgres;
+GRANT admins TO "on ""call" WITH ADMIN OPTION GRANTED BY postgres;
+GRANT late TO "on ""call" WITH INHERIT TRUE GRANTED BY postgres;
+GRANT team TO plain GRANTED BY postgres;
+"""
+    assert read(script) == [
+        Membership("team", 'on "call', ("INHERIT FALSE",)),
+        Membership("admins", 'on "call', ("ADMIN OPTION", "INHERIT FALSE")),
+        Membership("late", 'on "call', ("INHERIT TRUE",)),
+        Membership("team", "plain"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "major", "statement"),
+    [
+        (("INHERIT FALSE",), 15, 'ALTER ROLE "b" NOINHERIT; GRANT "a" TO "b";'),
+        (("ADMIN OPTION", "SET FALSE"), 15, 'GRANT "a" TO "b" WITH ADMIN OPTION;'),
+        (("INHERIT FALSE",), 16, 'GRANT "a" TO "b" WITH INHERIT FALSE;'),
+    ],
+)
+def test_what_a_person_can_run(options: tuple[str, ...], major: int, statement: str) -> None:
+    assert Membership("a", "b", options).by_hand(major) == statement
+
+
 @pytest.mark.parametrize(
     ("options", "major", "statement"),
     [
