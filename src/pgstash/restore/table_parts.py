@@ -5,7 +5,7 @@ The names of entries' kinds, and what they depend on, are pg_dump's (pg_dump.c, 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from pgstash.postgres.restore.placing import Objects
@@ -89,11 +89,12 @@ class Parts:
     def objects(self) -> Objects:
         """The names of all that has a name in a schema."""
         indexes = []
+        tables = {table.number: table for table in self.tables}
         for entry in self.after:
             if entry.description == b"INDEX":
                 indexes.append((entry.schema, entry.tag))
             elif entry.description == b"CONSTRAINT":
-                indexes.append((entry.schema, name_of_constraint(entry, self.tables)))
+                indexes.append((entry.schema, name_of_constraint(entry, tables)))
         return Objects(
             tables=_names(self.tables),
             sequences=_names(each for each in self.before if each.description == _SEQUENCE),
@@ -106,12 +107,15 @@ def _names(entries: Iterable[Entry]) -> list[Name]:
     return [(entry.schema, entry.tag) for entry in entries]
 
 
-def name_of_constraint(entry: Entry, tables: Collection[Entry]) -> bytes:
-    """Return the name of a constraint of one of these tables, without that of the table."""
+def name_of_constraint(entry: Entry, tables: Mapping[int, Entry]) -> bytes:
+    """Return the name of a constraint of one of these tables, without that of the table.
+
+    The ``tables`` are those of these numbers.
+    """
     prefixes = [
-        table.tag + b" "
-        for table in tables
-        if table.number in entry.depends_on and entry.tag.startswith(table.tag + b" ")
+        tables[number].tag + b" "
+        for number in entry.depends_on & tables.keys()
+        if entry.tag.startswith(tables[number].tag + b" ")
     ]
     return entry.tag[len(max(prefixes, key=len, default=b"")) :]
 
@@ -125,7 +129,7 @@ class _Finder:
     def __init__(self, contents: toc.Contents, chosen: Collection[int]) -> None:
         self._entries = {entry.number: entry for entry in contents.entries}
         self._tables = {e.number: e for e in contents.entries if e.description in TABLES}
-        self._chosen = chosen
+        self._chosen = frozenset(chosen)
         self._contents = contents
         self._detached: set[int] = set()  # partitions of tables that are not chosen
         self._parents = {
@@ -154,7 +158,7 @@ class _Finder:
             self._sort_connection(entry)
         elif kind in _ON_OTHERS or kind == _PRIVILEGES:
             self._sort_addition(entry)
-        elif kind in _OF_TABLE and (owners := self._owners(entry)) and owners <= {*self._chosen}:
+        elif kind in _OF_TABLE and (owners := self._owners(entry)) and owners <= self._chosen:
             if self._is_later(entry):
                 parts.attempts.append(Attempt(entry))
                 return
@@ -167,11 +171,11 @@ class _Finder:
 
     def _sort_connection(self, entry: Entry) -> None:
         tables = entry.depends_on & self._tables.keys()
-        if _is_partition(entry) and tables <= {*self._chosen}:
+        if _is_partition(entry) and tables <= self._chosen:
             self._put(entry, self.parts.before)
         elif not tables.isdisjoint(self._chosen):
             if _is_partition(entry):
-                self._detached |= tables & {*self._chosen}
+                self._detached |= tables & self._chosen
             self._attempts[entry.number] = Attempt(entry)
             self.parts.attempts.append(self._attempts[entry.number])
 

@@ -90,7 +90,7 @@ def test_a_name_that_begins_like_another_one() -> None:
     parts = of(7)
     assert numbers(parts.after) == [32, 45]
     assert [each.entry.number for each in parts.attempts] == [40, 42, 43]
-    tables = [ENTRIES[2], ENTRIES[6]]
+    tables = {each.number: each for each in (ENTRIES[2], ENTRIES[6])}
     assert name_of_constraint(entry(0, "CONSTRAINT", "t b k", POST, 7), tables) == b"k"
     assert name_of_constraint(entry(0, "CONSTRAINT", "t b k", POST, 3), tables) == b"b k"
 

@@ -93,14 +93,16 @@ class Objects:
 class Placement:
     """Which name each object gets, by its name in the backup.
 
-    If any of them gets another one, all are created in the schemas ``stages`` first. Those of a
-    ``copy`` are no children of the tables that these inherit from in the backup.
+    If any of them gets another one, all are created in the schemas ``stages`` first, with the names
+    ``staged``. Those of a ``copy`` are no children of the tables that these inherit from in the
+    backup.
     """
 
     objects: Objects
     names: Mapping[Name, Name]
     stages: Mapping[bytes, bytes] = field(default_factory=dict)
     copy: bool = False
+    staged: Mapping[Name, Name] = field(default_factory=dict)
 
     def created(self, definition: bytes) -> bytes:
         """Return a definition as it has to be run to create an object.
@@ -110,8 +112,7 @@ class Placement:
         """
         if not self.stages:
             return definition
-        staged = {name: self._stage(name) for name in self.names}
-        changed = renamed(definition, staged)
+        changed = renamed(definition, self.staged)
         if changed == definition:
             raise StatementError(
                 "the restore under other names met a statement that names none of the objects: "
@@ -150,7 +151,7 @@ class Placement:
         for kind, names in kinds:
             for name in names:
                 if (new := self.names[name][1]) != name[1]:
-                    old = qualified(*self._stage(name))
+                    old = qualified(*self.staged[name])
                     run(b"ALTER %s %s RENAME TO %s" % (kind, old, identifier(new)))
         # Indexes and sequences move along with their table.
         for kind, names in (kinds[0], kinds[-1]):
@@ -161,15 +162,14 @@ class Placement:
         for stage in self.stages.values():
             run(b"DROP SCHEMA " + identifier(stage))
 
-    def _stage(self, name: Name) -> Name:
-        return self.stages[name[0]], name[1]
-
     def _refuse_touched(self, run: Run) -> None:
         """Raise StatementError if a statement concerned an object that existed before.
 
         That cannot happen, unless a definition names an object in a way that is not known here.
         """
+        # VALUES, because the server hashes them: it compares a list of pairs one by one.
         names = b", ".join(b"(%s, %s)" % (literal(a), literal(b)) for a, b in self.names)
+        names = b"VALUES " + names
         schemas = b", ".join(map(literal, self.stages.values()))
         rows = run(_TOUCHED.replace(b"<names>", names))
         # The schemas are random, and contain no such mark.
@@ -207,7 +207,7 @@ def place(run: Run, objects: Objects, wanted: Wanted, only: Name | None = None) 
                 schema, new = names[name]
                 # In its first schema, the object must not meet another one either.
                 moved = new != name[1] and (name[0], new) in originals
-                if moved or (schema, new) in used | reserved:
+                if moved or (schema, new) in used or (schema, new) in reserved:
                     again.append(name)
                 else:
                     reserved.add((schema, new))
@@ -220,12 +220,9 @@ def place(run: Run, objects: Objects, wanted: Wanted, only: Name | None = None) 
         return Placement(objects, names)
     mark = secrets.token_hex(_MARK_BYTES).encode()
     schemas = sorted({schema for schema, _ in originals})
-    return Placement(
-        objects,
-        names,
-        {schema: b"pgstash_%s_%d" % (mark, number) for number, schema in enumerate(schemas)},
-        copy=copy,
-    )
+    stages = {schema: b"pgstash_%s_%d" % (mark, number) for number, schema in enumerate(schemas)}
+    staged = {name: (stages[name[0]], name[1]) for name in names}
+    return Placement(objects, names, stages, copy, staged)
 
 
 def renaming(old: Name, new: Name) -> Wanted:
