@@ -17,6 +17,7 @@ from support import backups, pieces
 from support.backups import PASSPHRASE
 from support.cli import environment, restore_to, run_pgstash, started_pgstash
 from support.postgres import Cluster, Database, beside_publications, temporary_database
+from support.proxy import Behaviour, TcpProxy
 
 if TYPE_CHECKING:
     import subprocess
@@ -130,9 +131,9 @@ class Scene:
         return run_pgstash(restore_to(env, "--into-existing", *arguments), env)
 
     def started(
-        self, target: Database, *arguments: str
+        self, target: Database, *arguments: str, **more: str
     ) -> contextlib.AbstractContextManager[subprocess.Popen[str]]:
-        env = self._environment(target)
+        env = self._environment(target, **more)
         return started_pgstash(restore_to(env, "--into-existing", *arguments), env)
 
     def _environment(self, target: Database, **more: str) -> dict[str, str]:
@@ -461,6 +462,48 @@ def test_a_copy_of_a_child(make_database: MakeDatabase, tmp_path: Path) -> None:
     assert source.run_sql("SELECT count(*) FROM parent") == "1\n"
 
 
+def test_aggregates_that_were_dropped(make_database: MakeDatabase, tmp_path: Path) -> None:
+    database = make_database()
+    database.run_sql(
+        """
+        CREATE TABLE t (id int);
+        CREATE FUNCTION last(t, t) RETURNS t LANGUAGE sql AS 'SELECT $2';
+        CREATE FUNCTION next(t) RETURNS t LANGUAGE sql AS 'SELECT $1';
+        CREATE AGGREGATE newest(t) (SFUNC = last, STYPE = t);
+        CREATE AGGREGATE counted(*) (SFUNC = next, STYPE = t);
+        """
+    )
+    pieces.back_up(database, tmp_path)
+    scene = Scene(database, tmp_path, lambda: database)
+    for drop in ("ALTER TABLE t RENAME TO kept", "DROP TABLE kept CASCADE; DROP TABLE t CASCADE"):
+        database.run_sql(drop)
+        done = scene.restore(database, "--table", "t")
+        assert done.returncode == 0, done.stderr
+        # One that follows a renamed table has other arguments.
+        assert "aggregate public.newest(public.t)" in done.stderr
+        assert ("aggregate public.counted(*)" in done.stderr) == ("DROP" in drop)
+
+
+def test_publications_that_contain_each_new_table(each_scene: Scene) -> None:
+    """They send its rows to subscribers, which may not expect them."""
+    target = each_scene.copy()
+    by_schema = target.cluster.major >= 15
+    target.run_sql(
+        "CREATE PUBLICATION every FOR ALL TABLES;"
+        "CREATE PUBLICATION quiet FOR ALL TABLES WITH (publish = 'update')"
+    )
+    if by_schema:
+        target.run_sql("CREATE PUBLICATION billed FOR TABLES IN SCHEMA billing")
+    for schema, names in (
+        ("billing", "billed, every" if by_schema else "every"),
+        ("public", "every"),
+    ):
+        copied = ("--table", "billing.invoices", "--as", f"{schema}.copied")
+        done = each_scene.restore(target, *copied, "--dry-run")
+        assert done.returncode == 0, done.stderr
+        assert f"send the restored rows to their subscribers: {names}\n" in done.stderr
+
+
 def test_names_that_cannot_be_given(scene: Scene) -> None:
     target = scene.copy()
     before = dump(target)
@@ -541,6 +584,48 @@ def test_a_signal_while_keys_are_made(scene: Scene) -> None:
     assert target.run_sql("SELECT count(*) FROM billing.invoices") == "4000\n"
 
 
+# The message that ends a transaction:
+# https://www.postgresql.org/docs/current/protocol-message-formats.html
+COMMIT = b"Q\x00\x00\x00\x0bCOMMIT"
+
+
+def test_a_lost_answer_to_the_commit(scene: Scene) -> None:
+    """The tables are there, and the restore goes on with what connects them."""
+    target = scene.copy()
+    target.run_sql("DROP FUNCTION billing.shown; DROP VIEW billing.open CASCADE;")
+    before = dump(target)
+    target.run_sql("DROP TABLE billing.invoices CASCADE")
+    with TcpProxy(target.cluster.port) as proxy:
+        proxy.behave(Behaviour(reset_answer_to=COMMIT))
+        done = scene.restore(
+            target, "--table", "billing.invoices", RESTORE_URL=proxied(target, proxy)
+        )
+    assert rows_sorted(dump(target)) == rows_sorted(before)
+    assert done.returncode == 0
+    assert "The tables were restored, but then: the connection" in done.stderr
+
+
+def test_a_signal_during_the_commit(scene: Scene) -> None:
+    """The tables are there, and the statements that were not run are named."""
+    target = scene.copy()
+    target.run_sql("DROP FUNCTION billing.shown; DROP TABLE billing.invoices CASCADE")
+    there = "SELECT to_regclass('billing.invoices') IS NOT NULL"
+    with TcpProxy(target.cluster.port) as proxy:
+        proxy.behave(Behaviour(keep_answer_to=COMMIT))
+        with scene.started(
+            target, "--table", "billing.invoices", RESTORE_URL=proxied(target, proxy)
+        ) as process:
+            wait_for(lambda: target.run_sql(there) == "t\n")
+            process.terminate()
+            _, stderr = process.communicate(timeout=30)
+    assert "4 statements to connect them with others failed" in stderr
+    assert "-- the restore was interrupted\n" in stderr
+
+
+def proxied(database: Database, proxy: TcpProxy) -> str:
+    return database.uri.replace(f":{database.cluster.port}/", f":{proxy.port}/")
+
+
 def test_a_key_waits_for_a_lock_only_for_a_moment(scene: Scene) -> None:
     target = scene.copy()
     target.run_sql("DROP FUNCTION billing.shown; DROP TABLE billing.invoices CASCADE")
@@ -593,6 +678,44 @@ ACCESS = """
     WHERE relnamespace = 'billing'::regnamespace AND relname LIKE 'invoices%' AND relkind <> 'i'
     ORDER BY 1
 """
+
+
+@pytest.mark.usefixtures("scene")  # which has the roles
+@pytest.mark.parametrize("renamed", [(), ("--as", "billing.copy")])
+def test_functions_of_an_index_have_no_rights_of_the_superuser(
+    make_database: MakeDatabase, tmp_path: Path, renamed: tuple[str, ...]
+) -> None:
+    """The owner of a table could have put anything into them."""
+    database = make_database()
+    database.run_sql(
+        f"""
+        CREATE SCHEMA billing;
+        GRANT ALL ON SCHEMA billing TO {OWNER};
+        CREATE TABLE billing.seen (name text);
+        GRANT INSERT ON billing.seen TO {OWNER};
+        SET ROLE {OWNER};
+        CREATE FUNCTION billing.key(int) RETURNS int LANGUAGE sql IMMUTABLE AS 'SELECT $1';
+        CREATE TABLE billing.t (id int);
+        CREATE INDEX ON billing.t (billing.key(id));
+        INSERT INTO billing.t VALUES (1);
+        """
+    )
+    pieces.back_up(database, tmp_path)
+    database.run_sql(
+        f"""
+        DROP TABLE billing.t;
+        SET ROLE {OWNER};
+        CREATE FUNCTION billing.noted(int) RETURNS int LANGUAGE sql
+            AS 'INSERT INTO billing.seen VALUES (current_user); SELECT $1';
+        CREATE OR REPLACE FUNCTION billing.key(int) RETURNS int LANGUAGE plpgsql IMMUTABLE
+            AS 'BEGIN RETURN billing.noted($1); END';
+        """
+    )
+    done = Scene(database, tmp_path, lambda: database).restore(
+        database, "--table", "billing.t", *renamed
+    )
+    assert done.returncode == 0, done.stderr
+    assert {*database.run_sql("SELECT name FROM billing.seen").split()} == {OWNER}
 
 
 def test_default_privileges_of_the_target_grant_nothing(scene: Scene) -> None:

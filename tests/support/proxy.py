@@ -32,7 +32,7 @@ class Behaviour:
     moment the connection was accepted; ``rate`` is in bytes a second for each direction,
     ``latency`` in seconds for each piece that is passed on. A server that is asked something with
     ``reset_answer_to`` in it hears it, and its answer does not arrive; with ``then_refuse`` it is
-    not reached again.
+    not reached again. An answer to ``keep_answer_to`` is waited for in vain.
     """
 
     refuse: bool = False
@@ -42,6 +42,7 @@ class Behaviour:
     latency: float = 0.0
     reset_answer_to: bytes | None = None
     then_refuse: bool = False
+    keep_answer_to: bytes | None = None
 
 
 PASS = Behaviour()
@@ -172,7 +173,12 @@ class TcpProxy:
     def _lost(
         self, connection: _Connection, behaviour: Behaviour, data: bytes, *, answer: bool
     ) -> bool:
-        """Reset the connection if this is the answer that is to be lost."""
+        """Reset the connection, or wait, if this is the answer that is to be lost."""
+        if behaviour.keep_answer_to and behaviour.keep_answer_to in data:
+            connection.asked = True
+        elif answer and connection.asked and behaviour.keep_answer_to:
+            self._closed.wait()
+            return True
         if behaviour.reset_answer_to and behaviour.reset_answer_to in data:
             connection.asked = True
         elif answer and connection.asked:

@@ -20,6 +20,7 @@ from pgstash.restore.table_parts import Attempt
 # A session that waits for a lock blocks all that come later, so the wait is short.
 _LOCK_SECONDS = 5
 _SHOWN = 20
+_INTERRUPTED = "the restore was interrupted"
 
 Opened = Callable[[], AbstractContextManager[Loader]]
 """Opens a session in the target."""
@@ -50,10 +51,17 @@ def connect(
     except RestoreError as error:
         failed += [(statements, error.message) for statements in todo]
     except Interrupted:
-        failed += [(statements, "the restore was interrupted") for statements in todo]
+        failed += [(statements, _INTERRUPTED) for statements in todo]
         raise
     finally:
-        _warn([(each.decode(codec, "replace"), reason) for each, reason in failed], emit)
+        _warn(failed, codec, emit)
+
+
+def warn_of_interruption(
+    contents: toc.Contents, attempts: Iterable[Attempt], codec: str, emit: events.Emit
+) -> None:
+    """Warn of the statements of these entries, none of which was run."""
+    _warn([(_statements(contents, attempt), _INTERRUPTED) for attempt in attempts], codec, emit)
 
 
 def _statements(contents: toc.Contents, attempt: Attempt) -> bytes:
@@ -76,13 +84,13 @@ def as_comment(reason: str) -> str:
     return "\n".join(f"-- {line}" for line in bare.splitlines())
 
 
-def _warn(failed: Sequence[tuple[str, str]], emit: events.Emit) -> None:
+def _warn(failed: Sequence[tuple[bytes, str]], codec: str, emit: events.Emit) -> None:
     if not failed:
         return
     count = counted(len(failed), "statement")
     lines = [f"The tables are restored, but {count} to connect them with others failed. In psql:"]
     for statements, reason in failed[:_SHOWN]:
-        lines.append(f"{as_comment(reason)}\n{statements}")
+        lines.append(f"{as_comment(reason)}\n{statements.decode(codec, 'replace')}")
     if len(failed) > _SHOWN:
         lines.append(f"and {len(failed) - _SHOWN} more, which are at the end of `pgstash cat`")
     emit(events.Warned("\n".join(lines), to_do=True))

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 
 from pgstash import events
 from pgstash.counting import counted
-from pgstash.errors import TableNotStoredError
+from pgstash.errors import Interrupted, PgstashError, TableNotStoredError
 from pgstash.postgres.restore import presence, session_settings, statistics
 from pgstash.postgres.restore.copy_loader import Loader
 from pgstash.postgres.restore.placing import Placement
 from pgstash.postgres.restore.request import Request
-from pgstash.postgres.restore.target import LockTable
+from pgstash.postgres.restore.target import LockTable, Outcome
 from pgstash.postgres.restore.transaction import Transaction
 from pgstash.postgres.server.connection import Server
 from pgstash.postgres.server.lock_waits import warn_of_lock_waits
@@ -26,7 +26,7 @@ from pgstash.postgres.tools import toc
 from pgstash.postgres.tools.toc import Entry
 from pgstash.repository.archive import Archive
 from pgstash.restore import preflight, table_owners, table_parts
-from pgstash.restore.connecting import connect
+from pgstash.restore.connecting import connect, warn_of_interruption
 from pgstash.restore.state import Progress, State
 from pgstash.restore.table_parts import Parts
 from pgstash.restore.table_places import (
@@ -39,6 +39,7 @@ from pgstash.restore.table_places import (
     renamed,
     some,
     text,
+    warn_of_publications,
 )
 from pgstash.restore.table_rows import load
 from pgstash.restore.table_selection import Selection
@@ -99,6 +100,7 @@ class IntoExisting:
         self._parts = table_parts.of_tables(contents, job.selection.tables)
         self._codec = codec_of(job.selection.manifest, job.server)
         self._lost: Sequence[Entry] = ()
+        self._refused: Sequence[table_owners.Refused] = ()
         objects = self._parts.objects
         self._placement = Placement(objects, {name: name for name in objects.all})
         self._header = _FIXED + b"".join(
@@ -117,6 +119,7 @@ class IntoExisting:
             self._placement = placed(session.run, parts, self._job.request.renamed, self._codec)
             refuse_taken(session.run, self._placement, self._job.server, self._codec)
             refuse_lacking(session.run, parts, self._placement, self._job.server, self._codec)
+            warn_of_publications(session.run, self._placement, self._job.server, self._codec, emit)
             if not self._is_copy:
                 self._lost = presence.missing(session.run, parts.dependents)
         if empty := _without_rows(self._contents, parts, self._codec):
@@ -140,25 +143,28 @@ class IntoExisting:
         Raises RestoreError, CorruptedError, StorageError.
         """
         job = self._job
-        with preflight.explained(job.archive.manifest, job.server, locks, job.request):
-            refused = self._transact(progress, state, lc_monetary)
-        table_owners.warn(refused, job.emit)
-        self._warn_of_lost()
-        if not self._is_copy:
-            connect(self._session, self._contents, self._parts.attempts, self._codec, job.emit)
-        elif left_out := [attempt.entry for attempt in self._parts.attempts]:
-            job.emit(
-                events.Informed(f"Left out, because it is a copy: {listed(left_out, self._codec)}")
-            )
+        attempts = () if self._is_copy else self._parts.attempts
+        try:
+            with preflight.explained(job.archive.manifest, job.server, locks, job.request):
+                self._transact(progress, state, lc_monetary)
+        except (PgstashError, Interrupted) as error:
+            # It may have committed, although the answer was lost.
+            if state.target.outcome is not Outcome.COMMITTED:
+                raise
+            if isinstance(error, Interrupted):
+                self._report()
+                warn_of_interruption(self._contents, attempts, self._codec, job.emit)
+                raise
+            job.emit(events.Warned(f"The tables were restored, but then: {error}"))
+        self._report()
+        connect(self._session, self._contents, attempts, self._codec, job.emit)
         final = (self._placement.names[name] for name in self._placement.objects.tables)
         names = [text(b".".join(name), self._codec) for name in final]
         statistics.update(job.server, job.request, 1, job.emit, names)
         return 1
 
-    def _transact(
-        self, progress: Progress, state: State, lc_monetary: str | None
-    ) -> Sequence[table_owners.Refused]:
-        """Create the tables and load their rows; return the statements that were refused."""
+    def _transact(self, progress: Progress, state: State, lc_monetary: str | None) -> None:
+        """Create the tables and load their rows."""
         job, parts = self._job, self._parts
         with warn_of_lock_waits(job.server, lambda: state.raw_bytes, job.emit) as watched:
             transaction = Transaction(watched, self._header, lc_monetary=lc_monetary, emit=job.emit)
@@ -166,16 +172,25 @@ class IntoExisting:
                 with transaction:
                     self._placement.begin(transaction.run)
                     self._create(transaction, parts.before)
+                    table_owners.give_early(transaction, parts, self._placement, job.request)
                     load(transaction, self._placement, job.archive, job.selection, progress)
                     self._create(transaction, parts.after)
                     self._placement.finish(transaction.run)
-                    refused = table_owners.give(
+                    self._refused = table_owners.give(
                         transaction, self._contents, parts, self._placement, job.request
                     )
                     transaction.commit()
             finally:
                 state.target.outcome = transaction.outcome
-        return refused
+
+    def _report(self) -> None:
+        """Report what the restored tables lack."""
+        table_owners.warn(self._refused, self._job.emit)
+        self._warn_of_lost()
+        if self._is_copy and (left_out := [attempt.entry for attempt in self._parts.attempts]):
+            self._job.emit(
+                events.Informed(f"Left out, because it is a copy: {listed(left_out, self._codec)}")
+            )
 
     @property
     def _is_copy(self) -> bool:

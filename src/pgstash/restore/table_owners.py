@@ -13,6 +13,7 @@ from pgstash.postgres.restore.request import Request
 from pgstash.postgres.restore.transaction import Transaction
 from pgstash.postgres.server.quoting import identifier, literal, qualified
 from pgstash.postgres.tools import toc
+from pgstash.postgres.tools.qualified_names import Name
 from pgstash.restore.connecting import as_comment
 from pgstash.restore.table_parts import TABLES, Parts
 
@@ -20,6 +21,9 @@ _SHOWN = 10
 _BEGINS = b"SET SESSION AUTHORIZATION"
 _ENDS = b"RESET SESSION AUTHORIZATION"
 
+_IS_SUPERUSER = (
+    b"SELECT rolsuper FROM pg_catalog.pg_roles WHERE rolname OPERATOR(pg_catalog.=) current_user"
+)
 # What the default privileges of the restoring role have granted: the backup has all GRANTs.
 _BY_DEFAULT = b"""
     SELECT pg_catalog.format('REVOKE ALL ON %1$s %2$s FROM %3$s; GRANT ALL ON %1$s %2$s TO %4$I;',
@@ -47,6 +51,23 @@ class Refused:
     reason: str
 
 
+def give_early(
+    transaction: Transaction, parts: Parts, placement: Placement, request: Request
+) -> None:
+    """Give the tables their owners before indexes are built, if the login is a superuser.
+
+    The server runs the functions of an index as the owner of its table: this must not be the
+    superuser, whose rights a function could use. Another login may need to own the tables until the
+    end. What is refused here is refused again by :func:`give`, and reported. Raises RestoreError.
+    """
+    if request.no_owner or transaction.run(_IS_SUPERUSER) != [[b"t"]]:
+        return
+    for entry in parts.tables:
+        name = (entry.schema, entry.tag)
+        if entry.owner:
+            transaction.attempt(_ownership(entry, placement.staged.get(name, name)))
+
+
 def give(
     transaction: Transaction,
     contents: toc.Contents,
@@ -62,7 +83,11 @@ def give(
     if not request.no_privileges:
         _revoke_defaults(transaction, placement)
     if not request.no_owner:
-        statements += [_ownership(entry, placement) for entry in parts.owned if entry.owner]
+        statements += [
+            _ownership(entry, placement.names[entry.schema, entry.tag])
+            for entry in parts.owned
+            if entry.owner
+        ]
     if not request.no_privileges:
         for entry in parts.privileges:
             statements += _units(placement.final(toc.definition(contents, entry)))
@@ -86,10 +111,9 @@ def warn(refused: Sequence[Refused], emit: events.Emit) -> None:
     emit(events.Warned("\n".join(lines), to_do=True))
 
 
-def _ownership(entry: toc.Entry, placement: Placement) -> bytes:
+def _ownership(entry: toc.Entry, name: Name) -> bytes:
     kind = b"TABLE" if entry.description in TABLES else entry.description
-    name = qualified(*placement.names[entry.schema, entry.tag])
-    return b"ALTER %s %s OWNER TO %s;" % (kind, name, identifier(entry.owner))
+    return b"ALTER %s %s OWNER TO %s;" % (kind, qualified(*name), identifier(entry.owner))
 
 
 def _units(script: bytes) -> Iterator[bytes]:
@@ -106,5 +130,6 @@ def _revoke_defaults(transaction: Transaction, placement: Placement) -> None:
     objects = placement.objects
     final = (placement.names[name] for name in [*objects.tables, *objects.sequences])
     names = b", ".join(b"(%s, %s)" % (literal(schema), literal(name)) for schema, name in final)
+    names = b"VALUES " + names  # hashed, unlike a list of pairs
     for (statement,) in transaction.run(_BY_DEFAULT.replace(b"<names>", names)):
         transaction.run(statement or b"")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from pgstash import events
 from pgstash.counting import counted
 from pgstash.errors import TableNotStoredError, TargetLacksError, TargetNotEmptyError
 from pgstash.format.manifest import Manifest
@@ -114,6 +115,24 @@ def refuse_lacking(
         + some([*names, *(_named(each, codec) for each in lacking)]),
         hint="\n".join(hints),
     )
+
+
+def warn_of_publications(
+    run: presence.Run, placement: Placement, server: Server, codec: str, emit: events.Emit
+) -> None:
+    """Warn of publications that contain the tables before they are complete.
+
+    Raises RestoreError.
+    """
+    schemas = {schema for schema, _ in placement.names.values()}
+    if found := presence.publications(run, schemas, server.major):
+        emit(
+            events.Warned(
+                "Publications of all tables, or of all in a schema, send the restored rows to "
+                f"their subscribers: {some([text(name, codec) for name in found])}\n"
+                "A subscription stops if it lacks the table, or has its rows already"
+            )
+        )
 
 
 def planned(parts: Parts, codec: str, *, copy: bool) -> str:

@@ -20,12 +20,13 @@ _RELATION = """EXISTS (
 _TYPE = """EXISTS (
     SELECT FROM pg_catalog.pg_type t JOIN pg_catalog.pg_namespace n ON n.oid = t.typnamespace
     WHERE n.nspname = w.schema AND t.typname = w.tag)"""
-# As format_function_signature() in pg_dump.c writes it.
+# As format_function_signature() and format_aggregate_signature() in pg_dump.c write it.
 _FUNCTION = """EXISTS (
     SELECT FROM pg_catalog.pg_proc p JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace
     WHERE n.nspname = w.schema AND w.tag = p.proname::pg_catalog.text || '(' || COALESCE((
         SELECT pg_catalog.string_agg(pg_catalog.format_type(a.type, NULL), ', ' ORDER BY a.place)
-        FROM pg_catalog.unnest(p.proargtypes) WITH ORDINALITY AS a (type, place)), '') || ')')"""
+        FROM pg_catalog.unnest(p.proargtypes) WITH ORDINALITY AS a (type, place)),
+        CASE p.prokind WHEN 'a' THEN '*' ELSE '' END) || ')')"""
 # Their tag is the name of the table, a blank, and their own.
 _OF_TABLE = """EXISTS (
     SELECT FROM {catalog} o JOIN pg_catalog.pg_class c ON c.oid = o.{relation}
@@ -35,6 +36,7 @@ _OF_TABLE = """EXISTS (
 _NAMED = "EXISTS (SELECT FROM pg_catalog.{0} o WHERE o.{1} = w.tag)"
 
 _TESTS = {
+    b"AGGREGATE": _FUNCTION,
     b"DOMAIN": _TYPE,
     b"EXTENSION": _NAMED.format("pg_extension", "extname"),
     b"FOREIGN TABLE": _RELATION,
@@ -69,6 +71,17 @@ _TAKEN = """
     JOIN pg_catalog.pg_namespace n ON n.nspname = w.schema
     JOIN {catalog} o ON o.{namespace} = n.oid AND o.{column} = w.name
 """
+# Of all tables, and of all in these schemas: those get a new table at once, and its rows.
+_PUBLICATIONS = """
+    SELECT p.pubname FROM pg_catalog.pg_publication p
+    WHERE p.pubinsert AND (p.puballtables {or_schemas}) ORDER BY 1
+"""
+_OR_SCHEMAS = """OR EXISTS (
+    SELECT FROM pg_catalog.pg_publication_namespace i
+    JOIN pg_catalog.pg_namespace n ON n.oid = i.pnnspid
+    WHERE i.pnpubid = p.oid AND n.nspname IN ({schemas}))
+"""
+_FIRST_WITH_SCHEMAS_PUBLISHED = 15
 _SCHEMAS = "SELECT nspname FROM pg_catalog.pg_namespace WHERE nspname IN ({})"
 
 
@@ -100,6 +113,13 @@ def missing_schemas(run: Run, names: Collection[bytes]) -> list[bytes]:
     quoted = b", ".join(map(literal, names))
     there = {row[0] for row in run(_SCHEMAS.encode().replace(b"{}", quoted))}
     return sorted(name for name in {*names} if name not in there)
+
+
+def publications(run: Run, schemas: Collection[bytes], major: int) -> list[bytes]:
+    """Return the publications that contain each new table in these schemas, with its rows."""
+    or_schemas = _OR_SCHEMAS if major >= _FIRST_WITH_SCHEMAS_PUBLISHED else ""
+    query = _PUBLICATIONS.replace("{or_schemas}", or_schemas)
+    return [row[0] or b"" for row in run(_filled(query, schemas=[*map(literal, schemas)]))]
 
 
 def taken_relations(run: Run, names: Sequence[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
