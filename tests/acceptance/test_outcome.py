@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from support.backups import back_up
-from support.cli import environment, run_pgstash
+from support.cli import COMMAND, environment, run_pgstash
 
 if TYPE_CHECKING:
-    import subprocess
     from collections.abc import Iterator
     from pathlib import Path
 
@@ -140,3 +140,15 @@ def test_a_place_without_backups_has_nothing_to_prove(
     assert done.returncode == (25 if exists else 20)
     [line] = [line for line in done.stderr.splitlines() if "FAILURE" in line]
     assert str(folder) in line
+
+
+@pytest.mark.parametrize("stdout", [">/dev/full", ">&-"])
+def test_an_outcome_that_cannot_be_printed(stdout: str, stored: Database, tmp_path: Path) -> None:
+    """A restore that failed keeps the exit status of its error."""
+    env = environment(stored.bin_dir, STORAGE_URL=tmp_path.as_uri(), RESTORE_URL=stored.uri)
+    script = f'"$0" restore --create outcome --dry-run --json "$@" {stdout}'
+    for arguments, status in ((["latest"], 52), (["no_such_backup"], 25)):
+        words = ["sh", "-c", script, str(COMMAND), *arguments]
+        done = subprocess.run(words, env=env, capture_output=True, text=True, check=False)
+        assert done.returncode == status, done.stderr
+    assert "Unexpected error" not in done.stderr

@@ -11,6 +11,7 @@ import typer
 
 from pgstash import events
 from pgstash.cli.output import print_line
+from pgstash.errors import OutputError
 from pgstash.monitoring.redaction import Scrubber
 from pgstash.settings import Settings
 
@@ -40,10 +41,14 @@ def reporting(settings: Settings, emit: events.Emit, *, as_json: bool) -> Iterat
         yield emit
         return
     outcome = _Outcome(emit)
+    scrub = Scrubber(settings.secrets()).scrub
     try:
         yield outcome
-    finally:
-        outcome.print(Scrubber(settings.secrets()).scrub)
+    except BaseException:
+        with contextlib.suppress(OutputError):  # the error matters more, and has its exit status
+            outcome.print(scrub)
+        raise
+    outcome.print(scrub)
 
 
 class _Outcome:

@@ -15,6 +15,8 @@ from pgstash.signals import end_by
 
 def print_line(line: str) -> None:
     """Print a line to stdout. A closed pipe ends the process. Raises OutputError."""
+    if sys.stdout is None:
+        raise OutputError("cannot write to stdout: it is closed")
     with writing():
         sys.stdout.write(line + "\n")
         sys.stdout.flush()
