@@ -97,7 +97,7 @@ def test_what_the_tools_do_not_open_is_not_proven(
     before = proofs(stored[True])
     with pytest.raises(DrillFailedError) as caught:
         drilled(folder(stored[True]), newest_cluster, PLAIN_WAY, path=path)
-    assert str(caught.value).startswith("1 of 7 checks failed:\nstandard tools: openssl and gunzip")
+    assert str(caught.value).startswith("1 of 8 checks failed:\nstandard tools: openssl and gunzip")
     assert why in str(caught.value)
     assert PASSPHRASE not in str(caught.value)
     assert proofs(stored[True]) == before
