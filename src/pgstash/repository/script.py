@@ -67,7 +67,7 @@ def without_settings_unknown_to(major: int, script: Iterator[bytes]) -> Iterator
     So a dump made by a newer pg_dump can be restored into the server it came from.
     """
     if major < KNOWN_FROM:
-        first = next(script, b"")
+        first = next(filter(None, script), b"")
         match = _SETTINGS.match(first)
         header = match[0] if match else b""
         yield header.replace(_NEW_SETTING, b"") + first[len(header) :]
