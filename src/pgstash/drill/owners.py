@@ -39,6 +39,14 @@ _STATE = """
     WHERE d.datname = pg_catalog.current_database()
 """
 
+# On which extensions granted something while they were created. That is recorded for the role that
+# created them, which is another one here, so pg_dump takes it for a change.
+_SCHEMAS_OF_EXTENSIONS = """
+    SELECT '"' || pg_catalog.replace(n.nspname, '"', '""') || '"'
+    FROM pg_catalog.pg_namespace n JOIN pg_catalog.pg_init_privs p ON p.objoid = n.oid
+    WHERE p.classoid = 'pg_catalog.pg_namespace'::pg_catalog.regclass AND p.privtype = 'e'
+"""
+
 
 def check(
     place: Scratch,
@@ -95,11 +103,13 @@ def _compared(
     refused = [*refused, *owners_and_privileges.apply(into, for_database, tool_run).units]
     with schema_dump.opened(into, tool_run, (), _LIMITS, snapshot=None) as contents:
         again = owners_dump.complete(into, owners_dump.of_objects(tool_run, contents))
+    with target.connected(into, "SQL_ASCII") as session:
+        schemas = [name for (name,) in session.execute(_SCHEMAS_OF_EXTENSIONS).fetchall()]
     return owner_comparison.compare(
         owners_and_privileges.units_of(script),
         owners_and_privileges.units_of(again.text),
         refused,
-        whole=not pg_dump_options.leaving_out(manifest.options),
+        more_on=None if pg_dump_options.leaving_out(manifest.options) else schemas,
         same_major=manifest.server.partition(".")[0] == str(into.major),
     )
 

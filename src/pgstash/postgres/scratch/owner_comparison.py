@@ -22,6 +22,9 @@ _OF_SERVER = re.compile(
     rb"|.* ON SCHEMA public (?:TO|FROM) .*|ALTER SCHEMA public OWNER TO .*",
     re.DOTALL,
 )
+_ON_SCHEMA = re.compile(
+    rb"""(?:GRANT|REVOKE) [A-Z, ]+ ON SCHEMA ("(?:[^"]|"")+"|[^" ]+) (?:TO|FROM) .*""", re.DOTALL
+)
 
 _NOT_ALLOWED = "42501"
 
@@ -42,15 +45,16 @@ def compare(
     of_restored: Iterable[Unit],
     refused: Collection[Refused],
     *,
-    whole: bool,
+    more_on: Collection[bytes] | None,
     same_major: bool,
 ) -> Comparison:
     """Return how the restored database differs from the source.
 
     ``refused`` is what a superuser could not run. Some objects must belong to a superuser: if
-    theirs is an ordinary role here, they are left out. If the backup is not of the ``whole``
-    database, the restored one may have more. What servers grant by themselves is compared with one
-    of the ``same_major`` alone.
+    theirs is an ordinary role here, they are left out. The restored database may have more
+    privileges on the schemas ``more_on`` (quoted names); None if the backup is not of the whole
+    database, so that it may have more of everything. What servers grant by themselves is compared
+    with one of the ``same_major`` alone.
     """
     expected = {_normal(unit): b" ".join(unit) for unit in of_source}
     found = {_normal(unit): b" ".join(unit) for unit in of_restored}
@@ -61,7 +65,13 @@ def compare(
     } - {b""}
     left_out = [each for each in expected if _owned(each)[0] in excused]
     missing = [each for each in expected if each not in found and each not in left_out]
-    more = [each for each in found if each not in expected and _owned(each)[0] not in excused]
+    more = [
+        each
+        for each in found
+        if each not in expected
+        and _owned(each)[0] not in excused
+        and not _is_about(each, {*map(_unquoted, more_on or ())})
+    ]
     others = dict(map(_owned, more))
     problems = []
     for each in missing:
@@ -73,7 +83,7 @@ def compare(
             )
         else:
             problems.append(b"only in the source: " + expected[each].rstrip(b";"))
-    if whole:
+    if more_on is not None:
         problems += [
             b"only in the restored database: " + found[each].rstrip(b";")
             for each in more
@@ -98,6 +108,12 @@ def _owned(normal: bytes) -> tuple[bytes, bytes]:
     """Return an object and its owner; nothing if the statement gives no owner."""
     match = _OWNER.fullmatch(normal)
     return (match[1], match[2]) if match else (b"", b"")
+
+
+def _is_about(normal: bytes, schemas: Collection[bytes]) -> bool:
+    """Return whether a statement grants or revokes something on one of these schemas."""
+    match = _ON_SCHEMA.fullmatch(normal)
+    return match is not None and match[1] in schemas
 
 
 def _without_servers_own(units: dict[bytes, bytes]) -> dict[bytes, bytes]:

@@ -23,8 +23,10 @@ def compared(
     *refused: Refused,
     whole: bool = True,
     same_major: bool = True,
+    more_on: tuple[bytes, ...] = (),
 ) -> Comparison:
-    return compare(of_source, of_restored, refused, whole=whole, same_major=same_major)
+    more = more_on if whole else None
+    return compare(of_source, of_restored, refused, more_on=more, same_major=same_major)
 
 
 @pytest.mark.parametrize(
@@ -101,3 +103,17 @@ def test_what_servers_grant_by_themselves_depends_on_their_major() -> None:
     assert compared([PUBLIC, GRANT], [of_catalog, GRANT], same_major=False) == Comparison(1, 0, [])
     mine = (b"GRANT ALL ON SCHEMA publication TO PUBLIC;",)
     assert len(compared([mine], [], same_major=False).problems) == 1
+
+
+def test_what_an_extension_granted_on_its_schema() -> None:
+    more = [
+        (b"REVOKE ALL ON SCHEMA topology FROM postgres;",),
+        (b'GRANT ALL ON SCHEMA topology TO "a b";',),
+    ]
+    assert len(compared([GRANT], [GRANT, *more]).problems) == 2
+    assert compared([GRANT], [GRANT, *more], more_on=(b'"topology"',)).problems == []
+    assert len(compared([GRANT], [GRANT, *more], more_on=(b'"Topology"', b'"t"')).problems) == 2
+    # What the source has is expected in any case.
+    assert len(compared([GRANT, more[0]], [GRANT], more_on=(b'"topology"',)).problems) == 1
+    odd = (b'GRANT USAGE ON SCHEMA "Odd ""s""" TO a;',)
+    assert compared([GRANT], [GRANT, odd], more_on=(b'"Odd ""s"""',)).problems == []
