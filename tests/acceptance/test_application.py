@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from acceptance.test_privileges import described
 from support import application
 from support.backups import PASSPHRASE, back_up, decrypted
 from support.cli import COMMAND, NO_DOTENV, environment, run_pgstash
@@ -19,18 +20,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from support.backups import StoredBackup
+    from support.postgres import MakeDatabase
 
 NAME = "the_application"
 PAGE = REPOSITORY / "docs" / "how-to" / "the-database-is-gone.md"
 STEPS = re.compile(r"^```sh\n(.*?)^```", re.DOTALL | re.MULTILINE)
-
-
-def described(database: Database) -> list[str]:
-    """Return all that pg_dump says of a database, whatever its name is, in any order."""
-    text = database.plain_dump("--create").decode()
-    text = text.replace(f'"{database.name}"', "NAME").replace(database.name, "NAME")
-    lines = text.splitlines()
-    return sorted(line for line in lines if not line.startswith(("\\restrict", "\\unrestrict")))
 
 
 def remove(cluster: Cluster, *databases: str) -> None:
@@ -59,9 +53,8 @@ def backup(source: Database, tmp_path_factory: pytest.TempPathFactory) -> Stored
 
 
 @pytest.fixture(scope="module")
-def as_stored(source: Database, backup: StoredBackup) -> list[str]:
-    """Return the description of the source, before the suite uses up values of its sequences."""
-    assert backup.archive.exists()
+def as_stored(source: Database) -> list[str]:
+    """Return the description of the source, in which nothing changes once its suite has run."""
     return described(source)
 
 
@@ -199,11 +192,9 @@ def test_the_page_for_the_worst_hour(
     assert list(application.failures(restored)) == []
 
 
-def test_a_suite_that_can_fail(source: Database, tmp_path: Path) -> None:
-    assert tmp_path.exists()
-    source.run_sql("REVOKE EXECUTE ON FUNCTION billing.book FROM shop_app")
-    try:
-        [failure] = application.failures(source)
-    finally:
-        source.run_sql("GRANT EXECUTE ON FUNCTION billing.book TO shop_app")
+def test_a_suite_that_can_fail(source: Database, make_database: MakeDatabase) -> None:
+    database = make_database(on=source.cluster)
+    database.run_sql(application.CREATE)
+    database.run_sql("REVOKE EXECUTE ON FUNCTION billing.book FROM shop_app")
+    [failure] = application.failures(database)
     assert failure.startswith("shop_app: SELECT (billing.book")
