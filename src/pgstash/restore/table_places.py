@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from collections.abc import Sequence
 
 from pgstash import events
@@ -18,6 +20,7 @@ from pgstash.restore import table_parts
 from pgstash.restore.table_parts import Parts
 
 _SHOWN = 10
+_PLAIN = re.compile(r"[a-z_][a-z0-9_]*")
 _KINDS = {
     table_parts.FOREIGN_KEY: "foreign key",
     table_parts.PARTITION: "partition",
@@ -76,7 +79,7 @@ def refuse_taken(run: presence.Run, placement: Placement, server: Server, codec:
         return
     first = there[0]
     schema, name = tables[first]
-    other = f"--as {text(schema, codec)}.{text(name, codec)}_restored"
+    other = f"--as {shown_for_shell(text(schema, codec), text(name, codec) + '_restored')}"
     rename = f"ALTER TABLE {text(qualified(*first), codec)} RENAME TO …;"
     raise TargetNotEmptyError(
         f"the database {server.database.name} already has "
@@ -173,6 +176,12 @@ def _named(entry: Entry, codec: str) -> str:
     kind = entry.description
     said = _KINDS.get(kind) or text(kind, codec).lower()
     return f"{said} {text(b'.'.join(filter(None, (entry.schema, entry.tag))), codec)}"
+
+
+def shown_for_shell(schema: str, name: str) -> str:
+    """Return a name for an option such as --as, quoted for SQL and for a shell if it needs that."""
+    parts = (each if _PLAIN.fullmatch(each) else identifier(each) for each in (schema, name))
+    return shlex.quote(".".join(parts))
 
 
 def text(name: bytes, codec: str) -> str:
