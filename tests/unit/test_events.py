@@ -21,6 +21,7 @@ KINDS = [
 # What the log leaves out, and why.
 UNLOGGED = {
     events.BackupAttempted: "what goes wrong before BackupStarted is told by BackupFailed",
+    events.DrillAttempted: "as BackupAttempted",
     events.Progressed: "comes four times a second: monitoring.progress shows it instead",
     events.RestoreProgressed: "as Progressed",
     events.PhaseStarted: "as Progressed",

@@ -69,6 +69,7 @@ def run(
     """
     began = time.monotonic()
     name, host, database = wanted, "", ""
+    runtime.emit(events.DrillAttempted(wanted))
     try:
         found = find()
         name = found.name

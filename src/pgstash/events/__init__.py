@@ -29,6 +29,7 @@ from pgstash.events.base import (
     ignore,
 )
 from pgstash.events.drill import (
+    DrillAttempted,
     DrillFailed,
     DrillStarted,
     DrillSucceeded,
@@ -66,6 +67,7 @@ __all__ = [
     "BackupRemoved",
     "BackupStarted",
     "BackupSucceeded",
+    "DrillAttempted",
     "DrillFailed",
     "DrillStarted",
     "DrillSucceeded",

@@ -9,6 +9,13 @@ from pgstash.events.base import Event
 
 
 @dataclass(frozen=True, slots=True)
+class DrillAttempted(Event):
+    """A drill will be tried; the store was not contacted yet. ``name`` is as it was asked for."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
 class DrillStarted(Event):
     """A drill of a backup starts; ``where`` describes the scratch server for people."""
 

@@ -9,7 +9,15 @@ from pgstash import events
 from pgstash.counting import counted
 from pgstash.monitoring.messages import size, span
 
-_STARTS = (events.BackupStarted, events.RestoreStarted, events.DrillStarted)
+# The first of a run that is heard: it may take seconds until a backup is found, a server answers.
+_STARTS = (
+    events.BackupAttempted,
+    events.BackupStarted,
+    events.RestoreTargeted,
+    events.RestoreStarted,
+    events.DrillAttempted,
+    events.DrillStarted,
+)
 _ENDS = (
     events.UploadFinished,
     events.BackupSucceeded,
@@ -80,7 +88,7 @@ class RunState:
             case events.Progressed() | events.RestoreProgressed():
                 run.bytes = event
                 self.running = True
-            case _ if isinstance(event, _STARTS):
+            case _ if isinstance(event, _STARTS) and not self.running:
                 self._run = self._new_run()
                 self.running = True
                 return True

@@ -97,7 +97,7 @@ class Report:
 
     def _collect(self, event: events.Event) -> None:
         match event:
-            case events.BackupAttempted() | events.DrillStarted():
+            case events.BackupAttempted() | events.DrillAttempted():
                 self._warnings, self._seconds = [], {}
             case events.Warned():
                 self._warnings.append(event.message)

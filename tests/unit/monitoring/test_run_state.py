@@ -63,6 +63,21 @@ def test_before_the_first_byte() -> None:
     assert text(DRILL, 61) == "preparing: 1m 1s elapsed"
 
 
+@pytest.mark.parametrize(
+    ("attempted", "started"),
+    [
+        (events.BackupAttempted("db", "shop"), BACKUP),
+        (events.RestoreTargeted("db:5432", "shop", created=False), RESTORE),
+        (events.DrillAttempted("latest"), DRILL),
+    ],
+)
+def test_the_clock_starts_before_the_backup_is_known(
+    attempted: events.Event, started: events.Event
+) -> None:
+    assert text(attempted, 7) == "preparing: 7s elapsed"
+    assert text(attempted, 7, started, 1) == "preparing: 8s elapsed"
+
+
 def test_the_phases_of_a_restore() -> None:
     rows: list[events.Event | float] = [RESTORE, 5, events.PhaseStarted("rows"), 10]
     read = events.RestoreProgressed(NAME, 300_000_000, 30_000_000, 60_000_000)

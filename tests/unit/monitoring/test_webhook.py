@@ -239,6 +239,7 @@ def test_a_drill_that_failed_after_a_backup_and_a_restore_of_its_own() -> None:
         events.DumpFinished(NAME, 21.0, 1),
         SUCCEEDED,
         events.Warned("of pruning"),
+        events.DrillAttempted("latest"),
         DRILLING,
         events.RestoreStarted(NAME, "scratch", "drill", dry_run=False),
         events.Warned("of the drill"),
