@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import os
 import pty
 import re
@@ -12,6 +14,7 @@ from typing import TYPE_CHECKING
 import psycopg
 import pytest
 
+from support import databases
 from support.backups import back_up
 from support.cli import COMMAND, environment
 from support.pieces import PATIENCE
@@ -51,6 +54,14 @@ def stored(make_database: MakeDatabase, tmp_path: Path) -> Database:
 def new_name(newest_cluster: Cluster) -> Iterator[str]:
     yield "shown"
     newest_cluster.drop_database("shown")
+
+
+@pytest.fixture
+def gigabyte(make_database: MakeDatabase, tmp_path: Path) -> Database:
+    database = make_database()
+    database.run_sql(databases.big())
+    back_up(database, tmp_path)
+    return database
 
 
 def screen(arguments: list[str], env: dict[str, str], holder: Database, line: str) -> str:
@@ -118,3 +129,40 @@ def test_a_drill(stored: Database, tmp_path: Path) -> None:
     shown = screen(["drill"], env_of(stored, tmp_path, 2), stored, line)
     assert len(clock_of(shown, line)) >= 3
     assert "checks: " in shown
+
+
+def seconds_shown(shown: str) -> list[int]:
+    """Return the seconds of the clock in the order in which they were shown, each once."""
+    clock = re.findall(r"(?:(\d+)m )?(?:(\d+)s )?elapsed", shown)
+    return list(dict.fromkeys(60 * int(minutes or 0) + int(rest or 0) for minutes, rest in clock))
+
+
+def watched(arguments: list[str], env: dict[str, str]) -> str:
+    """Run pgstash on a terminal to its end; return all that it wrote there."""
+    ours, theirs = pty.openpty()
+    shown = b""
+    with subprocess.Popen(
+        [COMMAND, *arguments], env=env, stdin=theirs, stdout=theirs, stderr=theirs
+    ) as process:
+        os.close(theirs)
+        with contextlib.suppress(OSError):  # the other end is closed
+            while chunk := os.read(ours, 65536):
+                shown += chunk
+    os.close(ours)
+    assert process.returncode == 0, shown.decode(errors="replace")
+    return shown.decode(errors="replace")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_no_phase_stops_the_clock(
+    gigabyte: Database, new_name: str, tmp_path: Path, jobs: int
+) -> None:
+    env = env_of(gigabyte, tmp_path, jobs)
+    for arguments in (["restore", "--create", new_name], ["drill"]):
+        shown = watched(arguments, env)
+        seconds = seconds_shown(shown)
+        assert len(seconds) > 3
+        assert seconds[0] <= 2
+        # A clock that stands still shows it by the seconds that it leaves out.
+        assert max(later - before for before, later in itertools.pairwise(seconds)) <= 2
