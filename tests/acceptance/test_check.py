@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from faults.scene import wait_until
+from support import extension
 from support.backups import settings as local
 from support.cli import environment, run_pgstash, started_pgstash
 from support.fake_tools import FakePgDump, install_pg_dump
@@ -208,11 +209,77 @@ def test_drills_that_are_wanted_need_a_place(make_database: MakeDatabase, tmp_pa
     url = database.cluster.maintenance.uri
     more = {"VERIFY_INTERVAL": "86400", "VERIFY_DATABASE_URL": url}
     done = check(environment(only, **storage, **more))
-    assert re.search(r"(?m)^ok +drills +restore on PostgreSQL 1\d", done.stdout), done.stdout
+    on_its_server = (
+        r"(?m)^warning +drills +restore on PostgreSQL 1\d.* is on the source's own server"
+    )
+    assert re.search(on_its_server, done.stdout), done.stdout
     more["VERIFY_DATABASE_URL"] = url.replace(f":{database.cluster.port}/", ":1/")
     done = check(environment(only, **storage, **more))
     assert done.returncode == 40
     assert re.search(r"(?m)^FAILED +drills +VERIFY_DATABASE_URL: ", done.stdout), done.stdout
+
+
+def test_a_drill_is_checked_for_what_it_would_fail_for(
+    make_database: MakeDatabase, clusters: Clusters, tmp_path: Path
+) -> None:
+    database = make_database()
+    database.run_sql(
+        "CREATE ROLE of_policy; CREATE TABLE t (); CREATE EXTENSION hstore;"
+        "CREATE POLICY p ON t TO of_policy"
+    )
+    scratch = clusters.get(14).load_sample("empty")
+    scratch.run_sql("CREATE ROLE weak LOGIN")
+    env = environment(
+        database.bin_dir,
+        DATABASE_URL=database.uri,
+        STORAGE_URL=tmp_path.as_uri(),
+        VERIFY_INTERVAL="after-backup",
+        VERIFY_DATABASE_URL=scratch.uri.replace("//admin@", "//weak@"),
+    )
+    try:
+        done = check(env)
+        assert done.returncode == 40
+        assert re.search(
+            r"(?m)^FAILED +drills +weak may not create databases; weak may not create the roles "
+            r"that are missing: of_policy\n"
+            r" +ALTER ROLE weak CREATEDB;\n +ALTER ROLE weak CREATEROLE;\n",
+            done.stdout,
+        ), done.stdout
+        scratch.run_sql("ALTER ROLE weak CREATEDB CREATEROLE")
+        done = check(env)
+        assert done.returncode == 0, done.stdout
+        older = (
+            r"(?m)^warning +drills +restore on PostgreSQL 14\S+ at \S+; PostgreSQL 14\S+ is older "
+        )
+        assert re.search(older, done.stdout), done.stdout
+    finally:
+        scratch.run_sql("DROP ROLE weak")
+        scratch.drop()
+        database.run_sql("DROP POLICY p ON t; DROP ROLE of_policy")
+
+
+def test_a_drill_needs_the_extensions_of_the_source(
+    make_database: MakeDatabase, clusters: Clusters, tmp_path: Path
+) -> None:
+    database = make_database()
+    name = extension.install(database.cluster.major, "CREATE SCHEMA of_the_newest_major;")
+    database.run_sql(f"CREATE EXTENSION {name}")
+    env = environment(
+        database.bin_dir,
+        DATABASE_URL=database.uri,
+        STORAGE_URL=tmp_path.as_uri(),
+        VERIFY_INTERVAL="after-backup",
+        VERIFY_DATABASE_URL=clusters.get(14).maintenance.uri,
+    )
+    done = check(env)
+    assert done.returncode == 40
+    missing = rf"(?m)^FAILED +drills +extensions of the source are missing: {name}\n +Install the "
+    assert re.search(missing, done.stdout), done.stdout
+    del env["VERIFY_DATABASE_URL"]
+    assert check(env).returncode == 0  # the throwaway server has it
+    excluded = {"PG_DUMP_EXTRA_ARGS": "--extension=plpgsql"}
+    more = {"VERIFY_DATABASE_URL": clusters.get(14).maintenance.uri}
+    assert check({**env, **more, **excluded}).returncode == 0
 
 
 def test_healthcheck_from_fresh_to_stale(make_database: MakeDatabase, tmp_path: Path) -> None:

@@ -293,3 +293,84 @@ def test_a_drill_loads_nothing_into_the_database_that_it_connects_to(
         done = run_pgstash(["drill"], env)
         assert done.returncode == 0, done.stderr
     assert tables(scratch) == ""
+
+
+@pytest.mark.parametrize("arguments", [[], ["--dry-run"]])
+def test_too_little_room_on_the_disk_is_reported_before_the_restore(
+    make_database: MakeDatabase, tmp_path: Path, arguments: list[str]
+) -> None:
+    target = make_database()
+    make(SCRIPT, database=replace(DATABASE, name=target.name, bytes=10**18)).store_as_backup(
+        tmp_path
+    )
+    by_socket = f"{target.uri}?host={target.cluster.folder}"
+    path = environment(target.bin_dir)["PATH"]
+    done = restore(tmp_path, by_socket, *arguments, PATH=path)
+    assert done.returncode == 0, done.stderr
+    assert re.search(
+        r"WARNING The disk of the target has [0-9.]+ GB free, and the source took 1000000000\.0 GB",
+        done.stderr,
+    )
+
+
+def test_the_room_on_another_machine_is_unknown(
+    make_database: MakeDatabase, tmp_path: Path
+) -> None:
+    target = make_database()
+    make(SCRIPT, database=replace(DATABASE, name=target.name, bytes=10**18)).store_as_backup(
+        tmp_path
+    )
+    path = environment(target.bin_dir)["PATH"]
+    done = restore(tmp_path, target.uri, "--dry-run", PATH=path)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_dry_run_finds_that_the_role_may_not_create_the_database(
+    make_database: MakeDatabase, tmp_path: Path
+) -> None:
+    target = make_database()
+    stored(tmp_path)
+    target.run_sql('CREATE ROLE "no maker" LOGIN')
+    try:
+        url = target.uri.replace("//admin@", "//no%20maker@")
+        path = environment(target.bin_dir)["PATH"]
+        done = restore(tmp_path, url, "--create", "shop", "--dry-run", PATH=path)
+    finally:
+        target.run_sql('DROP ROLE "no maker"')
+    assert done.returncode == 61
+    assert 'the role "no maker" may not create databases' in done.stderr
+    assert 'ALTER ROLE "no maker" CREATEDB; or restore into' in done.stderr
+
+
+@pytest.mark.parametrize("arguments", [[], ["--dry-run"]])
+def test_a_locale_that_the_server_lacks_is_found_before_anything_is_created(
+    make_database: MakeDatabase, tmp_path: Path, arguments: list[str]
+) -> None:
+    target = make_database()
+    lacking = replace(DATABASE, collate="xx_YY.UTF-8", ctype="xx_YY.UTF-8")
+    make(SCRIPT, database=lacking).store_as_backup(tmp_path)
+    path = environment(target.bin_dir)["PATH"]
+    done = restore(tmp_path, target.uri, "--create", "shop", *arguments, PATH=path)
+    assert done.returncode == 61
+    assert ", and nothing was changed in the target: " in done.stderr
+    assert 'cannot create the database shop: could not create locale "xx_YY.UTF-8"' in done.stderr
+    assert "create the database yourself with a locale that it has" in done.stderr
+
+
+def test_a_role_that_may_not_try_a_locale_finds_it_out_later(
+    make_database: MakeDatabase, tmp_path: Path
+) -> None:
+    target = make_database()
+    lacking = replace(DATABASE, collate="xx_YY.UTF-8", ctype="xx_YY.UTF-8")
+    make(SCRIPT, database=lacking).store_as_backup(tmp_path)
+    target.run_sql("CREATE ROLE maker_only LOGIN CREATEDB")
+    target.run_sql(f'REVOKE TEMPORARY ON DATABASE "{target.name}" FROM PUBLIC')
+    path = environment(target.bin_dir)["PATH"]
+    url = target.uri.replace("//admin@", "//maker_only@")
+    try:
+        tried = restore(tmp_path, url, "--create", "shop", "--dry-run", PATH=path)
+        done = restore(tmp_path, url, "--create", "shop", PATH=path)
+    finally:
+        target.run_sql("DROP ROLE maker_only")
+    assert (tried.returncode, tried.stderr) == (0, "")
+    assert done.returncode == 61

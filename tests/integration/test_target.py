@@ -12,9 +12,8 @@ import pytest
 
 from pgstash import events
 from pgstash.errors import Interrupted, TargetDatabaseError, TargetLostError
-from pgstash.postgres.restore import drop_database, staging_database, target
+from pgstash.postgres.restore import drop_database, new_database, staging_database, target
 from pgstash.postgres.restore.request import Request
-from pgstash.postgres.restore.staging_database import _create
 from pgstash.postgres.restore.target import Outcome, TargetState
 from pgstash.postgres.scratch import scratch_database
 from pgstash.postgres.server import login
@@ -320,6 +319,9 @@ def test_an_answer_to_the_naming_that_is_lost(naming: Naming, *, for_ever: bool)
 def test_a_new_database_sorts_by_the_rules_of_the_old_one() -> None:
     """No server with ICU is at hand: this is what one would be asked for."""
     like = replace(DATABASE, locale_provider="i", locale="und", icu_rules="&V << w <<< 'W'")
-    made = _create("new", like, 16).as_string()
+    made = new_database.statement("new", like, 16).as_string()
     assert made.endswith("LOCALE_PROVIDER 'icu' ICU_LOCALE 'und' ICU_RULES '&V << w <<< ''W'''")
-    assert "ICU_RULES" not in _create("new", replace(like, icu_rules=None), 16).as_string()
+    assert (
+        "ICU_RULES"
+        not in new_database.statement("new", replace(like, icu_rules=None), 16).as_string()
+    )

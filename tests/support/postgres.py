@@ -39,6 +39,7 @@ SUPERUSER = "admin"
 PASSWORD = "p@ss:w/rd %'\\"
 # Servers up to 17 warn when a publication is created: the clusters have wal_level = minimal.
 _NO_LOGICAL_CHANGES = "is insufficient to publish logical changes"
+_FIRST_WITH_STRATEGIES = 15
 START_TIMEOUT = 60.0  # seconds; a start takes about one
 ROOM_IN_MEMORY = 12 * 1024**3  # bytes
 SYSTEM_PATH = ("/usr/local/bin", "/usr/bin", "/bin")
@@ -356,7 +357,9 @@ class Cluster:
         self, name: str, *, template: str = "template0", encoding: str = "UTF8"
     ) -> Database:
         """Create a database, empty unless another template is named."""
-        create = sql.SQL("CREATE DATABASE {} TEMPLATE {} ENCODING {}")
+        # Half the CPU time of the default, which copies block by block through the WAL.
+        strategy = " STRATEGY file_copy" if self.major >= _FIRST_WITH_STRATEGIES else ""
+        create = sql.SQL("CREATE DATABASE {} TEMPLATE {} ENCODING {}" + strategy)
         with self.maintenance.connect() as connection:
             connection.execute(
                 create.format(sql.Identifier(name), sql.Identifier(template), sql.Literal(encoding))

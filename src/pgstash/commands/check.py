@@ -14,6 +14,7 @@ from pgstash.commands.backup import dump_options, required_tables
 from pgstash.commands.source import configured_source, owners_of
 from pgstash.commands.storage import open_storage
 from pgstash.monitoring.redaction import Scrubber
+from pgstash.postgres.tools import pg_dump_options
 from pgstash.settings import ODD_VALUE_REMEDY, Settings, environment
 
 
@@ -48,6 +49,7 @@ def check(settings: Settings, part: Part | None, emit: events.Emit) -> Iterator[
             wanted=settings.verify_interval is not None,
             scratch_url=settings.scratch_url,
             environment=environment(),
+            partial=bool(pg_dump_options.leaving_out(dump_options(settings))),
         ),
         webhooks=_webhooks(settings),
         source=configured_source(settings),

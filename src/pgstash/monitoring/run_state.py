@@ -9,7 +9,7 @@ from pgstash import events
 from pgstash.counting import counted
 from pgstash.monitoring.messages import size, span
 
-# The first of a run that is heard: it may take seconds until a backup is found, a server answers.
+# Whichever comes first begins a run: finding its backup, and a login, may take seconds.
 _STARTS = (
     events.BackupAttempted,
     events.BackupStarted,

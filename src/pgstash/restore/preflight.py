@@ -15,11 +15,11 @@ from pgstash.errors import (
 )
 from pgstash.format.manifest import Manifest
 from pgstash.postgres.dump import globals as globals_dump
-from pgstash.postgres.restore import logins, memberships, roles, target
+from pgstash.postgres.restore import logins, memberships, new_database, roles, target
 from pgstash.postgres.restore.hints import BROKEN_CONSTRAINT
 from pgstash.postgres.restore.refusals import LockTableFullError
 from pgstash.postgres.restore.request import Request
-from pgstash.postgres.server import conninfo
+from pgstash.postgres.server import conninfo, disk_room
 from pgstash.postgres.server.connection import Server
 from pgstash.postgres.tools import installed
 from pgstash.repository.archive import Archive
@@ -185,17 +185,41 @@ def _wrote(manifest: Manifest | None, server: Server) -> int:
     return int(manifest.client.partition(".")[0]) if manifest else server.major
 
 
+def _warn_of_room(
+    server: Server, manifest: Manifest | None, request: Request, emit: events.Emit
+) -> None:
+    """Warn if the target's disk has less room than the source took, where that can be known."""
+    if manifest is None or request.tables or request.rows_only:
+        return
+    free = disk_room.free(server)
+    if free is not None and free < manifest.database.bytes:
+        emit(
+            events.Warned(
+                f"The disk of the target has {free / 1e9:.1f} GB free, and the source took "
+                f"{manifest.database.bytes / 1e9:.1f} GB at the time of the backup. Free some "
+                "space, or the restore may fail"
+            )
+        )
+
+
 def refuse(
-    server: Server, manifest: Manifest | None, locks: target.LockTable, request: Request
+    server: Server,
+    manifest: Manifest | None,
+    locks: target.LockTable,
+    request: Request,
+    emit: events.Emit,
 ) -> bool:
     """Raise an error if the target must not be written to; return whether it is empty.
 
     Raises TargetDatabaseError, TargetNotEmptyError, StatementError, TargetLostError.
     """
+    _warn_of_room(server, manifest, request, emit)
     if request.create is not None:
         target.refuse_unusable(server, request.create)
         if not request.replace:
             target.refuse_taken(server, request.create)
+        like = manifest.database if manifest else None
+        new_database.refuse(server, request.create, like, any_locale=request.any_locale)
         return True
     if request.rows_only or request.into_existing:
         return False

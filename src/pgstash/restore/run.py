@@ -184,7 +184,7 @@ def _restore(plan: Plan, archive: Archive, runtime: Runtime, state: State) -> in
         tool_run = ToolRun(client, plan.environment, emit)
         strategy = opener.for_target(strategy, client, server, request)
         locks = target.lock_table(server)
-        state.is_empty = preflight.refuse(server, manifest, locks, request)
+        state.is_empty = preflight.refuse(server, manifest, locks, request, emit)
         leaving_out = LeavingOut(archive, request, strategy, emit).look(server)
         state.target.replaced = replacing.planned(server, request, runtime)
         closed = preflight.look_for_roles(server, archive, request, emit)

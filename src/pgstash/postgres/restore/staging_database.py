@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import secrets
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import psycopg
@@ -17,7 +16,7 @@ from psycopg import Connection, sql
 from pgstash.errors import Interrupted, TargetDatabaseError, TargetLostError
 from pgstash.events import Emit, Warned
 from pgstash.format.manifest import Database
-from pgstash.postgres.restore import database_settings, replacement
+from pgstash.postgres.restore import database_settings, new_database, replacement
 from pgstash.postgres.restore.drop_database import (
     SECONDS_TO_CONNECT_AFTER_SIGNAL,
     drop,
@@ -54,10 +53,6 @@ _EARLIER = (
     " ~ '^[0-9a-f]{8}$' END ORDER BY datname"
 )
 
-_FIRST_ICU_DATABASE = 15
-# Other providers of locales than libc, and the first PostgreSQL with each.
-_FIRST_WITH = {"i": ("ICU", _FIRST_ICU_DATABASE), "b": ("builtin", 17)}
-
 
 @contextlib.contextmanager
 def created(
@@ -86,10 +81,15 @@ def created(
     staging = _staging_name(name)
     made = seen_from(server, staging)
     try:
-        with connected(server) as session, _refusals(f"cannot create the database {name}"):
+        with (
+            connected(server) as session,
+            new_database.refusals(f"cannot create the database {name}"),
+        ):
             _warn_of_earlier(session, name, emit)
             try:
-                _run_to_its_end(session, _create(staging, like, server.major), runtime)
+                _run_to_its_end(
+                    session, new_database.statement(staging, like, server.major), runtime
+                )
             except (
                 psycopg.DataError,
                 psycopg.ProgrammingError,
@@ -99,7 +99,11 @@ def created(
                     raise
                 emit(Warned(f'The locale is "C" instead of the original one: {said(error)}'))
                 _run_to_its_end(
-                    session, _create(staging, _without_locale(like), server.major), runtime
+                    session,
+                    new_database.statement(
+                        staging, new_database.without_locale(like), server.major
+                    ),
+                    runtime,
                 )
             session.execute(_comment(staging, _INCOMPLETE))
             # A dump without GRANTs has no REVOKEs either, so PUBLIC may call every function in it.
@@ -228,46 +232,3 @@ def _warn_of_earlier(session: Connection[tuple[Any, ...]], name: str, emit: Emit
 
 def _comment(name: str, text: str | None) -> sql.Composed:
     return sql.SQL(_COMMENT).format(sql.Identifier(name), sql.Literal(text))
-
-
-def _create(name: str, like: Database | None, major: int) -> sql.Composed:
-    create = sql.SQL("CREATE DATABASE {} TEMPLATE template0").format(sql.Identifier(name))
-    if like is None:
-        return create
-    options = {"ENCODING": like.encoding, "LC_COLLATE": like.collate, "LC_CTYPE": like.ctype}
-    if like.locale_provider in _FIRST_WITH:
-        kind, first = _FIRST_WITH[like.locale_provider]
-        if major < first:
-            raise TargetDatabaseError(
-                f"the source has the {kind} locale {like.locale}, and databases of PostgreSQL "
-                f"{major} cannot have such a locale",
-                hint="Create the database yourself, and restore into it without --create.",
-            )
-        options |= {"LOCALE_PROVIDER": kind.lower(), f"{kind.upper()}_LOCALE": like.locale or ""}
-        if like.icu_rules:  # an older server refuses them with an error of its own
-            options["ICU_RULES"] = like.icu_rules
-    elif major >= _FIRST_ICU_DATABASE:
-        options["LOCALE_PROVIDER"] = "libc"
-    return create + sql.SQL("").join(
-        sql.SQL(f" {option} {{}}").format(sql.Literal(value)) for option, value in options.items()
-    )
-
-
-def _without_locale(like: Database) -> Database:
-    return replace(like, collate="C", ctype="C", locale_provider="c", locale=None, icu_rules=None)
-
-
-@contextlib.contextmanager
-def _refusals(what: str) -> Iterator[None]:
-    try:
-        yield
-    except psycopg.errors.InsufficientPrivilege as error:
-        raise TargetDatabaseError(
-            f"{what}: {said(error)}", hint="The role needs CREATEDB: ALTER ROLE … CREATEDB."
-        ) from error
-    except psycopg.Error as error:
-        raise TargetDatabaseError(
-            f"{what}: {said(error)}",
-            hint="If this server does not have the locale, create the database yourself with a "
-            "locale that it has, and restore into it without --create.",
-        ) from error
