@@ -15,8 +15,8 @@ from urllib.parse import urlsplit
 
 from pgstash.check.finding import Finding, clock, skipped
 from pgstash.errors import ObjectNotFoundError, StorageError
+from pgstash.storage import part_size as parts
 from pgstash.storage.interface import PendingUpload, Storage, Upload
-from pgstash.storage.s3 import part_size as parts
 
 _ID_BYTES = 8
 _DELETE = (

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pgstash import events
 from pgstash.repository.object_metadata import REQUESTS_AT_A_TIME
 from pgstash.settings import Settings
+from pgstash.storage import part_size
 from pgstash.storage.directory.storage import DirectoryStorage
 from pgstash.storage.interface import Storage
-from pgstash.storage.s3 import part_size
 from pgstash.storage.s3.config import S3Config
 
 CONNECT_SECONDS = 10.0

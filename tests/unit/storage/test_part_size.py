@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pgstash.storage.s3 import part_size
-from pgstash.storage.s3.part_size import LARGEST, MIB, Sizes, equal, may_grow, size_for, sizes_for
+from pgstash.storage import part_size
+from pgstash.storage.part_size import LARGEST, MIB, Sizes, equal, may_grow, size_for, sizes_for
 
 GIB = 1024 * MIB
 TIB = 1024 * GIB

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from pgstash.errors import ObjectNotFoundError, StorageError, StorageUnreachableError
-from pgstash.storage.s3.retry import Retry
+from pgstash.storage.retry import Retry
 
 
 class Client:

@@ -7,7 +7,7 @@ import hashlib
 import os
 import threading
 from collections.abc import Callable, Mapping
-from typing import IO, TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 from urllib.parse import urlsplit
 
 import botocore.session
@@ -17,9 +17,9 @@ from botocore.parsers import ResponseParserError
 
 from pgstash import events
 from pgstash.errors import ConfigurationError
+from pgstash.storage.retry import Retry
 from pgstash.storage.s3.config import S3Config
 from pgstash.storage.s3.errors import translate, unreadable, wants_md5
-from pgstash.storage.s3.retry import Retry
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -110,42 +110,6 @@ class _ContentMD5:
                 data.seek(start)
             digest = hashlib.md5(content or b"", usedforsecurity=False).digest()
             request.headers["Content-MD5"] = base64.b64encode(digest).decode()
-
-
-class PartReader:
-    """A readable file over bytes in memory, without copying them.
-
-    A plain buffer would be sent by one ``sendall``, and the timeout of the connection would apply
-    to the whole part. Read in pieces, the timeout applies to each piece.
-    """
-
-    def __init__(self, data: memoryview) -> None:
-        """Start at the first byte of ``data``."""
-        self._data = data
-        self._position = 0
-
-    def __len__(self) -> int:
-        return len(self._data)
-
-    def body(self) -> IO[bytes] | bytes:
-        """Return a body for botocore, which would send an empty file in chunked encoding."""
-        return cast("IO[bytes]", self) if self._data else b""
-
-    def read(self, size: int = -1) -> memoryview:
-        """Return the next ``size`` bytes, or all remaining bytes."""
-        end = len(self._data) if size < 0 else self._position + size
-        piece = self._data[self._position : end]
-        self._position += len(piece)
-        return piece
-
-    def seek(self, offset: int, whence: int = 0) -> int:
-        """Move to ``offset``, as a file does."""
-        self._position = offset + (0, self._position, len(self._data))[whence]
-        return self._position
-
-    def tell(self) -> int:
-        """Return the position."""
-        return self._position
 
 
 def _session() -> botocore.session.Session:

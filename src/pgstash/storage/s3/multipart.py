@@ -17,16 +17,17 @@ from pgstash.errors import (
     ObjectNotFoundError,
     StorageError,
     StorageRefusedError,
-    UploadError,
 )
-from pgstash.storage.s3.client import PartReader, Requests, lowered
-from pgstash.storage.s3.errors import is_unknown_request, may_go_on
-from pgstash.storage.s3.retry import Retry
+from pgstash.storage.multipart import differing_parts, unknown_outcome
+from pgstash.storage.part_reader import PartReader
+from pgstash.storage.retry import Retry
+from pgstash.storage.s3.client import Requests, lowered
+from pgstash.storage.s3.errors import is_unknown_request, may_go_on, upload_is_gone
 
 ABORT_RETRY = Retry(attempts=5, delay=0.5)
 
 
-class Multipart:
+class S3Multipart:
     """One upload in the store; ``parts`` holds the size and the ETag of each part sent.
 
     Several threads may send parts. Setting an event that was passed as ``abandoned`` ends a wait
@@ -38,7 +39,7 @@ class Multipart:
         self._requests = requests
         self._client = requests.client
         self._bucket = requests.bucket
-        self._key = key
+        self.key = key
         self._metadata = dict(metadata)
         self.url = f"s3://{requests.bucket}/{key}"
         self.id = "unknown"
@@ -50,7 +51,7 @@ class Multipart:
         self.id = self._requests.call(
             f"begin the upload of {self.url}",
             lambda: self._client.create_multipart_upload(
-                Bucket=self._bucket, Key=self._key, Metadata=self._metadata
+                Bucket=self._bucket, Key=self.key, Metadata=self._metadata
             )["UploadId"],
             abandoned=abandoned,
         )
@@ -61,7 +62,7 @@ class Multipart:
             f"send part {number} of {self.url}",
             lambda: self._client.upload_part(
                 Bucket=self._bucket,
-                Key=self._key,
+                Key=self.key,
                 UploadId=self.id,
                 PartNumber=number,
                 Body=PartReader(data).body(),
@@ -87,7 +88,7 @@ class Multipart:
     def _page(self, marker: int) -> tuple[list[tuple[int, tuple[int, str]]], int | None]:
         """Return the parts after ``marker``, and the next marker if there are more."""
         page = self._client.list_parts(
-            Bucket=self._bucket, Key=self._key, UploadId=self.id, PartNumberMarker=marker
+            Bucket=self._bucket, Key=self.key, UploadId=self.id, PartNumberMarker=marker
         )
         found = [
             (part["PartNumber"], (part["Size"], part["ETag"].strip('"')))
@@ -119,27 +120,25 @@ class Multipart:
         self._requests.call(
             f"abort the upload of {self.url}",
             lambda: self._client.abort_multipart_upload(
-                Bucket=self._bucket, Key=self._key, UploadId=self.id
+                Bucket=self._bucket, Key=self.key, UploadId=self.id
             ),
             retry=ABORT_RETRY,
             abandoned=abandoned,
         )
 
+    def is_gone(self, error: StorageError) -> bool:
+        """Return whether ``error`` means that the store does not know the upload, or no longer."""
+        return upload_is_gone(error)
+
+    def too_large(self, size: int) -> str:
+        """Return what to do if the upload does not fit into parts of ``size`` MiB."""
+        return f"Set S3_PART_SIZE (MiB) to more than {size}, for example {2 * size}."
+
     def _verify(self, abandoned: threading.Event) -> None:
         """Raise UploadError unless the store holds exactly the parts that were sent."""
         held = dict(self.held(abandoned))
         if held != self.parts:
-            wrong = sorted(
-                number
-                for number in held.keys() | self.parts.keys()
-                if held.get(number) != self.parts.get(number)
-            )
-            raise UploadError(
-                f"cannot commit {self.url}: the store does not hold what was sent "
-                f"(differing parts: {', '.join(map(str, wrong[:10]))})",
-                hint="Run the backup again. If this persists, something between pgstash and the "
-                "store changes the data in transit.",
-            )
+            raise differing_parts(self.url, held, self.parts)
 
     def _complete(self) -> None:
         """Complete the upload; check for the object if the response leaves the outcome open.
@@ -160,11 +159,7 @@ class Multipart:
             if self.is_stored():
                 return
             if self.unclear:
-                raise UploadError(
-                    f"cannot determine whether {self.url} was stored: {exc.message}",
-                    hint="Check the store: if it is there it is complete. Otherwise run the "
-                    "backup again.",
-                ) from exc
+                raise unknown_outcome(self.url, exc) from exc
             raise
 
     def _send_complete(self, **condition: Any) -> None:  # noqa: ANN401 - parameters of botocore
@@ -179,7 +174,7 @@ class Multipart:
             try:
                 self._client.complete_multipart_upload(
                     Bucket=self._bucket,
-                    Key=self._key,
+                    Key=self.key,
                     UploadId=self.id,
                     MultipartUpload={"Parts": sent},
                     **condition,
@@ -193,7 +188,7 @@ class Multipart:
 
     def _found(self) -> tuple[int, dict[str, str]]:
         def ask() -> tuple[int, dict[str, str]]:
-            answer = self._client.head_object(Bucket=self._bucket, Key=self._key)
+            answer = self._client.head_object(Bucket=self._bucket, Key=self.key)
             return answer["ContentLength"], lowered(answer["Metadata"])
 
         return self._requests.call(f"read the metadata of {self.url}", ask)

@@ -12,9 +12,11 @@ from botocore.exceptions import ClientError
 
 from pgstash import events
 from pgstash.errors import ConfigurationError, StorageError
+from pgstash.storage import part_size as parts
 from pgstash.storage.interface import PendingUpload, StoredObject
-from pgstash.storage.s3 import part_size as parts
-from pgstash.storage.s3.client import PartReader, Requests, lowered
+from pgstash.storage.multipart_upload import MultipartUpload
+from pgstash.storage.part_reader import PartReader
+from pgstash.storage.s3.client import Requests, lowered
 from pgstash.storage.s3.config import S3Config
 from pgstash.storage.s3.download import Download
 from pgstash.storage.s3.errors import (
@@ -24,7 +26,7 @@ from pgstash.storage.s3.errors import (
     unreadable,
     upload_is_gone,
 )
-from pgstash.storage.s3.upload import S3Upload
+from pgstash.storage.s3.multipart import S3Multipart
 
 DELETE_BATCH = 1000
 
@@ -147,7 +149,7 @@ class S3Storage:
         metadata: Mapping[str, str],
         expected_size: int,
         usual_size: int | None = None,
-    ) -> S3Upload:
+    ) -> MultipartUpload:
         """Begin a multipart upload.
 
         Its parts have the configured size, or the sizes that :mod:`.part_size` chooses.
@@ -158,13 +160,7 @@ class S3Storage:
             )
         else:
             sizes = parts.equal(self._part_size, self._max_parts)
-        return S3Upload(
-            self._requests,
-            key,
-            metadata=metadata,
-            sizes=sizes,
-            emit=self._emit,
-        )
+        return MultipartUpload(S3Multipart(self._requests, key, metadata), sizes, self._emit)
 
     def delete(self, keys: Iterable[str]) -> None:
         """Delete objects, up to 1,000 per request. A missing object is not an error."""

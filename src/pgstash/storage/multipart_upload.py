@@ -1,24 +1,19 @@
-"""A multipart upload: two threads send parts while the next one is being filled.
-
-https://docs.aws.amazon.com/AmazonS3/latest/userguide/mpuoverview.html
-"""
+"""An upload in parts: threads send parts while the next one is being filled."""
 
 from __future__ import annotations
 
 import mmap
 import threading
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import Self
 
 from pgstash import events
 from pgstash.errors import UploadError
-from pgstash.storage.s3.cleanup import PATIENT, PROMPT, Cleanup
-from pgstash.storage.s3.client import Requests
-from pgstash.storage.s3.multipart import Multipart
-from pgstash.storage.s3.part_size import BUFFERS, MIB, SENDERS, Sizes
+from pgstash.storage.cleanup import PATIENT, PROMPT, Cleanup
+from pgstash.storage.multipart import Multipart
+from pgstash.storage.part_size import BUFFERS, MIB, SENDERS, Sizes
 
 # Seconds of PROMPT reserved for removing an upload whose creation was interrupted.
 ROOM_TO_ABORT = 1.0
@@ -31,7 +26,7 @@ class _Part:
     buffer: mmap.mmap
 
 
-class S3Upload:
+class MultipartUpload:
     """An object being uploaded; see :class:`pgstash.storage.interface.Upload`.
 
     One thread writes and commits. Each buffer is in exactly one of three places: with the writer,
@@ -41,16 +36,15 @@ class S3Upload:
 
     def __init__(
         self,
-        requests: Requests,
-        key: str,
-        *,
-        metadata: Mapping[str, str],
+        multipart: Multipart,
         sizes: Sizes,
         emit: events.Emit,
+        *,
+        senders: int = SENDERS,
     ) -> None:
         """Prepare; nothing is sent until the block is entered."""
-        self._multipart = Multipart(requests, key, metadata)
-        self._url = self._multipart.url
+        self._multipart = multipart
+        self._url = multipart.url
         self._sizes = sizes
 
         self._free: SimpleQueue[mmap.mmap] = SimpleQueue()
@@ -66,9 +60,9 @@ class S3Upload:
         self._senders = [
             # Daemons: an unresponsive store must not keep the process alive.
             threading.Thread(target=self._send_parts, name=f"part-sender-{index}", daemon=True)
-            for index in range(SENDERS)
+            for index in range(senders)
         ]
-        self._cleanup = Cleanup(self._multipart, key, self._senders, emit)
+        self._cleanup = Cleanup(multipart, self._senders, emit)
 
     @property
     def part_size(self) -> int:
@@ -211,7 +205,7 @@ class S3Upload:
         return UploadError(
             f"cannot store {self._url}: it does not fit into {self._sizes.most} parts "
             f"{'of up to' if self._sizes.grow else 'of'} {size} MiB",
-            hint=f"Set S3_PART_SIZE (MiB) to more than {size}, for example {2 * size}.",
+            hint=self._multipart.too_large(size),
             retryable=False,
         )
 

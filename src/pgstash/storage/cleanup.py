@@ -7,8 +7,7 @@ from collections.abc import Sequence
 
 from pgstash import events
 from pgstash.errors import StorageError
-from pgstash.storage.s3.errors import upload_is_gone
-from pgstash.storage.s3.multipart import Multipart
+from pgstash.storage.multipart import Multipart
 
 # Seconds that leaving without a commit may take: if the process is about to stop, and otherwise.
 PROMPT = 3.0
@@ -26,11 +25,10 @@ class Cleanup:
     """
 
     def __init__(
-        self, multipart: Multipart, key: str, senders: Sequence[threading.Thread], emit: events.Emit
+        self, multipart: Multipart, senders: Sequence[threading.Thread], emit: events.Emit
     ) -> None:
         """Prepare; nothing is sent yet. The caller stops the ``senders``."""
         self._multipart = multipart
-        self._key = key
         self._senders = senders
         self._emit = emit
         self._aborting = threading.Event()
@@ -70,7 +68,7 @@ class Cleanup:
     def part_ended(self) -> None:
         """Repeat the abort if a part ended after it. Raises StorageError.
 
-        Such a part may stay in the store.
+        Such a part may stay in the store, for example
         https://docs.aws.amazon.com/AmazonS3/latest/API/API_AbortMultipartUpload.html
         """
         if self._aborting.is_set():
@@ -78,7 +76,9 @@ class Cleanup:
 
     def report_left_behind(self) -> None:
         """Report that parts of the upload, or all of it, may stay in the store."""
-        self._emit(events.UploadLeftBehind(self._key, self._multipart.id, self._left_behind))
+        self._emit(
+            events.UploadLeftBehind(self._multipart.key, self._multipart.id, self._left_behind)
+        )
 
     def _find(self) -> None:
         self.found_stored = self._multipart.is_stored()
@@ -96,4 +96,4 @@ class Cleanup:
                     return
             self._left_behind = "the store keeps parts of it after the abort"
         except StorageError as exc:
-            self._left_behind = "" if upload_is_gone(exc) else exc.message
+            self._left_behind = "" if self._multipart.is_gone(exc) else exc.message
