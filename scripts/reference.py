@@ -39,7 +39,9 @@ From the environment only, not from `.env`:
 |---|---|
 | `AWS_CA_BUNDLE` | A file of certificates to trust instead of the usual authorities, \
 for an S3 store with a private one. No other `AWS_…` variable is read, nor any file in `~/.aws`. |
-| `HTTPS_PROXY`, `HTTP_PROXY` | The proxy to the S3 store, by the scheme of `S3_ENDPOINT`: \
+| `AZURE_CLIENT_ID`, `AZURE_TENANT_ID`, `AZURE_FEDERATED_TOKEN_FILE` and others | The identity for \
+Azure Blob Storage without a key: see [Store backups in Azure](../how-to/azure.md). |
+| `HTTPS_PROXY`, `HTTP_PROXY` | The proxy to the store, by the scheme of its endpoint: \
 `http://proxy.example.com:3128`. Lower case works too. |
 | `NO_PROXY` | Hosts to reach without the proxy, separated by commas. Lower case works too. |
 | `PATH` | Where pgstash searches for pg_dump and psql, in addition to PostgreSQL's usual folders. |

@@ -22,13 +22,14 @@ if TYPE_CHECKING:
 
     from support.postgres import Cluster, Database, MakeDatabase
 
-pytest_plugins = ["support.swift", "support.seaweedfs"]
+pytest_plugins = ["support.swift", "support.seaweedfs", "support.azurite"]
 
 MAJORS = test_majors()
 # Settings of pgstash and of the tools below it: the developer's own must not reach a test.
 SETTINGS = (
     "ANOMALY_",
     "AWS_",
+    "AZURE_",
     "BACKUP_",
     "COMPRESSION_",
     "DATABASE_",

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pgstash import events
+from pgstash.storage.azure.config import AzureConfig
+from pgstash.storage.azure.storage import AzureStorage
 from pgstash.storage.directory.storage import DirectoryStorage
 from pgstash.storage.memory import MemoryStorage
 from pgstash.storage.s3.config import S3Config
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from pgstash.storage.interface import Storage
+    from support.azurite import AzuriteServer
     from support.seaweedfs import SeaweedServer
     from support.swift import SwiftServer
 
@@ -68,8 +71,29 @@ def seaweedfs(seaweedfs_server: SeaweedServer) -> S3Storage:
     return S3Storage(config)
 
 
+@pytest.fixture
+def azure(azurite_server: AzuriteServer, azure_container: str) -> Callable[..., AzureStorage]:
+    """Return a maker of stores on a fresh container, with short waits.
+
+    Any value of the config may differ, and ``emit``.
+    """
+    usual = AzureConfig(
+        account=azurite_server.account,
+        container=azure_container,
+        endpoint=azurite_server.endpoint,
+        key=azurite_server.key,
+        retry_delay=0.01,
+        part_size=5 * MIB,
+    )
+
+    def make(emit: events.Emit = events.ignore, **different: Any) -> AzureStorage:
+        return AzureStorage(replace(usual, **different), emit)
+
+    return make
+
+
 @pytest.fixture(
-    params=["memory", "directory", "s3", pytest.param("seaweedfs", marks=pytest.mark.long)]
+    params=["memory", "directory", "s3", pytest.param("seaweedfs", marks=pytest.mark.long), "azure"]
 )
 def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
     if request.param == "memory":

@@ -253,7 +253,12 @@ def test_what_is_not_ours_is_not_touched(storage: Storage) -> None:
 
 @pytest.mark.parametrize(
     "storage",
-    ["memory", "directory", pytest.param("s3", marks=pytest.mark.long)],  # Swift takes its time
+    # Swift and Azurite take their time.
+    [
+        "memory",
+        "directory",
+        *(pytest.param(each, marks=pytest.mark.long) for each in ("s3", "azure")),
+    ],
     indirect=True,
 )
 def test_more_than_a_page_of_them(storage: Storage) -> None:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 MIB = 1024 * 1024
 PART = 5 * MIB
+SLOW = ("seaweedfs", "azure")
 NOISE = random.Random(1).randbytes(2 * PART + 12345)  # noqa: S311 - data, not a secret
 
 
@@ -156,6 +157,12 @@ def test_any_text_is_a_key(storage: Storage, key: str) -> None:
     assert keys(storage) == []
 
 
+@pytest.mark.parametrize(
+    "storage",
+    # Azurite takes its time.
+    ["memory", "directory", "s3", *(pytest.param(each, marks=pytest.mark.long) for each in SLOW)],
+    indirect=True,
+)
 def test_more_keys_than_one_page_or_one_batch_holds(storage: Storage) -> None:
     wanted = [f"many/{number:04}" for number in range(1003)]
     with ThreadPoolExecutor(8) as pool:

@@ -321,9 +321,13 @@ class Rule:
 
 @dataclass
 class HttpProxy:
-    """Passes requests on to an HTTP server, except where a rule says otherwise."""
+    """Passes requests on to an HTTP server, except where a rule says otherwise.
+
+    ``operation_of`` names the operation of a request; without it, they are those of S3.
+    """
 
     target_port: int
+    operation_of: Callable[[Request], str] = lambda request: request.operation
     rules: list[Rule] = field(default_factory=list)
     requests: list[Request] = field(default_factory=list)
     connections: int = 0
@@ -365,7 +369,7 @@ class HttpProxy:
     def count(self, operation: str) -> int:
         """Return how many requests of ``operation`` came in."""
         with self._lock:
-            return sum(request.operation == operation for request in self.requests)
+            return sum(self.operation_of(request) == operation for request in self.requests)
 
     def connected(self) -> None:
         """Count a connection."""
@@ -374,10 +378,11 @@ class HttpProxy:
 
     def action(self, request: Request) -> Action | None:
         """Record a request, and return what a rule wants to be done to it."""
+        asked = self.operation_of(request)
         with self._lock:
             self.requests.append(request)
             for rule in self.rules:
-                if rule.operation not in (ANY, request.operation) or not rule.matches(request):
+                if rule.operation not in (ANY, asked) or not rule.matches(request):
                     continue
                 if rule.skip:
                     rule.skip -= 1
@@ -472,6 +477,8 @@ class _Handler(BaseHTTPRequestHandler):
             ).encode()
         self.send_response_only(action.status)
         self.send_header("Content-Type", "application/xml")
+        if action.code:
+            self.send_header("x-ms-error-code", action.code)  # as Azure does
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         if self.command != "HEAD":

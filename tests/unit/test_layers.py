@@ -21,6 +21,7 @@ LAYERED = [each for each in CONTRACTS if each["type"] == "layers"]
 WITH_NEIGHBOURS = [each for each in LAYERED if any("|" in layer for layer in each["layers"])]
 # Where each library may be imported at most, as ARCHITECTURE.md says.
 PACKAGES = {
+    "azure": r"pgstash\.storage\.azure\..+",
     "boto3": "none",
     "botocore": r"pgstash\.storage\.s3\..+",
     "multiprocessing": "none",

@@ -21,7 +21,7 @@ from pgstash.storage.interface import PendingUpload, Storage, Upload
 _ID_BYTES = 8
 _DELETE = (
     "Pruning deletes old backups, and a failed backup deletes what it stored. Allow "
-    "s3:DeleteObject, or delete them by other means."
+    "s3:DeleteObject (on Azure: the permission d), or delete them by other means."
 )
 _UPLOADS = (
     "Only pruning lists them, to remove what a killed process left behind. Allow "
@@ -34,6 +34,7 @@ class Plan:
     """Where to try; ``endpoint`` is None for a directory.
 
     ``part_size`` is in bytes, None if pgstash chooses it; ``max_parts`` is the store's limit.
+    ``endpoint_setting`` is where the user would change the endpoint.
     """
 
     prefix: str
@@ -42,11 +43,12 @@ class Plan:
     random: Callable[[int], bytes]
     part_size: int | None
     max_parts: int
+    endpoint_setting: str = "S3_ENDPOINT"
 
 
 def look(plan: Plan, storage: Storage) -> Iterator[Finding]:
     """Try everything that backups and pruning do; yield the results."""
-    yield _tls(plan.endpoint)
+    yield _tls(plan.endpoint, plan.endpoint_setting)
     try:
         storage.check()
     except StorageError as error:
@@ -193,7 +195,7 @@ def _tried(topic: str, works: str, attempt: Callable[[], str]) -> Finding:
     return Finding(topic, "ok", works)
 
 
-def _tls(endpoint: str | None) -> Finding:
+def _tls(endpoint: str | None, setting: str) -> Finding:
     url = urlsplit(endpoint or "")
     host = url.hostname or ""
     if endpoint is None:
@@ -206,7 +208,7 @@ def _tls(endpoint: str | None) -> Finding:
         "store TLS",
         "warning",
         f"off: anyone on the network path to {host} can read the backups",
-        "Start S3_ENDPOINT with https://, or turn BACKUP_ENCRYPTION on.",
+        f"Start {setting} with https://, or turn BACKUP_ENCRYPTION on.",
     )
 
 

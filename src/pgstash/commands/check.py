@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pgstash import events
 from pgstash.check import configuration, database, drills, run, storage, webhooks
 from pgstash.check.finding import Finding, Part
+from pgstash.commands import other_stores
 from pgstash.commands.backup import dump_options, required_tables
 from pgstash.commands.source import configured_source, owners_of
 from pgstash.commands.storage import open_storage
@@ -39,11 +40,12 @@ def check(settings: Settings, part: Part | None, emit: events.Emit) -> Iterator[
         ),
         storage=storage.Plan(
             prefix=settings.backup_prefix,
-            endpoint=None if settings.storage_folder else settings.s3_endpoint,
+            endpoint=_endpoint(settings),
             now=lambda: datetime.now(UTC),
             random=os.urandom,
-            part_size=settings.part_size,
-            max_parts=settings.s3_max_parts,
+            part_size=None if settings.store else settings.part_size,
+            max_parts=other_stores.max_parts(settings),
+            endpoint_setting="AZURE_STORAGE_ENDPOINT" if settings.store else "S3_ENDPOINT",
         ),
         drills=drills.Plan(
             wanted=settings.verify_interval is not None,
@@ -55,6 +57,15 @@ def check(settings: Settings, part: Part | None, emit: events.Emit) -> Iterator[
         source=configured_source(settings),
     )
     return run.run(plan, part, lambda: open_storage(settings, emit), owners_of)
+
+
+def _endpoint(settings: Settings) -> str | None:
+    """Return the URL of the store; None for a directory."""
+    if settings.storage_folder:
+        return None
+    if settings.store:
+        return other_stores.endpoint(settings, settings.store)
+    return settings.s3_endpoint
 
 
 def _webhooks(settings: Settings) -> Sequence[webhooks.Destination]:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from pgstash import events
+from pgstash.commands import other_stores
+from pgstash.commands.other_stores import PATIENT, PROMPT
 from pgstash.repository.object_metadata import REQUESTS_AT_A_TIME
 from pgstash.settings import Settings
 from pgstash.storage import part_size
 from pgstash.storage.directory.storage import DirectoryStorage
 from pgstash.storage.interface import Storage
 from pgstash.storage.s3.config import S3Config
-
-CONNECT_SECONDS = 10.0
-READ_SECONDS = 60.0
-PROMPT_SECONDS = 5.0
 
 
 def open_storage(settings: Settings, emit: events.Emit, *, prompt: bool = False) -> Storage:
@@ -22,6 +20,8 @@ def open_storage(settings: Settings, emit: events.Emit, *, prompt: bool = False)
     """
     if settings.storage_folder:
         return DirectoryStorage(settings.storage_folder)
+    if settings.store:
+        return other_stores.opened(settings, settings.store, emit, prompt=prompt)
     # botocore is slow to import, and a directory does not need it.
     from pgstash.storage.s3.storage import S3Storage  # noqa: PLC0415
 
@@ -29,6 +29,7 @@ def open_storage(settings: Settings, emit: events.Emit, *, prompt: bool = False)
     access_key, secret = settings.s3_access_key_id, settings.s3_secret_access_key
     if not (endpoint and bucket and access_key and secret):
         raise AssertionError("the settings were checked for this")
+    timeouts = PROMPT if prompt else PATIENT
     config = S3Config(
         endpoint=endpoint,
         bucket=bucket,
@@ -42,7 +43,7 @@ def open_storage(settings: Settings, emit: events.Emit, *, prompt: bool = False)
         # For the operation that needs most: a restore, a listing with metadata, or an upload. One
         # more for the thread that waits for them.
         connections=1 + max(settings.restore_jobs, REQUESTS_AT_A_TIME, part_size.SENDERS),
-        connect_timeout=PROMPT_SECONDS if prompt else CONNECT_SECONDS,
-        read_timeout=PROMPT_SECONDS if prompt else READ_SECONDS,
+        connect_timeout=timeouts.connect,
+        read_timeout=timeouts.read,
     )
     return S3Storage(config, emit)

@@ -10,6 +10,7 @@ from urllib.parse import unquote, urlsplit
 from pydantic import PrivateAttr, SecretStr
 
 from pgstash.postgres.server import conninfo
+from pgstash.settings import store_url
 from pgstash.settings.backup import (
     BackupSettings,
     ContentsSettings,
@@ -17,6 +18,7 @@ from pgstash.settings.backup import (
     HookSettings,
 )
 from pgstash.settings.declaration import Variable
+from pgstash.settings.other_stores import OtherStoreSettings
 from pgstash.settings.service import (
     DrillSettings,
     LogSettings,
@@ -24,6 +26,7 @@ from pgstash.settings.service import (
     ServiceSettings,
 )
 from pgstash.settings.storage import RetentionSettings, StorageSettings
+from pgstash.settings.store_url import StoreUrl
 
 STRONG_KEY_LENGTH = 32
 ODD_VALUE_REMEDY = "Correct it, unless it is meant."
@@ -44,6 +47,7 @@ class Settings(
     HookSettings,
     ContentsSettings,
     BackupSettings,
+    OtherStoreSettings,
     StorageSettings,
     DatabaseSettings,
 ):
@@ -71,9 +75,14 @@ class Settings(
         return self.database_url.get_secret_value() if self.database_url else ""
 
     @property
+    def store(self) -> StoreUrl | None:
+        """The store of ``STORAGE_URL``; None for S3."""
+        return store_url.parse(self.storage_url) if self.storage_url else None
+
+    @property
     def storage_folder(self) -> Path | None:
-        """The directory of ``STORAGE_URL``, if it is set."""
-        return Path(unquote(urlsplit(self.storage_url).path)) if self.storage_url else None
+        """The directory of ``STORAGE_URL``, if it names one."""
+        return Path(self.store.name) if self.store and self.store.scheme == "file" else None
 
     @property
     def part_size(self) -> int | None:
@@ -127,6 +136,9 @@ class Settings(
                 found += _parts_of_url(web.get_secret_value())
         for url in servers:
             found += conninfo.secrets(url)
+        for azure in (self.azure_storage_connection_string, self.azure_storage_sas_token):
+            if azure is not None:
+                found += store_url.secret_parts(azure.get_secret_value())
         return found
 
     @property

@@ -10,7 +10,7 @@ from typing import Literal
 
 from pgstash.errors import ConfigurationError
 from pgstash.postgres.server import conninfo, foreign_parameters
-from pgstash.settings import env_file, odd_values, spelling
+from pgstash.settings import env_file, odd_values, spelling, store_url
 from pgstash.settings.model import Need, Settings, is_secret, variable_of
 from pgstash.settings.validation import Values, checked
 
@@ -21,7 +21,7 @@ _LOCATING = ("PGHOST", "PGHOSTADDR", "PGSERVICE", "PGDATABASE")
 
 # The groups that a command which only reads uses. For the others, a machine used for a restore may
 # have nothing: no programs of hooks, no files of other secrets.
-_READ = ("Storage", "Backup", "Restore", "Log")
+_READ = ("Storage", "Azure Blob Storage", "Backup", "Restore", "Log")
 
 _OF_THE_SOURCE = (*_LOCATING, "PGPORT", "PGUSER", "PGPASSWORD", "PGOPTIONS", "PGTARGETSESSIONATTRS")
 
@@ -70,6 +70,8 @@ def load(
         values["RESTORE_URL"] = conninfo.completed(values["RESTORE_URL"], configured)
     unreadable = _read_secret_files(sources, edges)
     _settle_libpq(environ, values, needs)
+    if "storage" in needs:
+        problems += store_url.settle(values)
     located = any(name in values for name in ("DATABASE_URL", *_LOCATING))
     problems += _missing(sources, unreadable, located=located)
     problems += _wrong_ssl_mode(sources)

@@ -9,6 +9,7 @@ from pydantic import AfterValidator, SecretStr, ValidationInfo, field_validator
 
 from pgstash.settings import validators
 from pgstash.settings.declaration import Group, setting
+from pgstash.settings.store_url import EXPECTED
 
 _Name = Annotated[str, AfterValidator(validators.bucket)]
 
@@ -18,9 +19,10 @@ class StorageSettings(Group):
 
     storage_url: Annotated[str, AfterValidator(validators.storage_url)] | None = setting(
         "Storage",
-        "file:///directory",
-        "A local directory for backups, instead of S3 (development, a NAS, the demo). It must "
-        "exist.",
+        EXPECTED,
+        "The store for backups. For S3, the `S3_…` settings are needed too; without this setting, "
+        "they are enough. A directory must exist. A prefix in the URL takes the place of "
+        "`BACKUP_PREFIX`.",
         default=None,
     )
     s3_endpoint: Annotated[str, AfterValidator(validators.endpoint)] | None = setting(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import shutil
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from pydantic import SecretStr
 
@@ -17,6 +17,7 @@ from pgstash.postgres.server import conninfo
 from pgstash.postgres.tools import pg_dump_options
 from pgstash.processes import hooks
 from pgstash.service import schedule
+from pgstash.settings import store_url
 
 _SHORTEST_INTERVAL = 60
 _NO_WEB_URL = "is not a valid http:// or https:// URL"
@@ -63,13 +64,7 @@ def web_url(url: SecretStr) -> SecretStr:
 
 def endpoint(url: str) -> str:
     """Return the URL of an S3 endpoint, without a trailing slash."""
-    try:
-        parts = urlsplit(url)
-        _ = parts.port
-    except ValueError:
-        raise ValueError("is malformed") from None
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError("must start with https:// (or http://) and a host")
+    parts = _web_address(url)
     if parts.username or parts.password:
         raise ValueError(
             "must not contain credentials: put them into S3_ACCESS_KEY_ID and S3_SECRET_ACCESS_KEY"
@@ -77,6 +72,17 @@ def endpoint(url: str) -> str:
     if parts.path.strip("/") or parts.query or parts.fragment:
         raise ValueError("must not contain anything after the host and the port")
     return url.rstrip("/")
+
+
+def _web_address(url: str) -> SplitResult:
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError:
+        raise ValueError("is malformed") from None
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError("must start with https:// (or http://) and a host")
+    return parts
 
 
 def bucket(name: str) -> str:
@@ -98,12 +104,17 @@ def prefix(prefix: str) -> str:
 
 
 def storage_url(url: str) -> str:
-    """Return the URL of a directory."""
-    parts = urlsplit(url)
-    folder = unquote(parts.path)
-    if parts.scheme != "file" or parts.netloc not in ("", "localhost") or folder in ("", "/"):
-        raise ValueError("must be file:// and the absolute path of a directory: file:///backups")
+    """Return the URL of a store."""
+    store_url.parse(url)
     return url
+
+
+def service_url(url: str) -> str:
+    """Return the URL of a service, without a trailing slash."""
+    parts = _web_address(url)
+    if parts.username or parts.password or parts.query or parts.fragment:
+        raise ValueError("must not contain credentials, '?' or '#'")
+    return url.rstrip("/")
 
 
 def encryption_key(key: SecretStr) -> SecretStr:

@@ -80,6 +80,10 @@ def test_defaults() -> None:
         "dump_idle_timeout": 3600,
         "dump_jobs": 2,
         "storage_url": None,
+        "azure_storage_connection_string": None,
+        "azure_storage_key": None,
+        "azure_storage_sas_token": None,
+        "azure_storage_endpoint": None,
         "s3_region": "us-east-1",
         "s3_max_parts": 10_000,
         "s3_part_size": None,
@@ -209,15 +213,20 @@ BOUNDS: list[tuple[str, list[str], list[str]]] = [
     ),
     (
         "STORAGE_URL",
-        ["file:///backups", "file://localhost/backups", "file:///with%20space"],
+        ["file:///backups", "file://localhost/backups", "azure://account/container/a b"],
         [
             "/backups",
             "file://backups",
             "file:///",
             "file://nas/backups",
-            "s3://b/p",
+            "ftp://b/p",
             "file://[x",
         ],
+    ),
+    (
+        "AZURE_STORAGE_ENDPOINT",
+        ["https://account.blob.core.chinacloudapi.cn/", "http://127.0.0.1:10000/account"],
+        ["account.blob.core.windows.net", "https://h?sig=x", "https://u:p@h", "https://[h"],
     ),
     (
         "WEBHOOK_URL",
@@ -271,7 +280,13 @@ def test_bounds(variable: str, accepted: list[str], refused: list[str]) -> None:
 
 def test_every_setting_with_bounds_has_a_test_above() -> None:
     """A new setting must not slip in without its bounds being tried."""
-    free_text = {"S3_ACCESS_KEY_ID", "S3_SECRET_ACCESS_KEY"}
+    free_text = {
+        "AZURE_STORAGE_CONNECTION_STRING",
+        "AZURE_STORAGE_KEY",
+        "AZURE_STORAGE_SAS_TOKEN",
+        "S3_ACCESS_KEY_ID",
+        "S3_SECRET_ACCESS_KEY",
+    }
     elsewhere = {"BACKUP_ENCRYPTION", "BACKUP_ENCRYPTION_KEY", "TZ"}
     tried = {variable for variable, _, _ in BOUNDS}
     assert tried | free_text | elsewhere == {name.upper() for name in Settings.model_fields}

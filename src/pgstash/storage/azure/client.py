@@ -1,0 +1,105 @@
+"""The boundary to Azure's SDK: one client, whose requests are retried and errors translated."""
+
+from __future__ import annotations
+
+import base64
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from azure.core.exceptions import AzureError
+from azure.storage.blob import BlobServiceClient
+
+from pgstash import events
+from pgstash.errors import ConfigurationError
+from pgstash.storage.azure import endpoint
+from pgstash.storage.azure.config import AzureConfig
+from pgstash.storage.azure.errors import translate
+from pgstash.storage.retry import Retry
+
+if TYPE_CHECKING:
+    from azure.storage.blob import BlobClient, ContainerClient
+
+T = TypeVar("T")
+
+
+class Requests:
+    """A client of one container, whose requests raise only errors of pgstash."""
+
+    def __init__(self, config: AzureConfig, emit: events.Emit) -> None:
+        """Create the client. Raises ConfigurationError if that is not possible."""
+        self.where = f"azure://{config.account}/{config.container}"
+        self._retry = Retry(config.retry_attempts, config.retry_delay, emit)
+        try:
+            service = _service(config)
+        except ValueError as exc:
+            raise ConfigurationError([_unusable(config, exc)]) from exc
+        if service.account_name not in (None, "", config.account):
+            problem = (
+                f"STORAGE_URL names the account {config.account}, but "
+                f"AZURE_STORAGE_CONNECTION_STRING is for {service.account_name}. Use one account."
+            )
+            raise ConfigurationError([problem])
+        self.container: ContainerClient = service.get_container_client(config.container)
+
+    def blob(self, key: str) -> BlobClient:
+        """Return the client of one blob."""
+        return self.container.get_blob_client(key)
+
+    def call(
+        self,
+        doing: str,
+        request: Callable[[], T],
+        *,
+        retry: Retry | None = None,
+        abandoned: threading.Event | None = None,
+    ) -> T:
+        """Return the result of ``request``; ``doing`` completes the sentence "cannot …".
+
+        Setting ``abandoned`` ends a wait for the next attempt. Raises StorageError.
+        """
+
+        def once() -> T:
+            try:
+                return request()
+            except AzureError as exc:
+                raise translate(exc, doing) from exc
+
+        return (retry or self._retry)(doing, once, abandoned)
+
+
+def _service(config: AzureConfig) -> BlobServiceClient:
+    options: dict[str, Any] = {
+        "connection_timeout": config.connect_timeout,
+        "read_timeout": config.read_timeout,
+        # pgstash retries. The SDK would, without a word, and a commit twice.
+        "retry_total": 0,
+    }
+    if config.connection_string:
+        return BlobServiceClient.from_connection_string(config.connection_string, **options)
+    where = endpoint.of(config.account, config.endpoint, None)
+    if config.key:
+        base64.b64decode(config.key, validate=True)
+        credential: Any = {"account_name": config.account, "account_key": config.key}
+    elif config.sas_token:
+        credential = config.sas_token.lstrip("?")
+    else:
+        # It takes a while to import, and keys do not need it.
+        from azure.identity import DefaultAzureCredential  # noqa: PLC0415
+
+        credential = DefaultAzureCredential()
+    return BlobServiceClient(where, credential=credential, **options)
+
+
+def _unusable(config: AzureConfig, exc: ValueError) -> str:
+    if config.connection_string:
+        return (
+            "AZURE_STORAGE_CONNECTION_STRING cannot be used. Copy it from the access keys of the "
+            "storage account."
+        )
+    if not config.key and not config.sas_token:
+        return (
+            "AZURE_STORAGE_ENDPOINT must start with https://, unless AZURE_STORAGE_KEY or "
+            "AZURE_STORAGE_SAS_TOKEN is set."
+        )
+    return f"AZURE_STORAGE_KEY or AZURE_STORAGE_ENDPOINT cannot be used: {exc}."

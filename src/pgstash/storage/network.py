@@ -1,0 +1,56 @@
+"""What it means if a store did not answer, by the types of Python's own errors."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from collections.abc import Iterator
+
+from pgstash.errors import StorageError, StorageRefusedError, StorageUnreachableError
+
+_DEEPEST = 20
+_PYTHON = ("builtins", "http.client", "socket", "ssl")
+
+
+def unanswered(exc: BaseException, cannot: str, endpoint: str) -> StorageError:
+    """Return the error for a request without a response.
+
+    ``cannot`` is the beginning of the message, ``endpoint`` what the user can check.
+    """
+    causes = [*_causes(exc)]
+    innermost = [each for each in causes if type(each).__module__ in _PYTHON] or causes
+    text = f"{innermost[-1]}" or type(innermost[-1]).__name__
+    if any(isinstance(each, ssl.SSLCertVerificationError) for each in causes):
+        return StorageRefusedError(
+            f"{cannot}: the certificate of the store is not trusted ({text})",
+            hint=f"Check {endpoint} and the clock. The certificate must be valid for that host.",
+        )
+    if any(isinstance(each, socket.gaierror) for each in causes):
+        return StorageUnreachableError(
+            f"{cannot}: the name of the store cannot be resolved ({text})",
+            hint=f"Check {endpoint} and the DNS of this machine.",
+        )
+    if any(isinstance(each, TimeoutError) for each in causes):
+        return StorageUnreachableError(f"{cannot}: the store does not answer in time")
+    if any(isinstance(each, ConnectionRefusedError) for each in causes):
+        return StorageUnreachableError(
+            f"{cannot}: no connection to the store ({text})", hint=f"Check {endpoint}."
+        )
+    return StorageUnreachableError(
+        f"{cannot}: the connection broke ({text})", hint=f"Check {endpoint} and the network."
+    )
+
+
+def _causes(exc: BaseException) -> Iterator[BaseException]:
+    """Yield an error and those that it was made of, as libraries nest them."""
+    seen: set[int] = set()
+    waiting: list[object] = [exc]
+    while waiting and len(seen) < _DEEPEST:
+        error = waiting.pop(0)
+        if not isinstance(error, BaseException) or id(error) in seen:
+            continue
+        seen.add(id(error))
+        yield error
+        waiting += [error.__cause__, getattr(error, "reason", None), *error.args]
+        waiting.append(getattr(error, "inner_exception", None))  # of Azure's SDK
+        waiting.append(error.__context__)
