@@ -472,3 +472,52 @@ def test_names_that_no_database_can_hold_are_told(euc_jp: Database, tmp_path: Pa
     assert done.returncode == 0, done.stderr
     assert "EUC_JP, lacks names of roles: 日本" in done.stderr
     assert "let the login connect to the database postgres" in done.stderr
+
+
+def test_created_roles_get_their_settings(
+    source: Database, make_database: MakeDatabase, tmp_path: Path
+) -> None:
+    source.run_sql(
+        "ALTER ROLE reader SET search_path = shop, " + quoted('Odd, "one"') + ", '';"
+        "ALTER ROLE reader SET work_mem = '7MB';"
+        f"""ALTER ROLE {quoted(ODD)} SET "pgstash.own" = E'it''s\\n\\\\;'"""
+    )
+    asked = """
+        SELECT rolname, setconfig FROM pg_db_role_setting JOIN pg_roles r ON r.oid = setrole
+        WHERE setdatabase = 0 ORDER BY rolname
+    """
+    with source.connect() as session:
+        wanted = session.execute(asked).fetchall()
+    assert len(wanted) == 2
+    back_up(source, tmp_path)
+    target = make_database()
+    done = restore(tmp_path, target, "--create-roles")
+    assert done.returncode == 0, done.stderr
+    with target.connect() as session:
+        assert session.execute(asked).fetchall() == wanted
+    assert "of created roles refused" not in done.stderr
+
+
+def test_existing_roles_keep_their_settings_and_what_is_refused_is_reported(
+    source: Database, make_database: MakeDatabase, tmp_path: Path
+) -> None:
+    source.run_sql(
+        "ALTER ROLE reader SET work_mem = '7MB'; ALTER ROLE by_mapping SET log_statement = 'all'"
+    )
+    back_up(source, tmp_path)
+    target = make_database()
+    maintenance = target.cluster.maintenance
+    maintenance.run_sql("CREATE ROLE reader; CREATE ROLE maker LOGIN CREATEROLE")
+    target.run_sql(f'ALTER DATABASE "{target.name}" OWNER TO maker')
+    url = target.uri.replace("//admin@", "//maker@")
+    try:
+        done = restore(
+            tmp_path, target, "--create-roles", "--skip-superuser-objects", RESTORE_URL=url
+        )
+        settings = target.run_sql("SELECT count(*) FROM pg_db_role_setting WHERE setdatabase = 0")
+    finally:
+        target.drop()
+        maintenance.run_sql("DROP ROLE maker")
+    assert "SUCCESS" in done.stdout, done.stderr
+    assert "1 setting of created roles refused by the server: log_statement of" in done.stderr
+    assert settings == "0\n"

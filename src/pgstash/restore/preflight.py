@@ -15,7 +15,7 @@ from pgstash.errors import (
 )
 from pgstash.format.manifest import Manifest
 from pgstash.postgres.dump import globals as globals_dump
-from pgstash.postgres.restore import logins, memberships, new_database, roles, target
+from pgstash.postgres.restore import logins, memberships, new_database, role_settings, roles, target
 from pgstash.postgres.restore.hints import BROKEN_CONSTRAINT
 from pgstash.postgres.restore.refusals import LockTableFullError
 from pgstash.postgres.restore.request import Request
@@ -121,6 +121,7 @@ def look_for_roles(
     created = roles.refuse_missing(server, manifest, of_source, request, emit)
     if script and created.names and not request.for_drill:
         memberships.give(server, memberships.read(script), created.names, emit)
+        role_settings.give(server, role_settings.read(script), created.names, emit)
     return created.closed
 
 
