@@ -38,7 +38,8 @@ From the environment only, not from `.env`:
 | variable | what it does |
 |---|---|
 | `AWS_CA_BUNDLE` | A file of certificates to trust instead of the usual authorities, \
-for an S3 store with a private one. No other `AWS_…` variable is read, nor any file in `~/.aws`. |
+for an S3 store with a private one. With `S3_ACCESS_KEY_ID`, no other `AWS_…` variable is read, \
+nor any file in `~/.aws`. Without it, [others](../how-to/identity.md) are, from `.env` too. |
 | `AZURE_CLIENT_ID`, `AZURE_TENANT_ID`, `AZURE_FEDERATED_TOKEN_FILE` and others | The identity for \
 Azure Blob Storage without a key: see [Store backups in Azure](../how-to/azure.md). |
 | `HTTPS_PROXY`, `HTTP_PROXY` | The proxy to the store, by the scheme of its endpoint: \

@@ -15,11 +15,13 @@ from pgstash.check import storage as checks
 from pgstash.check.finding import Finding
 from pgstash.errors import StorageRefusedError
 from pgstash.storage.memory import MemoryStorage
+from pgstash.storage.s3.storage import S3Storage
 from support.proxy import Answer, Change, HttpProxy
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from pgstash.storage.interface import Storage
-    from pgstash.storage.s3.storage import S3Storage
     from support.swift import SwiftServer
 
 DENIED = Answer(403, "AccessDenied")
@@ -62,7 +64,8 @@ def behind(s3: Callable[..., S3Storage], http: HttpProxy) -> S3Storage:
 def test_a_store_that_works(storage: Storage) -> None:
     storage.put("team/db/backup_20200101_000000.sql.gz", b"theirs", {})
     findings = look(storage)
-    assert list(findings) == TOPICS
+    topics = [*TOPICS[:1], "identity", *TOPICS[1:]] if isinstance(storage, S3Storage) else TOPICS
+    assert list(findings) == topics
     assert wrong(findings) == {}
     assert left(storage) == (["team/db/backup_20200101_000000.sql.gz"], [])
 
@@ -201,3 +204,16 @@ def test_part_size_and_memory(
     assert finding.state == state
     assert words in finding.found
     assert ("13 or more" in finding.remedy) is (state == "warning")
+
+
+def test_an_identity_that_nobody_has(
+    s3: Callable[..., S3Storage], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", "http://127.0.0.1:1")
+    findings = look(s3(access_key_id=None, secret_access_key=None))
+    assert wrong(findings) == {
+        "identity": "failure",
+        **dict.fromkeys(TOPICS[1:], "skipped"),
+    }
+    assert "S3_ACCESS_KEY_ID is not set, and there are none in" in findings["identity"].found

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 
 from pgstash.check.finding import Finding
-from pgstash.errors import SourceUnclearError, StorageError
+from pgstash.errors import ConfigurationError, SourceUnclearError, StorageError
 from pgstash.format.identity import Identity
 from pgstash.repository import catalog
 from pgstash.repository.owners import Owners
@@ -28,7 +28,7 @@ def look(storage: Storage, prefix: str, source: Identity | None, owners: Owners)
             except SourceUnclearError:
                 sources = []
         others = owners.counted(backups, sources)
-    except StorageError as error:
+    except (ConfigurationError, StorageError) as error:
         return Finding(_TOPIC, "skipped", f"the backups could not be read: {error.message}")
     if not others:
         return Finding(_TOPIC, "ok", "all backups under this prefix are of one source")

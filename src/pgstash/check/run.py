@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from pgstash.check import configuration, database, drills, other_sources, storage, webhooks
 from pgstash.check.finding import Finding, Part
-from pgstash.errors import StorageError
+from pgstash.errors import ConfigurationError, StorageError
 from pgstash.format.identity import Identity
 from pgstash.postgres.server.connection import Server
 from pgstash.repository import catalog
@@ -72,7 +72,7 @@ def _part_size(
     if server is None:
         return Finding("part size", "skipped", "the size of the database is unknown")
     usual = None
-    with contextlib.suppress(StorageError):  # other findings report it
+    with contextlib.suppress(ConfigurationError, StorageError):  # other findings report it
         backups = catalog.read(store, plan.prefix).backups
         usual = owners.usual_size(backups, server.database.identity)
     return storage.part_size(server.database.bytes, plan, usual)

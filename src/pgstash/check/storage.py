@@ -14,11 +14,12 @@ from datetime import datetime
 from urllib.parse import urlsplit
 
 from pgstash.check.finding import Finding, clock, skipped
-from pgstash.errors import ObjectNotFoundError, StorageError
+from pgstash.errors import ConfigurationError, ObjectNotFoundError, StorageError
 from pgstash.storage import part_size as parts
-from pgstash.storage.interface import PendingUpload, Storage, Upload
+from pgstash.storage.interface import Identified, PendingUpload, Storage, Upload
 
 _ID_BYTES = 8
+_TRIED = ("write", "read", "list", "store clock", "delete", "multipart")
 _DELETE = (
     "Pruning deletes old backups, and a failed backup deletes what it stored. Allow "
     "s3:DeleteObject (on Azure: the permission d), or delete them by other means."
@@ -49,14 +50,17 @@ class Plan:
 def look(plan: Plan, storage: Storage) -> Iterator[Finding]:
     """Try everything that backups and pruning do; yield the results."""
     yield _tls(plan.endpoint, plan.endpoint_setting)
+    if isinstance(storage, Identified):
+        identity = _identity(storage)
+        yield identity
+        if identity.state == "failure":
+            yield from skipped(("bucket", *_TRIED), "no request could be signed")
+            return
     try:
         storage.check()
     except StorageError as error:
         yield Finding.of("bucket", error)
-        yield from skipped(
-            ("write", "read", "list", "store clock", "delete", "multipart"),
-            "the store could not be listed",
-        )
+        yield from skipped(_TRIED, "the store could not be listed")
         return
     yield Finding("bucket", "ok", f"{storage.url()} answers")
     probe = _Probe(plan, storage)
@@ -65,6 +69,14 @@ def look(plan: Plan, storage: Storage) -> Iterator[Finding]:
         yield from probe.of_an_upload()
     finally:
         probe.clear()
+
+
+def _identity(storage: Identified) -> Finding:
+    """Return who makes the requests, and where the credentials come from."""
+    try:
+        return Finding("identity", "ok", storage.identity())
+    except (ConfigurationError, StorageError) as error:
+        return Finding.of("identity", error)
 
 
 class _Probe:

@@ -99,6 +99,8 @@ def _status_of(work: Work, command: Command, interruption: Interruption) -> int:
             finally:
                 interruption.raise_if_interrupted()
     except ConfigurationError as error:
+        if reported and not command.prints_findings:
+            return error.exit_code
         for problem in error.problems:
             log.LOGGER.error("%s", problem)
         log.LOGGER.log(

@@ -65,7 +65,7 @@ def _endpoint(settings: Settings) -> str | None:
         return None
     if settings.store:
         return other_stores.endpoint(settings, settings.store)
-    return settings.s3_endpoint
+    return settings.s3_url
 
 
 def _webhooks(settings: Settings) -> Sequence[webhooks.Destination]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pgstash import events
 from pgstash.commands import other_stores
 from pgstash.commands.other_stores import PATIENT, PROMPT
+from pgstash.monitoring import redaction
 from pgstash.repository.object_metadata import REQUESTS_AT_A_TIME
 from pgstash.settings import Settings
 from pgstash.storage import part_size
@@ -25,17 +26,19 @@ def open_storage(settings: Settings, emit: events.Emit, *, prompt: bool = False)
     # botocore is slow to import, and a directory does not need it.
     from pgstash.storage.s3.storage import S3Storage  # noqa: PLC0415
 
-    endpoint, bucket = settings.s3_endpoint, settings.s3_bucket
-    access_key, secret = settings.s3_access_key_id, settings.s3_secret_access_key
-    if not (endpoint and bucket and access_key and secret):
+    bucket, access_key = settings.s3_bucket, settings.s3_access_key_id
+    secret = settings.s3_secret_access_key
+    if bucket is None or (access_key is None) != (secret is None):
         raise AssertionError("the settings were checked for this")
     timeouts = PROMPT if prompt else PATIENT
     config = S3Config(
-        endpoint=endpoint,
+        endpoint=settings.s3_url,
         bucket=bucket,
         region=settings.s3_region,
-        access_key_id=access_key.get_secret_value(),
-        secret_access_key=secret.get_secret_value(),
+        access_key_id=access_key.get_secret_value() if access_key else None,
+        secret_access_key=secret.get_secret_value() if secret else None,
+        role_arn=settings.s3_role_arn,
+        learn=redaction.learn,
         retry_attempts=0 if prompt else settings.retry_attempts,
         retry_delay=settings.retry_delay,
         max_parts=settings.s3_max_parts,

@@ -154,6 +154,8 @@ def start(scrubber: Scrubber, *, layout: Format, debug: bool, stdout_is_data: bo
     root.setLevel(logging.DEBUG if debug else logging.INFO)
     for name in _CHATTY:
         logging.getLogger(name).setLevel(logging.INFO if debug else logging.WARNING)
+    # It logs the traceback of each renewal that failed, although the last credentials may do.
+    logging.getLogger("botocore.credentials").setLevel(logging.INFO if debug else logging.ERROR)
     logging.raiseExceptions = False  # its own messages would go to stderr unscrubbed
     logging.captureWarnings(capture=True)
     sys.excepthook = _uncaught

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import re
+import threading
 from collections.abc import Iterable
 from urllib.parse import quote, quote_plus
 
@@ -15,6 +16,8 @@ MASK = "***"
 # A shorter secret may be an everyday word (a password "postgres"). It is removed if it is a whole
 # word, but not from the middle of other words, nor from constant text of pgstash's own messages.
 _DISTINCT_LENGTH = 12
+
+_MOST_LEARNT = 64
 
 _MOST_WORDS_COMPARED = 1000  # in one text, against the phrases of pgstash
 
@@ -51,8 +54,40 @@ _KNOWN = (
 )
 
 
+class _Learnt:
+    """The secrets that the process was given while it ran, such as session tokens."""
+
+    def __init__(self) -> None:
+        self._secrets: dict[str, None] = {}
+        self._lock = threading.Lock()
+        self.all: re.Pattern[str] | None = None
+        self.distinct: re.Pattern[str] | None = None
+
+    def add(self, secrets: Iterable[str]) -> None:
+        with self._lock:
+            new = [secret for secret in secrets if secret not in self._secrets]
+            if not new:
+                return
+            newest = [*self._secrets, *new][-_MOST_LEARNT:]
+            self._secrets = dict.fromkeys(newest)
+            forms = {form for secret in newest for form in _forms(secret)}
+            self.distinct = _any_of(form for form in forms if len(form) >= _DISTINCT_LENGTH)
+            self.all = _any_of(forms)
+
+
+_learnt = _Learnt()
+
+
+def learn(secrets: Iterable[str]) -> None:
+    """Make every scrubber of this process remove these secrets, too.
+
+    Only the newest are kept: credentials that are renewed each hour would become ever more.
+    """
+    _learnt.add(secrets)
+
+
 class Scrubber:
-    """Recognises the configured secrets, and others by their form."""
+    """Recognises the configured secrets, those that were learnt, and others by their form."""
 
     def __init__(self, secrets: Iterable[str] = ()) -> None:
         """Prepare patterns for all forms in which text may contain the secrets."""
@@ -63,10 +98,12 @@ class Scrubber:
 
     def knows(self, text: str) -> bool:
         """Return whether the text contains one of the given secrets."""
-        return bool(self._secrets and self._secrets.search(text))
+        return any(known.search(text) for known in (self._secrets, _learnt.all) if known)
 
     def scrub(self, text: str) -> str:
         """Return the text without secrets."""
+        if _learnt.all:
+            text = _learnt.all.sub(MASK, text)
         kept = self._own_words(text)
         if not (kept and self._secrets):
             return _without(self._secrets, text)
@@ -80,6 +117,8 @@ class Scrubber:
 
     def scrub_distinct(self, text: str) -> str:
         """Return the text without the secrets that cannot be everyday words."""
+        if _learnt.distinct:
+            text = _learnt.distinct.sub(MASK, text)
         return _without(self._distinct, text)
 
     def _own_words(self, text: str) -> set[int]:

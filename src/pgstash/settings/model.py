@@ -10,7 +10,7 @@ from urllib.parse import unquote, urlsplit
 from pydantic import PrivateAttr, SecretStr
 
 from pgstash.postgres.server import conninfo
-from pgstash.settings import store_url
+from pgstash.settings import regions, store_url
 from pgstash.settings.backup import (
     BackupSettings,
     ContentsSettings,
@@ -57,6 +57,7 @@ class Settings(
     _odd_values: list[str] = PrivateAttr(default_factory=list)
     _notes: list[str] = PrivateAttr(default_factory=list)
     _has_source: bool = PrivateAttr(default=False)
+    _aws_secrets: list[str] = PrivateAttr(default_factory=list)
     _source_variables: Mapping[str, str] = PrivateAttr(default_factory=dict)
 
     @property
@@ -83,6 +84,13 @@ class Settings(
     def storage_folder(self) -> Path | None:
         """The directory of ``STORAGE_URL``, if it names one."""
         return Path(self.store.name) if self.store and self.store.scheme == "file" else None
+
+    @property
+    def s3_url(self) -> str | None:
+        """The URL of the S3 store, on AWS by its region; None for another store."""
+        if self.storage_url:
+            return None
+        return self.s3_endpoint or regions.endpoint_of(self.s3_region)
 
     @property
     def part_size(self) -> int | None:
@@ -130,7 +138,7 @@ class Settings(
         secret = [value.get_secret_value() for value in every if isinstance(value, SecretStr)]
         servers = (self.source_url, self.target_url, self.scratch_url or "")
         public = {url for url in servers if not conninfo.secrets(url)}
-        found = [value for value in secret if value not in public]
+        found = [value for value in secret if value not in public] + self._aws_secrets
         for web in (self.webhook_url, self.verify_webhook_url, self.healthcheck_ping_url):
             if web is not None:
                 found += _parts_of_url(web.get_secret_value())

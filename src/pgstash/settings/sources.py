@@ -10,7 +10,7 @@ from typing import Literal
 
 from pgstash.errors import ConfigurationError
 from pgstash.postgres.server import conninfo, foreign_parameters
-from pgstash.settings import env_file, odd_values, spelling, store_url
+from pgstash.settings import aws, env_file, odd_values, spelling, store_url
 from pgstash.settings.model import Need, Settings, is_secret, variable_of
 from pgstash.settings.validation import Values, checked
 
@@ -62,7 +62,8 @@ def load(
             for name in Settings.model_fields
             if only_reads and variable_of(name).group not in _READ
         },
-        labels={variable: _OPTIONS.get(variable, variable) for variable in given},
+        labels={variable: _OPTIONS.get(variable, variable) for variable in given}
+        | aws.label_of_region(values),
         problems=problems,
     )
     edges, warnings = _judge_odd_values(sources, {**environ, **given})
@@ -72,6 +73,7 @@ def load(
     _settle_libpq(environ, values, needs)
     if "storage" in needs:
         problems += store_url.settle(values)
+        aws.settle(environ, values, of_file)
     located = any(name in values for name in ("DATABASE_URL", *_LOCATING))
     problems += _missing(sources, unreadable, located=located)
     problems += _wrong_ssl_mode(sources)
@@ -85,6 +87,7 @@ def load(
         name: values[name] for name in (*_LOCATING, "PGPORT", "PGUSER") if name in values
     }
     settings._has_source = located  # noqa: SLF001 - and what libpq reads itself
+    settings._aws_secrets = aws.secrets(values)  # noqa: SLF001 - and what botocore reads itself
     return settings
 
 

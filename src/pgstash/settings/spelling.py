@@ -61,23 +61,33 @@ def near_misses(setting: str, names: Mapping[str, str]) -> str:
 
     ``names`` are all variables with their values, which are not shown.
     """
-    known = _known()
-    targets = [setting, f"{setting}_FILE"] if is_secret(setting.lower()) else [setting]
-    close = [
-        name
-        for name, value in names.items()
-        if value
-        and name not in known
-        and difflib.get_close_matches(name.upper(), targets, n=1, cutoff=_CLOSE)
-    ]
-    others = [name for name in _ELSEWHERE.get(setting, ()) if names.get(name) and name not in close]
-    found = sorted(close) + others
+    found = meant(setting, names)
     if not found:
         return f"{setting} is set, but empty." if names.get(setting) == "" else ""
     if len(found) == 1:
         return f"{found[0]} is set, which pgstash does not read. Rename it to {setting} if it fits."
     listed = f"{', '.join(found[:-1])} and {found[-1]}"
     return f"{listed} are set, which pgstash does not read. Rename one to {setting} if it fits."
+
+
+def meant(setting: str, names: Mapping[str, str]) -> list[str]:
+    """Return the variables with a value that may be meant as a setting."""
+    close = close_to(setting, names)
+    others = [name for name in _ELSEWHERE.get(setting, ()) if names.get(name) and name not in close]
+    return sorted(close) + others
+
+
+def close_to(setting: str, names: Mapping[str, str]) -> list[str]:
+    """Return the variables with a value whose names are almost that of a setting."""
+    known = _known()
+    targets = [setting, f"{setting}_FILE"] if is_secret(setting.lower()) else [setting]
+    return [
+        name
+        for name, value in names.items()
+        if value
+        and name not in known
+        and difflib.get_close_matches(name.upper(), targets, n=1, cutoff=_CLOSE)
+    ]
 
 
 def _known() -> list[str]:

@@ -11,6 +11,14 @@ from pgstash.settings import validators
 from pgstash.settings.declaration import Group, setting
 from pgstash.settings.store_url import EXPECTED
 
+# What must be needed for a setting to be required: see :mod:`pgstash.settings.aws`.
+_NEEDED_IF = {
+    "s3_endpoint": "endpoint",
+    "s3_bucket": "storage",
+    "s3_access_key_id": "keys",
+    "s3_secret_access_key": "keys",
+}
+
 _Name = Annotated[str, AfterValidator(validators.bucket)]
 
 
@@ -28,7 +36,8 @@ class StorageSettings(Group):
     s3_endpoint: Annotated[str, AfterValidator(validators.endpoint)] | None = setting(
         "Storage",
         "a URL without the bucket, such as https://s3.eu-central-1.amazonaws.com",
-        "The URL of the S3-compatible store. Required unless `STORAGE_URL` is set.",
+        "The URL of the S3-compatible store. Required unless `STORAGE_URL` is set. On AWS, without "
+        "an access key, `S3_REGION` or `AWS_REGION` is enough.",
         default=None,
     )
     s3_bucket: _Name | None = setting(
@@ -40,14 +49,24 @@ class StorageSettings(Group):
     s3_access_key_id: SecretStr | None = setting(
         "Storage",
         "the ID of an access key",
-        "The access key that signs requests. Required unless `STORAGE_URL` is set.",
+        "The access key that signs requests. On AWS it may be left out, with its secret: then the "
+        "identity of the machine, container or profile signs them. Otherwise required unless "
+        "`STORAGE_URL` is set.",
         default=None,
     )
     s3_secret_access_key: SecretStr | None = setting(
         "Storage",
         "the secret of that access key",
-        "The secret that requests are signed with. Required unless `STORAGE_URL` is set.",
+        "The secret that requests are signed with. Required if `S3_ACCESS_KEY_ID` is set.",
         default=None,
+    )
+    s3_role_arn: str | None = setting(
+        "Storage",
+        "the ARN of a role, such as arn:aws:iam::123456789012:role/backup",
+        "A role to assume before anything is requested from the store. Its credentials are renewed "
+        "before they expire.",
+        default=None,
+        pattern=r"^arn:[\w-]+:iam::\d*:role/[\w+=,.@/-]+$",
     )
     s3_region: str = setting(
         "Storage",
@@ -102,9 +121,12 @@ class StorageSettings(Group):
     @field_validator("s3_endpoint", "s3_bucket", "s3_access_key_id", "s3_secret_access_key")
     @classmethod
     def _needed_for_s3(cls, value: object, info: ValidationInfo) -> object:
-        needed = info.context is None or "storage" in info.context
+        need = _NEEDED_IF[info.field_name or ""]
+        needed = info.context is None or {"storage", need} <= info.context
         if needed and value is None and info.data.get("storage_url", "wrong") is None:
-            raise validators.MissingError("is missing")
+            on_aws = need == "endpoint" and "region" in (info.context or ())
+            also = ", and so is S3_REGION, which is enough on AWS" if on_aws else ""
+            raise validators.MissingError(f"is missing{also}")
         return value
 
     @field_validator("s3_bucket")

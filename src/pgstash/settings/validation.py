@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from pgstash.postgres.server import conninfo, foreign_parameters
-from pgstash.settings import odd_values, spelling
+from pgstash.settings import aws, odd_values, spelling
 from pgstash.settings.model import Need, Settings, variable_of
 from pgstash.settings.validators import ExplainedError, MissingError
 
@@ -79,9 +79,10 @@ def _validated(given: Values) -> tuple[Settings | None, list[str], Sequence[Any]
     Invalid values of unused settings are dropped.
     """
     values, notes = _without_ignored_parameters(given)
+    needs = frozenset({*given.needs, *aws.required(given.values, given.everything)})
     while True:
         try:
-            settings = Settings.model_validate(values, context=frozenset(given.needs))
+            settings = Settings.model_validate(values, context=needs)
         except ValidationError as error:
             errors = error.errors(include_input=False)
         else:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from pgstash.errors import ObjectDamagedError
 
@@ -133,6 +133,17 @@ class Storage(Protocol):
 
     def abort(self, upload: PendingUpload) -> None:
         """Remove a pending upload and its parts. If it is gone, that is not an error."""
+
+
+@runtime_checkable
+class Identified(Protocol):
+    """A store that takes requests from several identities."""
+
+    def identity(self) -> str:
+        """Return who makes the requests, and where that was configured, without a secret.
+
+        Raises StorageError, ConfigurationError.
+        """
 
 
 def beyond_the_end(

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from pgstash import events
 from pgstash.errors import LockTimeoutError, PgstashError, ScratchError, StatementError
-from pgstash.monitoring import messages
-from pgstash.monitoring.redaction import Scrubber
+from pgstash.monitoring import messages, redaction
+from pgstash.monitoring.redaction import MASK, Scrubber
 
 ORDINARY = [
     "Starting backup: backup_20260131_020000.sql.gz",
@@ -343,3 +343,20 @@ def test_no_long_secret_survives(secret: str, before: str, after: str) -> None:
     text = f"{before.replace('z', '')}{marked}{after.replace('z', '')}"
     assert marked not in scrub(text, marked)
     assert scrub(marked, marked) == "***"
+
+
+def test_secrets_that_are_learnt_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(redaction, "_learnt", redaction._Learnt())  # noqa: SLF001 - of this process
+    earlier = Scrubber(["S3cr3tS3cr3tS3cr3t"])
+    assert earlier.scrub("planted/token+1") == "planted/token+1"
+    redaction.learn(["planted/token+1", "short"])
+    for scrubber in (earlier, Scrubber()):
+        assert scrubber.scrub("a planted/token+1 b, short") == f"a {MASK} b, {MASK}"
+        assert scrubber.scrub("x-amz-security-token: planted%2Ftoken%2B1").endswith(f": {MASK}")
+        assert scrubber.scrub_distinct("planted/token+1 in shorter") == f"{MASK} in shorter"
+        assert scrubber.knows("planted/token+1")
+    assert earlier.scrub("S3cr3tS3cr3tS3cr3t") == MASK
+    for number in range(100):
+        redaction.learn([f"planted-token-of-hour-{number:03}"])
+    assert earlier.scrub("planted-token-of-hour-099") == MASK
+    assert earlier.scrub("planted-token-of-hour-000") == "planted-token-of-hour-000"

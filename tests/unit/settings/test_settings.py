@@ -84,6 +84,7 @@ def test_defaults() -> None:
         "azure_storage_key": None,
         "azure_storage_sas_token": None,
         "azure_storage_endpoint": None,
+        "s3_role_arn": None,
         "s3_region": "us-east-1",
         "s3_max_parts": 10_000,
         "s3_part_size": None,
@@ -187,6 +188,11 @@ BOUNDS: list[tuple[str, list[str], list[str]]] = [
     ("WEBHOOK_ON_FAILURE", ["on", "off"], ["ja"]),
     ("DEBUG", ["true", "false"], ["debug"]),
     ("LOG_FORMAT", ["text", "json"], ["JSON", "xml"]),
+    (
+        "S3_ROLE_ARN",
+        ["arn:aws:iam::123456789012:role/backup", "arn:aws-cn:iam::123456789012:role/team/a.b+c@d"],
+        ["backup", "arn:aws:iam::123456789012:user/a", "arn:aws:iam::1:role/", "arn:aws:s3:::b"],
+    ),
     ("S3_REGION", ["eu-central-1", "auto", "fsn1"], ["eu central", "eu/1", "é", "a\nb"]),
     (
         "BACKUP_PREFIX",

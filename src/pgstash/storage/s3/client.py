@@ -4,27 +4,30 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import os
 import threading
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 from urllib.parse import urlsplit
 
-import botocore.session
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 from botocore.parsers import ResponseParserError
 
 from pgstash import events
-from pgstash.errors import ConfigurationError
+from pgstash.errors import ConfigurationError, StorageRefusedError
 from pgstash.storage.retry import Retry
 from pgstash.storage.s3.config import S3Config
-from pgstash.storage.s3.errors import translate, unreadable, wants_md5
+from pgstash.storage.s3.errors import answered, is_expired, translate, unreadable, wants_md5
+from pgstash.storage.s3.identity import Identity, isolated_session
+from pgstash.storage.s3.identity_errors import hint
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
 T = TypeVar("T")
+
+# How often one request is signed again with new credentials, after the store refused the last ones.
+RENEWALS = 2
 
 # Stores that answer only at bucket.host. All others are requested at host/bucket.
 VIRTUAL_HOSTS = (".amazonaws.com", ".amazonaws.com.cn", ".aliyuncs.com", ".myqcloud.com")
@@ -36,14 +39,15 @@ class Requests:
     def __init__(self, config: S3Config, emit: events.Emit) -> None:
         """Create the client. Raises ConfigurationError if the endpoint is not a URL."""
         self.bucket = config.bucket
+        self.identity = Identity(config)
         self._retry = Retry(config.retry_attempts, config.retry_delay, emit)
         try:
-            client = _session().create_client(
+            session = isolated_session()
+            session.register_component("credential_provider", self.identity)
+            client = session.create_client(
                 "s3",
                 endpoint_url=config.endpoint,
                 region_name=config.region,
-                aws_access_key_id=config.access_key_id,
-                aws_secret_access_key=config.secret_access_key,
                 config=_client_config(config),
             )
         except (ValueError, BotoCoreError) as exc:
@@ -68,17 +72,22 @@ class Requests:
 
         ``request`` sends, and extracts what it needs from the response. A response that lacks it,
         or that botocore cannot parse, is an error of the store. Setting ``abandoned`` ends a wait
-        for the next attempt. Raises StorageError.
+        for the next attempt. Raises StorageError, or ConfigurationError at the first request.
         """
 
         def once() -> T:
+            renewals = 0
             # A loop: a function that refers to itself would keep the client alive until the next
             # garbage collection.
             while True:
                 had_md5 = self._md5.wanted  # another thread may get the same response
+                known = self.identity.changes or 1  # the request fetches the first credentials
                 try:
                     return request()
                 except ClientError as exc:
+                    if renewals < RENEWALS and is_expired(exc) and self.identity.renew(known):
+                        renewals += 1
+                        continue
                     if had_md5 or not wants_md5(exc):
                         raise translate(exc, doing) from exc
                     self._md5.wanted = True
@@ -87,7 +96,12 @@ class Requests:
                 except (KeyError, ValueError) as exc:
                     raise unreadable(doing) from exc
 
-        return (retry or self._retry)(doing, once, abandoned)
+        try:
+            return (retry or self._retry)(doing, once, abandoned)
+        except StorageRefusedError as error:
+            if not self.identity.is_static and (answer := answered(error)):
+                error.hint = hint(error, answer.code, self.identity.known)
+            raise
 
 
 class _ContentMD5:
@@ -110,22 +124,6 @@ class _ContentMD5:
                 data.seek(start)
             digest = hashlib.md5(content or b"", usedforsecurity=False).digest()
             request.headers["Content-MD5"] = base64.b64encode(digest).decode()
-
-
-def _session() -> botocore.session.Session:
-    """Return a session that ignores ~/.aws files and all AWS_* variables except AWS_CA_BUNDLE.
-
-    AWS_CA_BUNDLE names the certificates of a private authority, for a self-hosted store.
-    """
-    unaffected: dict[str, Any] = {
-        name: (None, variable if name == "ca_bundle" else None, default, convert)
-        for name, (_, variable, default, convert) in (
-            botocore.session.Session.SESSION_VARIABLES.items()
-        )
-    }
-    for file in ("config_file", "credentials_file"):
-        unaffected[file] = (None, None, os.devnull, None)
-    return botocore.session.Session(session_vars=unaffected)
 
 
 def _client_config(config: S3Config) -> Config:

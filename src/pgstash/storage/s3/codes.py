@@ -89,6 +89,19 @@ REFUSALS = {
         "Set the clock of this machine, preferably with NTP.",
     ),
 }
+# Temporary credentials that are no longer valid; a HEAD request gets only the status for it.
+EXPIRED = {
+    "ExpiredToken",
+    "ExpiredTokenException",
+    "InvalidToken",
+    "RequestExpired",
+    "TokenRefreshRequired",
+}
+REFUSALS["ExpiredToken"] = (
+    "the session token is not valid, or has expired",
+    "Replace the temporary credentials, if they do not renew themselves.",
+)
+REFUSALS |= dict.fromkeys(EXPIRED, REFUSALS["ExpiredToken"])
 REFUSALS["Forbidden"] = REFUSALS["AccessDenied"]
 REFUSALS["Unauthorized"] = REFUSALS["InvalidAccessKeyId"]
 OF_STATUS = {UNAUTHORIZED: REFUSALS["Unauthorized"], FORBIDDEN: REFUSALS["AccessDenied"]}

@@ -29,6 +29,7 @@ from pgstash.errors import (
 from pgstash.storage.s3.codes import (
     AT_WORK_ALREADY,
     BAD_REQUEST,
+    EXPIRED,
     FIRST_SERVER_ERROR,
     FULL,
     GATEWAY_GAVE_UP,
@@ -128,6 +129,16 @@ def wants_md5(exc: ClientError) -> bool:
     """
     answer = Answer.of(exc)
     return answer.status == BAD_REQUEST and "content-md5" in answer.message.lower()
+
+
+def is_expired(exc: ClientError) -> bool:
+    """Return whether other credentials may help: these expired, or the store does not know them.
+
+    A response to a HEAD request has no code. The status for an expired token is 400.
+    """
+    answer = Answer.of(exc)
+    bare = answer.operation == "HeadObject" and answer.code == str(BAD_REQUEST)
+    return bare or answer.code in EXPIRED or answer.code == "InvalidAccessKeyId"
 
 
 def is_taken(exc: ClientError) -> bool:

@@ -61,6 +61,10 @@ class S3Storage:
         """Return ``s3://bucket/key``."""
         return f"s3://{self._bucket}/{key}"
 
+    def identity(self) -> str:
+        """Return whom requests are signed as; see :class:`pgstash.storage.interface.Identified`."""
+        return self._requests.call("get credentials", self._requests.identity.describe)
+
     def check(self) -> None:
         """Raise StorageError unless the store answers and the bucket exists and may be listed."""
         self._page(f"list the bucket {self.url()}", MaxKeys=1)
