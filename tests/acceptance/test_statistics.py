@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import gzip
+import hashlib
 import re
 from typing import TYPE_CHECKING
 
 import pytest
 
-from support.backups import back_up, settings
-from support.cli import environment, restore_to, run_pgstash
+from support.backups import PASSPHRASE, PREFIX, back_up, settings
+from support.cli import TOOLS_ON_PATH_ALONE, environment, restore_to, run_pgstash
 from support.postgres import temporary_database
 from support.proxy import REFUSE, TcpProxy
 
@@ -55,6 +58,7 @@ def restore(
 ) -> subprocess.CompletedProcess[str]:
     """Restore into a new database beside the source, or into an existing one."""
     env = environment(source.bin_dir, **settings(source, folder)) | {"RESTORE_JOBS": str(jobs)}
+    env["BACKUP_ENCRYPTION_KEY"] = PASSPHRASE
     env["RESTORE_URL"] = to.uri if to else source.cluster.maintenance.uri
     create = [] if to else ["--create", f"new_{source.name}"]
     return run_pgstash(restore_to(env, *create, *arguments), env)
@@ -168,3 +172,161 @@ def test_tables_of_others_are_left_to_them(
     assert done.returncode == 0, done.stderr
     assert re.search(r'1 table of other roles: "public"\."plain"\n', done.stderr)
     assert analysed(target) == set()
+
+
+# A backup stores none of a small database.
+LARGE = "from pgstash.postgres.dump import statistics; statistics._SMALLEST = 0"
+
+
+@pytest.fixture
+def newest_source(newest_cluster: Cluster) -> Iterator[Database]:
+    with temporary_database(newest_cluster) as database:
+        database.run_sql(SOURCE)
+        yield database
+
+
+@contextlib.contextmanager
+def created_anew(source: Database) -> Iterator[Database]:
+    database = type(source)(source.cluster, f"new_{source.name}")
+    try:
+        yield database
+    finally:
+        database.drop()
+
+
+def replace_statistics(companion: Path, old: bytes, new: bytes) -> None:
+    """Change the statistics of a backup, and their digest in its manifest."""
+    before = gzip.decompress(companion.read_bytes())
+    after = before.replace(old, new)
+    assert after != before
+    companion.write_bytes(gzip.compress(after))
+    [manifest] = companion.parent.glob("backup_*.manifest.json.gz")
+    text = gzip.decompress(manifest.read_bytes())
+    was, now = (hashlib.sha256(each).hexdigest().encode() for each in (before, after))
+    manifest.write_bytes(gzip.compress(text.replace(was, now)))
+
+
+def back_up_statistics(
+    source: Database,
+    folder: Path,
+    more: dict[str, str] | None = None,
+    *,
+    encrypted: bool = False,
+) -> list[Path]:
+    """Back up as if the database were large; return the companions with statistics."""
+    given = settings(source, folder, encrypted=encrypted) | (more or {})
+    done = run_pgstash(["once"], environment(source.bin_dir, **given), statements=[LARGE])
+    assert done.returncode == 0, done.stderr
+    return list((folder / PREFIX).glob("backup_*.statistics.sql.gz*"))
+
+
+def described(database: Database) -> list[tuple[object, ...]]:
+    """Return what the planner knows of the tables."""
+    columns = """SELECT tablename, attname, inherited, null_frac, avg_width, n_distinct,
+                 most_common_vals::text, most_common_freqs, histogram_bounds::text, correlation
+                 FROM pg_stats WHERE schemaname = 'public' ORDER BY 1, 2, 3"""
+    relations = """SELECT relname, reltuples, relpages FROM pg_class
+                   WHERE relnamespace = 'public'::regnamespace AND relkind <> 'v' ORDER BY 1"""
+    with database.connect() as session:
+        return session.execute(columns).fetchall() + session.execute(relations).fetchall()
+
+
+# The planner does not learn of the last rows, so that ANALYZE would find others.
+_ANALYSED = (
+    "CREATE INDEX of_half ON plain ((n / 2)); ANALYZE; INSERT INTO plain SELECT 7"
+    " FROM generate_series(1, 50)"
+)
+
+
+@pytest.mark.parametrize(("jobs", "encrypted"), [(1, False), (2, True)])
+def test_those_of_the_source_come_back(
+    newest_source: Database, tmp_path: Path, jobs: int, *, encrypted: bool
+) -> None:
+    newest_source.run_sql(_ANALYSED)
+    assert len(back_up_statistics(newest_source, tmp_path, encrypted=encrypted)) == 1
+    with created_anew(newest_source) as new:
+        done = restore(newest_source, tmp_path, jobs=jobs)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert described(new) == described(newest_source)
+    assert "INFO Restoring the statistics of the source\n" in done.stdout
+    assert "ANALYZE" not in done.stdout
+
+
+def test_tables_without_any_and_extended_statistics_are_analysed(
+    newest_source: Database, tmp_path: Path
+) -> None:
+    newest_source.run_sql(
+        f"{_ANALYSED}; CREATE TABLE fresh (n integer) {_ALONE}; INSERT INTO fresh VALUES (1);"
+        f"CREATE TABLE pairs (n integer, m integer) {_ALONE};"
+        "INSERT INTO pairs SELECT i, i FROM generate_series(1, 9) AS i;"
+        "CREATE STATISTICS of_pairs ON n, m FROM pairs; ANALYZE pairs"
+    )
+    back_up_statistics(newest_source, tmp_path)
+    with created_anew(newest_source) as new:
+        done = restore(newest_source, tmp_path)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert analysed(new) == {*ALL, "fresh", "pairs"}
+        assert new.run_sql("SELECT count(*) FROM pg_statistic_ext_data") == "1\n"
+    assert "Updating the statistics of 2 tables (ANALYZE)" in done.stdout
+
+
+@pytest.mark.parametrize("what", ["damaged", "of a table that was dropped", "not there"])
+def test_what_cannot_be_restored_is_analysed(
+    newest_source: Database, tmp_path: Path, what: str
+) -> None:
+    newest_source.run_sql(_ANALYSED)
+    [companion] = back_up_statistics(newest_source, tmp_path)
+    if what == "damaged":
+        text = gzip.decompress(companion.read_bytes())
+        companion.write_bytes(gzip.compress(text.replace(b"'n'", b"'m'")))
+    elif what == "not there":
+        companion.unlink()
+    else:
+        replace_statistics(companion, b"'relname', 'plain'", b"'relname', 'gone'")
+    with created_anew(newest_source) as new:
+        done = restore(newest_source, tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert analysed(new) == ALL
+    assert ("WARNING The statistics of the source are not used: " in done.stderr) == (
+        what == "damaged"
+    )
+    some = {"of a table that was dropped": 1}.get(what, 4)
+    assert re.search(rf"Updating the statistics of {some} tables? \(ANALYZE\)", done.stdout)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [{"EXCLUDE_TABLE_DATA": "plain"}, {"PG_DUMP_EXTRA_ARGS": "--no-statistics"}],
+    ids=["rows are left out", "not wanted"],
+)
+def test_values_that_the_dump_leaves_out_are_not_stored(
+    newest_source: Database, tmp_path: Path, more: dict[str, str]
+) -> None:
+    newest_source.run_sql(_ANALYSED)
+    assert back_up_statistics(newest_source, tmp_path, more) == []
+
+
+def test_a_backup_whose_statistics_are_refused_succeeds(
+    newest_source: Database, tmp_path: Path
+) -> None:
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    for tool in ("pg_dump", "pg_dumpall", "pg_restore", "psql"):
+        (tools / tool).symlink_to(newest_source.bin_dir / tool)
+    (tools / "pg_dump").unlink()
+    (tools / "pg_dump").write_text(
+        "#!/bin/sh\n"
+        'case "$*" in *--statistics-only*) echo "pg_dump: error: no" >&2; exit 1 ;; esac\n'
+        f'exec {newest_source.bin_dir / "pg_dump"} "$@"\n'
+    )
+    (tools / "pg_dump").chmod(0o755)
+    statements = [*TOOLS_ON_PATH_ALONE, LARGE]
+    env = environment(tools, **settings(newest_source, tmp_path))
+    done = run_pgstash(["once"], env, statements=statements)
+    assert done.returncode == 0, done.stderr
+    assert re.search(
+        r"INFO The statistics for the planner are not stored: .*A restore runs ANALYZE instead",
+        done.stdout,
+        re.DOTALL,
+    )
+    assert list((tmp_path / PREFIX).glob("*statistics*")) == []

@@ -17,7 +17,7 @@ from pgstash.format import metadata, names
 from pgstash.format.manifest import Manifest
 from pgstash.pipeline import encryption
 from pgstash.postgres.dump import globals as globals_dump
-from pgstash.postgres.dump import owners_and_privileges, schema_dump
+from pgstash.postgres.dump import owners_and_privileges, schema_dump, statistics
 from pgstash.postgres.dump.owners_and_privileges import Objects, Script
 from pgstash.postgres.dump.schema_dump import CompositionError
 from pgstash.postgres.tools.tool_run import Limits, ToolRun
@@ -44,6 +44,7 @@ class Digests:
     globals_passwords: bool
     privileges: str | None
     schema: str | None
+    statistics: str | None
     privilege_roles: Sequence[str]
 
 
@@ -83,6 +84,7 @@ class Companions:
             globals_passwords=passwords and bool(roles),
             privileges=self._store(names.privileges_name, privileges),
             schema=self._store(names.schema_name, stream.schema),
+            statistics=self._store(names.statistics_name, self._statistics(tool_run)),
             privilege_roles=named if privileges else (),
         )
 
@@ -113,6 +115,22 @@ class Companions:
             return owners_and_privileges.complete(server, made)
         except CompositionError as error:
             raise DumpError(error.message, hint=_WITHOUT_PRIVILEGES) from error
+
+    def _statistics(self, tool_run: ToolRun) -> bytes | None:
+        """Return the statistics for the planner; None if there are none, or they are refused."""
+        server, options = self._job.server, self._job.plan.options
+        if not statistics.wanted(server, tool_run.client, options):
+            return None
+        try:
+            return statistics.dump(server, tool_run, options)
+        except DatabaseError as error:
+            self._job.emit(
+                events.Informed(
+                    f"The statistics for the planner are not stored: {error.message}. A restore "
+                    "runs ANALYZE instead"
+                )
+            )
+            return None
 
     def _dumped(self, what: str, dump: Callable[[], bytes]) -> bytes | None:
         """Return the text of a companion; None, with a warning, if it cannot be dumped."""

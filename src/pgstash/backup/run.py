@@ -241,6 +241,7 @@ def _manifest(job: Job, contents: _Contents, sent: _Sent, digests: Digests) -> M
         privileges_sha256=digests.privileges,
         privilege_roles=digests.privilege_roles,
         schema_sha256=digests.schema,
+        statistics_sha256=digests.statistics,
         left_out=contents.left_out,
     )
 

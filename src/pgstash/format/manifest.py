@@ -144,6 +144,7 @@ class Manifest:
     of owners and privileges, and ``schema_sha256`` that of the objects in pg_dump's custom format.
     ``globals_passwords`` is whether the stored roles include the hashes of their passwords.
     ``privilege_roles`` are the roles in the script of owners and privileges.
+    ``statistics_sha256`` is the digest of the script of statistics for the planner.
     ``left_out`` are tables whose rows pg_dump skips without an error.
     """
 
@@ -172,6 +173,7 @@ class Manifest:
     privileges_sha256: str | None = None
     privilege_roles: Sequence[str] = field(default_factory=list)
     schema_sha256: str | None = None
+    statistics_sha256: str | None = None
     left_out: Sequence[LeftOut] = field(default_factory=list)
 
 

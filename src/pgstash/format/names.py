@@ -5,7 +5,8 @@ An archive is ``<prefix>/backup_20260131_020000.sql.gz``, and its manifest is
 encrypted. The id is random, and the archive's metadata repeats it, so a manifest that a failed
 backup left is never mistaken for that of a later backup of the same name. ``….<id>.globals.gz``
 holds the roles, ``….<id>.privileges.sql.gz`` what gives the objects their owners and privileges,
-``….<id>.schema.gz`` all objects in pg_dump's custom format, and
+``….<id>.schema.gz`` all objects in pg_dump's custom format, ``….<id>.statistics.sql.gz`` the
+statistics for the planner, and
 ``….<id>.proof_YYYYMMDD_HHMMSS.json.gz`` the record of a drill that the backup passed at that time.
 """
 
@@ -21,23 +22,24 @@ from typing import Literal
 ARCHIVE_NAME = re.compile(r"(backup_\d{8}_\d{6})\.sql\.gz(\.enc)?", re.ASCII)
 _COMPANION_NAME = re.compile(
     r"(backup_\d{8}_\d{6})\.([0-9a-f]{16})\."
-    r"(manifest\.json|globals|privileges\.sql|schema|proof_(\d{8}_\d{6})\.json)\.gz(\.enc)?",
+    r"(manifest\.json|globals|privileges\.sql|schema|statistics\.sql|proof_(\d{8}_\d{6})\.json)\.gz(\.enc)?",
     re.ASCII,
 )
 
 _TIME_FORMAT = "%Y%m%d_%H%M%S"
 _BASE_FORMAT = f"backup_{_TIME_FORMAT}"
 
-Kind = Literal["manifest", "globals", "privileges", "schema", "proof"]
+Kind = Literal["manifest", "globals", "privileges", "schema", "statistics", "proof"]
 """The kinds of companions of an archive: its manifest, the roles of the server, the owners and
-privileges of its objects, its objects in pg_dump's custom format, and the record of a drill that
-passed."""
+privileges of its objects, its objects in pg_dump's custom format, the statistics for the planner,
+and the record of a drill that passed."""
 
 _KINDS: Mapping[str, Kind] = {
     "manifest.json": "manifest",
     "globals": "globals",
     "privileges.sql": "privileges",
     "schema": "schema",
+    "statistics.sql": "statistics",
 }
 
 
@@ -81,6 +83,11 @@ def privileges_name(base: str, backup_id: str, *, encrypted: bool) -> str:
 def schema_name(base: str, backup_id: str, *, encrypted: bool) -> str:
     """Return the name of the stored objects of a backup in pg_dump's custom format."""
     return f"{base}.{backup_id}.schema.gz" + (".enc" if encrypted else "")
+
+
+def statistics_name(base: str, backup_id: str, *, encrypted: bool) -> str:
+    """Return the name of the stored statistics for the planner."""
+    return f"{base}.{backup_id}.statistics.sql.gz" + (".enc" if encrypted else "")
 
 
 def proof_name(base: str, backup_id: str, proven: datetime, *, encrypted: bool) -> str:

@@ -106,6 +106,14 @@ class Archive:
         digest = self.manifest.privileges_sha256 if self.manifest else None
         return self._companion("privileges", digest, "owners and privileges")
 
+    def statistics(self) -> bytes | None:
+        """Return the statistics for the planner as a script for psql; None if none are stored.
+
+        Raises CorruptedError if their digest is not the one in the manifest, StorageError.
+        """
+        digest = self.manifest.statistics_sha256 if self.manifest else None
+        return self._companion("statistics", digest, "statistics")
+
     def _companion(self, kind: Kind, digest: str | None, what: str) -> bytes | None:
         if digest is None or kind not in self._companions:
             return None

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pgstash import events
 from pgstash.counting import counted
 from pgstash.errors import Interrupted, PgstashError, TableNotStoredError
-from pgstash.postgres.restore import presence, session_settings, statistics
+from pgstash.postgres.restore import presence, session_settings
 from pgstash.postgres.restore.copy_loader import Loader
 from pgstash.postgres.restore.placing import Placement
 from pgstash.postgres.restore.request import Request
@@ -25,7 +25,7 @@ from pgstash.postgres.server.lock_waits import warn_of_lock_waits
 from pgstash.postgres.tools import toc
 from pgstash.postgres.tools.toc import Entry
 from pgstash.repository.archive import Archive
-from pgstash.restore import preflight, table_owners, table_parts
+from pgstash.restore import planner_statistics, preflight, table_owners, table_parts
 from pgstash.restore.connecting import connect, warn_of_interruption
 from pgstash.restore.state import Progress, State
 from pgstash.restore.table_parts import Parts
@@ -160,7 +160,7 @@ class IntoExisting:
         connect(self._session, self._contents, attempts, self._codec, job.emit)
         final = (self._placement.names[name] for name in self._placement.objects.tables)
         names = [text(b".".join(name), self._codec) for name in final]
-        statistics.update(job.server, job.request, 1, job.emit, names)
+        planner_statistics.analyse(job.server, job.request, names, job.emit)
         return 1
 
     def _transact(self, progress: Progress, state: State, lc_monetary: str | None) -> None:

@@ -24,7 +24,6 @@ from pgstash.postgres.restore import (
     foreign_views,
     logins,
     staging_database,
-    statistics,
     target,
 )
 from pgstash.postgres.restore.psql import Psql
@@ -49,6 +48,7 @@ from pgstash.restore import (
     to_do,
 )
 from pgstash.restore.leaving_out import LeavingOut
+from pgstash.restore.planner_statistics import PlannerStatistics
 from pgstash.restore.state import Progress, State
 from pgstash.restore.strategy import Opener, Strategy
 from pgstash.runtime import Runtime
@@ -224,7 +224,7 @@ def _restore(plan: Plan, archive: Archive, runtime: Runtime, state: State) -> in
             )
             with preflight.explained(manifest, server, locks, request):
                 strategy.parallel.run(load, progress.restored)
-            statistics.update(into, request, plan.jobs, emit)
+            PlannerStatistics(archive, request, tool_run, plan.jobs).update(into)
             state.target.refused = not owned.complete(into)
             pooler.refuse_swapping_again(into, emit)
             return plan.jobs
@@ -248,8 +248,8 @@ def _restore(plan: Plan, archive: Archive, runtime: Runtime, state: State) -> in
             if request.create is None:
                 state.target.outcome = psql.outcome
         foreign_views.warn_of_empty(into, strategy.edit.views, emit, for_drill=request.for_drill)
-        statistics.update(
-            into, request, plan.jobs, emit, strategy.selected.names if strategy.selected else None
+        PlannerStatistics(archive, request, tool_run, plan.jobs).update(
+            into, strategy.selected.names if strategy.selected else None
         )
         state.target.refused = not owned.complete(into)
     return 1

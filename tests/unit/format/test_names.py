@@ -50,12 +50,14 @@ def test_archive_names_are_recognised_and_manifests_are_not(
     assert named(roles) == names.CompanionName(archive, ID, "globals", None)
     privileges = names.privileges_name(base, ID, encrypted=encrypted)
     assert named(privileges) == names.CompanionName(archive, ID, "privileges", None)
+    statistics = names.statistics_name(base, ID, encrypted=encrypted)
+    assert named(statistics) == names.CompanionName(archive, ID, "statistics", None)
     # Who sorts the names in .sql.gz of one backup finds the archive last.
-    assert max(archive, privileges) == archive
+    assert max(archive, privileges, statistics) == archive
     proven = moment.replace(microsecond=0)
     proof = names.proof_name(base, ID, moment, encrypted=encrypted)
     assert named(proof) == names.CompanionName(archive, ID, "proof", proven)
-    for name in (roles, privileges, proof, other):
+    for name in (roles, privileges, statistics, proof, other):
         assert not names.ARCHIVE_NAME.fullmatch(name)
         assert not named(f"x{name}")
         assert not named(f"{name}x")

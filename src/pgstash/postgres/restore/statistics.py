@@ -14,10 +14,9 @@ from functools import partial
 
 from pgstash import events, workers
 from pgstash.counting import counted
-from pgstash.errors import Interrupted, RestoreError, TargetLostError
+from pgstash.errors import RestoreError, TargetLostError
 from pgstash.postgres.restore import copy_loader, target
 from pgstash.postgres.restore.copy_loader import Loader
-from pgstash.postgres.restore.request import Request
 from pgstash.postgres.server import query, time_limits
 from pgstash.postgres.server.connection import Server
 from pgstash.postgres.server.quoting import literal, qualified
@@ -43,6 +42,12 @@ _TABLES = b"""
         UNION
         SELECT i.inhparent
         FROM reads_foreign r JOIN pg_catalog.pg_inherits i ON i.inhrelid = r.oid
+    ), wanted (oid) AS (
+        SELECT c.oid
+        FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+        WHERE c.relkind IN ('r', 'p', 'm') AND c.relpersistence <> 't'
+              AND n.nspname NOT IN ('pg_catalog', 'information_schema')
+              AND <chosen>
     )
     SELECT n.nspname, c.relname, CASE c.relkind WHEN 'p' THEN <most> ELSE c.relpages END,
            pg_catalog.pg_has_role(c.relowner, 'USAGE') OR pg_catalog.pg_has_role(d.datdba, 'USAGE'),
@@ -50,15 +55,24 @@ _TABLES = b"""
     FROM pg_catalog.pg_class c
     JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
     JOIN pg_catalog.pg_database d ON d.datname = pg_catalog.current_database()
-    WHERE c.relkind IN ('r', 'p', 'm') AND c.relpersistence <> 't'
-          AND n.nspname NOT IN ('pg_catalog', 'information_schema')
-          AND <chosen>
+    WHERE c.oid IN (SELECT oid FROM wanted) AND NOT EXISTS (
+        SELECT FROM pg_catalog.pg_inherits i
+        WHERE i.inhrelid = c.oid AND c.relispartition
+              AND i.inhparent IN (SELECT oid FROM wanted)
+              AND i.inhparent NOT IN (SELECT oid FROM reads_foreign))
     ORDER BY c.relkind = 'p' DESC, c.relpages DESC, c.oid
 """
-_NO_PARTITION_OF_ANOTHER = b"""NOT EXISTS (
-    SELECT FROM pg_catalog.pg_inherits i
-    WHERE i.inhrelid = c.oid AND c.relispartition
-          AND i.inhparent NOT IN (SELECT oid FROM reads_foreign))"""
+EVERY = b"true"
+"""The condition for all tables."""
+
+LACKING = b"""(
+    EXISTS (SELECT FROM pg_catalog.pg_statistic_ext e WHERE e.stxrelid = c.oid)
+    OR NOT EXISTS (SELECT FROM pg_catalog.pg_stats s
+                   WHERE s.schemaname = n.nspname AND s.tablename = c.relname))"""
+"""The condition for tables without statistics, and for those with extended statistics.
+
+pg_dump 18 does not dump extended ones (https://www.postgresql.org/docs/18/app-pgdump.html)."""
+
 _NAMED = b"n.nspname::pg_catalog.text || '.' || c.relname::pg_catalog.text = ANY (ARRAY[%s])"
 
 
@@ -71,45 +85,26 @@ class _Tables:
     foreign: list[bytes]
 
 
-def update(
-    into: Server,
-    request: Request,
-    jobs: int,
-    emit: events.Emit,
-    only: Sequence[str] | None = None,
-) -> None:
-    """Run ANALYZE for each table by ``jobs`` sessions; the restoring role should still own them.
+def named(server: Server, names: Sequence[str]) -> bytes:
+    """Return the condition for tables with these names ("schema.name")."""
+    literals = (literal(name.encode(server.codec, "surrogateescape")) for name in names)
+    return _NAMED % b", ".join(literals)
 
-    In an existing database, tables with other names than those in ``only`` ("schema.name") are left
-    alone, if it is given. A drill runs no queries, and needs no statistics. What cannot be analysed
-    is a warning. Raises TargetLostError if a session is lost.
+
+def analyse(into: Server, which: bytes, jobs: int, emit: events.Emit) -> None:
+    """Run ANALYZE by ``jobs`` sessions for each table that fulfils the condition ``which``.
+
+    What cannot be analysed is a warning. Raises TargetLostError if a session is lost.
     """
-    if request.no_analyze or request.for_drill:
-        return
     quiet = target.without_event_triggers(into)
-    tables = _tables(quiet, only if request.create is None else None)
-    refused: list[tuple[bytes, str]] = []
-    try:
-        if tables.batches:
-            refused = _analyse(quiet, tables.batches, jobs, emit)
-    except Interrupted:
-        if request.create is None:  # its rows were committed
-            emit(
-                events.Warned(
-                    "Not all statistics for the planner were updated: run ANALYZE", to_do=True
-                )
-            )
-        raise
+    tables = _tables(quiet, which)
+    refused = _analyse(quiet, tables.batches, jobs, emit) if tables.batches else []
     _warn(quiet, tables, refused, emit)
 
 
-def _tables(server: Server, only: Sequence[str] | None) -> _Tables:
-    chosen = _NO_PARTITION_OF_ANOTHER
-    if only is not None:
-        names = (literal(name.encode(server.codec, "surrogateescape")) for name in only)
-        chosen = _NAMED % b", ".join(names)
+def _tables(server: Server, which: bytes) -> _Tables:
     with target.connected(server, "SQL_ASCII") as session:  # names are bytes
-        wanted = _TABLES.replace(b"<most>", b"%d" % _PAGES_AT_ONCE).replace(b"<chosen>", chosen)
+        wanted = _TABLES.replace(b"<most>", b"%d" % _PAGES_AT_ONCE).replace(b"<chosen>", which)
         rows = session.execute(wanted).fetchall()
     tables = _Tables([], [], [])
     room = 0
