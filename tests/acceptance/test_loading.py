@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 CEILING = 256 * MIB
 PLAIN_WAY, BY_SESSIONS = 0, 255
+WITH_PASSPHRASE = Access(PASSPHRASE, unverified=False, only_encrypted=False)
 
 
 def drilled(
@@ -43,6 +44,7 @@ def drilled(
     *,
     path: str | None = None,
     emit: events.Emit = events.ignore,
+    access: Access = WITH_PASSPHRASE,
 ) -> Proof:
     """Drill the latest backup on a server; ``chance`` is what each random byte is.
 
@@ -53,13 +55,11 @@ def drilled(
 
     def find() -> drill.Found:
         backup = catalog.find(catalog.read(storage, PREFIX), "latest", datetime.now(UTC))
-        access = Access(PASSPHRASE, unverified=False, only_encrypted=False)
         return drill.Found(backup.name, lambda: archive.open_stored(storage, backup, access))
 
     plan = drill.Plan(
         prefix=PREFIX,
         place=Place(scratch_url=on.maintenance.uri, source_url=None),
-        passphrase=PASSPHRASE,
         jobs=2,
         expected=Expected(min_tables=None, statements=None),
         environment=found if path is None else found | {"PATH": path},

@@ -14,10 +14,9 @@ import pytest
 from pgstash.format import manifest as manifests
 from pgstash.format import names
 from support import backups
-from support.backups import PASSPHRASE
 from support.cli import COMMAND, environment, run_pgstash
 from support.postgres import REPOSITORY, Database, bin_dir, temporary_database
-from vectors.make import SHELL, SUMS, digests
+from vectors.make import KEY, READING, SHELL, SUMS, digests
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -27,7 +26,9 @@ if TYPE_CHECKING:
 
 VECTORS = REPOSITORY / "tests" / "vectors"
 SETS = sorted(path.name for path in VECTORS.iterdir() if path.name[0].isdigit())
-STORED = [(name, prefix) for name in SETS for prefix in ("plain", "encrypted")]
+STORED = [
+    (name, prefix) for name in SETS for prefix in READING if (VECTORS / name / prefix).is_dir()
+]
 ARCHIVES = [
     pytest.param(name, path.parent.name, path.name, id=f"{name}-{path.parent.name}-{path.name}")
     for name in SETS
@@ -39,9 +40,7 @@ FILLED = ("host", "client", "tool")
 
 def store(name: str, prefix: str, *, with_key: bool = True) -> dict[str, str]:
     settings = {"STORAGE_URL": (VECTORS / name).as_uri(), "BACKUP_PREFIX": prefix}
-    if with_key and prefix != "plain":
-        settings["BACKUP_ENCRYPTION_KEY"] = PASSPHRASE
-    return settings
+    return {**settings, **(READING.get(prefix, KEY) if with_key else {})}
 
 
 def expected(name: str, prefix: str) -> dict[str, Any]:
@@ -78,7 +77,7 @@ def changes(folder: Path) -> set[tuple[str, str]]:
 
 def test_there_is_a_set_of_each_format() -> None:
     formats = {int(name.partition(".")[0]) for name in SETS}
-    assert formats == set(range(1, manifests.FORMAT + 1))
+    assert formats == set(range(1, manifests.NEWEST + 1))
 
 
 @pytest.mark.parametrize("name", SETS)
@@ -98,8 +97,8 @@ def test_a_changed_byte_of_a_set_is_noticed(name: str, tmp_path: Path) -> None:
         path.unlink()
         assert {changed for changed, _ in changes(copy)} == {str(path.relative_to(copy))}
         path.write_bytes(data)
-    (copy / "plain" / "another").touch()
-    assert {changed for changed, _ in changes(copy)} == {"plain/another"}
+    (copy / "encrypted" / "another").touch()
+    assert {changed for changed, _ in changes(copy)} == {"encrypted/another"}
 
 
 @pytest.mark.parametrize(("name", "prefix"), STORED)

@@ -183,6 +183,16 @@ def test_encrypted_ones_go_with_theirs(storage: Storage) -> None:
     assert keys(storage) == [manifest(NEW) + ".enc", archive(NEW) + ".enc"]
 
 
+def test_wrapped_passphrases_go_with_their_backup_and_are_swept(storage: Storage) -> None:
+    store(storage, OLD, NEW, encrypted=True)
+    wrapped = [f"db/{OLD}.{ID}.key.age", f"db/{NEW}.{ID}.key.age", f"db/{NEW}.{OTHER_ID}.key.age"]
+    for key in wrapped:
+        storage.put(key, b"age", {"id": key.split(".")[1]})
+    swept = run(storage, now=NOW + timedelta(hours=25)).swept
+    assert swept == [wrapped[2]]
+    assert keys(storage) == [wrapped[1], manifest(NEW) + ".enc", archive(NEW) + ".enc"]
+
+
 def test_backups_of_the_shell_service_count_and_go_alike(storage: Storage) -> None:
     for base in (OLD, NEW, "backup_20200103_000000"):
         storage.put(archive(base), b"data", {})

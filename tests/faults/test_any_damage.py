@@ -170,7 +170,6 @@ def test_any_damage(
     tried = drill.Plan(
         prefix="p",
         place=Place(scratch_url=newest_cluster.maintenance.uri, source_url=None),
-        passphrase=passphrase,
         jobs=1,
         expected=Expected(min_tables=None, statements=None),
         environment=environment,

@@ -42,6 +42,7 @@ class Made:
     manifest: manifests.Manifest
     archive: bytes
     passphrase: str | None
+    rounds: int = encryption.ROUNDS
 
     @property
     def key(self) -> str:
@@ -63,7 +64,7 @@ class Made:
             storage.put(key.replace("p/", "postgres-backups/"), data, {"id": self.manifest.id})
 
     def packed_manifest(self) -> bytes:
-        key = key_of(self.passphrase)
+        key = key_of(self.passphrase, self.rounds)
         packed = gzip.compress(manifests.dump(self.manifest, key.authenticate if key else None))
         return b"".join(encryption.encrypt([packed], key)) if key else packed
 
@@ -71,8 +72,8 @@ class Made:
         return replace(self, manifest=replace(self.manifest, **changes))  # type: ignore[arg-type]
 
 
-def key_of(passphrase: str | None) -> encryption.Key | None:
-    return encryption.Key.derive(passphrase, os.urandom(8)) if passphrase else None
+def key_of(passphrase: str | None, rounds: int = encryption.ROUNDS) -> encryption.Key | None:
+    return encryption.Key.derive(passphrase, os.urandom(8), rounds) if passphrase else None
 
 
 def make(
@@ -82,13 +83,14 @@ def make(
     base: str = "backup_20260131_020000",
     member_bytes: int = 1000,
     database: manifests.Database = DATABASE,
+    rounds: int = encryption.ROUNDS,
 ) -> Made:
     """Make a backup of a script whose members are about so long."""
     members: list[manifests.Member] = []
     step = max(1, member_bytes // 3)
     chunks = [script[start : start + step] for start in range(0, len(script), step)]
     stored = compression.compress(chunks, level=6, record=members.append, member_bytes=member_bytes)
-    key = key_of(passphrase)
+    key = key_of(passphrase, rounds)
     archive = b"".join(encryption.encrypt(stored, key) if key else stored)
     manifest = manifests.Manifest(
         format=manifests.FORMAT,
@@ -104,10 +106,10 @@ def make(
         stored_bytes=len(archive),
         sha256=hashlib.sha256(archive).hexdigest(),
         compression=manifests.Compression("gzip", 6),
-        encryption=manifests.Encryption("aes-256-cbc", "pbkdf2", 10_000, key.salt.hex())
+        encryption=manifests.Encryption("aes-256-cbc", "pbkdf2", rounds, key.salt.hex())
         if key
         else None,
         tables=[],
         members=members,
     )
-    return Made(base, manifest, archive, passphrase)
+    return Made(base, manifest, archive, passphrase, rounds)

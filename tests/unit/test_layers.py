@@ -27,6 +27,7 @@ PACKAGES = {
     "multiprocessing": "none",
     "psycopg": r"pgstash\.postgres\..+",
     "pty": "none",
+    "pyrage": r"pgstash\.pipeline\.age",
     "subprocess": r"pgstash\.(postgres\..+|processes\.[a-z]+)",
     "urllib3": r"pgstash\.(monitoring\.http_delivery|storage\.s3\..+)",
 }

@@ -16,6 +16,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pyrage.x25519 import Identity
+
 VECTORS = Path(__file__).parent
 sys.path.insert(0, str(VECTORS.parent))
 
@@ -28,12 +30,35 @@ if TYPE_CHECKING:
 
     from support.postgres import Database
 
+ENCRYPTION_ROUNDS = 10_000  # openssl's own
 MAJOR = 14  # an archive restores to servers from that of its pg_dump on
 
 KEY = {"BACKUP_ENCRYPTION_KEY": PASSPHRASE}
-PREFIXES: Mapping[str, Mapping[str, str]] = {
+# Of nobody: it reads the backups for recipients in these sets.
+IDENTITY = "AGE-SECRET-KEY-12L38M42SZX0W9WW4QEAG893W99LHTWH9PH6SM22DP3VRWZDVAP6SW58TQY"
+READING: Mapping[str, Mapping[str, str]] = {
     "plain": {},
-    "encrypted": {"BACKUP_ENCRYPTION": "true", **KEY},
+    "encrypted": KEY,
+    "recipients": {"BACKUP_DECRYPTION_IDENTITY": IDENTITY},
+}
+ROUNDS = 20_000
+PREFIXES: Mapping[str, Mapping[str, Mapping[str, str]]] = {
+    "1": {
+        "plain": {},
+        "encrypted": {"BACKUP_ENCRYPTION": "true", **KEY},
+    },
+    "2": {
+        "encrypted": {
+            "BACKUP_ENCRYPTION": "true",
+            "BACKUP_ENCRYPTION_ITERATIONS": str(ROUNDS),
+            **KEY,
+        },
+        "recipients": {
+            "BACKUP_ENCRYPTION": "true",
+            "BACKUP_ENCRYPTION_RECIPIENTS": str(Identity.from_str(IDENTITY).to_public()),
+            **READING["recipients"],
+        },
+    },
 }
 SUMS = "SHA256SUMS"
 SHELL = "shell"
@@ -50,19 +75,21 @@ def main() -> None:
     [name] = sys.argv[1:]
     folder = VECTORS / name
     folder.mkdir()
+    prefixes = PREFIXES[name.partition(".")[0]]
     with Cluster(MAJOR) as cluster:
         source = cluster.create_database("vectors")
         cluster.maintenance.run_sql("CREATE ROLE vectors_reader; CREATE ROLE vectors_other")
         cluster.maintenance.run_sql("ALTER DATABASE vectors SET DateStyle = 'ISO, DMY'")
         source.run_sql(VECTORS / "source.sql")
-        for prefix, settings in PREFIXES.items():
+        for prefix, settings in prefixes.items():
             for jobs in (1, 2):
                 back_up(source, folder, BACKUP_PREFIX=prefix, DUMP_JOBS=str(jobs), **settings)
-        back_up_by_the_shell(source, folder / SHELL)
+        if "plain" in prefixes:
+            back_up_by_the_shell(source, folder / SHELL)
         for script in ("source.sql", "contents.sql"):
             (folder / script).write_bytes((VECTORS / script).read_bytes())
         (folder / "contents.txt").write_text(source.run_sql(folder / "contents.sql"))
-    expected = {prefix: described(folder, prefix) for prefix in PREFIXES}
+    expected = {prefix: described(folder, prefix) for prefix in prefixes}
     text = json.dumps(expected, indent=1, ensure_ascii=False)
     (folder / "expected.json").write_text(text + "\n")
     (folder / ".pgstash.lock").unlink()
@@ -107,7 +134,7 @@ def back_up_by_the_shell(source: Database, folder: Path) -> None:
 
 def described(folder: Path, prefix: str) -> dict[str, object]:
     """Return what the commands say of the backups under a prefix."""
-    settings = {"BACKUP_PREFIX": prefix, **PREFIXES[prefix]}
+    settings = {"BACKUP_PREFIX": prefix, **READING[prefix]}
     listed = json.loads(run(["list", "--json"], folder, **settings))
     shown = {}
     scripts = {}
@@ -117,12 +144,23 @@ def described(folder: Path, prefix: str) -> dict[str, object]:
         data = (folder / prefix / name).read_bytes()
         if name.endswith(".enc"):
             command = ["openssl", "enc", "-d", "-aes-256-cbc", "-pbkdf2", "-pass", "env:KEY"]
-            env = clean_environment() | {"KEY": PASSPHRASE}
+            rounds = shown[name]["encryption"]["rounds"]
+            command += [] if rounds == ENCRYPTION_ROUNDS else ["-iter", str(rounds)]
+            env = clean_environment() | {"KEY": passphrase_of(folder / prefix, name)}
             data = subprocess.run(
                 command, env=env, input=data, stdout=subprocess.PIPE, check=True
             ).stdout
         scripts[name] = hashlib.sha256(gzip.decompress(data)).hexdigest()
     return {"list": listed, "show": shown, "script_sha256": scripts}
+
+
+def passphrase_of(folder: Path, archive: str) -> str:
+    """Return the passphrase of a backup, unwrapped by ``age`` if it is wrapped."""
+    for wrapped in folder.glob(f"{archive.partition('.')[0]}.*.key.age"):
+        command = ["age", "-d", "-i", "-", str(wrapped)]
+        text = subprocess.run(command, input=IDENTITY.encode(), stdout=subprocess.PIPE, check=True)
+        return text.stdout.decode().splitlines()[0]
+    return PASSPHRASE
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from pgstash.postgres.dump import owners_and_privileges, schema_dump, statistics
 from pgstash.postgres.dump.owners_and_privileges import Objects, Script
 from pgstash.postgres.dump.schema_dump import CompositionError
 from pgstash.postgres.tools.tool_run import Limits, ToolRun
+from pgstash.repository.keys import recipients_metadata
 
 _WITHOUT_PRIVILEGES = (
     "The backup is complete without them. After a restore, all objects belong to the role that "
@@ -57,6 +58,13 @@ class Companions:
         source = job.others.source.metadata()
         self._metadata = {"id": job.id, **metadata.encoded(source)}
         self._keys: list[str] = []
+
+    def store_key(self) -> None:
+        """Store the wrapped passphrase, if the backup has one of its own. Raises StorageError."""
+        sealing = self._job.sealing
+        if sealing.wrapped is not None:
+            values = {**self._metadata, **metadata.encoded(recipients_metadata(sealing.recipients))}
+            self._put(names.key_name(self._job.base, self._job.id), sealing.wrapped, values)
 
     def store_contents(self, tool_run: ToolRun, stream: Stream) -> Digests:
         """Store the roles, owners and privileges, and the table of contents if there is one.
@@ -168,7 +176,8 @@ class Companions:
                 hint="Back the database up in parts with EXCLUDE_SCHEMAS and EXCLUDE_TABLES, each "
                 "part to a BACKUP_PREFIX of its own.",
             )
-        self._put(name, encryption.sealed(text, key), metadata.facts(manifest, seconds))
+        values = metadata.facts(manifest, seconds) | self._job.sealing.metadata(key)
+        self._put(name, encryption.sealed(text, key), values)
 
     def remove(self, error: BaseException) -> None:
         """Remove all of them, because the archive certainly does not exist and never will.

@@ -14,14 +14,14 @@ from pgstash.pipeline.sql_scanner import split_name
 from pgstash.postgres.tools.installed import ClientTools
 
 
-def encryption_of(key: encryption.Key | None) -> manifests.Encryption | None:
+def encryption_of(key: encryption.Key | None, rounds: int) -> manifests.Encryption | None:
     """Return the parameters that openssl needs, none of them secret."""
     if key is None:
         return None
     return manifests.Encryption(
         cipher="aes-256-cbc",
         kdf="pbkdf2-hmac-sha256",
-        rounds=encryption.ROUNDS,
+        rounds=rounds,
         salt=key.salt.hex(),
     )
 
@@ -35,21 +35,22 @@ def tables(rows_by_name: Mapping[bytes, int], codec: str) -> list[manifests.Tabl
     return found
 
 
-def metadata(job: Job, client: ClientTools) -> dict[str, str]:
+def metadata(job: Job, client: ClientTools, key: encryption.Key | None) -> dict[str, str]:
     """Return the metadata of an archive, which describe it if the manifest is not at hand."""
-    encrypted = job.plan.passphrase is not None
+    sealing = job.sealing
     values = {
         "timestamp": iso(job.started),
         **job.others.metadata(job.started),
         "id": job.id,
-        "format": str(manifests.FORMAT),
-        "reader": manifests.READER,
+        "format": str(sealing.format),
+        "reader": sealing.reader,
         "tool": f"pgstash {__version__}",
         "server": job.server.version,
         "client": client.version,
         "encoding": job.server.database.encoding,
         "compression": "gzip",
-        "encryption": f"aes-256-cbc pbkdf2 {encryption.ROUNDS}" if encrypted else "none",
+        "encryption": f"aes-256-cbc pbkdf2 {sealing.rounds}" if key else "none",
+        **sealing.metadata(key),
     }
     return stored_metadata.encoded(values)
 

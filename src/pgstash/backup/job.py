@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
 from pgstash import events
 from pgstash.backup.other_writers import OtherWriters
+from pgstash.backup.sealing import Keys, Sealing
+from pgstash.errors import ObjectExistsError
 from pgstash.format import names
 from pgstash.pipeline import encryption
 from pgstash.postgres.dump import required_tables
@@ -17,6 +20,8 @@ from pgstash.processes import hooks
 from pgstash.repository.owners import Owners
 from pgstash.runtime import Runtime
 from pgstash.storage.interface import Storage
+
+_NAMES_TRIED = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +37,7 @@ class Plan:
     source_url: str = field(repr=False)
     prefix: str
     compression_level: int
-    passphrase: str | None = field(repr=False)
+    keys: Keys
     jobs: int
     lock_seconds: float
     idle_seconds: float
@@ -46,7 +51,7 @@ class Plan:
     @property
     def stores_passwords(self) -> bool:
         """Whether passwords of roles are wanted, and will be encrypted."""
-        return self.globals_passwords and self.passphrase is not None
+        return self.globals_passwords and bool(self.keys)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +67,7 @@ class Job:
     others: OtherWriters
     started: datetime
     id: str
+    sealing: Sealing
 
     @property
     def base(self) -> str:
@@ -71,7 +77,7 @@ class Job:
     @property
     def name(self) -> str:
         """The name of the archive, without the prefix."""
-        return names.archive_name(self.base, encrypted=self.plan.passphrase is not None)
+        return names.archive_name(self.base, encrypted=bool(self.plan.keys))
 
     @property
     def object_key(self) -> str:
@@ -90,7 +96,15 @@ class Job:
 
     def new_key(self) -> encryption.Key | None:
         """Derive a key for one object, with a salt of its own; None without a passphrase."""
-        if self.plan.passphrase is None:
-            return None
-        salt = self.runtime.random(encryption.SALT_BYTES)
-        return encryption.Key.derive(self.plan.passphrase, salt)
+        return self.sealing.new_key(self.runtime.random)
+
+
+def unused_name(storage: Storage, prefix: str, runtime: Runtime) -> tuple[datetime, str]:
+    """Return the first second from now on in which no backup of this prefix began, and the name."""
+    for _ in range(_NAMES_TRIED):
+        started = runtime.now()
+        base = names.base_name(started)
+        if next(iter(storage.list(f"{prefix}/{base}")), None) is None:
+            return started, base
+        time.sleep(1.05 - started.microsecond / 1_000_000)
+    raise ObjectExistsError(f"backups named {base} and before exist already under {prefix}")

@@ -10,15 +10,15 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from datetime import datetime
 
 from pgstash import __version__, events, failure
 from pgstash.backup import dump_stream, dump_workers, earlier_backups, facts, other_writers
 from pgstash.backup.companions import Companions, Digests
 from pgstash.backup.earlier_backups import Earlier
-from pgstash.backup.job import Job, Plan
+from pgstash.backup.job import Job, Plan, unused_name
 from pgstash.backup.observers import Digest, announce_end, report_progress
-from pgstash.errors import HookError, Interrupted, ObjectExistsError, PgstashError
+from pgstash.backup.sealing import sealing_of
+from pgstash.errors import HookError, Interrupted, PgstashError
 from pgstash.format import manifest as manifests
 from pgstash.format import metadata, names, size_history
 from pgstash.format.iso_time import iso
@@ -38,7 +38,6 @@ from pgstash.storage.interface import Storage, Upload
 __all__ = ["Backup", "Plan", "run"]
 
 _ID_BYTES = 8
-_NAMES_TRIED = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +58,7 @@ def run(plan: Plan, storage: Storage, owners: Owners, runtime: Runtime) -> Backu
     archive of this backup. A hook that fails afterwards is a warning.
     """
     began = time.monotonic()
-    encrypted = plan.passphrase is not None
+    encrypted = bool(plan.keys)
     base = names.base_name(runtime.now())
     host, database = conninfo.named(plan.source_url)
     runtime.emit(events.BackupAttempted(host, database))
@@ -72,10 +71,13 @@ def run(plan: Plan, storage: Storage, owners: Owners, runtime: Runtime) -> Backu
         with writer_lock.hold(server, storage.url(plan.prefix), runtime.emit) as lock:
             identity = server.database.identity
             others = other_writers.look(storage, plan.prefix, identity, owners, runtime)
-            started, base = _unused_name(storage, plan.prefix, runtime)
+            started, base = unused_name(storage, plan.prefix, runtime)
             backup_id = runtime.random(_ID_BYTES).hex()
+            sealed = sealing_of(plan.keys, runtime.random)
             made = _back_up(
-                Job(plan, storage, owners, runtime, server, lock, others, started, backup_id)
+                Job(
+                    plan, storage, owners, runtime, server, lock, others, started, backup_id, sealed
+                )
             )
     except BaseException as error:
         following = runtime.follow_up(error)
@@ -108,17 +110,6 @@ def _run_hook_after(plan: Plan, runtime: Runtime, outcome: Mapping[str, str]) ->
         runtime.emit(events.Warned(f"{error.message}\n{error.hint}"))
 
 
-def _unused_name(storage: Storage, prefix: str, runtime: Runtime) -> tuple[datetime, str]:
-    """Return the first second from now on in which no backup of this prefix began, and the name."""
-    for _ in range(_NAMES_TRIED):
-        started = runtime.now()
-        base = names.base_name(started)
-        if next(iter(storage.list(f"{prefix}/{base}")), None) is None:
-            return started, base
-        time.sleep(1.05 - started.microsecond / 1_000_000)
-    raise ObjectExistsError(f"backups named {base} and before exist already under {prefix}")
-
-
 def _back_up(job: Job) -> Backup:
     """Send the data on its way; the commit at the end makes the archive visible."""
     began = time.monotonic()
@@ -137,7 +128,7 @@ def _back_up(job: Job) -> Backup:
             _opened_dump(job, tool_run) as stream,
             job.storage.upload(
                 job.object_key,
-                metadata=facts.metadata(job, tool_run.client),
+                metadata=facts.metadata(job, tool_run.client, key),
                 expected_size=server.database.bytes,
                 usual_size=earlier.stored_bytes,
             ) as upload,
@@ -155,6 +146,7 @@ def _back_up(job: Job) -> Backup:
             upload.flush()
             lock.check()
 
+            companions.store_key()
             digests = companions.store_contents(tool_run, stream)
             sent = _Sent(tool_run.client, key, stream, stored, tables)
             manifest = _manifest(job, contents, sent, digests)
@@ -216,8 +208,8 @@ class _Sent:
 
 def _manifest(job: Job, contents: _Contents, sent: _Sent, digests: Digests) -> Manifest:
     return Manifest(
-        format=manifests.FORMAT,
-        reader=manifests.READER,
+        format=job.sealing.format,
+        reader=job.sealing.reader,
         tool=f"pgstash {__version__}",
         id=job.id,
         archive=job.name,
@@ -230,7 +222,7 @@ def _manifest(job: Job, contents: _Contents, sent: _Sent, digests: Digests) -> M
         stored_bytes=sent.stored.bytes,
         sha256=sent.stored.hexdigest(),
         compression=manifests.Compression("gzip", job.plan.compression_level),
-        encryption=facts.encryption_of(sent.key),
+        encryption=facts.encryption_of(sent.key, job.sealing.rounds),
         tables=sent.tables,
         members=sent.stream.members,
         options=list(job.plan.options),

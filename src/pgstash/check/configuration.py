@@ -12,6 +12,7 @@ from pgstash.check.finding import Finding
 class Plan:
     """Facts about the settings.
 
+    New backups are encrypted for ``recipients``, or with a passphrase if they are ``encrypted``.
     ``weak_key``, ``misspelt`` and ``odd_values`` are warnings in full sentences, ``notes`` are
     facts that the user should know.
     """
@@ -22,6 +23,7 @@ class Plan:
     odd_values: Sequence[str]
     odd_value_remedy: str
     notes: Sequence[str]
+    recipients: Sequence[str] = ()
 
 
 def look(plan: Plan) -> Iterator[Finding]:
@@ -37,6 +39,9 @@ def look(plan: Plan) -> Iterator[Finding]:
     if plan.weak_key:
         remedy = "Existing backups still need the old passphrase: keep it."
         yield Finding("encryption key", "warning", plan.weak_key, remedy)
+    elif plan.recipients:
+        what = f"AES-256, a random passphrase for each backup, for {', '.join(plan.recipients)}"
+        yield Finding("encryption key", "ok", what)
     elif plan.encrypted:
         yield Finding("encryption key", "ok", "AES-256, and the passphrase is long")
     else:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from datetime import datetime
 
 from pgstash.backup import run as backup
+from pgstash.backup.sealing import Keys
 from pgstash.commands.prune import prune_after_backup
 from pgstash.commands.source import owners_of, server_clock
 from pgstash.commands.storage import open_storage
@@ -33,7 +34,7 @@ def back_up(
         source_url=settings.source_url,
         prefix=settings.backup_prefix,
         compression_level=settings.compression_level,
-        passphrase=settings.passphrase,
+        keys=Keys(settings.passphrase, settings.recipients, settings.backup_encryption_iterations),
         jobs=settings.dump_jobs,
         lock_seconds=settings.lock_timeout,
         idle_seconds=settings.dump_idle_timeout,

@@ -15,6 +15,7 @@ from pgstash.commands.backup import dump_options, required_tables
 from pgstash.commands.source import configured_source, owners_of
 from pgstash.commands.storage import open_storage
 from pgstash.monitoring.redaction import Scrubber
+from pgstash.pipeline import age
 from pgstash.postgres.tools import pg_dump_options
 from pgstash.settings import ODD_VALUE_REMEDY, Settings, environment
 
@@ -24,6 +25,7 @@ def check(settings: Settings, part: Part | None, emit: events.Emit) -> Iterator[
     plan = run.Plan(
         configuration=configuration.Plan(
             encrypted=settings.passphrase is not None,
+            recipients=[age.label(each) for each in settings.recipients],
             weak_key=settings.weak_key,
             misspelt=settings.misspelt,
             odd_values=settings.odd_values,

@@ -20,7 +20,6 @@ def drill_backup(
     plan = drill.Plan(
         prefix=settings.backup_prefix,
         place=Place(settings.scratch_url, settings.source_url if settings.has_source else None),
-        passphrase=settings.reading_passphrase,
         jobs=settings.restore_jobs,
         expected=Expected(settings.min_table_count, settings.verify_sql),
         environment=environment(),

@@ -240,4 +240,7 @@ def _access(
         passphrase=settings.reading_passphrase,
         unverified=unverified,
         only_encrypted=settings.backup_encryption or (settings.only_reads_with_key and some_are),
+        older=settings.old_passphrases,
+        identity=settings.identity,
+        rounds=settings.backup_encryption_iterations,
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from pgstash import __version__, events, failure
@@ -44,7 +44,6 @@ class Plan:
 
     prefix: str
     place: Place
-    passphrase: str | None = field(repr=False)
     jobs: int
     expected: checks.Expected
     environment: Mapping[str, str]
@@ -80,7 +79,7 @@ def run(
         manifest = _manifest_of(archive)
         host, database = manifest.database.host, manifest.database.name
         proven = _drill(plan, archive, manifest, runtime, began)
-        location = _store(proven, plan, storage, manifest, runtime)
+        location = _store(proven, plan, storage, archive, runtime)
     except BaseException as error:
         runtime.emit(
             events.DrillFailed(
@@ -151,7 +150,7 @@ def _drill(
         tools = None
         if plain:
             tools = stack.enter_context(
-                standard_tools.reading(manifest, plan.passphrase, plan.environment, runtime.emit)
+                standard_tools.reading(archive, plan.environment, runtime.emit)
             )
         shown = archive.shown(tools.watch) if tools else archive
         runtime.emit(events.Notice(f"Restoring {archive.name} into {place.where}"))
@@ -215,13 +214,10 @@ def _reads_plain_script(runtime: Runtime) -> bool:
     return runtime.random(1)[0] < 256 // _ONE_IN
 
 
-def _store(
-    proven: Proof, plan: Plan, storage: Storage, manifest: Manifest, runtime: Runtime
-) -> str:
+def _store(proven: Proof, plan: Plan, storage: Storage, archive: Archive, runtime: Runtime) -> str:
     """Store the proof, encrypted if the backup is, and return its location."""
-    key = None
-    if manifest.encryption and plan.passphrase is not None:
-        key = encryption.Key.derive(plan.passphrase, runtime.random(encryption.SALT_BYTES))
+    manifest = _manifest_of(archive)
+    key = archive.new_key(runtime.random(encryption.SALT_BYTES))
     text = proof.dump(proven, key.authenticate if key else None)
     name = names.proof_name(
         manifest.archive.partition(".")[0],

@@ -13,9 +13,10 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from pgstash.errors import HookError
 from pgstash.events import Emit, Notice
-from pgstash.format.manifest import Manifest
 from pgstash.format.proof import Check
+from pgstash.pipeline.encryption import ROUNDS
 from pgstash.processes.hooks import Hook, Running
+from pgstash.repository.archive import Archive
 
 _NAME = "standard tools"
 _SECONDS = 300.0
@@ -67,18 +68,22 @@ class Tools:
 
 
 @contextlib.contextmanager
-def reading(
-    manifest: Manifest, passphrase: str | None, environment: Mapping[str, str], emit: Emit
-) -> Iterator[Tools | None]:
+def reading(archive: Archive, environment: Mapping[str, str], emit: Emit) -> Iterator[Tools | None]:
     """Start the tools that open such an archive; yield None if one of them is not installed.
 
-    Leaving the block ends them. Raises HookError if they cannot be started.
+    Leaving the block ends them. The archive has a manifest. Raises HookError if they cannot be
+    started.
     """
+    manifest = archive.manifest
+    if manifest is None:
+        raise AssertionError("only a backup with a manifest is drilled")
     path = environment.get("PATH", "")
     first: tuple[str, ...] = _PASS_ON
     names, secrets = "gunzip", dict[str, str]()
-    if manifest.encryption and passphrase is not None:
-        first, names, secrets = _DECRYPT, "openssl and gunzip", {_PASSPHRASE: passphrase}
+    if manifest.encryption and archive.passphrase is not None:
+        names, secrets = "openssl and gunzip", {_PASSPHRASE: archive.passphrase}
+        rounds = manifest.encryption.rounds
+        first = _DECRYPT if rounds == ROUNDS else (*_DECRYPT, "-iter", str(rounds))
     needed = ("sh", first[0], "gunzip", "wc")
     missing = [name for name in needed if shutil.which(name, path=path) is None]
     if missing:

@@ -17,9 +17,16 @@ FORMAT = 1
 """Raised for whatever an older reader must not ignore. It ignores keys that it does not know."""
 
 READER = "0.2.0"
-"""The oldest pgstash that reads the manifests of today: raised together with FORMAT, and stored.
+"""The oldest pgstash that reads manifests of FORMAT: raised together with it, and stored.
 
 Early builds of 0.1.0 call them damaged, because those did not ignore unknown keys yet."""
+
+NEWEST = 2
+"""The format of backups whose passphrase is wrapped, or that use more rounds of PBKDF2.
+
+Other backups keep FORMAT, so that an older pgstash reads them."""
+
+NEWEST_READER = "0.3.0"
 
 LARGEST = 128 * 1024 * 1024
 """The largest companion in bytes that is read, and so may be stored: a million members fit."""
@@ -208,7 +215,7 @@ def load(text: bytes, authenticate: Authenticate | None) -> Manifest:
     try:
         value = json.loads(text)
         refuse_newer("the manifest", value)
-        if value["format"] != FORMAT:
+        if value["format"] not in (FORMAT, NEWEST):
             raise CorruptedError(f"the manifest has format {value['format']}, which does not exist")
         ready = {name: typed_json.read_rows(row, value[name]) for name, row in _TABULAR.items()}
         return typed_json.read(Manifest, value, **ready)
@@ -224,10 +231,10 @@ def refuse_newer(what: str, value: Mapping[str, object]) -> None:
     found = value.get("format")
     if isinstance(found, str) and found.isascii() and found.isdecimal():
         found = int(found[:9])  # metadata are strings
-    if type(found) is not int or found <= FORMAT:
+    if type(found) is not int or found <= NEWEST:
         return
     reader, tool = value.get("reader"), value.get("tool")
-    message = f"{what} has format {found}; this pgstash reads {FORMAT}"
+    message = f"{what} has format {found}; this pgstash reads {NEWEST}"
     if isinstance(reader, str) and _VERSION.fullmatch(reader):
         raise NewerFormatError(
             f"{message}, and pgstash {reader} or newer is required",

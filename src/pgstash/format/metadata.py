@@ -13,6 +13,15 @@ from pgstash.format.manifest import Manifest
 _HEADER_SAFE = " !\"#$&'()*+,-./:;<=>?@[\\]^_`{|}~"
 _LONGEST_HEADER = 255
 
+KEY_ID = "key-id"
+"""The name of what distinguishes keys: see :attr:`pgstash.pipeline.encryption.Key.id`."""
+
+WRAPPED = "key-wrap"
+"""The name of how the passphrase is wrapped; only a backup with a wrapped one has it."""
+
+RECIPIENTS = "recipients"
+RECIPIENT_COUNT = "recipient-count"
+
 
 def encoded(metadata: Mapping[str, str]) -> dict[str, str]:
     """Return metadata as they are stored."""

@@ -8,6 +8,8 @@ holds the roles, ``….<id>.privileges.sql.gz`` what gives the objects their own
 ``….<id>.schema.gz`` all objects in pg_dump's custom format, ``….<id>.statistics.sql.gz`` the
 statistics for the planner, and
 ``….<id>.proof_YYYYMMDD_HHMMSS.json.gz`` the record of a drill that the backup passed at that time.
+``….<id>.key.age``, which has none of these endings, is the passphrase of an encrypted backup,
+wrapped for its recipients.
 """
 
 from __future__ import annotations
@@ -22,17 +24,18 @@ from typing import Literal
 ARCHIVE_NAME = re.compile(r"(backup_\d{8}_\d{6})\.sql\.gz(\.enc)?", re.ASCII)
 _COMPANION_NAME = re.compile(
     r"(backup_\d{8}_\d{6})\.([0-9a-f]{16})\."
-    r"(manifest\.json|globals|privileges\.sql|schema|statistics\.sql|proof_(\d{8}_\d{6})\.json)\.gz(\.enc)?",
+    r"(?:(manifest\.json|globals|privileges\.sql|schema|statistics\.sql|proof_(\d{8}_\d{6})\.json)"
+    r"\.gz(\.enc)?|key\.age)",
     re.ASCII,
 )
 
 _TIME_FORMAT = "%Y%m%d_%H%M%S"
 _BASE_FORMAT = f"backup_{_TIME_FORMAT}"
 
-Kind = Literal["manifest", "globals", "privileges", "schema", "statistics", "proof"]
+Kind = Literal["manifest", "globals", "privileges", "schema", "statistics", "proof", "key"]
 """The kinds of companions of an archive: its manifest, the roles of the server, the owners and
 privileges of its objects, its objects in pg_dump's custom format, the statistics for the planner,
-and the record of a drill that passed."""
+the record of a drill that passed, and the wrapped passphrase."""
 
 _KINDS: Mapping[str, Kind] = {
     "manifest.json": "manifest",
@@ -96,6 +99,11 @@ def proof_name(base: str, backup_id: str, proven: datetime, *, encrypted: bool) 
     return f"{base}.{backup_id}.proof_{moment}.json.gz" + (".enc" if encrypted else "")
 
 
+def key_name(base: str, backup_id: str) -> str:
+    """Return the name of the wrapped passphrase of a backup."""
+    return f"{base}.{backup_id}.key.age"
+
+
 @dataclass(frozen=True, slots=True)
 class CompanionName:
     """The parts of a companion's name.
@@ -115,6 +123,8 @@ def companion_of(name: str) -> CompanionName | None:
     found = _COMPANION_NAME.fullmatch(name)
     if not found or not started_of(found[1]):
         return None
+    if found[3] is None:
+        return CompanionName(archive_name(found[1], encrypted=True), found[2], "key", None)
     kind = _KINDS.get(found[3], "proof")
     proven = None
     if found[4]:

@@ -49,6 +49,9 @@ _KNOWN = (
     # The signature of a presigned URL, and the header of a signed request
     (re.compile(r"(?i)(X-Amz-(?:Signature|Credential|Security-Token)=)[^\s&]+"), rf"\1{MASK}"),
     (re.compile(r"(?i)(Authorization[\"']?\s*[:=]\s*)[^\r\n]+"), rf"\1{MASK}"),
+    # The passphrase of one backup, and secret keys of age
+    (re.compile(r"\bpgstash-key-[0-9a-f]{16,}"), MASK),
+    (re.compile(r"(?i)\bAGE-SECRET-KEY-[\w-]{8,}"), MASK),
     # Access keys of AWS
     (re.compile(r"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b"), MASK),
 )

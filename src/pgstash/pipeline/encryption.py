@@ -1,9 +1,10 @@
 """AES-256-CBC in the format of ``openssl enc -aes-256-cbc -salt -pbkdf2``, in both directions.
 
 The format is ``Salted__``, eight bytes of salt, then the ciphertext with PKCS#7 padding. Key and IV
-are 48 bytes of PBKDF2-HMAC-SHA256 of passphrase and salt with 10,000 rounds, the defaults of that
-command (https://docs.openssl.org/master/man1/openssl-enc/). CBC does not detect tampering; the
-digests under an HMAC in the manifest do.
+are 48 bytes of PBKDF2-HMAC-SHA256 of passphrase and salt, with 10,000 rounds unless more are
+requested (``-iter``): the defaults of that command
+(https://docs.openssl.org/master/man1/openssl-enc/). CBC does not detect tampering; the digests
+under an HMAC in the manifest do.
 """
 
 from __future__ import annotations
@@ -23,11 +24,16 @@ from zlib_ng import zlib_ng
 from pgstash.errors import CorruptedError, EncryptionError
 
 ROUNDS = 10_000
+MOST_ROUNDS = 10_000_000
+"""With this many, each object takes several seconds. More are refused, also when reading: whoever
+can write to the store could otherwise keep a restore busy for hours."""
+
 SALT_BYTES = 8
 _MAGIC = b"Salted__"
 _HEADER_BYTES = len(_MAGIC) + SALT_BYTES
 _KEY_BYTES = 32
 _BLOCK = 16
+_ID_BYTES = 8
 
 _SEALED_LEVEL = 7
 _GZIP_FORMAT = 31  # window of 2^15 bytes, plus 16 for a gzip header and trailer (zlib's manual)
@@ -41,10 +47,17 @@ class Key:
     _derived: bytes = field(repr=False)
 
     @classmethod
-    def derive(cls, passphrase: str, salt: bytes) -> Key:
-        """Derive the key of one object from the passphrase and the object's salt."""
+    def derive(cls, passphrase: str, salt: bytes, rounds: int = ROUNDS) -> Key:
+        """Derive the key of one object from the passphrase and the object's salt.
+
+        Raises CorruptedError if there are fewer or more rounds than pgstash uses.
+        """
+        if not ROUNDS <= rounds <= MOST_ROUNDS:
+            raise CorruptedError(
+                f"{rounds} rounds of PBKDF2 are not between {ROUNDS} and {MOST_ROUNDS}"
+            )
         derived = hashlib.pbkdf2_hmac(
-            "sha256", passphrase.encode(), salt, ROUNDS, _KEY_BYTES + _BLOCK
+            "sha256", passphrase.encode(), salt, rounds, _KEY_BYTES + _BLOCK
         )
         return cls(salt, derived)
 
@@ -56,6 +69,18 @@ class Key:
         """
         hkdf = HKDF(hashes.SHA256(), length=32, salt=None, info=b"pgstash manifest v1")
         return hmac.new(hkdf.derive(self._derived), message, hashlib.sha256).hexdigest()
+
+    @property
+    def id(self) -> str:
+        """The salt, and 64 bits that only this passphrase gives with it, for metadata.
+
+        They are derived like the key of the HMAC, for the same reason: to try a passphrase on them
+        costs as much as to try it on the ciphertext. Another object of the same passphrase has
+        another id, because it has another salt.
+        """
+        hkdf = HKDF(hashes.SHA256(), length=_ID_BYTES, salt=None, info=b"pgstash key id v1")
+        identifying = hkdf.derive(self._derived)
+        return f"{self.salt.hex()}:{identifying.hex()}"
 
     def _cipher(self, before: bytes | None = None) -> Cipher[modes.CBC]:
         """Return the cipher from the beginning, or after the block ``before``."""
@@ -127,7 +152,7 @@ def sealed(text: bytes, key: Key | None) -> bytes:
     return b"".join(encrypt([compressed], key)) if key else compressed
 
 
-def decrypt(chunks: Iterable[bytes], passphrase: str) -> Iterator[bytes]:
+def decrypt(chunks: Iterable[bytes], passphrase: str, rounds: int = ROUNDS) -> Iterator[bytes]:
     """Yield the plaintext of an object that :func:`encrypt` or ``openssl enc`` wrote.
 
     Raises CorruptedError if the header or the end is missing, or the padding is wrong: by damage or
@@ -143,7 +168,7 @@ def decrypt(chunks: Iterable[bytes], passphrase: str) -> Iterator[bytes]:
         raise CorruptedError(
             "not an encrypted object: it does not begin like the output of openssl enc"
         )
-    key = Key.derive(passphrase, header[len(_MAGIC) : _HEADER_BYTES])
+    key = Key.derive(passphrase, header[len(_MAGIC) : _HEADER_BYTES], rounds)
     decryptor = key._cipher().decryptor()  # noqa: SLF001 - the key is this module's own
 
     # The last block is padding and is held back until it is known to be the last.

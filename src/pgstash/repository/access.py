@@ -1,10 +1,12 @@
-"""How backups may be read: with which passphrase, and whether without verification."""
+"""How backups may be read: with which keys, and whether without verification."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from pgstash.errors import EncryptionError
+from pgstash.pipeline import encryption
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,12 +15,22 @@ class Access:
 
     ``unverified`` reads a backup that has no manifest to verify it against. ``only_encrypted``
     requires ``unverified`` for a backup that is not encrypted as well: anyone who can write to the
-    store could have written it, with its manifest.
+    store could have written it, with its manifest. ``older`` are passphrases that earlier backups
+    were encrypted with, and ``identity`` is what opens wrapped passphrases, as text. ``rounds`` are
+    those of PBKDF2, of a backup without metadata.
     """
 
     passphrase: str | None = field(repr=False)
     unverified: bool
     only_encrypted: bool
+    older: Sequence[str] = field(repr=False, default=())
+    identity: str | None = field(repr=False, default=None)
+    rounds: int = encryption.ROUNDS
+
+    @property
+    def passphrases(self) -> Sequence[str]:
+        """All passphrases, the one of today first."""
+        return [*([] if self.passphrase is None else [self.passphrase]), *self.older]
 
 
 def passphrase_for(name: str, passphrase: str | None) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -20,8 +20,8 @@ from pgstash.format import manifest as manifests
 from pgstash.format import names
 from pgstash.format.manifest import Manifest, Section
 from pgstash.format.names import Kind
-from pgstash.pipeline import decompression
-from pgstash.repository import object_metadata, script, stored_manifest
+from pgstash.pipeline import decompression, encryption
+from pgstash.repository import keys, object_metadata, script, stored_manifest
 from pgstash.repository.access import Access
 from pgstash.repository.catalog import Backup
 from pgstash.repository.members import Read, Seeker
@@ -44,6 +44,7 @@ class Archive:
     size: int | None
     _read: Read = field(repr=False)
     _passphrase: str | None = field(repr=False)
+    _rounds: int = encryption.ROUNDS
     _companions: Mapping[names.Kind, Callable[[], bytes]] = field(repr=False, default_factory=dict)
 
     @property
@@ -89,6 +90,17 @@ class Archive:
                 yield chunks if start or length is not None else watch(chunks)
 
         return replace(self, _read=read)
+
+    @property
+    def passphrase(self) -> str | None:
+        """The passphrase of an encrypted backup; None of any other, or if there is none."""
+        return self._passphrase if self.manifest and self.manifest.encryption else None
+
+    def new_key(self, salt: bytes) -> encryption.Key | None:
+        """Derive a key for another companion; None if the backup is not encrypted."""
+        if self.manifest is None or not self.manifest.encryption or self._passphrase is None:
+            return None
+        return encryption.Key.derive(self._passphrase, salt, self.manifest.encryption.rounds)
 
     def globals(self) -> bytes | None:
         """Return the stored roles as SQL; None if there are none.
@@ -143,7 +155,7 @@ class Archive:
             if self.manifest:
                 chunks = script.verified(watched, self.manifest, self._passphrase, wanted, edit)
             else:
-                chunks = script.unverified(watched, self._passphrase, edit)
+                chunks = script.unverified(watched, self._passphrase, edit, self._rounds)
             first = next(chunks, b"")
             yield itertools.chain([first], chunks)
 
@@ -155,27 +167,69 @@ def open_stored(storage: Storage, backup: Backup, access: Access) -> Archive:
     and ``access`` requires that, CorruptedError if its manifest does not match, EncryptionError if
     there is no key for it, StorageError.
     """
-    found = []
     metadata = storage.head(backup.key).metadata
-    # First: other objects of a later format may have any form.
-    manifests.refuse_newer(backup.name, metadata)
     own = object_metadata.companions_of(backup, metadata)
-    for companion in own:
-        if companion.kind == "manifest":
-            manifest = stored_manifest.read(storage, companion.key, access)
-            if manifest.id != companion.id:
-                raise stored_manifest.of_another(backup.name, manifest)
-            found.append(manifest)
-    chosen = stored_manifest.choose(backup.name, backup.size, found, access)
-    companions = [(each.kind, each.key) for each in own if chosen and each.id == chosen.id]
+    companions = [(each.key, each.kind, each.id) for each in own]
+    described = _Described(storage, backup.name, backup.key, backup.size, metadata, companions)
+    return _open(described, access, strict=True)
+
+
+@dataclass(frozen=True, slots=True)
+class _Described:
+    """An archive that was not read yet: key, kind and id of each companion that may be its own."""
+
+    storage: Storage
+    name: str
+    key: str
+    size: int
+    metadata: Mapping[str, str]
+    companions: Sequence[tuple[str, Kind, str]]
+
+    def of(self, kind: Kind, backup_id: str | None = None) -> list[tuple[str, str]]:
+        """Return key and id of the companions of a kind, and of one id if it is given."""
+        return [
+            (key, own)
+            for key, each, own in self.companions
+            if each == kind and backup_id in (None, own)
+        ]
+
+
+def _open(found: _Described, access: Access, *, strict: bool) -> Archive:
+    """Open an archive; if ``strict``, a manifest of another id than in its name is an error."""
+    # First: other objects of a later format may have any form.
+    manifests.refuse_newer(found.name, found.metadata)
+    read: list[Manifest] = []
+    accesses: dict[str, Access] = {}
+    for key, own in found.of("manifest"):
+        settled = _access_for(found, own, key, access)
+        manifest = stored_manifest.read(found.storage, key, settled)
+        if strict and manifest.id != own:
+            raise stored_manifest.of_another(found.name, manifest)
+        read.append(manifest)
+        accesses[manifest.id] = settled
+    chosen = stored_manifest.choose(found.name, found.size, read, access)
+    final = accesses[chosen.id] if chosen else _access_for(found, None, found.key, access)
+    companions = [(kind, key) for key, kind, own in found.companions if chosen and own == chosen.id]
     return Archive(
-        name=backup.name,
+        name=found.name,
         manifest=chosen,
-        size=backup.size,
-        _read=partial(storage.read, backup.key),
-        _passphrase=access.passphrase,
-        _companions=_readers(storage, companions, access),
+        size=found.size,
+        _read=partial(found.storage.read, found.key),
+        _passphrase=final.passphrase,
+        _rounds=final.rounds,
+        _companions=_readers(found.storage, companions, final),
     )
+
+
+def _access_for(found: _Described, backup_id: str | None, sample: str, access: Access) -> Access:
+    """Return how to read what was encrypted with the key of one id."""
+    if not found.name.endswith(".enc"):
+        return access
+    wrapped = found.of("key", backup_id)
+    stored = keys.Stored(
+        found.name, found.metadata, wrapped[0][0] if len(wrapped) == 1 else None, sample
+    )
+    return keys.settled(found.storage, stored, access)
 
 
 def open_file(path: Path, access: Access) -> Archive:
@@ -185,33 +239,15 @@ def open_file(path: Path, access: Access) -> Archive:
     """
     folder = DirectoryStorage(path.absolute().parent)
     stored = folder.head(path.name)
-    size = stored.size
-    manifests.refuse_newer(path.name, stored.metadata)
-    companions: dict[str, names.CompanionName] = {}
+    companions: list[tuple[str, Kind, str]] = []
     if match := names.ARCHIVE_NAME.fullmatch(path.name):
-        keys = [other.key for other in folder.list(f"{match[1]}.")]
-        companions = {
-            name: named
-            for name in keys
-            if (named := names.companion_of(name)) and named.archive == path.name
-        }
-    found = [
-        stored_manifest.read(folder, name, access)
-        for name, named in companions.items()
-        if named.kind == "manifest"
-    ]
-    chosen = stored_manifest.choose(path.name, size, found, access)
-    own = [
-        (named.kind, name) for name, named in companions.items() if chosen and named.id == chosen.id
-    ]
-    return Archive(
-        name=path.name,
-        manifest=chosen,
-        size=size,
-        _read=partial(folder.read, path.name),
-        _passphrase=access.passphrase,
-        _companions=_readers(folder, own, access),
-    )
+        companions = [
+            (other.key, named.kind, named.id)
+            for other in folder.list(f"{match[1]}.")
+            if (named := names.companion_of(other.key)) and named.archive == path.name
+        ]
+    described = _Described(folder, path.name, path.name, stored.size, stored.metadata, companions)
+    return _open(described, access, strict=False)
 
 
 def open_stdin(access: Access) -> Archive:
@@ -229,6 +265,7 @@ def open_stdin(access: Access) -> Archive:
         size=None,
         _read=read,
         _passphrase=access.passphrase,
+        _rounds=access.rounds,
     )
 
 

@@ -43,7 +43,8 @@ class Seeker:
         self._key: encryption.Key | None = None
         if manifest.encryption:
             passphrase = passphrase_for(manifest.archive, passphrase)
-            self._key = encryption.Key.derive(passphrase, bytes.fromhex(manifest.encryption.salt))
+            salt = bytes.fromhex(manifest.encryption.salt)
+            self._key = encryption.Key.derive(passphrase, salt, manifest.encryption.rounds)
             head, tail = self._get(0, _ENDS // 2), self._get(manifest.stored_bytes - _ENDS, _ENDS)
             plain_bytes = sum(member.stored for member in manifest.members)
             if not encryption.is_whole(b"".join(head), b"".join(tail), self._key, plain_bytes):

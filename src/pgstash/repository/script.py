@@ -90,7 +90,7 @@ def verified(
     compressed: Iterable[bytes] = _digested(stored, whole.update)
     if manifest.encryption:
         passphrase = passphrase_for(manifest.archive, passphrase)
-        compressed = encryption.decrypt(compressed, passphrase)
+        compressed = encryption.decrypt(compressed, passphrase, manifest.encryption.rounds)
     yield from decompression.decompress(compressed, manifest.members, wanted, edit)
     if whole.hexdigest() != manifest.sha256:
         raise decompression.damaged("its digest is not the one in the manifest")
@@ -103,7 +103,10 @@ def _digested(chunks: Iterable[bytes], update: Callable[[bytes], None]) -> Itera
 
 
 def unverified(
-    stored: Iterable[bytes], passphrase: str | None, edit: decompression.Edit | None
+    stored: Iterable[bytes],
+    passphrase: str | None,
+    edit: decompression.Edit | None,
+    rounds: int = encryption.ROUNDS,
 ) -> Iterator[bytes]:
     """Yield the script of an archive without manifest, with ``edit`` applied.
 
@@ -112,7 +115,8 @@ def unverified(
     """
     start, chunks = _peeked(stored)
     if start.startswith(b"Salted__"):
-        chunks = encryption.decrypt(chunks, passphrase_for("the archive", passphrase))
+        passphrase = passphrase_for("the archive", passphrase)
+        chunks = encryption.decrypt(chunks, passphrase, rounds)
         start, chunks = _peeked(chunks)
         if not start.startswith(GZIP_MAGIC):
             raise CorruptedError("the archive does not decrypt: a wrong key or damage")

@@ -36,8 +36,8 @@ def _unsealed(storage: Storage, key: str, access: Access) -> tuple[bytes, Authen
         passphrase = passphrase_for(key, access.passphrase)
         # The salt is where openssl puts it. If it is not, decrypt() raises.
         salt = packed[8 : 8 + encryption.SALT_BYTES]
-        packed = b"".join(encryption.decrypt([packed], passphrase))
-        authenticate = encryption.Key.derive(passphrase, salt).authenticate
+        packed = b"".join(encryption.decrypt([packed], passphrase, access.rounds))
+        authenticate = encryption.Key.derive(passphrase, salt, access.rounds).authenticate
         if not packed.startswith(GZIP_MAGIC):
             raise CorruptedError(f"{key} does not decrypt: a wrong key or damage")
     text = b"".join(_limited(decompression.gunzip([packed]), manifests.LARGEST))

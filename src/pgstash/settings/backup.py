@@ -1,4 +1,4 @@
-"""Settings of a backup: the source, compression and encryption, the contents, hooks."""
+"""Settings of a backup: the source, compression, the contents, hooks."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from pgstash.settings.declaration import Group, setting
 
 _Command = Annotated[str, AfterValidator(validators.command)]
 _Patterns = Annotated[str, AfterValidator(validators.patterns)]
-_Key = Annotated[SecretStr, AfterValidator(validators.encryption_key)]
 
 
 class DatabaseSettings(Group):
@@ -62,7 +61,7 @@ class DatabaseSettings(Group):
 
 
 class BackupSettings(Group):
-    """How a backup is compressed and encrypted."""
+    """How a backup is compressed, and whether it holds passwords of roles."""
 
     compression_level: int = setting(
         "Backup",
@@ -72,20 +71,6 @@ class BackupSettings(Group):
         default=6,
         ge=1,
         le=9,
-    )
-    backup_encryption: bool = setting(
-        "Backup",
-        "true or false",
-        "Encrypt with AES-256-CBC, as `openssl enc -aes-256-cbc -pbkdf2` does.",
-        default=False,
-    )
-    backup_encryption_key: _Key | None = setting(
-        "Backup",
-        "a passphrase of 32 characters or more",
-        "The passphrase that backups are encrypted with. Required if `BACKUP_ENCRYPTION` is true, "
-        "refused if that is not set at all. Without the passphrase, backups cannot be restored: "
-        "keep a copy in another place.",
-        default=None,
     )
     globals_passwords: bool = setting(
         "Backup",
@@ -97,16 +82,6 @@ class BackupSettings(Group):
         "a warning.",
         default=False,
     )
-
-    @field_validator("backup_encryption_key")
-    @classmethod
-    def _needed_for_encryption(
-        cls, key: SecretStr | None, info: ValidationInfo
-    ) -> SecretStr | None:
-        writes = info.context is None or "source" in info.context
-        if writes and key is None and info.data.get("backup_encryption"):
-            raise validators.MissingError("is missing, but BACKUP_ENCRYPTION is true")
-        return key
 
     @field_validator("globals_passwords")
     @classmethod

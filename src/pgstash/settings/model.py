@@ -18,6 +18,7 @@ from pgstash.settings.backup import (
     HookSettings,
 )
 from pgstash.settings.declaration import Variable
+from pgstash.settings.encryption import EncryptionSettings
 from pgstash.settings.other_stores import OtherStoreSettings
 from pgstash.settings.service import (
     DrillSettings,
@@ -30,6 +31,7 @@ from pgstash.settings.store_url import StoreUrl
 
 STRONG_KEY_LENGTH = 32
 ODD_VALUE_REMEDY = "Correct it, unless it is meant."
+_NOT_SECRET = ("#", "-----")  # the comments and the first line of a file of keys
 _TOKEN_LENGTH = 12  # shorter parts of a URL are words such as "services"
 
 
@@ -47,6 +49,7 @@ class Settings(
     HookSettings,
     ContentsSettings,
     BackupSettings,
+    EncryptionSettings,
     OtherStoreSettings,
     StorageSettings,
     DatabaseSettings,
@@ -99,10 +102,17 @@ class Settings(
 
     @property
     def passphrase(self) -> str | None:
-        """The passphrase for new backups; None if they are not encrypted."""
-        if not self.backup_encryption or self.backup_encryption_key is None:
+        """The passphrase for new backups; None if they are not encrypted with one."""
+        if not self.backup_encryption or self.backup_encryption_key is None or self.recipients:
             return None
         return self.backup_encryption_key.get_secret_value()
+
+    @property
+    def recipients(self) -> list[str]:
+        """The public keys that new backups are encrypted for."""
+        return (self.backup_encryption_recipients or "").splitlines()[
+            : None if self.backup_encryption else 0
+        ]
 
     @property
     def target_url(self) -> str:
@@ -121,13 +131,26 @@ class Settings(
         return key.get_secret_value() if key else None
 
     @property
+    def old_passphrases(self) -> list[str]:
+        """The passphrases that only read."""
+        keys = self.backup_encryption_old_keys
+        return keys.get_secret_value().splitlines() if keys else []
+
+    @property
+    def identity(self) -> str | None:
+        """The secret keys of recipients, as text."""
+        keys = self.backup_decryption_identity
+        return keys.get_secret_value() if keys else None
+
+    @property
     def only_reads_with_key(self) -> bool:
         """Whether there is a key, but no setting for making backups: as on a machine for restores.
 
         Then it is not known whether backups have to be encrypted.
         """
         known = self._has_source or "backup_encryption" in self.model_fields_set
-        return self.backup_encryption_key is not None and not known
+        key = self.backup_encryption_key or self.backup_decryption_identity
+        return key is not None and not known
 
     def secrets(self) -> list[str]:
         """Every configured secret, for the scrubber, including those in libpq's variables.
@@ -139,6 +162,8 @@ class Settings(
         servers = (self.source_url, self.target_url, self.scratch_url or "")
         public = {url for url in servers if not conninfo.secrets(url)}
         found = [value for value in secret if value not in public] + self._aws_secrets
+        for text in (*self.old_passphrases, self.identity or ""):
+            found += [line for line in text.splitlines() if not line.startswith(_NOT_SECRET)]
         for web in (self.webhook_url, self.verify_webhook_url, self.healthcheck_ping_url):
             if web is not None:
                 found += _parts_of_url(web.get_secret_value())

@@ -20,7 +20,13 @@ _ENDS = {
     "\r": "a carriage return (a Windows line ending)",
 }
 # What reads these values ignores blanks around them.
-_FREE = ("verify_sql", "backup_schedule", "tz")
+_FREE = (
+    "verify_sql",
+    "backup_schedule",
+    "tz",
+    "backup_encryption_recipients",
+    "backup_decryption_identity",
+)
 _FREE_GROUPS = ("Hooks", "Contents")
 _REFERENCE = re.compile(r"\$\{\{[^{}]*\}\}")
 _QUOTED = re.compile(r"'[^']+'|\"[^\"]+\"")

@@ -164,6 +164,22 @@ class DrillSettings(Group):
         default=None,
     )
 
+    @field_validator("verify_interval")
+    @classmethod
+    def _readable(cls, interval: object, info: ValidationInfo) -> object:
+        unreadable = (
+            info.data.get("backup_encryption")
+            and info.data.get("backup_encryption_recipients")
+            and info.data.get("backup_decryption_identity", "wrong") is None
+        )
+        if interval is not None and unreadable:
+            raise validators.ExplainedError(
+                "is set, but a drill could not read the backups: they are encrypted for "
+                "BACKUP_ENCRYPTION_RECIPIENTS, and BACKUP_DECRYPTION_IDENTITY is not set. Run "
+                "drills with `pgstash drill` on a machine that has an identity"
+            )
+        return interval
+
 
 class LogSettings(Group):
     """The format and the detail of the log."""

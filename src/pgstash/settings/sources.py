@@ -25,6 +25,8 @@ _READ = ("Storage", "Azure Blob Storage", "Backup", "Restore", "Log")
 
 _OF_THE_SOURCE = (*_LOCATING, "PGPORT", "PGUSER", "PGPASSWORD", "PGOPTIONS", "PGTARGETSESSIONATTRS")
 
+_KEYS_OF_NEW_BACKUPS = ("BACKUP_ENCRYPTION_KEY", "BACKUP_ENCRYPTION_RECIPIENTS")
+
 _OPTIONS = {"RESTORE_URL": "--to"}  # what the command line calls a variable that it sets
 
 
@@ -179,13 +181,10 @@ def _missing(sources: Values, unreadable: Collection[str], *, located: bool) -> 
             f"--to is missing. Expected: {variable_of('restore_url').expected}. Or set RESTORE_URL."
             f"{sources.near_misses('RESTORE_URL')}"
         )
-    if (
-        "source" in needs
-        and "BACKUP_ENCRYPTION_KEY" in values
-        and "BACKUP_ENCRYPTION" not in values
-    ):
+    keys = [key for key in _KEYS_OF_NEW_BACKUPS if key in values]
+    if "source" in needs and keys and "BACKUP_ENCRYPTION" not in values:
         yield (
-            "BACKUP_ENCRYPTION is missing, but BACKUP_ENCRYPTION_KEY is set. Set "
+            f"BACKUP_ENCRYPTION is missing, but {keys[0]} is set. Set "
             "BACKUP_ENCRYPTION=true to encrypt, or BACKUP_ENCRYPTION=false to store unencrypted "
             "backups."
         )

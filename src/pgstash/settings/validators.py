@@ -20,6 +20,7 @@ from pgstash.service import schedule
 from pgstash.settings import store_url
 
 _SHORTEST_INTERVAL = 60
+_PATHS = ("/", "./", "../", "~/")
 _NO_WEB_URL = "is not a valid http:// or https:// URL"
 
 
@@ -123,6 +124,44 @@ def encryption_key(key: SecretStr) -> SecretStr:
     if not key.get_secret_value().isprintable():
         raise ValueError("must be one line of printable characters")
     return key
+
+
+def encryption_keys(keys: SecretStr) -> SecretStr:
+    """Return passphrases, one on each line, without empty lines."""
+    found = [line for line in keys.get_secret_value().splitlines() if line]
+    if not all(line.isprintable() for line in found):
+        raise ValueError("must be lines of printable characters")
+    return SecretStr("\n".join(found))
+
+
+def recipients(text: str) -> str:
+    """Return public keys, one on each line."""
+    from pgstash.pipeline import age  # noqa: PLC0415 - not every command needs it
+
+    try:
+        return "\n".join(age.recipients(text))
+    except age.UnusableError as error:
+        raise ExplainedError(str(error)) from None
+
+
+def identity(text: SecretStr) -> SecretStr:
+    """Return secret keys, or the content of the file that is named instead."""
+    content = text.get_secret_value().strip()
+    named = ""
+    if content.startswith(_PATHS):
+        named = f"names {content}, which "
+        try:
+            content = Path(content).expanduser().read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+            raise ExplainedError(f"{named}cannot be read: {reason}") from None
+    from pgstash.pipeline import age  # noqa: PLC0415 - not every command needs it
+
+    try:
+        age.identities(content)
+    except age.UnusableError as error:
+        raise ExplainedError(f"{named}{error}") from None
+    return SecretStr(content)
 
 
 def cron(expression: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pgstash.backup.job import Plan
+from pgstash.backup.sealing import Keys
 from pgstash.processes.hooks import Hooks
 
 
@@ -17,7 +18,7 @@ def test_passwords_of_roles_are_stored_encrypted_alone(
         source_url="",
         prefix="p",
         compression_level=6,
-        passphrase=passphrase,
+        keys=Keys(passphrase),
         jobs=1,
         lock_seconds=60,
         idle_seconds=60,

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from pgstash import events
-from pgstash.backup.run import _unused_name
+from pgstash.backup.job import unused_name
 from pgstash.errors import ObjectExistsError
 from pgstash.runtime import Runtime
 from pgstash.storage.memory import MemoryStorage
@@ -35,7 +35,7 @@ def test_a_name_that_is_taken_is_passed_over(taken: list[str]) -> None:
     storage = MemoryStorage()
     for name in taken:
         storage.put(f"p/{name}", b"", {})
-    started, base = _unused_name(storage, "p", runtime())
+    started, base = unused_name(storage, "p", runtime())
     assert started == FIRST + timedelta(seconds=len(taken))
     assert base == f"backup_20260131_02000{len(taken)}"
 
@@ -43,7 +43,7 @@ def test_a_name_that_is_taken_is_passed_over(taken: list[str]) -> None:
 def test_names_of_another_prefix_are_free() -> None:
     storage = MemoryStorage()
     storage.put("q/backup_20260131_020000.sql.gz", b"", {})
-    assert _unused_name(storage, "p", runtime())[0] == FIRST
+    assert unused_name(storage, "p", runtime())[0] == FIRST
 
 
 def test_it_is_not_tried_for_ever() -> None:
@@ -51,4 +51,4 @@ def test_it_is_not_tried_for_ever() -> None:
     for second in range(60):
         storage.put(f"p/backup_20260131_0200{second:02}.sql.gz", b"", {})
     with pytest.raises(ObjectExistsError):
-        _unused_name(storage, "p", runtime())
+        unused_name(storage, "p", runtime())

@@ -259,8 +259,8 @@ def test_a_value_of_another_type_is_refused(path: str, wrong: object) -> None:
 
 
 def test_another_format_says_what_to_do() -> None:
-    text = manifest.dump(replace(SMALL, format=manifest.FORMAT + 1), KEY.authenticate)
-    with pytest.raises(NewerFormatError, match="has format 2; this pgstash reads 1") as caught:
+    text = manifest.dump(replace(SMALL, format=manifest.NEWEST + 1), KEY.authenticate)
+    with pytest.raises(NewerFormatError, match="has format 3; this pgstash reads 2") as caught:
         manifest.load(text, KEY.authenticate)
     assert "newer" in caught.value.hint
 
@@ -272,7 +272,7 @@ def test_a_format_never_seen_names_the_version_that_reads_it(key: Key | None) ->
         del value["tables"]
 
     authenticate = key.authenticate if key else None
-    with pytest.raises(NewerFormatError, match=r"format 7; .* 1, and pgstash 2.13.0rc1 or newer"):
+    with pytest.raises(NewerFormatError, match=r"format 7; .* 2, and pgstash 2.13.0rc1 or newer"):
         manifest.load(changed(change, key), authenticate)
 
 
@@ -285,8 +285,8 @@ def test_a_format_is_not_asked_for_before_its_hmac_is_right() -> None:
 @pytest.mark.parametrize("reader", ["", "\x1b[2J1.0", "1.0; rm", "9" * 99, 7, None, ["1.0"]])
 def test_what_is_no_version_is_not_named(reader: object) -> None:
     with pytest.raises(NewerFormatError) as caught:
-        manifest.refuse_newer("the backup", {"format": 2, "reader": reader})
-    assert caught.value.message == "the backup has format 2; this pgstash reads 1"
+        manifest.refuse_newer("the backup", {"format": 3, "reader": reader})
+    assert caught.value.message == "the backup has format 3; this pgstash reads 2"
 
 
 @pytest.mark.parametrize("number", [0, -1, True, "1", 1.0, None, [2]])
@@ -297,6 +297,7 @@ def test_what_is_no_format_is_refused(number: object) -> None:
 
 def test_a_format_and_the_version_that_reads_it_are_raised_together() -> None:
     assert (manifest.FORMAT, manifest.READER) == (1, "0.2.0")  # early builds refused new keys
+    assert (manifest.NEWEST, manifest.NEWEST_READER) == (2, "0.3.0")
     assert (proof.FORMAT, proof.READER) == (1, "0.1.0")
 
 

@@ -57,7 +57,10 @@ def test_archive_names_are_recognised_and_manifests_are_not(
     proven = moment.replace(microsecond=0)
     proof = names.proof_name(base, ID, moment, encrypted=encrypted)
     assert named(proof) == names.CompanionName(archive, ID, "proof", proven)
-    for name in (roles, privileges, statistics, proof, other):
+    key = names.key_name(base, ID)
+    its_archive = names.archive_name(base, encrypted=True)
+    assert named(key) == names.CompanionName(its_archive, ID, "key", None)
+    for name in (roles, privileges, statistics, proof, other, key):
         assert not names.ARCHIVE_NAME.fullmatch(name)
         assert not named(f"x{name}")
         assert not named(f"{name}x")
@@ -70,6 +73,9 @@ def test_archive_names_are_recognised_and_manifests_are_not(
         "backup_20260231_020005.0123456789abcdef.manifest.json.gz",
         "backup_20260131_020005.0123456789abcdef.proof.json.gz",
         "backup_20260131_020005.0123456789ABCDEF.globals.gz",
+        "backup_20260131_020005.0123456789abcdef.key.age.enc",
+        "backup_20260131_020005.0123456789abcdef.key.age.gz",
+        "backup_20260131_020005.0123456789abcdef.key",
     ],
 )
 def test_what_is_no_companion(name: str) -> None:

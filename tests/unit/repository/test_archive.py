@@ -366,7 +366,7 @@ def test_a_later_format_is_known_by_the_metadata_before_anything_else_is_read(
 ) -> None:
     """Whatever the form of its manifest: encrypted differently or under another name."""
     made = make(SCRIPT, passphrase=passphrase)
-    needed = r"sql\.gz.* has format 7; this pgstash reads 1, and pgstash 2\.13\.0 or newer"
+    needed = r"sql\.gz.* has format 7; this pgstash reads 2, and pgstash 2\.13\.0 or newer"
     for manifest in (made.packed_manifest(), b"CBOR", None):
         storage = MemoryStorage()
         storage.put(made.key, made.archive, {"id": made.manifest.id} | LATER)

@@ -21,6 +21,7 @@ from pgstash import settings
 from pgstash.errors import ConfigurationError
 from pgstash.monitoring.redaction import Scrubber
 from pgstash.settings import Settings, is_secret, misspelt, variable_of
+from support.age_keys import person
 
 SOURCE = {"DATABASE_URL": "postgresql://backup:PlantedPassword1@db.example.com:5432/shop"}
 S3 = {
@@ -93,7 +94,11 @@ def test_defaults() -> None:
         "retry_delay": 5,
         "compression_level": 6,
         "backup_encryption": False,
+        "backup_encryption_recipients": None,
         "backup_encryption_key": None,
+        "backup_encryption_old_keys": None,
+        "backup_encryption_iterations": 10_000,
+        "backup_decryption_identity": None,
         "globals_passwords": False,
         "exclude_tables": None,
         "exclude_table_data": None,
@@ -139,6 +144,7 @@ BOUNDS: list[tuple[str, list[str], list[str]]] = [
     ("LOCK_TIMEOUT", ["1", "86400"], ["0", "86401", "-1", "1.5", "a", "1 s"]),
     ("DUMP_JOBS", ["1", "64"], ["0", "65", "two"]),
     ("RESTORE_JOBS", ["1", "64"], ["0", "65", "2.5"]),
+    ("BACKUP_ENCRYPTION_ITERATIONS", ["10000", "10000000"], ["9999", "10000001", "1e5"]),
     ("DUMP_IDLE_TIMEOUT", ["10", "604800"], ["9", "604801", "x"]),
     ("S3_MAX_PARTS", ["2", "10000"], ["1", "10001"]),
     ("S3_PART_SIZE", ["5", "5120"], ["4", "5121", "8MiB"]),
@@ -294,6 +300,8 @@ def test_every_setting_with_bounds_has_a_test_above() -> None:
         "S3_SECRET_ACCESS_KEY",
     }
     elsewhere = {"BACKUP_ENCRYPTION", "BACKUP_ENCRYPTION_KEY", "TZ"}
+    elsewhere |= {"BACKUP_ENCRYPTION_RECIPIENTS", "BACKUP_DECRYPTION_IDENTITY"}
+    elsewhere |= {"BACKUP_ENCRYPTION_OLD_KEYS"}  # test_encryption_settings.py
     tried = {variable for variable, _, _ in BOUNDS}
     assert tried | free_text | elsewhere == {name.upper() for name in Settings.model_fields}
 
@@ -814,6 +822,8 @@ class TestSecretFiles:
         value = VALID.get(name, "https://hooks.example.com/Planted")
         if name in ("RESTORE_URL", "VERIFY_DATABASE_URL"):
             value = VALID["DATABASE_URL"]
+        if name == "BACKUP_DECRYPTION_IDENTITY":
+            value = person("ann").identity
         file = tmp_path / "secret"
         file.write_text(f"{value}\r\n")
         others = {key: other for key, other in VALID.items() if key != name}
