@@ -217,8 +217,10 @@ def _command_line() -> str:
         *_output_of("--help"),
     ]
     group = typer.main.get_command(cli._cli)  # noqa: SLF001 - the program to describe
-    for name in getattr(group, "commands", {}):
+    for name, command in getattr(group, "commands", {}).items():
         lines += ["", f"## pgstash {name}", "", *_output_of(name, "--help")]
+        for inner in getattr(command, "commands", {}):
+            lines += ["", f"### pgstash {name} {inner}", "", *_output_of(name, inner, "--help")]
     return "\n".join(lines) + "\n"
 
 

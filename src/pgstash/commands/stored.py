@@ -75,7 +75,7 @@ def manifest_of(settings: Settings, wanted: Wanted, emit: events.Emit) -> manife
 def open_archive(settings: Settings, wanted: Wanted, emit: events.Emit) -> archive.Archive:
     """Open a backup for reading. Raises what :mod:`pgstash.repository.archive` raises."""
     if wanted.is_file:
-        access = _access(settings, unverified=wanted.unverified)
+        access = access_of(settings, unverified=wanted.unverified)
         if wanted.name == "-":
             return archive.open_stdin(access)
         return archive.open_file(Path(wanted.name), access)
@@ -143,7 +143,7 @@ class Search:
         if wanted.at or wanted.name == "latest":
             own = self._of_source(found, wanted)
         backup = self._before(own, wanted.at) if wanted.at else self._named(own, wanted.name)
-        access = _access(self.settings, unverified=wanted.unverified, others=found.backups)
+        access = access_of(self.settings, unverified=wanted.unverified, others=found.backups)
         return Found(backup, access)
 
     def _before(self, own: catalog.Catalog, at: datetime) -> catalog.Backup:
@@ -230,7 +230,7 @@ def _with_file(error: BackupNotFoundError, name: str) -> BackupNotFoundError:
     return error
 
 
-def _access(
+def access_of(
     settings: Settings, *, unverified: bool, others: Sequence[catalog.Backup] = ()
 ) -> Access:
     """Return how to read a backup; ``others`` are the backups under the same prefix."""

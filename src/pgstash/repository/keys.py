@@ -21,8 +21,11 @@ from pgstash.storage.interface import Storage
 _ROUNDS = re.compile(r"aes-256-cbc pbkdf2 (\d{1,12})", re.ASCII)
 _ID = re.compile(r"([0-9a-f]{16}):[0-9a-f]{16}", re.ASCII)
 
+_ALLOWED = range(encryption.ROUNDS, encryption.MOST_ROUNDS + 1)
+
 # The header of openssl, and the first block of what was encrypted: gzip's header (RFC 1952).
-_BEGINNING = 32
+BEGINNING = 32
+"""The bytes of an encrypted object that :func:`opens` needs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +74,7 @@ def opens(beginning: bytes, access: Access) -> bool:
         return False
     salt = beginning[8 : 8 + encryption.SALT_BYTES]
     key = encryption.Key.derive(access.passphrase, salt, access.rounds)
-    found = b"".join(encryption.decrypt_range([beginning[:_BEGINNING]], key, 0, 3))
+    found = b"".join(encryption.decrypt_range([beginning[:BEGINNING]], key, 0, 3))
     return found.startswith(GZIP_MAGIC + b"\x08")
 
 
@@ -81,7 +84,7 @@ def _recorded_rounds(stored: Stored) -> int | None:
     if not found:
         return None
     rounds = int(found[1])
-    if not encryption.ROUNDS <= rounds <= encryption.MOST_ROUNDS:
+    if rounds not in _ALLOWED:
         raise CorruptedError(
             f"the metadata of {stored.name} name {rounds} rounds of PBKDF2, which pgstash does not "
             "use",
@@ -105,6 +108,15 @@ def _by_id(name: str, key_id: str, access: Access) -> Access:
         hint="Set BACKUP_ENCRYPTION_KEY to its passphrase, or add that to "
         "BACKUP_ENCRYPTION_OLD_KEYS.",
     )
+
+
+def fits(key_id: str, recorded: str, passphrase: str) -> bool:
+    """Return whether a passphrase gives an id; ``recorded`` is ``encryption`` of the metadata."""
+    match, rounds = _ID.fullmatch(key_id), _ROUNDS.fullmatch(recorded)
+    if not match or not rounds or int(rounds[1]) not in _ALLOWED:
+        return False
+    salt = bytes.fromhex(match[1])
+    return encryption.Key.derive(passphrase, salt, int(rounds[1])).id == key_id
 
 
 def unwrapped(storage: Storage, stored: Stored, access: Access) -> str:

@@ -56,6 +56,21 @@ def of_archives(
     return _in_parallel(ask, backups)
 
 
+def of_keys(storage: Storage, backups: Sequence[Backup]) -> list[Mapping[str, str]]:
+    """Return the decoded metadata of each archive, with those of its wrapped passphrase if any.
+
+    The requests run in parallel. A backup that no longer exists has none. Raises StorageError.
+    """
+
+    def ask(backup: Backup) -> Mapping[str, str]:
+        metadata = _head(storage, backup.key)
+        own = companions_of(backup, metadata)
+        wrapped = [_head(storage, each.key) for each in own if each.kind == "key"]
+        return _decoded({**metadata, **(wrapped[0] if wrapped else {})})
+
+    return _in_parallel(ask, backups)
+
+
 def _in_parallel(ask: Callable[[Backup], T], backups: Sequence[Backup]) -> list[T]:
     pool = ThreadPoolExecutor(REQUESTS_AT_A_TIME)
     try:
