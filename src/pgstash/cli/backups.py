@@ -204,7 +204,6 @@ def _fitting(table: Sequence[Sequence[str]], width: int | None) -> Sequence[Sequ
 def _about(manifest: manifests.Manifest) -> list[tuple[str, str]]:
     database = manifest.database
     locale = f", {database.locale_provider}: {database.locale}" if database.locale else ""
-    encryption = manifest.encryption
     rows = sum(each.rows for each in manifest.tables)
     return [
         ("name", manifest.archive),
@@ -219,13 +218,23 @@ def _about(manifest: manifests.Manifest) -> list[tuple[str, str]]:
         ("client", f"pg_dump {manifest.client}"),
         *(("option", option) for option in manifest.options),
         ("tool", manifest.tool),
-        ("encryption", f"{encryption.cipher}, {encryption.kdf}" if encryption else "none"),
+        ("encryption", _encryption(manifest.encryption)),
         *(("role", log.printable(role)) for role in manifest.roles),
         *([("passwords", "stored with the roles")] if manifest.globals_passwords else []),
         *(("extension", f"{each.name} {each.version}") for each in manifest.extensions),
         ("id", manifest.id),
         ("rows", f"{rows} in {counted(len(manifest.tables), 'table')}"),
     ]
+
+
+def _encryption(found: manifests.Encryption | None) -> str:
+    """Return what openssl needs to know; it has the usual number of rounds by itself."""
+    from pgstash.pipeline import encryption
+
+    if found is None:
+        return "none"
+    more = "" if found.rounds == encryption.ROUNDS else f", {found.rounds} rounds (-iter)"
+    return f"{found.cipher}, {found.kdf}{more}"
 
 
 def _qualified(table: manifests.Table) -> str:

@@ -185,8 +185,8 @@ def unwrap(what: str, packed: bytes, identity: str) -> Wrapped:
         raise CorruptedError(
             f"{what} does not open with the identity: it belongs to none of the recipients, or "
             "the object is damaged",
-            hint="BACKUP_DECRYPTION_IDENTITY must be the secret key of one of the recipients, which "
-            "`pgstash keys list` shows.",
+            hint="BACKUP_DECRYPTION_IDENTITY must be the secret key of one of the recipients: see "
+            "`pgstash keys list`.",
         ) from error
     return _read(what, text)
 
