@@ -128,7 +128,8 @@ class Scene:
         self, target: Database, *arguments: str, **more: str
     ) -> subprocess.CompletedProcess[str]:
         env = self._environment(target, **more)
-        return run_pgstash(restore_to(env, "--into-existing", *arguments), env)
+        arguments = ("--into-existing", *arguments)
+        return run_pgstash(restore_to(env, *arguments), env, cwd=self.folder.parent)
 
     def started(
         self, target: Database, *arguments: str, **more: str
@@ -661,12 +662,17 @@ def test_owners_and_privileges_that_cannot_be_given(scene: Scene) -> None:
     )
     try:
         done = scene.restore(login, "--table", "billing.invoices", "--no-analyze")
-        [refused, _, keys] = warnings(done)
+        [_, keys, refused] = warnings(done)
         assert "statements for owners and privileges" in refused
         assert f'ALTER TABLE "billing"."invoices" OWNER TO "{OWNER}";' in refused
         assert "ALTER PUBLICATION" in keys
         acl = "SELECT relowner::regrole, relacl IS NULL FROM pg_class WHERE relname = 'invoices'"
         assert target.run_sql(acl).startswith("existing_login|")
+        [file] = scene.folder.parent.glob("*.for_administrator.sql")
+        assert f" -f {file}" in refused
+        target.run_sql(file)
+        file.unlink()
+        assert target.run_sql(acl) == f"{OWNER}|f\n"
     finally:
         target.run_sql("DROP OWNED BY existing_login; DROP ROLE existing_login")
 

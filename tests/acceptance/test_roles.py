@@ -86,7 +86,7 @@ def restore(
         "LD_LIBRARY_PATH": str(target.bin_dir.parent / "lib"),
     }
     env = environment(target.bin_dir, **(given | more))
-    return run_pgstash(restore_to(env, *arguments), env)
+    return run_pgstash(restore_to(env, *arguments), env, cwd=folder)
 
 
 @pytest.mark.parametrize("encrypted", [False, True], ids=["plain", "encrypted"])

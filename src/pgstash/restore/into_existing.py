@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pgstash import events
 from pgstash.counting import counted
 from pgstash.errors import Interrupted, PgstashError, TableNotStoredError
-from pgstash.postgres.restore import presence, session_settings
+from pgstash.postgres.restore import owners_and_privileges, presence, session_settings
 from pgstash.postgres.restore.copy_loader import Loader
 from pgstash.postgres.restore.placing import Placement
 from pgstash.postgres.restore.request import Request
@@ -26,6 +26,7 @@ from pgstash.postgres.tools import toc
 from pgstash.postgres.tools.toc import Entry
 from pgstash.repository.archive import Archive
 from pgstash.restore import planner_statistics, preflight, table_owners, table_parts
+from pgstash.restore.administrator_file import AdministratorFile
 from pgstash.restore.connecting import connect, warn_of_interruption
 from pgstash.restore.state import Progress, State
 from pgstash.restore.table_parts import Parts
@@ -136,11 +137,17 @@ class IntoExisting:
             emit(events.Informed(others))
 
     def run(
-        self, progress: Progress, state: State, locks: LockTable, lc_monetary: str | None
+        self,
+        progress: Progress,
+        state: State,
+        locks: LockTable,
+        lc_monetary: str | None,
+        administrator: AdministratorFile,
     ) -> int:
         """Restore the tables by one session, and return this number.
 
-        Raises RestoreError, CorruptedError, StorageError.
+        Owners and privileges that are refused are for the ``administrator``. Raises RestoreError,
+        CorruptedError, StorageError.
         """
         job = self._job
         attempts = () if self._is_copy else self._parts.attempts
@@ -152,11 +159,11 @@ class IntoExisting:
             if state.target.outcome is not Outcome.COMMITTED:
                 raise
             if isinstance(error, Interrupted):
-                self._report()
+                self._report(administrator)
                 warn_of_interruption(self._contents, attempts, self._codec, job.emit)
                 raise
             job.emit(events.Warned(f"The tables were restored, but then: {error}"))
-        self._report()
+        self._report(administrator)
         connect(self._session, self._contents, attempts, self._codec, job.emit)
         final = (self._placement.names[name] for name in self._placement.objects.tables)
         names = [text(b".".join(name), self._codec) for name in final]
@@ -183,9 +190,10 @@ class IntoExisting:
             finally:
                 state.target.outcome = transaction.outcome
 
-    def _report(self) -> None:
+    def _report(self, administrator: AdministratorFile) -> None:
         """Report what the restored tables lack."""
-        table_owners.warn(self._refused, self._job.emit)
+        session = owners_and_privileges.session_of(self._header)
+        table_owners.warn(self._refused, session, administrator)
         self._warn_of_lost()
         if self._is_copy and (left_out := [attempt.entry for attempt in self._parts.attempts]):
             self._job.emit(

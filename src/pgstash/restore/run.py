@@ -212,7 +212,7 @@ def _restore(plan: Plan, archive: Archive, runtime: Runtime, state: State) -> in
         )
         lc_monetary = preflight.lc_monetary(manifest, server, emit)
         if single:
-            return single.run(progress, state, locks, lc_monetary)
+            return single.run(progress, state, locks, lc_monetary, administrator)
         if strategy.parallel:
             load = parallel_restore.Plan(
                 into=into,

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from pgstash import events
 from pgstash.counting import counted
 from pgstash.postgres.restore import owners_and_privileges
 from pgstash.postgres.restore.placing import Placement
@@ -14,10 +13,12 @@ from pgstash.postgres.restore.transaction import Transaction
 from pgstash.postgres.server.quoting import identifier, literal, qualified
 from pgstash.postgres.tools import toc
 from pgstash.postgres.tools.qualified_names import Name
+from pgstash.restore.administrator_file import AdministratorFile
 from pgstash.restore.connecting import as_comment
 from pgstash.restore.table_parts import TABLES, Parts
 
 _SHOWN = 10
+_PURPOSE = "give the restored tables their owners and privileges"
 _BEGINS = b"SET SESSION AUTHORIZATION"
 _ENDS = b"RESET SESSION AUTHORIZATION"
 
@@ -47,7 +48,7 @@ _BY_DEFAULT = b"""
 class Refused:
     """A statement that the target refused, and why."""
 
-    statement: str
+    statement: bytes
     reason: str
 
 
@@ -91,24 +92,32 @@ def give(
     if not request.no_privileges:
         for entry in parts.privileges:
             statements += _units(placement.final(toc.definition(contents, entry)))
-    refused = []
-    for statement in statements:
-        if reason := transaction.attempt(statement):
-            text = statement.decode("utf-8", "replace").strip()
-            refused.append(Refused(text, reason.partition("\nSTATEMENT: ")[0]))
-    return refused
+    return [
+        Refused(statement.strip(), reason.partition("\nSTATEMENT: ")[0])
+        for statement in statements
+        if (reason := transaction.attempt(statement))
+    ]
 
 
-def warn(refused: Sequence[Refused], emit: events.Emit) -> None:
-    """Warn of the statements that were refused, so that somebody who may can run them."""
+def warn(
+    refused: Sequence[Refused], session: Sequence[bytes], administrator: AdministratorFile
+) -> None:
+    """Leave the statements that were refused to an administrator, and warn of them.
+
+    ``session`` are the statements that set up a session for them.
+    """
     if not refused:
         return
     count = counted(len(refused), "statement")
-    lines = [f"The target refused {count} for owners and privileges. A superuser can run them:"]
-    lines += [f"{as_comment(each.reason)}\n{each.statement}" for each in refused[:_SHOWN]]
+    lines = [f"The target refused {count} for owners and privileges:"]
+    lines += [
+        f"{as_comment(each.reason)}\n{each.statement.decode('utf-8', 'replace')}"
+        for each in refused[:_SHOWN]
+    ]
     if len(refused) > _SHOWN:
-        lines.append(f"and {len(refused) - _SHOWN} more, as in the backup's privileges script")
-    emit(events.Warned("\n".join(lines), to_do=True))
+        lines.append(f"and {len(refused) - _SHOWN} more")
+    lines.append(administrator.add(_PURPOSE, session, [each.statement for each in refused]))
+    administrator.warn("\n".join(lines))
 
 
 def _ownership(entry: toc.Entry, name: Name) -> bytes:
