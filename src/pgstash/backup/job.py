@@ -14,7 +14,7 @@ from pgstash.errors import ObjectExistsError
 from pgstash.format import names
 from pgstash.pipeline import encryption
 from pgstash.postgres.dump import required_tables
-from pgstash.postgres.server.connection import Server
+from pgstash.postgres.server.connection import Password, Server
 from pgstash.postgres.server.writer_lock import Writer
 from pgstash.processes import hooks
 from pgstash.repository.owners import Owners
@@ -32,6 +32,7 @@ class Plan:
     ``environment`` is where client tools may take variables from. A backup smaller than
     ``anomaly_ratio`` times the usual size causes a warning; with 0 none does. With
     ``globals_passwords`` the hashes of passwords are stored with the roles, if that is encrypted.
+    ``source_password`` returns the password for one login, if it is not in ``source_url``.
     """
 
     source_url: str = field(repr=False)
@@ -47,6 +48,7 @@ class Plan:
     hooks: hooks.Hooks
     anomaly_ratio: float
     globals_passwords: bool = False
+    source_password: Password | None = field(default=None, repr=False)
 
     @property
     def stores_passwords(self) -> bool:

@@ -67,7 +67,7 @@ def run(plan: Plan, storage: Storage, owners: Owners, runtime: Runtime) -> Backu
         if plan.hooks.before:
             hooks.run(plan.hooks.before, {"PGSTASH_HOOK": "before", **source}, runtime.emit)
         storage.check()
-        server = login.inspect(plan.source_url)
+        server = login.inspect(plan.source_url, plan.source_password)
         with writer_lock.hold(server, storage.url(plan.prefix), runtime.emit) as lock:
             identity = server.database.identity
             others = other_writers.look(storage, plan.prefix, identity, owners, runtime)

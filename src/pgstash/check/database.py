@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pgstash.check.finding import Finding, clock, skipped
 from pgstash.counting import counted
@@ -15,7 +15,7 @@ from pgstash.postgres.preflight import privileges, topology
 from pgstash.postgres.preflight.privileges import Privileges, some
 from pgstash.postgres.preflight.topology import Topology
 from pgstash.postgres.server import login
-from pgstash.postgres.server.connection import Server
+from pgstash.postgres.server.connection import Password, Server
 from pgstash.postgres.tools import installed
 
 _OF_RIGHTS = ("tables", "sequences", "large objects", "row security")
@@ -33,7 +33,8 @@ class Plan:
     """Which database to check; client tools get their environment from ``environment``.
 
     ``options`` are those of pg_dump, ``required`` the tables that must be in a backup, and
-    ``globals_passwords`` is whether it is to hold the passwords of roles.
+    ``globals_passwords`` is whether it is to hold the passwords of roles. ``source_password``
+    returns the password for one login, if it is not in ``source_url``.
     """
 
     source_url: str
@@ -42,12 +43,13 @@ class Plan:
     options: Sequence[str] = ()
     required: Sequence[Requirement] = ()
     globals_passwords: bool = False
+    source_password: Password | None = field(default=None, repr=False)
 
 
 def look(plan: Plan) -> Generator[Finding, None, Server | None]:
     """Yield the findings; return the server, if the login succeeded."""
     try:
-        server = login.inspect(plan.source_url)
+        server = login.inspect(plan.source_url, plan.source_password)
     except (PoolerError, PoolTooSmallError) as error:
         yield Finding.of("pooler", error)
         others = (*_BEFORE_SITUATION, *_OF_SITUATION[1:])

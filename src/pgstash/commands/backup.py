@@ -8,7 +8,7 @@ from datetime import datetime
 from pgstash.backup import run as backup
 from pgstash.backup.sealing import Keys
 from pgstash.commands.prune import prune_after_backup
-from pgstash.commands.source import owners_of, server_clock
+from pgstash.commands.source import owners_of, server_clock, source_password
 from pgstash.commands.storage import open_storage
 from pgstash.monitoring.redaction import Scrubber
 from pgstash.postgres.dump import required_tables as required
@@ -44,6 +44,7 @@ def back_up(
         hooks=_hooks(settings),
         anomaly_ratio=settings.anomaly_ratio,
         globals_passwords=settings.globals_passwords,
+        source_password=source_password(settings),
     )
     storage = open_storage(settings, runtime.emit)
     made = backup.run(plan, storage, owners_of(storage), runtime)

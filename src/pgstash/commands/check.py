@@ -12,7 +12,7 @@ from pgstash.check import configuration, database, drills, run, storage, webhook
 from pgstash.check.finding import Finding, Part
 from pgstash.commands import other_stores
 from pgstash.commands.backup import dump_options, required_tables
-from pgstash.commands.source import configured_source, owners_of
+from pgstash.commands.source import configured_source, owners_of, source_password
 from pgstash.commands.storage import open_storage
 from pgstash.monitoring.redaction import Scrubber
 from pgstash.pipeline import age
@@ -39,6 +39,7 @@ def check(settings: Settings, part: Part | None, emit: events.Emit) -> Iterator[
             options=dump_options(settings),
             required=required_tables(settings),
             globals_passwords=settings.globals_passwords,
+            source_password=source_password(settings),
         ),
         storage=storage.Plan(
             prefix=settings.backup_prefix,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pgstash import events
 from pgstash.commands import stored
+from pgstash.commands.source import source_password
 from pgstash.commands.storage import open_storage
 from pgstash.drill import run as drill
 from pgstash.drill.checks import Expected
@@ -19,7 +20,11 @@ def drill_backup(
     """Prove that one stored backup restores. Raises what :func:`drill.run` raises."""
     plan = drill.Plan(
         prefix=settings.backup_prefix,
-        place=Place(settings.scratch_url, settings.source_url if settings.has_source else None),
+        place=Place(
+            settings.scratch_url,
+            settings.source_url if settings.has_source else None,
+            source_password(settings),
+        ),
         jobs=settings.restore_jobs,
         expected=Expected(settings.min_table_count, settings.verify_sql),
         environment=environment(),

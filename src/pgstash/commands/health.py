@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 from pgstash import events
 from pgstash.check import freshness
-from pgstash.commands.source import owners_of
+from pgstash.commands.source import owners_of, source_password
 from pgstash.commands.storage import open_storage
 from pgstash.errors import StaleBackupError
 from pgstash.monitoring import messages
@@ -22,7 +22,7 @@ def healthcheck(settings: Settings) -> str:
 
     Raises DatabaseError, StorageError or StaleBackupError: the first that occurs.
     """
-    ours = login.identify(settings.source_url, _PING_SECONDS)
+    ours = login.identify(settings.source_url, _PING_SECONDS, source_password(settings))
     storage = open_storage(settings, events.ignore, prompt=True)
     now = datetime.now(UTC)
     rule = stale_at(settings)

@@ -13,6 +13,7 @@ from pgstash.commands.source import (
     configured_source,
     owners_of,
     server_clock,
+    source_password,
     source_that_answers,
 )
 from pgstash.commands.storage import open_storage
@@ -121,6 +122,6 @@ def _exclusive(settings: Settings, storage: Storage, emit: events.Emit) -> Itera
             "no source database is configured, so a running backup could not be detected"
         )
 
-    server = login.inspect(settings.source_url)
+    server = login.inspect(settings.source_url, source_password(settings))
     with writer_lock.hold(server, storage.url(settings.backup_prefix), emit):
         yield

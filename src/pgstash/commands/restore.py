@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pgstash import events
+from pgstash.commands.source import target_password
 from pgstash.commands.stored import Wanted, open_archive
 from pgstash.postgres.restore.request import Request
 from pgstash.postgres.server import conninfo
@@ -28,5 +29,6 @@ def restore_backup(settings: Settings, wanted: Wanted, request: Request, runtime
         request=request,
         environment=environment(),
         jobs=settings.restore_jobs,
+        target_password=target_password(settings),
     )
     restore.run(plan, wanted.name, lambda: open_archive(settings, wanted, runtime.emit), runtime)

@@ -7,9 +7,13 @@ from datetime import datetime
 
 from pgstash.errors import DatabaseError
 from pgstash.format.identity import Identity
+from pgstash.monitoring import redaction
 from pgstash.postgres.server import conninfo, login
+from pgstash.postgres.server.connection import Password
+from pgstash.processes import hooks
+from pgstash.processes.password_command import PasswordCommand
 from pgstash.repository.owners import Owners, Seen
-from pgstash.settings import Settings
+from pgstash.settings import Settings, environment, secret_variables
 from pgstash.storage.interface import Storage
 
 _SEEN: Seen = {}
@@ -17,9 +21,28 @@ _SEEN: Seen = {}
 _SECONDS_TO_ASK = 10
 
 
+def source_password(settings: Settings) -> Password | None:
+    """Return what provides passwords for logins to the source; None if nothing is set."""
+    command = settings.database_password_command
+    return _password("DATABASE_PASSWORD_COMMAND", command) if command else None
+
+
+def target_password(settings: Settings) -> Password | None:
+    """Return the same for the target of a restore."""
+    command = settings.restore_password_command
+    return _password("RESTORE_PASSWORD_COMMAND", command) if command else None
+
+
+def _password(name: str, command: str) -> Password:
+    # It may log in to a cloud by what the environment holds, but needs no secret of pgstash's own.
+    hidden = secret_variables()
+    visible = {key: value for key, value in environment().items() if key not in hidden}
+    return PasswordCommand(name, hooks.words(command), visible, redaction.learn)
+
+
 def server_clock(settings: Settings) -> datetime:
     """Return the time of the source server's clock. Raises DatabaseError."""
-    return login.clock(settings.source_url, _SECONDS_TO_ASK)
+    return login.clock(settings.source_url, _SECONDS_TO_ASK, source_password(settings))
 
 
 def configured_source(settings: Settings) -> Identity | None:
@@ -33,7 +56,8 @@ def source_that_answers(settings: Settings) -> Identity | None:
     """Ask the server for the identity of the source; return None if it does not answer."""
     with contextlib.suppress(DatabaseError):
         if settings.has_source:
-            return login.identify(settings.source_url, _SECONDS_TO_ASK)
+            password = source_password(settings)
+            return login.identify(settings.source_url, _SECONDS_TO_ASK, password)
     return None
 
 

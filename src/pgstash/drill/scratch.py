@@ -12,6 +12,7 @@ from pgstash.format.manifest import Manifest
 from pgstash.postgres.restore import bound_extensions
 from pgstash.postgres.scratch import scratch_database, throwaway_server
 from pgstash.postgres.server import login
+from pgstash.postgres.server.connection import Password
 
 # On a server of its own no name is taken.
 _DATABASE = "pgstash_drill"
@@ -22,11 +23,13 @@ class Place:
     """Where scratch may be.
 
     ``scratch_url`` is a server where databases may be created; None for a throwaway server.
-    ``source_url`` is the source, which must not be used as scratch; None if it is unknown.
+    ``source_url`` is the source, which must not be used as scratch; None if it is unknown. If it
+    has no password, ``source_password`` returns one for each login.
     """
 
     scratch_url: str | None = field(repr=False)
     source_url: str | None = field(repr=False)
+    source_password: Password | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +66,8 @@ def opened(
     shared = scratch_database.look(url)
     if place.source_url is not None:
         try:
-            scratch_database.keep_off(shared, login.inspect(place.source_url), warn)
+            source = login.inspect(place.source_url, place.source_password)
+            scratch_database.keep_off(shared, source, warn)
         except DatabaseError as error:
             emit(events.Notice(f"Cannot check that scratch is not the source: {error.message}"))
     with scratch_database.name(shared, emit) as database:

@@ -12,7 +12,7 @@ import itertools
 import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pgstash import events, failure
 from pgstash.errors import Interrupted, PgstashError
@@ -30,7 +30,7 @@ from pgstash.postgres.restore.psql import Psql
 from pgstash.postgres.restore.request import Request
 from pgstash.postgres.restore.target import Outcome
 from pgstash.postgres.server import conninfo, login, pooler
-from pgstash.postgres.server.connection import Server
+from pgstash.postgres.server.connection import Password, Server
 from pgstash.postgres.server.lock_waits import warn_of_lock_waits
 from pgstash.postgres.tools import installed, pg_dump_options
 from pgstash.postgres.tools.tool_run import ToolRun
@@ -60,6 +60,7 @@ class Plan:
 
     Several sessions restore only into a new database. ``environment`` is where client tools are
     found. ``observe`` receives each piece of the script; pieces that are rows may be left out.
+    ``target_password`` returns the password for one login, if it is not in ``target_url``.
     """
 
     target_url: str
@@ -67,6 +68,7 @@ class Plan:
     environment: Mapping[str, str]
     jobs: int = 1
     observe: Callable[[bytes], None] = lambda _chunk: None
+    target_password: Password | None = field(default=None, repr=False)
 
     def into(self, database: str) -> str:
         """Return the name of the database to restore into: a new one, or that of the URL."""
@@ -174,7 +176,7 @@ def _restore(plan: Plan, archive: Archive, runtime: Runtime, state: State) -> in
         # Opening the archive shows that the key fits, before the target is contacted.
         opener = Opener(archive, state, progress, emit, stack)
         strategy = opener.open(request, plan.jobs)
-        server = state.server = login.inspect(plan.target_url)
+        server = state.server = login.inspect(plan.target_url, plan.target_password)
         # The name in the URL may be one that a pooler uses for another database.
         preflight.refuse_unnamed_target(
             plan.target_url, server.database.name, archive, request=request

@@ -29,6 +29,13 @@ class DatabaseSettings(Group):
         "honoured in both cases.",
         default=None,
     )
+    database_password_command: _Command | None = setting(
+        "Database",
+        "a command line; write sh -c '…' for a shell",
+        "A command that prints the password of the source. It runs for each login, because tokens "
+        "of cloud services expire. A password in `DATABASE_URL` takes precedence.",
+        default=None,
+    )
     lock_timeout: int = setting(
         "Database",
         "a whole number of seconds from 1 to 86400",

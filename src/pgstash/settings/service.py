@@ -10,6 +10,8 @@ from pgstash.service import schedule
 from pgstash.settings import validators
 from pgstash.settings.declaration import Group, setting
 
+_Command = Annotated[str, AfterValidator(validators.command)]
+
 
 class ServiceSettings(Group):
     """When the service runs, and what it notifies."""
@@ -102,6 +104,13 @@ class RestoreSettings(Group):
         "Variables of libpq for the address and the login of the source (`PGHOST`, `PGUSER`, "
         "`PGPASSWORD`, …) are ignored for the target; `PGPASSFILE` and the TLS variables are "
         "honoured.",
+        default=None,
+    )
+    restore_password_command: _Command | None = setting(
+        "Restore",
+        "a command line; write sh -c '…' for a shell",
+        "A command that prints the password of the target, for each login. A password in "
+        "`RESTORE_URL` or `--to` takes precedence.",
         default=None,
     )
     restore_jobs: int = setting(

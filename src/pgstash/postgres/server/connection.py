@@ -6,13 +6,16 @@ they all get the parameters of the first login, and no ``PG…`` variable.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 
 from psycopg import pq
 
 from pgstash.format.manifest import Database
 from pgstash.postgres.server.conninfo import SECRETS
+
+Password = Callable[[], str]
+"""Returns the password for one login."""
 
 # The pinned host replaces these, or libpq has resolved them into other parameters.
 _RESOLVED = frozenset({"host", "hostaddr", "port", "service", "servicefile", "load_balance_hosts"})
@@ -23,10 +26,19 @@ _FILLED_IN = {"sslcertmode": "allow"}
 
 @dataclass(frozen=True, slots=True)
 class Connection:
-    """The resolved parameters of a connection. Only ``parameters`` may be shown."""
+    """The resolved parameters of a connection. Only ``parameters`` may be shown.
+
+    ``secrets`` are those of the first login. If there is a ``password`` function, each later login
+    gets a new password from it.
+    """
 
     parameters: Mapping[str, str]
     secrets: Mapping[str, str] = field(repr=False)
+    password: Password | None = field(default=None, repr=False, compare=False)
+
+    def secrets_of_login(self) -> dict[str, str]:
+        """Return the secrets for one login. Raises what the ``password`` function raises."""
+        return {**self.secrets, **({"password": self.password()} if self.password else {})}
 
     @property
     def conninfo(self) -> str:
@@ -57,7 +69,7 @@ class Connection:
 
     def conninfo_with_secrets(self, **different: str) -> bytes:
         """Return the complete connection string, for libpq; ``different`` overrides parameters."""
-        parameters = {**self.parameters, **self.secrets, **different}
+        parameters = {**self.parameters, **self.secrets_of_login(), **different}
         pairs = " ".join(f"{key}={_quoted(value)}" for key, value in parameters.items())
         return pairs.encode("utf-8", "surrogateescape")
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import psycopg
@@ -22,7 +23,7 @@ from pgstash.postgres.server import (
     startup_options,
     time_limits,
 )
-from pgstash.postgres.server.connection import Server, resolved, text_of
+from pgstash.postgres.server.connection import Password, Server, resolved, text_of
 from pgstash.postgres.server.description import Session
 from pgstash.postgres.server.session import NotAnsweredError, ask
 
@@ -50,24 +51,28 @@ _TLS_HINT = (
 )
 
 
-def inspect(url: str) -> Server:
+def inspect(url: str, password: Password | None = None) -> Server:
     """Log in, and return what the server and the database are.
 
     ``url`` is a URI or any other connection string of libpq. libpq's environment variables, service
-    and password files complete it. Nothing is set in the session before it is certain that a
+    and password files complete it. Without a password in it, each login gets one from the function
+    ``password``, if there is one. Nothing is set in the session before it is certain that a
     pooler, if there is one, keeps the session for this login.
 
     Raises DatabaseUnreachableError if no server answers, DatabaseLoginError if one refuses,
     PoolerError and PoolTooSmallError.
     """
     # closing(), because the session's own block would send a ROLLBACK in a session that is lost.
+    url, password = _with_password(url, password)
     with contextlib.closing(_login(url)) as session:
         try:
             given = conninfo.conninfo_to_dict(url).keys()
             pooled = pooler.between(session.pgconn)
             if pooled:
-                pooler.refuse_swapping(session.pgconn, resolved(session.pgconn, given, {}))
-            return description.describe(session, given, pooled=pooled)
+                found = replace(resolved(session.pgconn, given, {}), password=password)
+                pooler.refuse_swapping(session.pgconn, found)
+            server = description.describe(session, given, pooled=pooled)
+            return replace(server, connection=replace(server.connection, password=password))
         except psycopg.Error as error:
             if session.broken:
                 raise DatabaseUnreachableError(f"the connection was lost: {error}") from error
@@ -77,13 +82,19 @@ def inspect(url: str) -> Server:
             ) from error
 
 
-def identify(url: str, seconds: int) -> Identity:
-    """Log in, and return the identity of the source.
+def _with_password(url: str, password: Password | None) -> tuple[str, Password | None]:
+    if password is None or conninfo.conninfo_to_dict(url).get("password"):
+        return url, None
+    return conninfo.make_conninfo(url, password=password()), password
+
+
+def identify(url: str, seconds: int, password: Password | None = None) -> Identity:
+    """Log in, and return the identity of the source; ``password`` is as for :func:`inspect`.
 
     Each step takes at most ``seconds``, but the login at least 2. It asks the server, because a
     pooler may accept a login while no server is behind it. Raises what :func:`inspect` raises.
     """
-    with _prompt(url, seconds) as session:
+    with _prompt(url, seconds, password) as session:
         name = _answer(session, seconds, b"SELECT pg_catalog.current_database()")
         try:
             system = _answer(session, seconds, description.SYSTEM).decode()
@@ -100,11 +111,11 @@ def identify(url: str, seconds: int) -> Identity:
         return Identity(database, system or None, host, port)
 
 
-def clock(url: str, seconds: int) -> datetime:
-    """Return the time of the server's clock, in UTC. Raises as :func:`identify` does."""
+def clock(url: str, seconds: int, password: Password | None = None) -> datetime:
+    """Return the time of the server's clock, in UTC. Arguments and errors: :func:`identify`."""
     # No setting changes how an integer is written.
     query = b"SELECT pg_catalog.date_part('epoch', pg_catalog.clock_timestamp())::pg_catalog.int8"
-    with _prompt(url, seconds) as session:
+    with _prompt(url, seconds, password) as session:
         return datetime.fromtimestamp(int(_answer(session, seconds, query)), UTC)
 
 
@@ -112,7 +123,8 @@ class _RefusedError(DatabaseUnreachableError):
     """The server answers a query with an error."""
 
 
-def _prompt(url: str, seconds: int) -> contextlib.closing[Session]:
+def _prompt(url: str, seconds: int, password: Password | None) -> contextlib.closing[Session]:
+    url, _ = _with_password(url, password)
     # closing(), because the session's own block would commit: another wait without a limit.
     return contextlib.closing(_login(url, connect_timeout=str(seconds)))
 

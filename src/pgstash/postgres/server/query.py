@@ -63,7 +63,7 @@ def connected(
     """
     parameters = {
         **server.connection.parameters,
-        **server.connection.secrets,
+        **server.connection.secrets_of_login(),
         "client_encoding": encoding,
         "connect_timeout": f"{seconds:.0f}",
     }

@@ -56,7 +56,7 @@ def of_login(connection: Connection) -> Iterator[tuple[dict[str, str], tuple[int
     in memory only.
     """
     variables: dict[str, str] = {}
-    secrets = dict(connection.secrets)
+    secrets = connection.secrets_of_login()
     if "password" in secrets:
         variables["PGPASSWORD"] = secrets.pop("password")
     if not secrets:
