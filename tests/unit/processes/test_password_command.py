@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -13,11 +14,18 @@ from pgstash.errors import DatabaseLoginError
 from pgstash.processes import password_command
 from pgstash.processes.password_command import PasswordCommand
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
 
 def command(script: str, learnt: list[str] | None = None) -> PasswordCommand:
     learn = [] if learnt is None else learnt
     words = ["/bin/sh", "-c", script]
     return PasswordCommand("THE_COMMAND", words, {"PATH": os.environ["PATH"]}, learn.extend)
+
+
+def forgotten(_passwords: Sequence[str]) -> None:
+    """Learn nothing."""
 
 
 @pytest.mark.parametrize(
@@ -73,7 +81,7 @@ def test_what_was_printed_before_a_failure_is_secret_too() -> None:
 
 
 def test_it_cannot_be_started() -> None:
-    asked = PasswordCommand("THE_COMMAND", ["/nonexistent"], {}, [].extend)
+    asked = PasswordCommand("THE_COMMAND", ["/nonexistent"], {}, forgotten)
     with pytest.raises(DatabaseLoginError, match="THE_COMMAND cannot be started: No such file"):
         asked()
 
@@ -98,5 +106,5 @@ def test_what_it_leaves_behind_ends_with_it(tmp_path: Path) -> None:
 
 def test_it_shows_nothing() -> None:
     words = [sys.executable, "-c", "1"]
-    shown = repr(PasswordCommand("THE_COMMAND", words, {"TOKEN": "planted"}, [].extend))
+    shown = repr(PasswordCommand("THE_COMMAND", words, {"TOKEN": "planted"}, forgotten))
     assert "planted" not in shown
