@@ -66,9 +66,8 @@ class Child:
         process: subprocess.Popen[bytes] | None = None
         try:
             with environment.of_login(connection) as (variables, descriptors, conninfo):
-                secrets = {*connection.secrets.values(), variables.get("PGPASSWORD", "")}
-                most = [math.inf] if command.all_lines else []
-                self._lines = Lines(report, tuple(secrets), *most)
+                secrets = (*connection.secrets.values(), variables.get("PGPASSWORD", ""))
+                self._lines = Lines(report, secrets, *([math.inf] if command.all_lines else []))
                 process = self._process = subprocess.Popen(  # noqa: S603 - no shell, our own path
                     [*command.words, f"--dbname={conninfo}"],
                     stdin=subprocess.PIPE if command.fed else subprocess.DEVNULL,
