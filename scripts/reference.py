@@ -42,6 +42,8 @@ for an S3 store with a private one. With `S3_ACCESS_KEY_ID`, no other `AWS_…` 
 nor any file in `~/.aws`. Without it, [others](../how-to/identity.md) are, from `.env` too. |
 | `AZURE_CLIENT_ID`, `AZURE_TENANT_ID`, `AZURE_FEDERATED_TOKEN_FILE` and others | The identity for \
 Azure Blob Storage without a key: see [Store backups in Azure](../how-to/azure.md). |
+| `GOOGLE_APPLICATION_CREDENTIALS` and others | The identity for Google Cloud Storage: see \
+[Store backups in Google Cloud Storage](../how-to/google-cloud-storage.md). |
 | `HTTPS_PROXY`, `HTTP_PROXY` | The proxy to the store, by the scheme of its endpoint: \
 `http://proxy.example.com:3128`. Lower case works too. |
 | `NO_PROXY` | Hosts to reach without the proxy, separated by commas. Lower case works too. |

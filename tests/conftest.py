@@ -22,7 +22,13 @@ if TYPE_CHECKING:
 
     from support.postgres import Cluster, Database, MakeDatabase
 
-pytest_plugins = ["support.swift", "support.seaweedfs", "support.azurite"]
+pytest_plugins = [
+    "support.swift",
+    "support.seaweedfs",
+    "support.azurite",
+    "support.fake_gcs",
+    "support.gcs_server",
+]
 
 MAJORS = test_majors()
 # Settings of pgstash and of the tools below it: the developer's own must not reach a test.
@@ -38,6 +44,7 @@ SETTINGS = (
     "EXCLUDE_",
     "EXIT_",
     "GLOBALS_",
+    "GOOGLE_",
     "HEALTH",
     "HOOK_",
     "LOCK_",

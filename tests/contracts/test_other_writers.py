@@ -8,6 +8,8 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, NoReturn
 
+import pytest
+
 from pgstash import events
 from pgstash.backup import other_writers
 from pgstash.errors import StorageRefusedError
@@ -47,6 +49,7 @@ def looked(
     return [event.message for event in heard if isinstance(event, events.Warned)], found
 
 
+@pytest.mark.usefixtures("uploads_are_listed")
 def test_an_upload_that_is_on_its_way(storage: Storage) -> None:
     with ExitStack() as uploads:
         for key in ("db2/backup_20200101_000000.sql.gz", "db/video.mp4", "db/other/" + OLD):

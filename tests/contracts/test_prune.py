@@ -284,6 +284,7 @@ def test_more_than_a_page_of_them(storage: Storage) -> None:
 # Other sources.
 
 
+@pytest.mark.usefixtures("uploads_are_listed")
 def test_the_last_backup_of_another_source_is_not_touched(storage: Storage) -> None:
     """Its companions and unfinished uploads are not touched, and it counts for no rule."""
     store(storage, OLD, source=BLOG)
@@ -435,6 +436,7 @@ def test_a_copy_without_metadata_goes_with_all_that_has_its_name(storage: Storag
     assert keys(storage) == [manifest(NEW), archive(NEW)]
 
 
+@pytest.mark.usefixtures("uploads_are_listed")
 def test_only_old_uploads_of_our_names_are_swept(storage: Storage) -> None:
     begun = [
         archive(OLD),
@@ -461,6 +463,7 @@ def not_exclusive() -> AbstractContextManager[object]:
     raise WriterBusyError("a backup runs")
 
 
+@pytest.mark.usefixtures("uploads_are_listed")
 def test_leftovers_stay_while_a_backup_may_run_and_old_backups_go(storage: Storage) -> None:
     store(storage, OLD, NEW)
     storage.put(manifest(NEW, OTHER_ID), b"{}", {"id": OTHER_ID})

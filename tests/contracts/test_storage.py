@@ -315,6 +315,7 @@ def test_nothing_is_written_after_flush_or_commit(storage: Storage) -> None:
     assert fetch(storage, "key") == b"x"
 
 
+@pytest.mark.usefixtures("uploads_are_listed")
 def test_a_pending_upload_is_seen_and_can_be_aborted(storage: Storage) -> None:
     with storage.upload("a/key", metadata={"id": "1"}, expected_size=1) as upload:
         upload.write(NOISE)

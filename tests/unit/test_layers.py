@@ -24,10 +24,13 @@ PACKAGES = {
     "azure": r"pgstash\.storage\.azure\..+",
     "boto3": "none",
     "botocore": r"pgstash\.storage\.s3\..+",
+    "google": r"pgstash\.storage\.gcs\..+",
+    "google_crc32c": r"pgstash\.storage\.gcs\..+",
     "multiprocessing": "none",
     "psycopg": r"pgstash\.postgres\..+",
     "pty": "none",
     "pyrage": r"pgstash\.pipeline\.age",
+    "requests": r"pgstash\.storage\.gcs\..+",
     "subprocess": r"pgstash\.(postgres\..+|processes\.[a-z]+)",
     "urllib3": r"pgstash\.(monitoring\.http_delivery|storage\.s3\..+)",
 }

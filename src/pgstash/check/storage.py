@@ -22,7 +22,8 @@ _ID_BYTES = 8
 _TRIED = ("write", "read", "list", "store clock", "delete", "multipart")
 _DELETE = (
     "Pruning deletes old backups, and a failed backup deletes what it stored. Allow "
-    "s3:DeleteObject (on Azure: the permission d), or delete them by other means."
+    "s3:DeleteObject (on Azure the permission d, on Google Cloud storage.objects.delete), or "
+    "delete them by other means."
 )
 _UPLOADS = (
     "Only pruning lists them, to remove what a killed process left behind. Allow "

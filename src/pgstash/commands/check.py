@@ -22,6 +22,7 @@ from pgstash.settings import ODD_VALUE_REMEDY, Settings, environment
 
 def check(settings: Settings, part: Part | None, emit: events.Emit) -> Iterator[Finding]:
     """Yield the findings of one part, or of all parts: see :func:`run.run`."""
+    parts = other_stores.parts(settings)
     plan = run.Plan(
         configuration=configuration.Plan(
             encrypted=settings.passphrase is not None,
@@ -46,9 +47,9 @@ def check(settings: Settings, part: Part | None, emit: events.Emit) -> Iterator[
             endpoint=_endpoint(settings),
             now=lambda: datetime.now(UTC),
             random=os.urandom,
-            part_size=None if settings.store else settings.part_size,
-            max_parts=other_stores.max_parts(settings),
-            endpoint_setting="AZURE_STORAGE_ENDPOINT" if settings.store else "S3_ENDPOINT",
+            part_size=parts.size,
+            max_parts=parts.most,
+            endpoint_setting=other_stores.endpoint_setting(settings),
         ),
         drills=drills.Plan(
             wanted=settings.verify_interval is not None,

@@ -34,7 +34,7 @@ _COLOURS = {
 _RESET = "\033[0m"
 
 # These libraries log everything they send; even the debug log only needs their failures.
-_CHATTY = ("azure", "boto3", "botocore", "msal", "psycopg", "urllib3")
+_CHATTY = ("azure", "boto3", "botocore", "google", "msal", "psycopg", "urllib3")
 
 Format = Literal["text", "json"]
 

@@ -60,7 +60,7 @@ class Settings(
     _odd_values: list[str] = PrivateAttr(default_factory=list)
     _notes: list[str] = PrivateAttr(default_factory=list)
     _has_source: bool = PrivateAttr(default=False)
-    _aws_secrets: list[str] = PrivateAttr(default_factory=list)
+    _identity_secrets: list[str] = PrivateAttr(default_factory=list)
     _source_variables: Mapping[str, str] = PrivateAttr(default_factory=dict)
 
     @property
@@ -161,7 +161,7 @@ class Settings(
         secret = [value.get_secret_value() for value in every if isinstance(value, SecretStr)]
         servers = (self.source_url, self.target_url, self.scratch_url or "")
         public = {url for url in servers if not conninfo.secrets(url)}
-        found = [value for value in secret if value not in public] + self._aws_secrets
+        found = [value for value in secret if value not in public] + self._identity_secrets
         for text in (*self.old_passphrases, self.identity or ""):
             found += [line for line in text.splitlines() if not line.startswith(_NOT_SECRET)]
         for web in (self.webhook_url, self.verify_webhook_url, self.healthcheck_ping_url):

@@ -10,6 +10,7 @@ from pgstash.settings import validators
 from pgstash.settings.declaration import Group, setting
 
 _AZURE = "Azure Blob Storage"
+_GOOGLE = "Google Cloud Storage"
 
 
 class OtherStoreSettings(Group):
@@ -38,5 +39,11 @@ class OtherStoreSettings(Group):
         _AZURE,
         "the URL of a blob service, such as https://account.blob.core.usgovcloudapi.net",
         "The blob service of the account, if it is not in Azure's public cloud.",
+        default=None,
+    )
+    storage_emulator_host: Annotated[str, AfterValidator(validators.emulator)] | None = setting(
+        _GOOGLE,
+        "the URL of a server, such as http://127.0.0.1:4443",
+        "An emulator to use in place of Google Cloud Storage, without credentials (development).",
         default=None,
     )

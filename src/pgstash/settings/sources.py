@@ -21,7 +21,7 @@ _LOCATING = ("PGHOST", "PGHOSTADDR", "PGSERVICE", "PGDATABASE")
 
 # The groups that a command which only reads uses. For the others, a machine used for a restore may
 # have nothing: no programs of hooks, no files of other secrets.
-_READ = ("Storage", "Azure Blob Storage", "Backup", "Restore", "Log")
+_READ = ("Storage", "Azure Blob Storage", "Google Cloud Storage", "Backup", "Restore", "Log")
 
 _OF_THE_SOURCE = (*_LOCATING, "PGPORT", "PGUSER", "PGPASSWORD", "PGOPTIONS", "PGTARGETSESSIONATTRS")
 
@@ -89,7 +89,7 @@ def load(
         name: values[name] for name in (*_LOCATING, "PGPORT", "PGUSER") if name in values
     }
     settings._has_source = located  # noqa: SLF001 - and what libpq reads itself
-    settings._aws_secrets = aws.secrets(values)  # noqa: SLF001 - and what botocore reads itself
+    settings._identity_secrets = [*aws.secrets(values), *store_url.identity_secrets(values)]  # noqa: SLF001 - and what the stores' libraries read themselves
     return settings
 
 

@@ -36,14 +36,14 @@ class StorageSettings(Group):
     s3_endpoint: Annotated[str, AfterValidator(validators.endpoint)] | None = setting(
         "Storage",
         "a URL without the bucket, such as https://s3.eu-central-1.amazonaws.com",
-        "The URL of the S3-compatible store. Required unless `STORAGE_URL` is set. On AWS, without "
-        "an access key, `S3_REGION` or `AWS_REGION` is enough.",
+        "The URL of the S3-compatible store. Required unless `STORAGE_URL` names another store. On "
+        "AWS, without an access key, `S3_REGION` or `AWS_REGION` is enough.",
         default=None,
     )
     s3_bucket: _Name | None = setting(
         "Storage",
         "the name of a bucket",
-        "The bucket for backups. Required unless `STORAGE_URL` is set.",
+        "The bucket for backups. Required unless `STORAGE_URL` names it, or another store.",
         default=None,
     )
     s3_access_key_id: SecretStr | None = setting(
@@ -51,7 +51,7 @@ class StorageSettings(Group):
         "the ID of an access key",
         "The access key that signs requests. On AWS it may be left out, with its secret: then the "
         "identity of the machine, container or profile signs them. Otherwise required unless "
-        "`STORAGE_URL` is set.",
+        "`STORAGE_URL` names another store.",
         default=None,
     )
     s3_secret_access_key: SecretStr | None = setting(

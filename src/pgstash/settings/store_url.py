@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import re
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Literal
 from urllib.parse import unquote, urlsplit
 
-Scheme = Literal["file", "s3", "azure"]
+Scheme = Literal["file", "s3", "azure", "gs"]
 
-EXPECTED = "file:///directory, s3://bucket/prefix or azure://account/container/prefix"
+EXPECTED = (
+    "file:///directory, s3://bucket/prefix, azure://account/container/prefix or gs://bucket/prefix"
+)
+# What Azure's SDK reads itself.
+_SECRET = ("AZURE_CLIENT_CERTIFICATE_PASSWORD", "AZURE_CLIENT_SECRET", "AZURE_PASSWORD")
+
 _ACCOUNT = re.compile(r"[a-z0-9]{3,24}", re.ASCII)
+# https://cloud.google.com/storage/docs/buckets#naming
+_GCS_BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]", re.ASCII)
 # $root and $web are Azure's own.
 _CONTAINER = re.compile(r"[a-z0-9](-?[a-z0-9]){2,62}", re.ASCII)
 
@@ -35,21 +42,35 @@ def parse(url: str) -> StoreUrl:
     parts = urlsplit(url)
     path = unquote(parts.path)
     if parts.scheme == "file":
-        if parts.netloc not in ("", "localhost") or path in ("", "/"):
-            raise ValueError(
-                "must be file:// and the absolute path of a directory: file:///backups"
-            )
-        return StoreUrl("file", path)
-    if parts.scheme not in ("s3", "azure"):
-        raise ValueError("does not begin with file://, s3:// or azure://")
+        return _directory(parts.netloc, path)
+    if parts.scheme not in ("s3", "azure", "gs"):
+        raise ValueError("does not begin with file://, s3://, azure:// or gs://")
     if parts.query or parts.fragment or "@" in parts.netloc:
         raise ValueError("must not contain credentials, '?' or '#'")
     if not parts.netloc:
-        raise ValueError(f"must name a {'bucket' if parts.scheme == 's3' else 'storage account'}")
-    if parts.scheme == "s3":
-        return StoreUrl("s3", parts.netloc, prefix=path.strip("/"))
-    container, _, prefix = path.strip("/").partition("/")
-    if not _ACCOUNT.fullmatch(parts.netloc):
+        raise ValueError(
+            f"must name a {'storage account' if parts.scheme == 'azure' else 'bucket'}"
+        )
+    if parts.scheme == "azure":
+        return _container(parts.netloc, path.strip("/"))
+    if parts.scheme == "gs" and not _GCS_BUCKET.fullmatch(parts.netloc):
+        raise ValueError(
+            "must name a bucket, which has 3 to 222 lower-case letters, digits, '-', '_' and "
+            "'.': gs://bucket"
+        )
+    scheme: Scheme = "s3" if parts.scheme == "s3" else "gs"
+    return StoreUrl(scheme, parts.netloc, prefix=path.strip("/"))
+
+
+def _directory(host: str, path: str) -> StoreUrl:
+    if host not in ("", "localhost") or path in ("", "/"):
+        raise ValueError("must be file:// and the absolute path of a directory: file:///backups")
+    return StoreUrl("file", path)
+
+
+def _container(account: str, path: str) -> StoreUrl:
+    container, _, prefix = path.partition("/")
+    if not _ACCOUNT.fullmatch(account):
         raise ValueError(
             "must begin with the name of a storage account, which has 3 to 24 lower-case letters "
             "and digits: azure://account/container"
@@ -59,7 +80,7 @@ def parse(url: str) -> StoreUrl:
             "must name a container, which has 3 to 63 lower-case letters, digits and single "
             "hyphens: azure://account/container"
         )
-    return StoreUrl("azure", container, parts.netloc, prefix.strip("/"))
+    return StoreUrl("azure", container, account, prefix.strip("/"))
 
 
 def settle(values: MutableMapping[str, str]) -> list[str]:
@@ -97,3 +118,8 @@ def secret_parts(value: str) -> list[str]:
     """
     found = re.findall(r"(?:AccountKey=|\bsig=)([^;&]+)", value, re.IGNORECASE)
     return [each for part in found for each in {part, unquote(part)}]
+
+
+def identity_secrets(values: Mapping[str, str]) -> list[str]:
+    """Return the secrets of an identity of Azure in the environment."""
+    return [values[name] for name in _SECRET if values.get(name)]

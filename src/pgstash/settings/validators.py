@@ -118,6 +118,11 @@ def service_url(url: str) -> str:
     return url.rstrip("/")
 
 
+def emulator(url: str) -> str:
+    """Return the URL of an emulator; as Google's libraries do, take a host and a port for one."""
+    return service_url(url if "://" in url else f"http://{url}")
+
+
 def encryption_key(key: SecretStr) -> SecretStr:
     """Return a passphrase that openssl reads in the same way."""
     # From a file, openssl reads a passphrase up to the first end of line.

@@ -1,6 +1,7 @@
 """What pgstash requires of a store: objects by key, and uploads that appear whole or not at all.
 
-``memory``, ``directory`` and ``s3`` implement it, and the contract tests check all three. Keys are
+``memory``, ``directory``, ``s3``, ``azure`` and ``gcs`` implement it, and the contract tests check
+all of them. Keys are
 ``/``-separated text without a leading slash. Every failure is raised as a
 :class:`pgstash.errors.StorageError`.
 """

@@ -1,6 +1,6 @@
 """What an upload in parts requires of a store.
 
-``s3`` and ``azure`` implement it.
+``s3``, ``azure`` and ``gcs`` implement it.
 """
 
 from __future__ import annotations

@@ -86,6 +86,7 @@ def test_defaults() -> None:
         "azure_storage_sas_token": None,
         "azure_storage_endpoint": None,
         "s3_role_arn": None,
+        "storage_emulator_host": None,
         "s3_region": "us-east-1",
         "s3_max_parts": 10_000,
         "s3_part_size": None,
@@ -239,6 +240,7 @@ BOUNDS: list[tuple[str, list[str], list[str]]] = [
             "file://[x",
         ],
     ),
+    ("STORAGE_EMULATOR_HOST", ["http://127.0.0.1:4443", "localhost:4443"], ["h:port", "ftp://h"]),
     (
         "AZURE_STORAGE_ENDPOINT",
         ["https://account.blob.core.chinacloudapi.cn/", "http://127.0.0.1:10000/account"],

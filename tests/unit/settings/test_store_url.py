@@ -33,6 +33,7 @@ def problems(values: dict[str, str]) -> list[str]:
         ("file:///my%20backups", StoreUrl("file", "/my backups")),
         ("s3://bucket", StoreUrl("s3", "bucket")),
         ("s3://bucket/a/b/", StoreUrl("s3", "bucket", prefix="a/b")),
+        ("gs://my_bucket.example.com/a/b", StoreUrl("gs", "my_bucket.example.com", prefix="a/b")),
         ("azure://account/container", StoreUrl("azure", "container", "account")),
         ("azure://account/co-1/a%20b/c", StoreUrl("azure", "co-1", "account", "a b/c")),
     ],
@@ -45,6 +46,7 @@ def test_what_a_url_names(url: str, found: StoreUrl) -> None:
     "url",
     [
         *("ftp://h", "bucket", "s3://", "s3:///p", "s3://key:secret@bucket", "s3://bucket?x=1"),
+        *("gs://", "gs://Bucket", "gs://b", "gs://bucket?x=1"),
         *("azure://", "azure://account", "azure://account/", "azure://Account/container"),
         *("azure://account/Container", "azure://account/a--b", "azure://account/container?sig=x"),
         *("azure://account.blob.core.windows.net/container", "azure://account/co"),
@@ -81,6 +83,18 @@ def test_a_bucket_in_the_url_is_the_bucket_of_s3() -> None:
     assert "S3_BUCKET" not in missing
 
 
+def test_an_emulator_may_be_a_host_and_a_port() -> None:
+    """As Google's libraries read the variable."""
+    settings = load({"STORAGE_URL": "gs://bucket", "STORAGE_EMULATOR_HOST": "localhost:4443"})
+    assert settings.storage_emulator_host == "http://localhost:4443"
+
+
+def test_google_needs_no_setting_of_s3() -> None:
+    settings = load({"STORAGE_URL": "gs://bucket/team"})
+    assert settings.store == StoreUrl("gs", "bucket", prefix="team")
+    assert settings.backup_prefix == "team"
+
+
 def test_azure_needs_no_setting_of_s3_and_no_key() -> None:
     settings = load(AZURE)
     assert settings.store == StoreUrl("azure", "container", "account", "team/db")
@@ -104,12 +118,13 @@ def test_no_part_of_the_credentials_of_azure_gets_out() -> None:
             "AZURE_STORAGE_CONNECTION_STRING": connection_string,
             "AZURE_STORAGE_KEY": "another-secret-key",
             "AZURE_STORAGE_SAS_TOKEN": token,
+            "AZURE_CLIENT_SECRET": "the-secret-of-a-service-principal",
         }
     )
     scrub = Scrubber(settings.secrets()).scrub
     for secret in (
         *("c2VjcmV0LWtleQ==", "another-secret-key", "a%2Fb%2Bsignature%3D", "a/b+signature="),
-        *(connection_string, token),
+        *(connection_string, token, "the-secret-of-a-service-principal"),
     ):
         assert secret not in scrub(f"the error quotes {secret} here")
         assert secret not in repr(settings)
