@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pgstash.errors import ObjectExistsError, StorageRefusedError
-from pgstash.storage.s3.config import S3Config
+from pgstash.storage.s3.config import Objects, S3Config
 from pgstash.storage.s3.storage import S3Storage
 from support.proxy import Answer, HttpProxy
 
@@ -57,3 +57,33 @@ def test_a_wrong_secret_and_a_missing_bucket_are_named(seaweedfs_server: Seaweed
     assert "S3_SECRET_ACCESS_KEY" in caught.value.hint
     with pytest.raises(StorageRefusedError, match="bucket does not exist"):
         opened(seaweedfs_server, endpoint, "there-is-no-such").check()
+
+
+def test_the_class_of_an_archive_and_the_tags_of_every_object(
+    seaweedfs_server: SeaweedServer,
+) -> None:
+    client, bucket = seaweedfs_server.client, seaweedfs_server.create_bucket()
+    kept = Objects(storage_class="STANDARD_IA", tags=(("team", "data & more"), ("cost", "4+2=6")))
+    config = S3Config(
+        endpoint=seaweedfs_server.endpoint,
+        bucket=bucket,
+        region=seaweedfs_server.region,
+        access_key_id=seaweedfs_server.access_key_id,
+        secret_access_key=seaweedfs_server.secret_access_key,
+        objects=kept,
+    )
+    storage = S3Storage(config)
+    storage.put("companion", b"data", {})
+    with storage.upload("archive", metadata={"id": "1"}, expected_size=1) as upload:
+        upload.write(b"data")
+        upload.commit()
+    with storage.read("archive", start=1, length=2) as chunks:
+        assert b"".join(chunks) == b"at"
+    listed = client.list_objects_v2(Bucket=bucket)["Contents"]
+    assert {each["Key"]: each.get("StorageClass") for each in listed} == {
+        "archive": "STANDARD_IA",
+        "companion": "STANDARD",
+    }
+    for key in ("archive", "companion"):
+        tags = client.get_object_tagging(Bucket=bucket, Key=key)["TagSet"]
+        assert sorted((each["Key"], each["Value"]) for each in tags) == sorted(kept.tags)

@@ -20,6 +20,7 @@ from pgstash.storage.interface import Identified, PendingUpload, Storage, Upload
 
 _ID_BYTES = 8
 _TRIED = ("write", "read", "list", "store clock", "delete", "multipart")
+_ARCHIVED = ("GLACIER", "DEEP_ARCHIVE")
 _DELETE = (
     "Pruning deletes old backups, and a failed backup deletes what it stored. Allow "
     "s3:DeleteObject (on Azure the permission d, on Google Cloud storage.objects.delete), or "
@@ -46,6 +47,7 @@ class Plan:
     part_size: int | None
     max_parts: int
     endpoint_setting: str = "S3_ENDPOINT"
+    storage_class: str | None = None
 
 
 def look(plan: Plan, storage: Storage) -> Iterator[Finding]:
@@ -64,6 +66,7 @@ def look(plan: Plan, storage: Storage) -> Iterator[Finding]:
         yield from skipped(_TRIED, "the store could not be listed")
         return
     yield Finding("bucket", "ok", f"{storage.url()} answers")
+    yield from _storage_class(plan.storage_class)
     probe = _Probe(plan, storage)
     try:
         yield from probe.of_an_object()
@@ -171,6 +174,8 @@ class _Probe:
             upload.write(data)
             self._left.add(self._upload_key)
             upload.commit()
+        if self._storage.head(self._upload_key).archived:
+            return ""  # nothing can be read from this class at once
         with self._storage.read(self._upload_key) as chunks:
             same = b"".join(chunks) == data
         return "" if same else "the store returns different bytes from those that were uploaded"
@@ -190,6 +195,24 @@ class _Probe:
         with contextlib.suppress(StorageError):
             for upload in self._pending():
                 self._storage.abort(upload)
+
+
+def _storage_class(name: str | None) -> Iterator[Finding]:
+    """Yield what the storage class of archives means for restores, if it is set."""
+    if name in _ARCHIVED:
+        yield Finding(
+            "storage class",
+            "warning",
+            f"{name}: a backup has to be thawed before it can be restored, which takes hours, and "
+            "no drill can prove that it restores",
+            "Set S3_STORAGE_CLASS to GLACIER_IR or STANDARD_IA, or let a lifecycle rule of the "
+            "bucket move old backups.",
+        )
+    elif name == "INTELLIGENT_TIERING":
+        found = f"{name}: at once readable, unless the bucket has archive tiers turned on"
+        yield Finding("storage class", "ok", found)
+    elif name:
+        yield Finding("storage class", "ok", name)
 
 
 def _tried(topic: str, works: str, attempt: Callable[[], str]) -> Finding:

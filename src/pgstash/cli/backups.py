@@ -61,6 +61,8 @@ def list_backups(
         if not found:
             nothing = stored.nothing_stored(values)
             log.LOGGER.info("%s\n%s", nothing.message, nothing.hint)
+        if frozen := [each for each in found if each.backup.archived]:
+            log.LOGGER.info("%s", _about_frozen(frozen, len(found)))
         if as_json:
             print_line(json.dumps([_facts(each) for each in found], indent=2))
             return
@@ -137,6 +139,14 @@ def cat(
     run(work, Command(needs=needs_of(wanted), only_reads=True, stdout_is_data=True))
 
 
+def _about_frozen(frozen: Sequence[stored.Listed], of: int) -> str:
+    classes = " or ".join(sorted({each.backup.archived for each in frozen}))
+    return (
+        f"Storage class {classes}: {len(frozen)} of {counted(of, 'backup')}. Such a backup has to "
+        "be thawed before it can be restored, which takes hours."
+    )
+
+
 def _facts(listed: stored.Listed) -> dict[str, Any]:
     known = listed.metadata
     facts: dict[str, Any] = {
@@ -144,6 +154,7 @@ def _facts(listed: stored.Listed) -> dict[str, Any]:
         "time": iso(listed.backup.started),
         "size": listed.backup.size,
         "encrypted": listed.backup.encrypted,
+        "archived": listed.backup.archived or None,
         "proven": iso(listed.backup.proven) if listed.backup.proven else None,
     }
     facts |= {key: known.get(key) for key in ("database", "system", "server", "id")}

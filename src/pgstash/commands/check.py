@@ -50,6 +50,7 @@ def check(settings: Settings, part: Part | None, emit: events.Emit) -> Iterator[
             part_size=parts.size,
             max_parts=parts.most,
             endpoint_setting=other_stores.endpoint_setting(settings),
+            storage_class=None if settings.store else settings.s3_storage_class,
         ),
         drills=drills.Plan(
             wanted=settings.verify_interval is not None,

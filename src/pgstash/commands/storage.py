@@ -11,7 +11,7 @@ from pgstash.settings import Settings
 from pgstash.storage import part_size
 from pgstash.storage.directory.storage import DirectoryStorage
 from pgstash.storage.interface import Storage
-from pgstash.storage.s3.config import S3Config
+from pgstash.storage.s3.config import Connection, Objects, S3Config
 
 
 def open_storage(settings: Settings, emit: events.Emit, *, prompt: bool = False) -> Storage:
@@ -38,6 +38,15 @@ def open_storage(settings: Settings, emit: events.Emit, *, prompt: bool = False)
         access_key_id=access_key.get_secret_value() if access_key else None,
         secret_access_key=secret.get_secret_value() if secret else None,
         role_arn=settings.s3_role_arn,
+        objects=Objects(
+            storage_class=settings.s3_storage_class,
+            encryption=settings.s3_sse,
+            kms_key_id=settings.s3_sse_kms_key_id,
+            tags=settings.object_tags,
+        ),
+        connection=Connection(
+            settings.s3_addressing, settings.s3_ca_file, proxy=settings.s3_use_proxy
+        ),
         learn=redaction.learn,
         retry_attempts=0 if prompt else settings.retry_attempts,
         retry_delay=settings.retry_delay,

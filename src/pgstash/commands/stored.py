@@ -66,14 +66,26 @@ def nothing_stored(settings: Settings) -> BackupNotFoundError:
 
 def manifest_of(settings: Settings, wanted: Wanted, emit: events.Emit) -> manifests.Manifest:
     """Return the manifest of a backup. Raises what :func:`open_archive` raises."""
-    found = open_archive(settings, replace(wanted, unverified=True), emit)
+    found = open_archive(settings, replace(wanted, unverified=True), emit, to_read=False)
+    if found.archived:
+        emit(
+            events.Informed(
+                f"{found.name} is in the storage class {found.archived}. It has to be thawed "
+                "before it can be restored, which takes hours"
+            )
+        )
     if found.manifest is None:
         raise UnverifiedError(f"{found.name} has no manifest, so there is nothing to show")
     return found.manifest
 
 
-def open_archive(settings: Settings, wanted: Wanted, emit: events.Emit) -> archive.Archive:
-    """Open a backup for reading. Raises what :mod:`pgstash.repository.archive` raises."""
+def open_archive(
+    settings: Settings, wanted: Wanted, emit: events.Emit, *, to_read: bool = True
+) -> archive.Archive:
+    """Open a backup for reading, or only its companions.
+
+    Raises what :mod:`pgstash.repository.archive` raises.
+    """
     if wanted.is_file:
         access = access_of(settings, unverified=wanted.unverified)
         if wanted.name == "-":
@@ -81,7 +93,7 @@ def open_archive(settings: Settings, wanted: Wanted, emit: events.Emit) -> archi
         return archive.open_file(Path(wanted.name), access)
     storage = open_storage(settings, emit)
     found = Search(settings, storage, emit, utc_now, may_guess=False).find(wanted)
-    return archive.open_stored(storage, found.backup, found.access)
+    return archive.open_stored(storage, found.backup, found.access, to_read=to_read)
 
 
 def of_one_source(

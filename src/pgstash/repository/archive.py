@@ -27,7 +27,7 @@ from pgstash.repository.catalog import Backup
 from pgstash.repository.members import Read, Seeker
 from pgstash.storage.directory.errors import read_error
 from pgstash.storage.directory.storage import DirectoryStorage
-from pgstash.storage.interface import Storage
+from pgstash.storage.interface import Storage, archived
 
 _CHUNK = 256 * 1024
 
@@ -46,6 +46,8 @@ class Archive:
     _passphrase: str | None = field(repr=False)
     _rounds: int = encryption.ROUNDS
     _companions: Mapping[names.Kind, Callable[[], bytes]] = field(repr=False, default_factory=dict)
+    archived: str = ""
+    """The storage class, if it has to be thawed before anything but its companions is read."""
 
     @property
     def is_seekable(self) -> bool:
@@ -160,18 +162,24 @@ class Archive:
             yield itertools.chain([first], chunks)
 
 
-def open_stored(storage: Storage, backup: Backup, access: Access) -> Archive:
+def open_stored(
+    storage: Storage, backup: Backup, access: Access, *, to_read: bool = True
+) -> Archive:
     """Open a backup of the catalog.
 
-    Raises NewerFormatError if a newer pgstash is required, UnverifiedError if it cannot be verified
-    and ``access`` requires that, CorruptedError if its manifest does not match, EncryptionError if
-    there is no key for it, StorageError.
+    One that has to be thawed is opened only if no more than its companions is ``to_read``;
+    otherwise StorageRefusedError is raised. Raises NewerFormatError if a newer pgstash is required,
+    UnverifiedError if it cannot be verified and ``access`` requires that, CorruptedError if its
+    manifest does not match, EncryptionError if there is no key for it, StorageError.
     """
-    metadata = storage.head(backup.key).metadata
+    head = storage.head(backup.key)
+    if head.archived and to_read:
+        raise archived(storage.url(backup.key), head.archived)
+    metadata = head.metadata
     own = object_metadata.companions_of(backup, metadata)
     companions = [(each.key, each.kind, each.id) for each in own]
     described = _Described(storage, backup.name, backup.key, backup.size, metadata, companions)
-    return _open(described, access, strict=True)
+    return replace(_open(described, access, strict=True), archived=head.archived)
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,7 +225,7 @@ def _open(found: _Described, access: Access, *, strict: bool) -> Archive:
         _read=partial(found.storage.read, found.key),
         _passphrase=final.passphrase,
         _rounds=final.rounds,
-        _companions=_readers(found.storage, companions, final),
+        _companions=stored_manifest.readers(found.storage, companions, final),
     )
 
 
@@ -276,20 +284,6 @@ def _chunks_of(file: BinaryIO) -> Iterator[bytes]:
             yield chunk
     except OSError as error:
         raise read_error(error, "read stdin") from error
-
-
-def _readers(
-    storage: Storage, companions: Iterable[tuple[names.Kind, str]], access: Access
-) -> Mapping[names.Kind, Callable[[], bytes]]:
-    """Return a reader for each kind that has exactly one object."""
-    keys: dict[names.Kind, list[str]] = {}
-    for kind, key in companions:
-        keys.setdefault(kind, []).append(key)
-    return {
-        kind: partial(stored_manifest.read_text, storage, found[0], access)
-        for kind, found in keys.items()
-        if len(found) == 1
-    }
 
 
 def _watched(chunks: Iterable[bytes], watch: Callable[[int], None]) -> Iterator[bytes]:

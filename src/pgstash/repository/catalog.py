@@ -15,7 +15,7 @@ from pgstash.counting import counted
 from pgstash.errors import BackupNotFoundError
 from pgstash.format import names
 from pgstash.format.iso_time import iso
-from pgstash.storage.interface import PendingUpload, Storage
+from pgstash.storage.interface import PendingUpload, Storage, StoredObject
 
 CLOCKS_APART = timedelta(hours=1)
 """The tolerance between the clocks of two machines."""
@@ -45,8 +45,9 @@ class Companion:
 class Backup:
     """A visible archive, and all companions of its name, its own or not.
 
-    ``started`` is the time in its name, in UTC, and ``size`` is in bytes. A backup of the earlier
-    shell service has no companions.
+    ``started`` is the time in its name, in UTC, and ``size`` is in bytes. ``archived`` is the
+    storage class of an archive that has to be thawed, unless it has been; it is empty for others.
+    A backup of the earlier shell service has no companions.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Backup:
     started: datetime
     size: int
     companions: Sequence[Companion]
+    archived: str = ""
 
     @property
     def encrypted(self) -> bool:
@@ -98,13 +100,13 @@ class Catalog:
 
 def read(storage: Storage, prefix: str) -> Catalog:
     """Read the catalog from one listing. Raises StorageError."""
-    archives: dict[str, tuple[str, datetime, int]] = {}
+    archives: dict[str, tuple[str, datetime, StoredObject]] = {}
     companions: dict[str, list[Companion]] = {}
     for stored in storage.list(f"{prefix}/backup_"):
         name = stored.key.removeprefix(f"{prefix}/")
         if found := names.ARCHIVE_NAME.fullmatch(name):
             if started := names.started_of(found[1]):
-                archives[stored.key] = (name, started, stored.size)
+                archives[stored.key] = (name, started, stored)
         elif named := names.companion_of(name):
             companion = Companion(
                 key=stored.key,
@@ -116,8 +118,8 @@ def read(storage: Storage, prefix: str) -> Catalog:
             )
             companions.setdefault(companion.archive_key, []).append(companion)
     backups = [
-        Backup(name, key, started, size, tuple(companions.get(key, ())))
-        for key, (name, started, size) in archives.items()
+        Backup(name, key, started, stored.size, tuple(companions.get(key, ())), stored.archived)
+        for key, (name, started, stored) in archives.items()
     ]
     suspects = [
         companion

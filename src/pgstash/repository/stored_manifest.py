@@ -1,13 +1,15 @@
-"""Which manifest belongs to an archive, and whether the two match."""
+"""Reads companions: which manifest belongs to an archive, and whether the two match."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 
 from pgstash.errors import CorruptedError, UnverifiedError
 from pgstash.format import manifest as manifests
 from pgstash.format.authenticated_json import Authenticate
 from pgstash.format.manifest import Manifest
+from pgstash.format.names import Kind
 from pgstash.pipeline import decompression, encryption
 from pgstash.repository.access import Access, passphrase_for
 from pgstash.repository.script import GZIP_MAGIC
@@ -47,6 +49,20 @@ def _unsealed(storage: Storage, key: str, access: Access) -> tuple[bytes, Authen
 def read_text(storage: Storage, key: str, access: Access) -> bytes:
     """Return the plain text of a companion. Raises what :func:`read` raises."""
     return _unsealed(storage, key, access)[0]
+
+
+def readers(
+    storage: Storage, companions: Iterable[tuple[Kind, str]], access: Access
+) -> Mapping[Kind, Callable[[], bytes]]:
+    """Return a reader for each kind that has exactly one object."""
+    keys: dict[Kind, list[str]] = {}
+    for kind, key in companions:
+        keys.setdefault(kind, []).append(key)
+    return {
+        kind: partial(read_text, storage, found[0], access)
+        for kind, found in keys.items()
+        if len(found) == 1
+    }
 
 
 def _limited(chunks: Iterable[bytes], limit: int) -> Iterator[bytes]:

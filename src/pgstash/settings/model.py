@@ -10,7 +10,7 @@ from urllib.parse import unquote, urlsplit
 from pydantic import PrivateAttr, SecretStr
 
 from pgstash.postgres.server import conninfo
-from pgstash.settings import regions, store_url
+from pgstash.settings import regions, store_url, tags
 from pgstash.settings.backup import (
     BackupSettings,
     ContentsSettings,
@@ -94,6 +94,11 @@ class Settings(
         if self.storage_url:
             return None
         return self.s3_endpoint or regions.endpoint_of(self.s3_region)
+
+    @property
+    def object_tags(self) -> list[tuple[str, str]]:
+        """The tags of stored objects, as pairs of key and value."""
+        return tags.parse(self.s3_tags) if self.s3_tags else []
 
     @property
     def part_size(self) -> int | None:

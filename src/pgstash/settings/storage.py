@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, SecretStr, ValidationInfo, field_validator
@@ -75,6 +75,54 @@ class StorageSettings(Group):
         default="us-east-1",
         pattern=r"^[A-Za-z0-9_-]+$",
     )
+    s3_storage_class: str | None = setting(
+        "Storage",
+        "a storage class such as STANDARD_IA",
+        "The storage class of archives. The small objects next to them stay in the default class. "
+        "From GLACIER and DEEP_ARCHIVE, nothing can be restored before it is thawed.",
+        default=None,
+        pattern=r"^[A-Z][A-Z0-9_-]{0,63}$",
+    )
+    s3_sse: Literal["AES256", "aws:kms", "aws:kms:dsse"] | None = setting(
+        "Storage",
+        "AES256, aws:kms or aws:kms:dsse",
+        "Encryption of all objects by the store, with keys of S3 or of KMS. By default the bucket "
+        "decides.",
+        default=None,
+    )
+    s3_sse_kms_key_id: str | None = setting(
+        "Storage",
+        "the ID, ARN or alias of a key of KMS",
+        "The key for `S3_SSE=aws:kms`. By default it is the key of AWS for S3.",
+        default=None,
+        pattern=r"^[A-Za-z0-9:/_-]+$",
+    )
+    s3_tags: Annotated[str, AfterValidator(validators.object_tags)] | None = setting(
+        "Storage",
+        "up to 10 tags such as team=data,cost=42",
+        "Tags of all stored objects, for bills and lifecycle rules.",
+        default=None,
+    )
+    s3_addressing: Literal["auto", "path", "virtual"] = setting(
+        "Storage",
+        "auto, path or virtual",
+        "Where requests name the bucket: in the path, or as the first part of the host. `auto` "
+        "chooses by `S3_ENDPOINT`.",
+        default="auto",
+    )
+    s3_ca_file: Annotated[str, AfterValidator(validators.ca_file)] | None = setting(
+        "Storage",
+        "a file of certificates in PEM format",
+        "The authorities to trust for the store instead of the usual ones, if a private one issued "
+        "its certificate. Takes precedence over `AWS_CA_BUNDLE`.",
+        default=None,
+    )
+    s3_use_proxy: bool = setting(
+        "Storage",
+        "true or false",
+        "Whether to reach the store by the proxy in `HTTPS_PROXY` or `HTTP_PROXY`, if one is set.",
+        default=True,
+    )
     s3_max_parts: int = setting(
         "Storage",
         "a whole number from 2 to 10000",
@@ -128,6 +176,13 @@ class StorageSettings(Group):
             also = ", and so is S3_REGION, which is enough on AWS" if on_aws else ""
             raise validators.MissingError(f"is missing{also}")
         return value
+
+    @field_validator("s3_sse_kms_key_id")
+    @classmethod
+    def _only_for_kms(cls, key: str | None, info: ValidationInfo) -> str | None:
+        if key and not (info.data.get("s3_sse") or "").startswith("aws:kms"):
+            raise validators.ExplainedError("is set, but S3_SSE is not aws:kms. Set both, or none")
+        return key
 
     @field_validator("s3_bucket")
     @classmethod

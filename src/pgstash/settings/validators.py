@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import ssl
 from pathlib import Path
 from urllib.parse import SplitResult, urlsplit
 
@@ -17,7 +18,7 @@ from pgstash.postgres.server import conninfo
 from pgstash.postgres.tools import pg_dump_options
 from pgstash.processes import hooks
 from pgstash.service import schedule
-from pgstash.settings import store_url
+from pgstash.settings import store_url, tags
 
 _SHORTEST_INTERVAL = 60
 _PATHS = ("/", "./", "../", "~/")
@@ -121,6 +122,24 @@ def service_url(url: str) -> str:
 def emulator(url: str) -> str:
     """Return the URL of an emulator; as Google's libraries do, take a host and a port for one."""
     return service_url(url if "://" in url else f"http://{url}")
+
+
+def ca_file(path: str) -> str:
+    """Return the path of a file with certificates of authorities."""
+    try:
+        found = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        found.load_verify_locations(cafile=path)
+    except ssl.SSLError:
+        raise ValueError(f"names {path}, which has no certificates in PEM format") from None
+    except OSError as error:
+        raise ValueError(f"names {path}, which cannot be read: {error.strerror}") from None
+    return path
+
+
+def object_tags(text: str) -> str:
+    """Return tags for stored objects."""
+    tags.parse(text)
+    return text
 
 
 def encryption_key(key: SecretStr) -> SecretStr:

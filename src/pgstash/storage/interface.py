@@ -8,18 +8,22 @@ all of them. Keys are
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Protocol, runtime_checkable
 
-from pgstash.errors import ObjectDamagedError
+from pgstash.errors import ObjectDamagedError, StorageRefusedError
 
 
 @dataclass(frozen=True, slots=True)
 class StoredObject:
     """One object: ``size`` in bytes, ``modified`` in UTC. A listing leaves ``metadata`` empty.
+
+    ``archived`` is the class of an object that has to be thawed before it can be read; in a
+    listing, it may have been thawed since. It is empty for all others.
 
     Metadata keys are lower-case ASCII; values are printable ASCII.
     """
@@ -28,6 +32,7 @@ class StoredObject:
     size: int
     modified: datetime
     metadata: Mapping[str, str] = field(default_factory=dict)
+    archived: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +159,17 @@ def beyond_the_end(
     wanted = f"bytes from {start} on" if length is None else f"{length} bytes from {start} on"
     has = "it ends before that" if size is None else f"it has {size}"
     return ObjectDamagedError(f"cannot read {wanted} of {url}: {has}")
+
+
+def archived(url: str, storage_class: str = "") -> StorageRefusedError:
+    """Return the error for an object that has to be thawed before it can be read."""
+    bucket, _, key = url.removeprefix("s3://").partition("/")
+    what = f"it is in the storage class {storage_class}" if storage_class else "it is archived"
+    return StorageRefusedError(
+        f"cannot read {url} yet: {what}",
+        hint="Thaw it, which takes hours, then try again: aws s3api restore-object "
+        f"--bucket {shlex.quote(bucket)} --key {shlex.quote(key)} --restore-request Days=7",
+    )
 
 
 def end_of_range(url: str, size: int, start: int, length: int | None) -> int:

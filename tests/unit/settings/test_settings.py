@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import os
 import re
+import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -87,6 +88,13 @@ def test_defaults() -> None:
         "azure_storage_endpoint": None,
         "s3_role_arn": None,
         "storage_emulator_host": None,
+        "s3_storage_class": None,
+        "s3_sse": None,
+        "s3_sse_kms_key_id": None,
+        "s3_tags": None,
+        "s3_addressing": "auto",
+        "s3_ca_file": None,
+        "s3_use_proxy": True,
         "s3_region": "us-east-1",
         "s3_max_parts": 10_000,
         "s3_part_size": None,
@@ -204,6 +212,13 @@ BOUNDS: list[tuple[str, list[str], list[str]]] = [
         ["arn:aws:iam::123456789012:role/backup", "arn:aws-cn:iam::123456789012:role/team/a.b+c@d"],
         ["backup", "arn:aws:iam::123456789012:user/a", "arn:aws:iam::1:role/", "arn:aws:s3:::b"],
     ),
+    ("S3_STORAGE_CLASS", ["STANDARD_IA", "COLD-LINE2"], ["standard", "A B", "x" * 65]),
+    ("S3_SSE", ["AES256", "aws:kms:dsse"], ["aes256", "kms"]),
+    ("S3_SSE_KMS_KEY_ID", [], ["a b", "a;b"]),
+    ("S3_TAGS", ["team=data,cost=42"], ["team", "a=x,a=y"]),
+    ("S3_ADDRESSING", ["auto", "path", "virtual"], ["host"]),
+    ("S3_CA_FILE", [ssl.get_default_verify_paths().cafile or ""], ["/nonexistent", "/", __file__]),
+    ("S3_USE_PROXY", ["true", "false"], ["http://proxy"]),
     ("S3_REGION", ["eu-central-1", "auto", "fsn1"], ["eu central", "eu/1", "é", "a\nb"]),
     (
         "BACKUP_PREFIX",
@@ -456,6 +471,15 @@ def test_no_help_and_no_hint_is_disfigured_by_the_scrubber() -> None:
     assert len(texts) > 60
     for text in texts:
         assert Scrubber().scrub(text) == text
+
+
+@pytest.mark.parametrize("sse", ["aws:kms", "aws:kms:dsse"])
+def test_a_key_of_kms_needs_kms(sse: str) -> None:
+    key = {"S3_SSE_KMS_KEY_ID": "arn:aws:kms:a-1:123456789012:key/1-2"}
+    assert complaint(VALID | key | {"S3_SSE": sse}) == ""
+    for other in ({}, {"S3_SSE": "AES256"}):
+        [problem] = problems(VALID | key | other)
+        assert problem == "S3_SSE_KMS_KEY_ID is set, but S3_SSE is not aws:kms. Set both, or none."
 
 
 @pytest.mark.parametrize("name", list(S3))

@@ -16,13 +16,22 @@ from botocore.parsers import ResponseParserError
 from pgstash import events
 from pgstash.errors import ConfigurationError, StorageRefusedError
 from pgstash.storage.retry import Retry
+from pgstash.storage.s3.codes import ARCHIVED
 from pgstash.storage.s3.config import S3Config
-from pgstash.storage.s3.errors import answered, is_expired, translate, unreadable, wants_md5
+from pgstash.storage.s3.errors import (
+    answered,
+    is_expired,
+    is_unknown_request,
+    translate,
+    unreadable,
+    wants_md5,
+)
 from pgstash.storage.s3.identity import Identity, isolated_session
 from pgstash.storage.s3.identity_errors import hint
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
+    from mypy_boto3_s3.type_defs import HeadObjectOutputTypeDef
 
 T = TypeVar("T")
 
@@ -39,6 +48,7 @@ class Requests:
     def __init__(self, config: S3Config, emit: events.Emit) -> None:
         """Create the client. Raises ConfigurationError if the endpoint is not a URL."""
         self.bucket = config.bucket
+        self.objects = config.objects
         self.identity = Identity(config)
         self._retry = Retry(config.retry_attempts, config.retry_delay, emit)
         try:
@@ -48,6 +58,7 @@ class Requests:
                 "s3",
                 endpoint_url=config.endpoint,
                 region_name=config.region,
+                verify=config.connection.ca_file,
                 config=_client_config(config),
             )
         except (ValueError, BotoCoreError) as exc:
@@ -99,9 +110,15 @@ class Requests:
         try:
             return (retry or self._retry)(doing, once, abandoned)
         except StorageRefusedError as error:
-            if not self.identity.is_static and (answer := answered(error)):
-                error.hint = hint(error, answer.code, self.identity.known)
+            self._set_hint(error)
             raise
+
+    def _set_hint(self, error: StorageRefusedError) -> None:
+        """Set the hint that these settings call for, instead of that for an access key."""
+        if self.objects.small() and is_unknown_request(error):
+            error.hint = "Unset S3_SSE and S3_TAGS if the store does not support them."
+        elif not self.identity.is_static and (answer := answered(error)):
+            error.hint = hint(error, answer.code, self.identity.known)
 
 
 class _ContentMD5:
@@ -128,19 +145,23 @@ class _ContentMD5:
 
 def _client_config(config: S3Config) -> Config:
     host = urlsplit(config.endpoint or "https://s3.amazonaws.com").hostname or ""
+    style = config.connection.addressing
+    if style == "auto":
+        style = "virtual" if host.endswith(VIRTUAL_HOSTS) else "path"
     return Config(
         signature_version="s3v4",
         # The payload is signed, so the store checks the SHA-256 of every part. No other checksum
         # is needed unless the store requires one, and botocore's trailers break some stores.
         s3={
             "payload_signing_enabled": True,
-            "addressing_style": "virtual" if host.endswith(VIRTUAL_HOSTS) else "path",
+            "addressing_style": style,
         },
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
         connect_timeout=config.connect_timeout,
         read_timeout=config.read_timeout,
         max_pool_connections=config.connections,
+        proxies=None if config.connection.proxy else {},
         retries={"total_max_attempts": 1, "mode": "standard"},
     )
 
@@ -159,6 +180,18 @@ def _use_content_md5(params: dict[str, Any], **_: Any) -> None:  # noqa: ANN401 
     params["headers"]["Content-MD5"] = base64.b64encode(digest).decode()
     params["headers"].pop("x-amz-sdk-checksum-algorithm", None)
     params["context"].pop("checksum", None)
+
+
+def archived_class(found: HeadObjectOutputTypeDef) -> str:
+    """Return the storage class of an object that has to be thawed first; empty for others.
+
+    https://docs.aws.amazon.com/AmazonS3/latest/API/API_HeadObject.html
+    """
+    given: Mapping[str, Any] = found  # a store may leave anything out
+    if 'ongoing-request="false"' in given.get("Restore", ""):
+        return ""
+    kept: str = given.get("StorageClass", "")
+    return kept if kept in ARCHIVED or given.get("ArchiveStatus") else ""
 
 
 def lowered(metadata: Mapping[str, str]) -> dict[str, str]:

@@ -65,6 +65,9 @@ REDIRECTED = {
     "PermanentRedirect",
     "TemporaryRedirect",
 }
+# The classes whose objects have to be thawed, and the answer to a request for one that is not.
+ARCHIVED = {"GLACIER", "DEEP_ARCHIVE"}
+NOT_THAWED = "InvalidObjectState"
 UNTRUSTED = ("CERTIFICATE_VERIFY_FAILED", "certificate verify failed", "doesn't match")
 NO_TLS = ("WRONG_VERSION_NUMBER", "wrong version number", "HTTP_REQUEST")
 
@@ -89,6 +92,14 @@ REFUSALS = {
         "Set the clock of this machine, preferably with NTP.",
     ),
 }
+REFUSALS |= dict.fromkeys(
+    ("KMS.DisabledException", "KMS.KMSInvalidStateException", "KMS.NotFoundException"),
+    ("KMS does not use the key", "Check S3_SSE_KMS_KEY_ID, and that the key is enabled."),
+)
+REFUSALS["InvalidStorageClass"] = (
+    "the store does not know the storage class",
+    "Check S3_STORAGE_CLASS.",
+)
 # Temporary credentials that are no longer valid; a HEAD request gets only the status for it.
 EXPIRED = {
     "ExpiredToken",

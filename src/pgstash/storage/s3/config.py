@@ -4,10 +4,53 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
+from urllib.parse import quote, urlencode
 
 
 def _forget(_secrets: Sequence[str]) -> None:
     """Do nothing with secrets: for a store whose log nobody reads."""
+
+
+@dataclass(frozen=True, slots=True)
+class Objects:
+    """How the store keeps what is written; None leaves each to the bucket.
+
+    ``tags`` are pairs of key and value. ``storage_class`` is for archives alone: a listing, a
+    restore and pruning read the small objects next to them at once.
+    """
+
+    storage_class: str | None = None
+    encryption: str | None = None
+    kms_key_id: str | None = None
+    tags: Sequence[tuple[str, str]] = ()
+
+    def small(self) -> dict[str, str]:
+        """Return the parameters of botocore for a companion."""
+        every = {
+            "ServerSideEncryption": self.encryption,
+            "SSEKMSKeyId": self.kms_key_id,
+            "Tagging": urlencode(self.tags, quote_via=quote) or None,
+        }
+        return {name: value for name, value in every.items() if value}
+
+    def archive(self) -> dict[str, str]:
+        """Return the parameters of botocore for an archive."""
+        return self.small() | ({"StorageClass": self.storage_class} if self.storage_class else {})
+
+
+@dataclass(frozen=True, slots=True)
+class Connection:
+    """How the store is reached.
+
+    ``addressing`` is where the bucket is named: in the ``path``, as a ``virtual`` host, or as the
+    endpoint requires (``auto``). ``ca_file`` has the certificates to trust. With ``proxy``, the
+    variables of the environment that name one are used.
+    """
+
+    addressing: Literal["auto", "path", "virtual"] = "auto"
+    ca_file: str | None = None
+    proxy: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +72,8 @@ class S3Config:
     secret_access_key: str | None = field(repr=False)
     role_arn: str | None = None
     learn: Callable[[Sequence[str]], None] = field(default=_forget, repr=False)
+    objects: Objects = Objects()
+    connection: Connection = Connection()
     retry_attempts: int = 3
     retry_delay: float = 5.0
     max_parts: int = 10_000

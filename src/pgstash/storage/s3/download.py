@@ -10,9 +10,9 @@ from botocore.exceptions import ClientError, ResponseStreamingError
 from urllib3.exceptions import HTTPError
 
 from pgstash.errors import StorageError, StorageRefusedError, StorageUnreachableError
-from pgstash.storage.interface import beyond_the_end
+from pgstash.storage.interface import archived, beyond_the_end
 from pgstash.storage.s3.client import Requests
-from pgstash.storage.s3.errors import is_beyond_the_end, is_taken
+from pgstash.storage.s3.errors import is_beyond_the_end, is_not_thawed, is_taken
 
 if TYPE_CHECKING:
     from botocore.response import StreamingBody
@@ -46,6 +46,8 @@ class Download:
             self.close()
             if is_beyond_the_end(exc):
                 raise beyond_the_end(self._url, None, position, length) from exc
+            if is_not_thawed(exc):
+                raise archived(self._url) from exc
             raise
 
     @property

@@ -13,6 +13,7 @@ from botocore.exceptions import (
     EndpointConnectionError,
     HTTPClientError,
     IncompleteReadError,
+    ProxyConnectionError,
     ReadTimeoutError,
     SSLError,
 )
@@ -38,6 +39,7 @@ from pgstash.storage.s3.codes import (
     MISSING,
     NO_TLS,
     NOT_IMPLEMENTED,
+    NOT_THAWED,
     OF_ONE_OBJECT,
     OF_ONE_UPLOAD,
     OF_STATUS,
@@ -169,6 +171,12 @@ def is_unknown_request(error: StorageError) -> bool:
     return answer is not None and answer.code in UNKNOWN_REQUEST
 
 
+def is_not_thawed(error: StorageError) -> bool:
+    """Return whether an object is archived, and has to be thawed before it can be read."""
+    answer = answered(error)
+    return answer is not None and answer.code == NOT_THAWED
+
+
 def is_beyond_the_end(error: StorageError) -> bool:
     """Return whether the range begins after the end of the object."""
     answer = answered(error)
@@ -229,7 +237,8 @@ def _unanswered(  # noqa: PLR0911 - a table of errors
     if isinstance(exc, SSLError) and any(sign in text for sign in UNTRUSTED):
         return StorageRefusedError(
             f"{cannot}: the certificate of the store is not trusted ({text})",
-            hint="Check S3_ENDPOINT and the clock. The certificate must be valid for that host.",
+            hint="Check S3_ENDPOINT and the clock. The certificate must be valid for that host. If "
+            "a private authority issued it, name its certificates in S3_CA_FILE.",
         )
     if isinstance(exc, SSLError) and any(sign in text for sign in NO_TLS):
         return StorageRefusedError(
@@ -240,6 +249,11 @@ def _unanswered(  # noqa: PLR0911 - a table of errors
         return StorageUnreachableError(
             f"{cannot}: the name of the store cannot be resolved ({text})",
             hint="Check the host in S3_ENDPOINT and the DNS of this machine.",
+        )
+    if isinstance(exc, ProxyConnectionError):
+        return StorageUnreachableError(
+            f"{cannot}: no connection to the proxy ({text})",
+            hint="Check HTTPS_PROXY or HTTP_PROXY, or set S3_USE_PROXY=false.",
         )
     if isinstance(exc, EndpointConnectionError | ConnectTimeoutError):
         return StorageUnreachableError(f"{cannot}: no connection to the store ({text})")

@@ -48,10 +48,11 @@ class S3Multipart:
 
     def begin(self, abandoned: threading.Event) -> None:
         """Create the upload, which sets its ``id``. Raises StorageError."""
+        kept: Any = self._requests.objects.archive()
         self.id = self._requests.call(
             f"begin the upload of {self.url}",
             lambda: self._client.create_multipart_upload(
-                Bucket=self._bucket, Key=self.key, Metadata=self._metadata
+                Bucket=self._bucket, Key=self.key, Metadata=self._metadata, **kept
             )["UploadId"],
             abandoned=abandoned,
         )

@@ -16,7 +16,8 @@ from pgstash.storage import part_size as parts
 from pgstash.storage.interface import PendingUpload, StoredObject
 from pgstash.storage.multipart_upload import MultipartUpload
 from pgstash.storage.part_reader import PartReader
-from pgstash.storage.s3.client import Requests, lowered
+from pgstash.storage.s3.client import Requests, archived_class, lowered
+from pgstash.storage.s3.codes import ARCHIVED
 from pgstash.storage.s3.config import S3Config
 from pgstash.storage.s3.download import Download
 from pgstash.storage.s3.errors import (
@@ -90,7 +91,12 @@ class S3Storage:
             if not LISTING & page.keys():
                 raise unreadable(doing)
             found = [
-                StoredObject(each["Key"], each["Size"], each["LastModified"].astimezone(UTC))
+                StoredObject(
+                    each["Key"],
+                    each["Size"],
+                    each["LastModified"].astimezone(UTC),
+                    archived=kept if (kept := each.get("StorageClass", "")) in ARCHIVED else "",
+                )
                 for each in page.get("Contents", [])
             ]
             return found, page["NextContinuationToken"] if page.get("IsTruncated") else None
@@ -115,7 +121,13 @@ class S3Storage:
         def ask() -> StoredObject:
             found = self._client.head_object(Bucket=self._bucket, Key=key)
             modified = found["LastModified"].astimezone(UTC)
-            return StoredObject(key, found["ContentLength"], modified, lowered(found["Metadata"]))
+            return StoredObject(
+                key,
+                found["ContentLength"],
+                modified,
+                lowered(found["Metadata"]),
+                archived_class(found),
+            )
 
         return self._requests.call(f"read the metadata of {self.url(key)}", ask)
 
@@ -136,6 +148,7 @@ class S3Storage:
 
     def put(self, key: str, data: bytes, metadata: Mapping[str, str]) -> None:
         """Store a small object with one request, replacing one of the same key."""
+        small: Any = self._requests.objects.small()
         self._requests.call(
             f"store {self.url(key)}",
             lambda: self._client.put_object(
@@ -143,6 +156,7 @@ class S3Storage:
                 Key=key,
                 Body=PartReader(memoryview(data)).body(),
                 Metadata=dict(metadata),
+                **small,
             ),
         )
 
