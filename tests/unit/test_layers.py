@@ -31,7 +31,7 @@ PACKAGES = {
     "pty": "none",
     "pyrage": r"pgstash\.pipeline\.age",
     "requests": r"pgstash\.storage\.gcs\..+",
-    "subprocess": r"pgstash\.(postgres\..+|processes\.[a-z]+)",
+    "subprocess": r"pgstash\.(postgres\..+|processes\.[a-z_]+)",
     "urllib3": r"pgstash\.(monitoring\.http_delivery|storage\.s3\..+)",
 }
 
