@@ -77,12 +77,13 @@ def list_(
         if as_json:
             print_line(json.dumps([asdict(each) for each in found], indent=2))
             return
-        print_table([["NAME", "KEY"], *([each.name, _shown(each)] for each in found)])
+        print_table([["NAME", "KEY"], *([each.name, shown(each)] for each in found)])
 
     run(work, Command(needs=["storage"], only_reads=True, stdout_is_data=True))
 
 
-def _shown(found: KeyOf) -> str:
+def shown(found: KeyOf) -> str:
+    """Return the key of a backup, or its recipients, for a person."""
     if not found.recipient_count:
         return found.key
     more = found.recipient_count - len(found.recipients)
@@ -116,7 +117,7 @@ def _change(recipient: str, *, removes: bool, backup: str | None, source: str | 
 
     if backup is not None and source is not None:
         raise typer.BadParameter("cannot be combined with --backup", param_hint="--source")
-    change = Change(_parsed(recipient, removes=removes), removes)
+    change = Change(parsed(recipient, removes=removes), removes)
 
     def work(values: Settings, emit: Emit, interruption: Interruption) -> None:
         runtime = Runtime(emit, interruption)
@@ -134,7 +135,8 @@ def _change(recipient: str, *, removes: bool, backup: str | None, source: str | 
     run(work, Command(needs=["storage"], only_reads=True))
 
 
-def _parsed(text: str, *, removes: bool) -> str:
+def parsed(text: str, *, removes: bool) -> str:
+    """Return the recipient that is named, by its label if it is removed. Raises BadParameter."""
     from pgstash.pipeline import age
 
     if removes and _LABEL.fullmatch(text):
