@@ -6,9 +6,12 @@ and accepts the keys. A proxy before it refuses session tokens that have expired
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import socket
 import threading
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
     from support.swift import SwiftServer
 
 MIB = 1024 * 1024
+HURRIED = 40.0
 DENIED = Answer(403, "AccessDenied")
 UNKNOWN = Answer(403, "InvalidAccessKeyId")
 
@@ -305,6 +309,28 @@ def test_what_is_missing_at_the_first_request_is_a_problem_of_the_configuration(
     storage = s3(access_key_id=None, secret_access_key=None)
     with pytest.raises(ConfigurationError, match=problem):
         storage.check()
+
+
+def test_a_metadata_service_that_is_not_there_is_not_waited_for(
+    s3: Callable[..., S3Storage], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """botocore would wait for as long as its timeout, twice."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("AWS_METADATA_SERVICE_TIMEOUT", "60")
+    with contextlib.ExitStack() as sockets:
+        full = sockets.enter_context(socket.socket())
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        for _ in range(4):  # more than it queues: the next connection is not accepted
+            waiting = sockets.enter_context(socket.socket())
+            waiting.settimeout(0)
+            waiting.connect_ex(full.getsockname())
+        address = f"http://127.0.0.1:{full.getsockname()[1]}"
+        monkeypatch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", address)
+        began = time.monotonic()
+        with pytest.raises(ConfigurationError, match="No credentials"):
+            s3(access_key_id=None, secret_access_key=None).check()
+        assert time.monotonic() - began < HURRIED
 
 
 @pytest.mark.parametrize(
