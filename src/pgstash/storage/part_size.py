@@ -34,12 +34,13 @@ class Sizes:
     """The part sizes of an upload, in bytes.
 
     The first ``equal`` parts have the size ``first``. After them the size doubles in steps, up to
-    ``most`` parts.
+    ``most`` parts, and up to the ``largest`` part that the store takes.
     """
 
     first: int
     most: int
     equal: int
+    largest: int = LARGEST
 
     @property
     def grow(self) -> bool:
@@ -51,7 +52,7 @@ class Sizes:
         if number <= self.equal:
             return self.first
         doubled = 1 + (number - self.equal - 1) // self._step
-        return min(self.first << doubled, LARGEST)
+        return min(self.first << doubled, self.largest)
 
     @property
     def hold(self) -> int:
@@ -70,31 +71,36 @@ def equal(size: int, max_parts: int) -> Sizes:
     return Sizes(size, max_parts, max_parts)
 
 
-def size_for(expected_size: int, max_parts: int) -> int:
+def size_for(expected_size: int, max_parts: int, largest: int = LARGEST) -> int:
     """Return the size in bytes of equal parts for an upload of ``expected_size`` bytes.
 
     It is a whole number of MiB. The upload and a quarter more fit into ``max_parts``, unless parts
-    would have to be larger than S3 allows.
+    would have to be larger than the store allows.
     """
     needed = math.ceil(expected_size * _RESERVE / max_parts / MIB) * MIB
-    return max(DEFAULT, min(needed, LARGEST))
+    return max(DEFAULT, min(needed, largest))
 
 
 def sizes_for(
-    expected_size: int, usual_size: int | None, max_parts: int, *, may_grow: bool
+    expected_size: int,
+    usual_size: int | None,
+    max_parts: int,
+    *,
+    may_grow: bool,
+    largest: int = LARGEST,
 ) -> Sizes:
     """Return the part sizes for an upload of at most about ``expected_size`` bytes.
 
     If the ``usual_size`` needs less memory, the first parts are chosen for it and a quarter more.
     Later parts grow, so that ``expected_size`` fits as well as it does into equal parts.
     """
-    certain = equal(size_for(expected_size, max_parts), max_parts)
+    certain = equal(size_for(expected_size, max_parts, largest), max_parts)
     if usual_size is None or not may_grow:
         return certain
     equal_parts = max(1, int(max_parts * _EQUAL))
-    sizes = Sizes(size_for(usual_size, equal_parts), max_parts, equal_parts)
+    sizes = Sizes(size_for(usual_size, equal_parts, largest), max_parts, equal_parts, largest)
     while sizes.first < certain.first and sizes.hold < min(certain.hold, expected_size * _RESERVE):
-        sizes = Sizes(sizes.first + MIB, max_parts, equal_parts)
+        sizes = Sizes(sizes.first + MIB, max_parts, equal_parts, largest)
     return sizes if sizes.first < certain.first else certain
 
 

@@ -74,3 +74,11 @@ def test_they_double_in_steps() -> None:
 )
 def test_where_parts_may_grow(endpoint: str | None, *, grows: bool) -> None:
     assert may_grow(endpoint) is grows
+
+
+def test_parts_do_not_grow_beyond_what_the_store_takes() -> None:
+    most = 4000 * MIB
+    grown = sizes_for(10**15, 4 * 10**12, 50_000, may_grow=True, largest=most)
+    assert grown.of(50_000) == most
+    assert size_for(10**15, 50_000, most) == most
+    assert sizes_for(10**15, 4 * 10**12, 50_000, may_grow=True).of(50_000) == LARGEST

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 # https://learn.microsoft.com/rest/api/storageservices/put-block#remarks
 MAX_BLOCKS = 50_000
+LARGEST_BLOCK = 4000 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from pgstash.storage import part_size as parts
 from pgstash.storage.azure import metadata as names
 from pgstash.storage.azure.blocks import PLACEHOLDER, BlockUpload, discard, staged, uploads_of
 from pgstash.storage.azure.client import Requests
-from pgstash.storage.azure.config import MAX_BLOCKS, AzureConfig
+from pgstash.storage.azure.config import LARGEST_BLOCK, MAX_BLOCKS, AzureConfig
 from pgstash.storage.azure.errors import Answer, translate
 from pgstash.storage.interface import PendingUpload, StoredObject, end_of_range
 from pgstash.storage.multipart_upload import MultipartUpload
@@ -161,7 +161,9 @@ class AzureStorage:
     ) -> MultipartUpload:
         """Begin an upload of blocks, whose sizes :mod:`pgstash.storage.part_size` chooses."""
         sizes = (
-            parts.sizes_for(expected_size, usual_size, MAX_BLOCKS, may_grow=True)
+            parts.sizes_for(
+                expected_size, usual_size, MAX_BLOCKS, may_grow=True, largest=LARGEST_BLOCK
+            )
             if self._part_size is None
             else parts.equal(self._part_size, MAX_BLOCKS)
         )
