@@ -23,6 +23,7 @@ from pgstash.errors import (
     UploadError,
 )
 from pgstash.storage.azure.blocks import PLACEHOLDER
+from pgstash.storage.interface import archived
 from support.azurite import ACCOUNT, KEY, AzuriteServer, operation_of
 from support.proxy import PASS, Answer, Behaviour, Change, Cut, Drop, HttpProxy, TcpProxy
 from support.tiers import later
@@ -289,6 +290,21 @@ def test_blocks_that_another_program_staged_are_left_to_it(azure: Make) -> None:
     container = azure()._container  # noqa: SLF001 - what anyone can do
     container.get_blob_client("theirs").stage_block("block-1", b"theirs")
     assert list(azure().pending("")) == []
+
+
+def test_a_blob_in_the_archive_tier_has_to_be_thawed(azure: Make) -> None:
+    azure().put("key", b"data", {"id": "1"})
+    [before] = azure().list("")
+    assert (before.archived, azure().head("key").archived) == ("", "")
+    container = azure()._container  # noqa: SLF001 - what a lifecycle rule does
+    container.get_blob_client("key").set_standard_blob_tier("Archive")
+    [listed] = azure().list("")
+    assert (listed.archived, azure().head("key").archived) == ("Archive", "Archive")
+    with pytest.raises(StorageRefusedError, match="archive tier"):
+        content(azure())
+    hint = archived(azure().url("key"), "Archive").hint
+    assert "az storage blob set-tier --account-name pgstashtests" in hint
+    assert "--name key --tier Hot" in hint
 
 
 # Who makes the requests.

@@ -163,12 +163,25 @@ def beyond_the_end(
 
 def archived(url: str, storage_class: str = "") -> StorageRefusedError:
     """Return the error for an object that has to be thawed before it can be read."""
-    bucket, _, key = url.removeprefix("s3://").partition("/")
     what = f"it is in the storage class {storage_class}" if storage_class else "it is archived"
     return StorageRefusedError(
         f"cannot read {url} yet: {what}",
-        hint="Thaw it, which takes hours, then try again: aws s3api restore-object "
-        f"--bucket {shlex.quote(bucket)} --key {shlex.quote(key)} --restore-request Days=7",
+        hint=f"Thaw it, which takes hours, then try again: {_thawing(url)}",
+    )
+
+
+def _thawing(url: str) -> str:
+    """Return the command that thaws an object."""
+    if url.startswith("azure://"):
+        account, container, key = map(shlex.quote, url.removeprefix("azure://").split("/", 2))
+        return (
+            f"az storage blob set-tier --account-name {account} --container-name {container} "
+            f"--name {key} --tier Hot"
+        )
+    bucket, _, key = url.removeprefix("s3://").partition("/")
+    return (
+        f"aws s3api restore-object --bucket {shlex.quote(bucket)} --key {shlex.quote(key)} "
+        "--restore-request Days=7"
     )
 
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from azure.storage.blob import BlobProperties
 
 DELETE_BATCH = 256
+ARCHIVE = "Archive"  # the tier whose blobs cannot be read at once
 BAD_REQUEST = 400
 
 
@@ -66,7 +67,7 @@ class AzureStorage:
         """
         for found in self._blobs(prefix):
             if found.name > start_after and not _is_placeholder(found):
-                yield StoredObject(found.name, found.size, found.last_modified.astimezone(UTC))
+                yield _stored(found, {})
 
     def _blobs(self, prefix: str, *include: str) -> Iterator[BlobProperties]:
         position: str | None = None
@@ -108,9 +109,7 @@ class AzureStorage:
         found = self._requests.call(doing, self._requests.blob(key).get_blob_properties)
         if _is_placeholder(found):
             raise ObjectNotFoundError(f"cannot {doing}: there is no such object")
-        modified = found.last_modified.astimezone(UTC)
-        stored = StoredObject(key, found.size, modified, names.decoded(found.metadata))
-        return stored, str(found.etag)
+        return _stored(found, names.decoded(found.metadata)), str(found.etag)
 
     @contextmanager
     def read(
@@ -227,6 +226,13 @@ class AzureStorage:
             f"abort the upload of {self.url(upload.key)}",
             lambda: discard(self._requests.blob(upload.key)),
         )
+
+
+def _stored(found: BlobProperties, metadata: Mapping[str, str]) -> StoredObject:
+    """Return an object. It stays in the archive tier until it is thawed."""
+    archived = ARCHIVE if str(found.blob_tier) == ARCHIVE else ""
+    modified = found.last_modified.astimezone(UTC)
+    return StoredObject(found.name, found.size, modified, metadata, archived)
 
 
 def _is_placeholder(found: BlobProperties) -> bool:
