@@ -255,4 +255,5 @@ def access_of(
         older=settings.old_passphrases,
         identity=settings.identity,
         rounds=settings.backup_encryption_iterations,
+        only_passphrase=settings.passphrase is not None,
     )

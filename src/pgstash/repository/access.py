@@ -17,7 +17,8 @@ class Access:
     requires ``unverified`` for a backup that is not encrypted as well: anyone who can write to the
     store could have written it, with its manifest. ``older`` are passphrases that earlier backups
     were encrypted with, and ``identity`` is what opens wrapped passphrases, as text. ``rounds`` are
-    those of PBKDF2, of a backup without metadata.
+    those of PBKDF2, of a backup without metadata. ``only_passphrase`` requires ``unverified`` for a
+    backup for recipients: anyone who knows their public keys could have written it.
     """
 
     passphrase: str | None = field(repr=False)
@@ -26,6 +27,7 @@ class Access:
     older: Sequence[str] = field(repr=False, default=())
     identity: str | None = field(repr=False, default=None)
     rounds: int = encryption.ROUNDS
+    only_passphrase: bool = False
 
     @property
     def passphrases(self) -> Sequence[str]:

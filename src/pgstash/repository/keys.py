@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from pgstash.errors import CorruptedError, EncryptionError
+from pgstash.errors import CorruptedError, EncryptionError, UnverifiedError
 from pgstash.format import metadata as stored_metadata
 from pgstash.pipeline import age, encryption
 from pgstash.repository.access import Access
@@ -46,10 +46,12 @@ def settled(storage: Storage, stored: Stored, access: Access) -> Access:
     """Return how to read a backup: with the one passphrase and the rounds that fit.
 
     Raises EncryptionError if there is no key for it, CorruptedError if it was encrypted with
-    another key, StorageError.
+    another key, UnverifiedError if it is for recipients and ``access`` does not allow that,
+    StorageError.
     """
     rounds = _recorded_rounds(stored)
-    if stored.wrapped is not None or stored_metadata.WRAPPED in stored.metadata:
+    if for_recipients(stored.metadata, wrapped=stored.wrapped is not None):
+        _refuse_for_recipients(stored.name, access)
         access = replace(access, passphrase=unwrapped(storage, stored, access), older=())
     elif access.passphrases and (key_id := stored.metadata.get(stored_metadata.KEY_ID)):
         return _by_id(stored.name, key_id, replace(access, rounds=rounds or encryption.ROUNDS))
@@ -60,9 +62,39 @@ def settled(storage: Storage, stored: Stored, access: Access) -> Access:
     ]
     if len(candidates) > 1 and stored.sample is not None:
         with storage.read(stored.sample) as chunks:
-            beginning = b"".join(itertools.islice(chunks, 1))
+            beginning = _beginning(chunks)
         candidates = [each for each in candidates if opens(beginning, each)] or candidates
     return candidates[0] if candidates else replace(access, rounds=possible[0])
+
+
+def for_recipients(metadata: Mapping[str, str], *, wrapped: bool) -> bool:
+    """Return whether a backup is for recipients, by the metadata of its archive.
+
+    Only if these are lost it counts that there is a ``wrapped`` passphrase. Otherwise whoever may
+    add objects to the store could add one to a backup with another passphrase.
+    """
+    recorded = "encryption" in metadata
+    return stored_metadata.WRAPPED in metadata or (wrapped and not recorded)
+
+
+def _refuse_for_recipients(name: str, access: Access) -> None:
+    if access.only_passphrase and not access.unverified:
+        raise UnverifiedError(
+            f"{name} is encrypted for recipients, and new backups with BACKUP_ENCRYPTION_KEY. "
+            "Anyone who knows the public keys and can write to the store may have put it there",
+            hint="If new backups are for recipients, set BACKUP_ENCRYPTION_RECIPIENTS here too. If "
+            "it is from before they had a passphrase, read it with --unverified. Its digests are "
+            "still checked.",
+        )
+
+
+def _beginning(chunks: Iterable[bytes]) -> bytes:
+    found = b""
+    for chunk in chunks:
+        found += chunk
+        if len(found) >= BEGINNING:
+            break
+    return found
 
 
 def opens(beginning: bytes, access: Access) -> bool:

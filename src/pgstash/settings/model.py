@@ -167,8 +167,9 @@ class Settings(
         servers = (self.source_url, self.target_url, self.scratch_url or "")
         public = {url for url in servers if not conninfo.secrets(url)}
         found = [value for value in secret if value not in public] + self._identity_secrets
-        for text in (*self.old_passphrases, self.identity or ""):
-            found += [line for line in text.splitlines() if not line.startswith(_NOT_SECRET)]
+        lines = (self.identity or "").splitlines()
+        found += [line for line in lines if not line.startswith(_NOT_SECRET)]
+        found += self.old_passphrases
         for web in (self.webhook_url, self.verify_webhook_url, self.healthcheck_ping_url):
             if web is not None:
                 found += _parts_of_url(web.get_secret_value())

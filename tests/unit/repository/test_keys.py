@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
-from pgstash.errors import CorruptedError, EncryptionError, PgstashError
+from pgstash.errors import CorruptedError, EncryptionError, PgstashError, UnverifiedError
 from pgstash.format import manifest as manifests
 from pgstash.format import names
 from pgstash.pipeline import age, encryption
@@ -313,3 +314,44 @@ def test_metadata_name_the_recipients_and_their_number() -> None:
         "recipients": f"{ANN.recipient[:20]}, {BEN.recipient[:20]}",
         "recipient-count": "2",
     }
+
+
+class Dripping(MemoryStorage):
+    """Sends every object byte by byte, as a slow network may."""
+
+    @contextmanager
+    def read(
+        self, key: str, *, start: int = 0, length: int | None = None
+    ) -> Iterator[Iterator[bytes]]:
+        with super().read(key, start=start, length=length) as chunks:
+            yield (bytes([byte]) for chunk in chunks for byte in chunk)
+
+
+def test_a_key_is_found_though_the_network_is_slow() -> None:
+    found = opened(stored(make(SCRIPT, passphrase=OLD), Dripping()), replace(STRICT, older=[OLD]))
+    assert found.passphrase == OLD
+
+
+def test_where_the_passphrase_is_used_a_backup_for_recipients_was_planted() -> None:
+    """Anybody can encrypt for a public key. Only the owners know the passphrase."""
+    made, packed = wrapped_for(ANN.recipient)
+    storage = MemoryStorage()
+    store_wrapped(storage, made, packed)
+    access = replace(STRICT, identity=ANN.identity, only_passphrase=True)
+    hint = refused(storage, access, UnverifiedError, "is encrypted for recipients, and new backups")
+    assert "--unverified" in hint
+    assert text_of(opened(storage, replace(access, unverified=True))) == SCRIPT
+
+
+@pytest.mark.parametrize("identity", [None, ANN.identity])
+@pytest.mark.parametrize("with_id", [True, False], ids=["with id", "of an older pgstash"])
+def test_a_planted_key_does_not_keep_a_backup_with_a_passphrase_from_being_read(
+    identity: str | None, *, with_id: bool
+) -> None:
+    """Whoever may add objects, but neither replace nor delete them, has not spoilt a backup."""
+    made = make(SCRIPT, passphrase=NEW)
+    more = recorded(encryption.ROUNDS) | ({"key-id": id_of(made)} if with_id else {})
+    storage = stored(made, metadata=more)
+    planted = age.wrap(Wrapped(age.new_passphrase(os.urandom), [ANN.recipient]))
+    storage.put(f"p/{names.key_name(made.base, made.manifest.id)}", planted, {})
+    assert text_of(opened(storage, replace(STRICT, identity=identity))) == SCRIPT

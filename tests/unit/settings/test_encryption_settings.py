@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from pgstash import settings
+from pgstash.commands.stored import access_of
 from pgstash.errors import ConfigurationError
 from pgstash.monitoring.redaction import Scrubber
 from pgstash.settings import Settings
@@ -150,3 +151,24 @@ def test_every_line_of_a_secret_is_removed_from_the_log(tmp_path: Path) -> None:
 def test_a_machine_that_only_restores_may_have_an_identity_alone() -> None:
     only = {"STORAGE_URL": "file:///b", "BACKUP_DECRYPTION_IDENTITY": ANN.identity}
     assert settings.load(only, NO_FILE, needs=["storage"]).only_reads_with_key
+
+
+def test_a_machine_that_only_restores_may_have_old_keys_alone() -> None:
+    only = {"STORAGE_URL": "file:///b", "BACKUP_ENCRYPTION_OLD_KEYS": KEY}
+    assert settings.load(only, NO_FILE, needs=["storage"]).only_reads_with_key
+
+
+@pytest.mark.parametrize(
+    ("more", "expected"),
+    [
+        ({"BACKUP_ENCRYPTION_KEY": KEY}, True),
+        ({"BACKUP_ENCRYPTION_KEY": KEY, "BACKUP_ENCRYPTION_RECIPIENTS": ANN.recipient}, False),
+        ({"BACKUP_ENCRYPTION_RECIPIENTS": ANN.recipient}, False),
+        ({"BACKUP_ENCRYPTION_KEY": KEY, "BACKUP_ENCRYPTION": "false"}, False),
+    ],
+)
+def test_backups_for_recipients_are_in_doubt_where_new_ones_have_a_passphrase(
+    more: dict[str, str], *, expected: bool
+) -> None:
+    values = load(ON | {"BACKUP_DECRYPTION_IDENTITY": ANN.identity} | more)
+    assert access_of(values, unverified=False).only_passphrase == expected
