@@ -17,6 +17,7 @@ from pgstash.settings import Settings
 
 NOT_ENCRYPTED = "none"
 FOR_RECIPIENTS = "recipients"
+LOST = "recipients, but the wrapped passphrase is missing"
 UNKNOWN = "a passphrase"
 ANOTHER = "another passphrase"
 
@@ -46,12 +47,16 @@ def list_keys(settings: Settings, *, newest: int | None) -> list[KeyOf]:
 def _key_of(backup: catalog.Backup, found: Mapping[str, str], settings: Settings) -> KeyOf:
     if not backup.encrypted:
         return KeyOf(backup.name, NOT_ENCRYPTED, (), 0)
-    if stored_metadata.WRAPPED in found or stored_metadata.RECIPIENTS in found:
-        labels = found.get(stored_metadata.RECIPIENTS, "").split(", ")
+    own = object_metadata.companions_of(backup, found)
+    wrapped = any(each.kind == "key" for each in own)
+    if keys.for_recipients(found, wrapped=wrapped):
+        if not wrapped:
+            return KeyOf(backup.name, LOST, (), 0)
+        labels = [each for each in found.get(stored_metadata.RECIPIENTS, "").split(", ") if each]
         count = found.get(stored_metadata.RECIPIENT_COUNT, "")
         number = int(count[:9]) if count.isascii() and count.isdecimal() else len(labels)
         # The last one may be cut.
-        return KeyOf(backup.name, FOR_RECIPIENTS, [each for each in labels if each], number)
+        return KeyOf(backup.name, FOR_RECIPIENTS, labels, number)
     key_id = found.get(stored_metadata.KEY_ID)
     if key_id is None:
         return KeyOf(backup.name, UNKNOWN, (), 0)

@@ -19,6 +19,7 @@ from pgstash.errors import (
     StorageUnreachableError,
 )
 from pgstash.format import manifest as manifests
+from pgstash.format import metadata as stored_metadata
 from pgstash.pipeline import age
 from pgstash.repository import keys, object_metadata
 from pgstash.repository.access import Access
@@ -111,13 +112,34 @@ def _rewrap(storage: Storage, backup: Backup, change: Change, access: Access) ->
     metadata = storage.head(backup.key).metadata
     manifests.refuse_newer(backup.name, metadata)
     own = object_metadata.companions_of(backup, metadata)
-    wrapped = [each.key for each in own if each.kind == "key"]
-    if not wrapped:
+    wrapped = {each.id: each.key for each in own if each.kind == "key"}
+    if not keys.for_recipients(metadata, wrapped=bool(wrapped)):
         return "not wrapped"
-    manifest = next((each.key for each in own if each.kind == "manifest"), backup.key)
-    stored = keys.Stored(backup.name, metadata, wrapped[0], manifest)
+    samples = {each.id: each.key for each in own if each.kind == "manifest"}
+    # In a copy that lost its metadata there may be those of a failed backup, too.
+    ids = wrapped.keys() & samples.keys() or wrapped.keys() or {""}
+    outcomes = {
+        _rewrap_one(
+            storage,
+            keys.Stored(backup.name, metadata, wrapped.get(each), samples.get(each, backup.key)),
+            change,
+            access,
+        )
+        for each in sorted(ids)
+    }
+    return "changed" if "changed" in outcomes else "unchanged"
+
+
+def _rewrap_one(storage: Storage, stored: keys.Stored, change: Change, access: Access) -> Outcome:
     found = keys.open_wrapped(storage, stored, access)
-    recipients = change.apply(backup.name, found.recipients)
+    key = stored.wrapped or ""
+    if not found.recipients:
+        raise CorruptedError(
+            f"{key} does not list its recipients",
+            hint="Was it wrapped by hand? Wrap it again for everybody who is to read the backup, "
+            "with a line `for RECIPIENT` for each of them after the passphrase.",
+        )
+    recipients = change.apply(stored.name, found.recipients)
     if recipients == list(found.recipients):
         return "unchanged"
     _refuse_another(storage, stored, found)
@@ -125,8 +147,8 @@ def _rewrap(storage: Storage, backup: Backup, change: Change, access: Access) ->
         packed = age.wrap(age.Wrapped(found.passphrase, recipients))
     except age.UnusableError as error:
         raise EncryptionError(f"the recipients cannot be used: {error}") from error
-    values = dict(storage.head(wrapped[0]).metadata) | keys.recipients_metadata(recipients)
-    storage.put(wrapped[0], packed, values)
+    values = stored_metadata.encoded(keys.recipients_metadata(recipients))
+    storage.put(key, packed, dict(storage.head(key).metadata) | values)
     return "changed"
 
 

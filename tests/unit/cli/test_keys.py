@@ -127,3 +127,17 @@ def test_what_is_no_single_recipient_is_refused(text: str, reason: str, *, remov
     with pytest.raises(typer.BadParameter, match=reason):
         command.parsed(text, removes=removes)
     assert command.parsed(f"{SSH} me@host", removes=removes) == SSH
+
+
+def test_a_lost_wrapped_passphrase_is_listed_as_lost(scene: Scene) -> None:
+    scene.store("backup_20260101_020000").unlink()
+    [found] = keys.list_keys(load(scene), newest=None)
+    assert command.shown(found) == "recipients, but the wrapped passphrase is missing"
+
+
+def test_a_copy_without_metadata_is_for_recipients(scene: Scene) -> None:
+    scene.store("backup_20260101_020000")
+    for sidecar in scene.folder.rglob(".*.metadata.json"):
+        sidecar.unlink()
+    [found] = keys.list_keys(load(scene), newest=None)
+    assert command.shown(found) == "recipients"

@@ -43,10 +43,10 @@ class Store(MemoryStorage):
         super().__init__()
         self.written: list[str] = []
         self.refused: dict[str, Exception] = {}
-        self.made = [self._made(base, recipients) for base in bases]
+        self.made = [self.make_one(base, recipients) for base in bases]
         self.written.clear()
 
-    def _made(self, base: str, recipients: tuple[str, ...]) -> Made:
+    def make_one(self, base: str, recipients: tuple[str, ...]) -> Made:
         passphrase = age.new_passphrase(os.urandom)
         made = make(SCRIPT, passphrase=passphrase, base=base)
         made.store(self)
@@ -252,3 +252,55 @@ def test_a_later_format_is_left_alone() -> None:
     store.put(made.key, made.archive, of(made) | {"format": "9", "reader": "9.0.0"})
     with pytest.raises(NewerFormatError):
         change(store, ADD_BEN)
+
+
+def test_metadata_have_room_for_few_of_many_recipients() -> None:
+    """S3 keeps 2 KB of metadata; the age file holds all of them."""
+    many = [str(pyrage.x25519.Identity.generate().to_public()) for _ in range(120)]
+    store = Store(ANN.recipient, *many, bases=BASES[:1])
+    assert change(store, ADD_BEN).number("changed") == 1
+    metadata = store.head(store.key(store.made[0])).metadata
+    assert metadata["recipient-count"] == "122"
+    assert metadata["recipients"].startswith(ANN.recipient[:20])
+    assert len(metadata["recipients"]) < 256
+    assert store.readers() == [{"ann", "ben"}]
+
+
+@pytest.mark.parametrize("wanted", [ADD_BEN, REMOVE_BEN], ids=["add", "remove"])
+def test_one_that_was_wrapped_by_hand_loses_nobody(wanted: Change) -> None:
+    """Without a list nobody knows for whom: to wrap it anew would lock somebody out."""
+    store = Store(ANN.recipient, bases=BASES[:1])
+    [made] = store.made
+    readers = [pyrage.x25519.Recipient.from_str(each.recipient) for each in (ANN, EVE)]
+    store.put(store.key(made), pyrage.encrypt(f"{made.passphrase}\n".encode(), readers), of(made))
+    store.written.clear()
+    with pytest.raises(CorruptedError, match="does not list its recipients") as raised:
+        change(store, wanted)
+    assert "`for RECIPIENT`" in raised.value.hint
+    assert store.written == []
+    assert store.readers() == [{"ann", "eve"}]
+
+
+def test_a_copy_without_metadata_is_changed_though_a_failed_backup_left_its_key() -> None:
+    """The archive has no id then: each passphrase that a manifest belongs to is changed."""
+    for _ in range(4):  # the ids are random, and so is which of them is listed first
+        store = Store(ANN.recipient, BEN.recipient, bases=BASES[:1])
+        [made] = store.made
+        left = store.make_one(BASES[0], (ANN.recipient, BEN.recipient))
+        left = left.with_manifest(stored_bytes=1)
+        store.put(left.manifest_key, left.packed_manifest(), {})
+        store.put(made.key, made.archive, {})
+        assert change(store, REMOVE_BEN).number("changed") == 1
+        with store.read(store.key(made)) as chunks, pytest.raises(CorruptedError):
+            age.unwrap("it", b"".join(chunks), BEN.identity)
+        assert store.readers() == [{"ann"}]
+
+
+def test_one_whose_wrapped_passphrase_is_lost_is_no_success() -> None:
+    store, said = Store(ANN.recipient, bases=BASES[:2]), list[events.Event]()
+    lost, _ = store.made
+    store.put(lost.key, lost.archive, of(lost) | {"key-wrap": "age"})
+    store.delete([store.key(lost)])
+    with pytest.raises(CorruptedError, match=r"the wrapped passphrase of .* is missing"):
+        change(store, ADD_BEN, said=said)
+    assert [type(event) for event in said] == [events.Warned, events.Informed]
