@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from datetime import datetime
+from functools import partial
 
 from pgstash.errors import DatabaseError
 from pgstash.format.identity import Identity
@@ -37,7 +38,8 @@ def _password(name: str, command: str) -> Password:
     # It may log in to a cloud by what the environment holds, but needs no secret of pgstash's own.
     hidden = secret_variables()
     visible = {key: value for key, value in environment().items() if key not in hidden}
-    return PasswordCommand(name, hooks.words(command), visible, redaction.learn)
+    learn = partial(redaction.learn, origin=name)
+    return PasswordCommand(name, hooks.words(command), visible, learn)
 
 
 def server_clock(settings: Settings) -> datetime:

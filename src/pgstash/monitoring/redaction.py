@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import re
 import threading
@@ -61,19 +62,21 @@ class _Learnt:
     """The secrets that the process was given while it ran, such as session tokens."""
 
     def __init__(self) -> None:
-        self._secrets: dict[str, None] = {}
+        self._secrets: dict[str, list[str]] = {}
         self._lock = threading.Lock()
         self.all: re.Pattern[str] | None = None
         self.distinct: re.Pattern[str] | None = None
 
-    def add(self, secrets: Iterable[str]) -> None:
+    def add(self, secrets: Iterable[str], origin: str) -> None:
+        given = list(dict.fromkeys(secrets))
         with self._lock:
-            new = [secret for secret in secrets if secret not in self._secrets]
-            if not new:
+            known = self._secrets.get(origin, [])
+            others = [secret for secret in known if secret not in given]
+            self._secrets[origin] = [*others, *given][-_MOST_LEARNT:]
+            if set(given) <= set(known):
                 return
-            newest = [*self._secrets, *new][-_MOST_LEARNT:]
-            self._secrets = dict.fromkeys(newest)
-            forms = {form for secret in newest for form in _forms(secret)}
+            every = itertools.chain(*self._secrets.values())
+            forms = {form for secret in every for form in _forms(secret)}
             self.distinct = _any_of(form for form in forms if len(form) >= _DISTINCT_LENGTH)
             self.all = _any_of(forms)
 
@@ -81,12 +84,13 @@ class _Learnt:
 _learnt = _Learnt()
 
 
-def learn(secrets: Iterable[str]) -> None:
+def learn(secrets: Iterable[str], origin: str = "") -> None:
     """Make every scrubber of this process remove these secrets, too.
 
-    Only the newest are kept: credentials that are renewed each hour would become ever more.
+    Only the newest of each ``origin`` are kept: credentials that are renewed each hour would become
+    ever more. Passwords that are renewed at each login must not push those out.
     """
-    _learnt.add(secrets)
+    _learnt.add(secrets, origin)
 
 
 class Scrubber:

@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 from typing import IO
 
 from pgstash.errors import DatabaseLoginError
-from pgstash.processes.child import Group
+from pgstash.processes.child import Group, shortened
 
 _SECONDS = 60.0
 _LARGEST = 64 * 1024  # bytes; a token has a few kB at most
-_MOST_SHOWN = 1000  # bytes of stderr
+_MOST_SHOWN = 1000  # characters of stderr
 _MOST_WRITTEN = 1024 * 1024  # bytes
 _SECONDS_BETWEEN_CHECKS = 0.1
 
@@ -48,9 +48,11 @@ class PasswordCommand:
         ):
             status = self._run(stdout, stderr)
             output = os.pread(stdout.fileno(), _LARGEST, 0)
-            said = os.pread(stderr.fileno(), _MOST_SHOWN, 0).decode(errors="replace").strip()
+            message = os.pread(stderr.fileno(), _LARGEST, 0).decode(errors="replace").strip()
         lines = output.decode(errors="surrogateescape").splitlines()
-        self.learn([line for line in lines if line])
+        secrets = [line for line in lines if line]
+        self.learn(secrets)
+        said = shortened(message, _MOST_SHOWN, secrets)
         if status != 0:
             how = f"failed with exit status {status}" if status else "did not end in time"
             raise self._error(f"{how}: {said}" if said else how)

@@ -154,8 +154,8 @@ class Settings(
         Then it is not known whether backups have to be encrypted.
         """
         known = self._has_source or "backup_encryption" in self.model_fields_set
-        key = self.backup_encryption_key or self.backup_decryption_identity
-        return key is not None and not known
+        keys = self.reading_passphrase, self.identity, *self.old_passphrases
+        return any(keys) and not known
 
     def secrets(self) -> list[str]:
         """Every configured secret, for the scrubber, including those in libpq's variables.

@@ -364,3 +364,24 @@ def test_secrets_that_are_learnt_later(monkeypatch: pytest.MonkeyPatch) -> None:
         redaction.learn([f"planted-token-of-hour-{number:03}"])
     assert earlier.scrub("planted-token-of-hour-099") == MASK
     assert earlier.scrub("planted-token-of-hour-000") == "planted-token-of-hour-000"
+
+
+def test_the_passwords_of_logins_do_not_push_out_other_secrets(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A login needs a new token each time; credentials of a cloud are issued once an hour."""
+    monkeypatch.setattr(redaction, "_learnt", redaction._Learnt())  # noqa: SLF001 - of this process
+    redaction.learn(["planted-secret-of-the-cloud"])
+    for number in range(200):
+        redaction.learn([f"planted-token-of-login-{number:03}"], "DATABASE_PASSWORD_COMMAND")
+    scrubber = Scrubber()
+    assert scrubber.scrub("planted-secret-of-the-cloud") == MASK
+    assert scrubber.scrub("planted-token-of-login-199") == MASK
+    assert scrubber.scrub("planted-token-of-login-000") == "planted-token-of-login-000"
+
+
+def test_a_secret_that_is_learnt_again_counts_as_new(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(redaction, "_learnt", redaction._Learnt())  # noqa: SLF001 - of this process
+    for number in range(64):
+        redaction.learn(["planted-and-always-the-same", f"planted-token-of-login-{number:03}"])
+    assert Scrubber().scrub("planted-and-always-the-same") == MASK

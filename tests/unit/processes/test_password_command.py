@@ -108,3 +108,13 @@ def test_it_shows_nothing() -> None:
     words = [sys.executable, "-c", "1"]
     shown = repr(PasswordCommand("THE_COMMAND", words, {"TOKEN": "planted"}, forgotten))
     assert "planted" not in shown
+
+
+def test_a_long_message_shows_no_half_of_a_password() -> None:
+    """Redaction knows the whole token, and would not recognise its beginning."""
+    token = "planted" * 300
+    with pytest.raises(DatabaseLoginError) as raised:
+        command(f"set -x; echo {token}; exit 1")()
+    assert "planted" not in raised.value.message.replace(token, "")
+    assert raised.value.message.startswith("THE_COMMAND failed with exit status 1")
+    assert len(raised.value.message) < 1100

@@ -153,6 +153,15 @@ def test_a_machine_that_only_restores_may_have_an_identity_alone() -> None:
     assert settings.load(only, NO_FILE, needs=["storage"]).only_reads_with_key
 
 
+def test_a_passphrase_that_looks_like_a_comment_is_removed_from_the_log() -> None:
+    """Only the files of age and SSH have comments."""
+    old = ["#planted-passphrase-1", "-----planted-passphrase-2"]
+    values = load(LOCAL | {"BACKUP_ENCRYPTION_OLD_KEYS": "\n".join(old)})
+    assert values.old_passphrases == old
+    scrub = Scrubber(values.secrets()).scrub
+    assert [scrub(f"said: {each}!") for each in old] == ["said: ***!"] * 2
+
+
 def test_a_machine_that_only_restores_may_have_old_keys_alone() -> None:
     only = {"STORAGE_URL": "file:///b", "BACKUP_ENCRYPTION_OLD_KEYS": KEY}
     assert settings.load(only, NO_FILE, needs=["storage"]).only_reads_with_key
