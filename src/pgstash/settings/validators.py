@@ -21,6 +21,7 @@ from pgstash.service import schedule
 from pgstash.settings import store_url, tags
 
 _SHORTEST_INTERVAL = 60
+_LONGEST_IDENTITY = 64 * 1024  # bytes; as of other files with secrets
 _PATHS = ("/", "./", "../", "~/")
 _NO_WEB_URL = "is not a valid http:// or https:// URL"
 
@@ -175,10 +176,16 @@ def identity(text: SecretStr) -> SecretStr:
     if content.startswith(_PATHS):
         named = f"names {content}, which "
         try:
-            content = Path(content).expanduser().read_text(encoding="utf-8")
+            with Path(content).expanduser().open("rb") as file:
+                stored = file.read(_LONGEST_IDENTITY + 1)
+            content = stored.decode()
+        except RuntimeError:
+            raise ExplainedError(f"{named}cannot be read: this user has no home folder") from None
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
             raise ExplainedError(f"{named}cannot be read: {reason}") from None
+        if len(stored) > _LONGEST_IDENTITY:
+            raise ExplainedError(f"{named}is too large for a secret")
     from pgstash.pipeline import age  # noqa: PLC0415 - not every command needs it
 
     try:

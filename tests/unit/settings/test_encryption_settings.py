@@ -181,3 +181,22 @@ def test_backups_for_recipients_are_in_doubt_where_new_ones_have_a_passphrase(
 ) -> None:
     values = load(ON | {"BACKUP_DECRYPTION_IDENTITY": ANN.identity} | more)
     assert access_of(values, unverified=False).only_passphrase == expected
+
+
+def test_a_user_without_a_home_is_a_wrong_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A container may run with a user id that has no entry."""
+
+    def unknown(_uid: int) -> None:
+        raise KeyError
+
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+    (problem,) = problems(LOCAL | {"BACKUP_DECRYPTION_IDENTITY": "~/identity.txt"})
+    assert problem.startswith(
+        "BACKUP_DECRYPTION_IDENTITY names ~/identity.txt, which cannot be read"
+    )
+
+
+def test_an_identity_is_not_read_without_end() -> None:
+    (problem,) = problems(LOCAL | {"BACKUP_DECRYPTION_IDENTITY": "/dev/zero"})
+    assert problem.startswith("BACKUP_DECRYPTION_IDENTITY names /dev/zero, which")
