@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -144,3 +145,12 @@ def uploads_are_listed(storage: Storage) -> None:
     """
     if isinstance(storage, GcsStorage):
         pytest.skip("Google Cloud Storage lists no unfinished uploads, and drops them itself")
+
+
+@pytest.fixture
+def netrc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A password for any host, in a file that requests reads."""
+    file = tmp_path / "netrc"
+    file.write_text("default login someone password of-another-host\n")
+    monkeypatch.setenv("NETRC", str(file))
+    return base64.b64encode(b"someone:of-another-host").decode()

@@ -321,6 +321,53 @@ def test_application_default_credentials_are_enough(gcs: Make, gcs_server: GcsSe
 
 
 @pytest.mark.usefixtures("service_account")
+@pytest.mark.parametrize("operation", [*OPERATIONS, "Put", "Read"])
+def test_a_token_that_is_no_longer_valid_is_replaced(
+    gcs_server: GcsServer, behind: Make, http: HttpProxy, operation: str
+) -> None:
+    """The whole body is sent again, with the next token."""
+    given = gcs_server.tokens_given
+    http.rule(operation, Answer(401, ""), times=1)
+    heard: list[events.Event] = []
+    storage = behind(heard.append, anonymous=False)
+    upload(storage)
+    assert content(storage) == DATA
+    storage.put("a/small", b"small", {})
+    assert storage.head("a/small").size == len(b"small")
+    assert gcs_server.tokens_given == given + 2
+    assert heard == []
+
+
+@pytest.mark.usefixtures("service_account")
+def test_a_token_that_is_refused_again_is_an_error(
+    gcs_server: GcsServer, behind: Make, http: HttpProxy
+) -> None:
+    given = gcs_server.tokens_given
+    http.rule("List", Answer(401, ""))
+    with pytest.raises(StorageRefusedError, match="wants credentials"):
+        behind(anonymous=False).check()
+    assert http.count("List") == 2
+    assert gcs_server.tokens_given == given + 2
+
+
+def test_a_service_for_tokens_that_does_not_answer_is_asked_again(
+    gcs: Make, service_account: Path
+) -> None:
+    account = json.loads(service_account.read_text())
+    service_account.write_text(json.dumps(account | {"token_uri": "http://127.0.0.1:1/token"}))
+    heard: list[events.Event] = []
+    with pytest.raises(StorageUnreachableError, match="tokens does not answer"):
+        gcs(heard.append, anonymous=False, retry_attempts=2).check()
+    assert len(heard) == 2
+
+
+@pytest.mark.usefixtures("service_account")
+def test_a_password_in_netrc_is_not_sent(behind: Make, http: HttpProxy, netrc: str) -> None:
+    behind(anonymous=False).check()
+    assert [each for each in http.requests if netrc in str(each.headers)] == []
+
+
+@pytest.mark.usefixtures("service_account")
 def test_without_credentials_the_store_refuses(gcs: Make) -> None:
     with pytest.raises(StorageRefusedError, match="no identity") as caught:
         gcs().check()

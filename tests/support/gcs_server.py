@@ -258,7 +258,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _resume(self, upload_id: str, body: bytes) -> None:
         given = re.fullmatch(
-            r"bytes (?:(\d+)-\d+|\*)/(\d+|\*)", self.headers.get("Content-Range", "")
+            r"bytes (?:(\d+)-(\d+)|\*)/(\d+|\*)", self.headers.get("Content-Range", "")
         )
         with self.gcs.lock:
             session = self.gcs.sessions.get(upload_id)
@@ -272,10 +272,12 @@ class _Handler(BaseHTTPRequestHandler):
                 return
             if not given or (given[1] and int(given[1]) != len(session.data)):
                 raise RefusedError(400, "invalid")
-            if given[2] == "*" and len(body) % QUANTUM:
+            if given[1] and len(body) != int(given[2]) + 1 - int(given[1]):
+                raise RefusedError(400, "invalid")
+            if given[3] == "*" and len(body) % QUANTUM:
                 raise RefusedError(400, "invalid")
             session.data += body
-            if given[2] == str(len(session.data)):
+            if given[3] == str(len(session.data)):
                 self._finish(session)
                 return
             kept = {"Range": f"bytes=0-{len(session.data) - 1}"} if session.data else {}

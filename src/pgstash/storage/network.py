@@ -1,12 +1,15 @@
-"""What it means if a store did not answer, by the types of Python's own errors."""
+"""What HTTP libraries have in common: netrc, and what it means if a store did not answer."""
 
 from __future__ import annotations
 
 import socket
 import ssl
 from collections.abc import Iterator
+from typing import TypeVar
 
 from pgstash.errors import StorageError, StorageRefusedError, StorageUnreachableError
+
+T = TypeVar("T")
 
 _DEEPEST = 20
 _PYTHON = ("builtins", "http.client", "socket", "ssl")
@@ -17,7 +20,7 @@ def unanswered(exc: BaseException, cannot: str, endpoint: str) -> StorageError:
 
     ``cannot`` is the beginning of the message, ``endpoint`` what the user can check.
     """
-    causes = [*_causes(exc)]
+    causes = [*causes_of(exc)]
     innermost = [each for each in causes if type(each).__module__ in _PYTHON] or causes
     text = f"{innermost[-1]}" or type(innermost[-1]).__name__
     if any(isinstance(each, ssl.SSLCertVerificationError) for each in causes):
@@ -41,7 +44,16 @@ def unanswered(exc: BaseException, cannot: str, endpoint: str) -> StorageError:
     )
 
 
-def _causes(exc: BaseException) -> Iterator[BaseException]:
+def ignore_netrc(request: T) -> T:
+    """Return a request of requests as it is; this is a session's ``auth``.
+
+    Without one, requests puts a password of ``~/.netrc`` in place of the token or the signature,
+    also that of an entry for any host.
+    """
+    return request
+
+
+def causes_of(exc: BaseException) -> Iterator[BaseException]:
     """Yield an error and those that it was made of, as libraries nest them."""
     seen: set[int] = set()
     waiting: list[object] = [exc]

@@ -15,7 +15,7 @@ from pgstash.errors import (
     StorageRefusedError,
     StorageUnreachableError,
 )
-from pgstash.storage.network import unanswered
+from pgstash.storage.network import causes_of, unanswered
 
 ENDPOINT = "the connection to storage.googleapis.com, and STORAGE_EMULATOR_HOST"
 
@@ -73,11 +73,21 @@ def translate(exc: ResponseError | RequestException | GoogleAuthError, doing: st
         return StorageRefusedError(
             f"{cannot}: no identity of Google Cloud is available", hint=_IDENTITY
         )
+    if isinstance(exc, GoogleAuthError) and _is_about_the_network(exc):
+        return StorageUnreachableError(
+            f"{cannot}: the service for Google's tokens does not answer",
+            hint="Check the connection to oauth2.googleapis.com, or to the metadata service.",
+        )
     if isinstance(exc, GoogleAuthError) and not exc.retryable:
         return StorageRefusedError(
             f"{cannot}: Google refuses the credentials", hint=f"{_IDENTITY} Is the key disabled?"
         )
     return unanswered(exc, cannot, ENDPOINT)
+
+
+def _is_about_the_network(exc: GoogleAuthError) -> bool:
+    """Return whether a request for a token got no response; google.auth calls that final."""
+    return any(isinstance(each, RequestException) for each in causes_of(exc))
 
 
 def _answered(answer: ResponseError, cannot: str) -> StorageError:  # noqa: PLR0911 - a table
