@@ -292,6 +292,15 @@ def test_blocks_that_another_program_staged_are_left_to_it(azure: Make) -> None:
     assert list(azure().pending("")) == []
 
 
+@pytest.mark.parametrize(
+    "block_id", ["pgstash-no-date-1", "pgstash-zzzzzzzz-0123456789abcdef-000001", "pgstash-0-1-2"]
+)
+def test_blocks_that_only_look_like_ours_are_left_alone(azure: Make, block_id: str) -> None:
+    container = azure()._container  # noqa: SLF001 - what anyone can do
+    container.get_blob_client("theirs").stage_block(block_id, b"theirs")
+    assert list(azure().pending("")) == []
+
+
 def test_a_blob_in_the_archive_tier_has_to_be_thawed(azure: Make) -> None:
     azure().put("key", b"data", {"id": "1"})
     [before] = azure().list("")
@@ -356,6 +365,11 @@ def test_a_connection_string_is_enough(azure: Make, azurite_server: AzuriteServe
     assert content(azure()) == b"data"
 
 
+def test_a_password_in_netrc_is_not_sent(behind: Make, http: HttpProxy, netrc: str) -> None:
+    behind().check()
+    assert [each for each in http.requests if netrc in str(each.headers)] == []
+
+
 @pytest.mark.parametrize(
     ("different", "words"),
     [
@@ -384,9 +398,13 @@ def test_what_is_wrong_from_the_start(
         ({"account": "another", "connection_string": OF_THIS_ACCOUNT}, "is for pgstashtests"),
         ({"key": None}, "https://"),
         ({"connection_string": "nonsense"}, "AZURE_STORAGE_CONNECTION_STRING"),
+        (
+            {"connection_string": f"AccountName={ACCOUNT};AccountKey=not base64"},
+            "AZURE_STORAGE_CONNECTION_STRING",
+        ),
         ({"key": "not base64"}, "AZURE_STORAGE_KEY"),
     ],
-    ids=["account", "no TLS", "connection string", "key"],
+    ids=["account", "no TLS", "connection string", "key in it", "key"],
 )
 def test_what_cannot_be_used_is_a_problem_of_the_configuration(
     azure: Make, different: dict[str, Any], word: str

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import pytest
@@ -13,10 +16,12 @@ from pgstash.errors import StorageUnreachableError
 from pgstash.settings import Settings, sources
 
 if TYPE_CHECKING:
+    from pgstash.storage.interface import Storage
     from support.azurite import AzuriteServer
     from support.gcs_server import GcsServer
 
 MIB = 1024 * 1024
+SESSIONS = 40
 
 
 def load(values: dict[str, str]) -> Settings:
@@ -51,6 +56,30 @@ def test_a_bucket_of_google(gcs_server: GcsServer, gcs_bucket: str) -> None:
     limits = other_stores.parts(settings)
     assert limits.size == 16 * MIB
     assert limits.size * limits.most == 5 * 1024**4
+
+
+def test_a_connection_is_kept_for_each_session_of_a_restore(
+    azurite_server: AzuriteServer,
+    azure_container: str,
+    gcs_server: GcsServer,
+    gcs_bucket: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Otherwise urllib3 closes those beyond its limit, and warns each time."""
+    for given in (azurite_server.settings(azure_container), gcs_server.settings(gcs_bucket)):
+        settings = load(given | {"RESTORE_JOBS": str(SESSIONS)})
+        storage = open_storage(settings, events.ignore)
+        storage.put("key", b"data", {})
+        start = threading.Barrier(SESSIONS)
+
+        def ask(storage: Storage = storage, start: threading.Barrier = start) -> None:
+            start.wait()
+            storage.head("key")
+
+        with ThreadPoolExecutor(SESSIONS) as pool:
+            for asked in [pool.submit(ask) for _ in range(SESSIONS)]:
+                asked.result()
+    assert [each for each in caplog.records if each.levelno >= logging.WARNING] == []
 
 
 def test_the_addresses_without_a_setting() -> None:

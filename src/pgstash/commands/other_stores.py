@@ -11,8 +11,10 @@ from pydantic import SecretStr
 
 from pgstash import events
 from pgstash.errors import ConfigurationError
+from pgstash.repository.object_metadata import REQUESTS_AT_A_TIME
 from pgstash.settings import Settings
 from pgstash.settings.store_url import StoreUrl
+from pgstash.storage import part_size
 from pgstash.storage.azure import endpoint as azure_endpoint
 from pgstash.storage.azure.config import MAX_BLOCKS, AzureConfig
 from pgstash.storage.gcs.config import ENDPOINT, MAX_PARTS, PART_SIZE, GcsConfig
@@ -46,6 +48,7 @@ def opened(settings: Settings, url: StoreUrl, emit: events.Emit, *, prompt: bool
                 anonymous=settings.storage_emulator_host is not None,
                 retry_attempts=attempts,
                 retry_delay=settings.retry_delay,
+                connections=connections(settings),
                 connect_timeout=timeouts.connect,
                 read_timeout=timeouts.read,
             ),
@@ -61,6 +64,7 @@ def opened(settings: Settings, url: StoreUrl, emit: events.Emit, *, prompt: bool
             sas_token=_plain(settings.azure_storage_sas_token),
             retry_attempts=attempts,
             retry_delay=settings.retry_delay,
+            connections=connections(settings),
             connect_timeout=timeouts.connect,
             read_timeout=timeouts.read,
         ),
@@ -82,6 +86,15 @@ def _google(config: GcsConfig, emit: events.Emit) -> Storage:
     except ModuleNotFoundError as exc:
         raise _not_installed("gs://", "gcs", exc) from exc
     return GcsStorage(config, emit)
+
+
+def connections(settings: Settings) -> int:
+    """Return how many connections to keep.
+
+    That is for the operation that needs most: a restore, a listing with metadata, or an upload. One
+    more is for the thread that waits for them.
+    """
+    return 1 + max(settings.restore_jobs, REQUESTS_AT_A_TIME, part_size.SENDERS)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,9 +6,7 @@ from pgstash import events
 from pgstash.commands import other_stores
 from pgstash.commands.other_stores import PATIENT, PROMPT
 from pgstash.monitoring import redaction
-from pgstash.repository.object_metadata import REQUESTS_AT_A_TIME
 from pgstash.settings import Settings
-from pgstash.storage import part_size
 from pgstash.storage.directory.storage import DirectoryStorage
 from pgstash.storage.interface import Storage
 from pgstash.storage.s3.config import Connection, Objects, S3Config
@@ -52,9 +50,7 @@ def open_storage(settings: Settings, emit: events.Emit, *, prompt: bool = False)
         retry_delay=settings.retry_delay,
         max_parts=settings.s3_max_parts,
         part_size=settings.part_size,
-        # For the operation that needs most: a restore, a listing with metadata, or an upload. One
-        # more for the thread that waits for them.
-        connections=1 + max(settings.restore_jobs, REQUESTS_AT_A_TIME, part_size.SENDERS),
+        connections=other_stores.connections(settings),
         connect_timeout=timeouts.connect,
         read_timeout=timeouts.read,
     )

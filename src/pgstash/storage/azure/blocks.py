@@ -6,6 +6,7 @@ them. https://learn.microsoft.com/rest/api/storageservices/put-block-list
 
 from __future__ import annotations
 
+import re
 import secrets
 import threading
 import time
@@ -40,7 +41,7 @@ _MARKER = 0
 # An id has the same length for every block of a blob: marker, start, randomness, number.
 _OURS = "pgstash"
 _LONGEST_NUMBER = 6
-_PARTS_OF_AN_ID = 4
+_BLOCK = re.compile(rf"({_OURS}-[0-9a-f]{{8}}-[0-9a-f]{{16}})-([0-9]{{{_LONGEST_NUMBER}}})")
 
 
 class BlockUpload:
@@ -202,10 +203,8 @@ def uploads_of(block_ids: Iterable[str]) -> dict[str, datetime]:
 
 def _split(block_id: str) -> tuple[str, int]:
     """Return the upload and the number of a block; "" if pgstash did not stage it."""
-    parts = block_id.split("-")
-    if len(parts) != _PARTS_OF_AN_ID or parts[0] != _OURS or not parts[3].isdecimal():
-        return "", 0
-    return "-".join(parts[:3]), int(parts[3])
+    found = _BLOCK.fullmatch(block_id)
+    return (found[1], int(found[2])) if found else ("", 0)
 
 
 def discard(blob: BlobClient) -> None:

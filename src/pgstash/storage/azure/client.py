@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import base64
+import re
 import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from azure.core.exceptions import AzureError
+from azure.core.pipeline.transport import RequestsTransport
 from azure.storage.blob import BlobServiceClient
 
 from pgstash import events
@@ -15,12 +17,15 @@ from pgstash.errors import ConfigurationError
 from pgstash.storage.azure import endpoint
 from pgstash.storage.azure.config import AzureConfig
 from pgstash.storage.azure.errors import translate
+from pgstash.storage.network import ignore_netrc
 from pgstash.storage.retry import Retry
 
 if TYPE_CHECKING:
     from azure.storage.blob import BlobClient, ContainerClient
 
 T = TypeVar("T")
+
+_ACCOUNT_KEY = re.compile(r"(?:^|;)\s*AccountKey=([^;]*)", re.IGNORECASE)
 
 
 class Requests:
@@ -70,12 +75,13 @@ class Requests:
 
 def _service(config: AzureConfig) -> BlobServiceClient:
     options: dict[str, Any] = {
-        "connection_timeout": config.connect_timeout,
-        "read_timeout": config.read_timeout,
+        "transport": _transport(config),
         # pgstash retries. The SDK would, without a word, and a commit twice.
         "retry_total": 0,
     }
     if config.connection_string:
+        for key in _ACCOUNT_KEY.findall(config.connection_string):
+            base64.b64decode(key, validate=True)
         return BlobServiceClient.from_connection_string(config.connection_string, **options)
     where = endpoint.of(config.account, config.endpoint, None)
     if config.key:
@@ -89,6 +95,19 @@ def _service(config: AzureConfig) -> BlobServiceClient:
 
         credential = DefaultAzureCredential()
     return BlobServiceClient(where, credential=credential, **options)
+
+
+def _transport(config: AzureConfig) -> RequestsTransport:
+    """Return what sends the requests; the SDK's own keeps ten connections."""
+    transport = RequestsTransport(
+        connection_timeout=config.connect_timeout, read_timeout=config.read_timeout
+    )
+    transport.open()
+    session: Any = transport.session
+    session.auth = ignore_netrc
+    for adapter in session.adapters.values():
+        adapter.init_poolmanager(config.connections, config.connections)
+    return transport
 
 
 def _unusable(config: AzureConfig, exc: ValueError) -> str:
