@@ -40,7 +40,10 @@ class StoreUrl:
 def parse(url: str) -> StoreUrl:
     """Return what a URL names. Raises ValueError with the reason."""
     parts = urlsplit(url)
-    path = unquote(parts.path)
+    try:
+        path = unquote(parts.path, errors="strict")
+    except UnicodeDecodeError:
+        raise ValueError("has a '%' and digits that are not of UTF-8 text") from None
     if parts.scheme == "file":
         return _directory(parts.netloc, path)
     if parts.scheme not in ("s3", "azure", "gs"):

@@ -50,6 +50,7 @@ def test_what_a_url_names(url: str, found: StoreUrl) -> None:
         *("azure://", "azure://account", "azure://account/", "azure://Account/container"),
         *("azure://account/Container", "azure://account/a--b", "azure://account/container?sig=x"),
         *("azure://account.blob.core.windows.net/container", "azure://account/co"),
+        *("s3://bucket/%E4", "gs://bucket/%F6", "azure://account/container/a%FFb", "file:///%E4"),
     ],
 )
 def test_a_url_that_names_no_store(url: str) -> None:
