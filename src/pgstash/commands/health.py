@@ -16,13 +16,18 @@ from pgstash.settings import Settings
 
 _PING_SECONDS = 3
 
+PASSWORD_SECONDS = 15.0
+"""How long the command for the password may run. Docker kills the check after 30 seconds, but not
+the command, which would stay."""
+
 
 def healthcheck(settings: Settings) -> str:
     """Return a sentence if everything is healthy.
 
     Raises DatabaseError, StorageError or StaleBackupError: the first that occurs.
     """
-    ours = login.identify(settings.source_url, _PING_SECONDS, source_password(settings))
+    password = source_password(settings, PASSWORD_SECONDS)
+    ours = login.identify(settings.source_url, _PING_SECONDS, password)
     storage = open_storage(settings, events.ignore, prompt=True)
     now = datetime.now(UTC)
     rule = stale_at(settings)

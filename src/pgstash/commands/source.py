@@ -12,7 +12,7 @@ from pgstash.monitoring import redaction
 from pgstash.postgres.server import conninfo, login
 from pgstash.postgres.server.connection import Password
 from pgstash.processes import hooks
-from pgstash.processes.password_command import PasswordCommand
+from pgstash.processes.password_command import SECONDS, PasswordCommand
 from pgstash.repository.owners import Owners, Seen
 from pgstash.settings import Settings, environment, secret_variables
 from pgstash.storage.interface import Storage
@@ -22,10 +22,13 @@ _SEEN: Seen = {}
 _SECONDS_TO_ASK = 10
 
 
-def source_password(settings: Settings) -> Password | None:
-    """Return what provides passwords for logins to the source; None if nothing is set."""
+def source_password(settings: Settings, seconds: float = SECONDS) -> Password | None:
+    """Return what provides passwords for logins to the source; None if nothing is set.
+
+    The command may run for ``seconds``.
+    """
     command = settings.database_password_command
-    return _password("DATABASE_PASSWORD_COMMAND", command) if command else None
+    return _password("DATABASE_PASSWORD_COMMAND", command, seconds) if command else None
 
 
 def target_password(settings: Settings) -> Password | None:
@@ -34,12 +37,12 @@ def target_password(settings: Settings) -> Password | None:
     return _password("RESTORE_PASSWORD_COMMAND", command) if command else None
 
 
-def _password(name: str, command: str) -> Password:
+def _password(name: str, command: str, seconds: float = SECONDS) -> Password:
     # It may log in to a cloud by what the environment holds, but needs no secret of pgstash's own.
     hidden = secret_variables()
     visible = {key: value for key, value in environment().items() if key not in hidden}
     learn = partial(redaction.learn, origin=name)
-    return PasswordCommand(name, hooks.words(command), visible, learn)
+    return PasswordCommand(name, hooks.words(command), visible, learn, seconds)
 
 
 def server_clock(settings: Settings) -> datetime:

@@ -15,7 +15,7 @@ from typing import IO
 from pgstash.errors import DatabaseLoginError
 from pgstash.processes.child import Group, shortened
 
-_SECONDS = 60.0
+SECONDS = 60.0
 _LARGEST = 64 * 1024  # bytes; a token has a few kB at most
 _MOST_SHOWN = 1000  # characters of stderr
 _MOST_WRITTEN = 1024 * 1024  # bytes
@@ -27,13 +27,14 @@ class PasswordCommand:
     """Call it for a password. ``name`` is the name of its setting.
 
     ``command`` are its words, and no shell runs it. ``learn`` receives each password, so that it is
-    removed from whatever is shown.
+    removed from whatever is shown. It may run for ``seconds``.
     """
 
     name: str
     command: Sequence[str]
     environment: Mapping[str, str] = field(repr=False)
     learn: Callable[[Sequence[str]], None]
+    seconds: float = SECONDS
 
     def __call__(self) -> str:
         """Run the command, and return what it printed, without the end of the line.
@@ -76,7 +77,7 @@ class PasswordCommand:
             reason = error.strerror if isinstance(error, OSError) else "a value contains a NUL"
             raise self._error(f"cannot be started: {reason}") from error
         group = Group(process)
-        give_up = time.monotonic() + _SECONDS
+        give_up = time.monotonic() + self.seconds
         try:
             while not group.exits(_SECONDS_BETWEEN_CHECKS):
                 written = sum(os.fstat(each.fileno()).st_size for each in (stdout, stderr))

@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from pgstash import settings
+from pgstash.commands import health
 from pgstash.errors import DatabaseLoginError
-from pgstash.processes import password_command
 from pgstash.processes.password_command import PasswordCommand
 
 if TYPE_CHECKING:
@@ -87,10 +89,9 @@ def test_it_cannot_be_started() -> None:
 
 
 @pytest.mark.parametrize("script", ["sleep 1000 & sleep 1000", "yes"])
-def test_it_has_an_end(script: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(password_command, "_SECONDS", 0.3)
+def test_it_has_an_end(script: str) -> None:
     with pytest.raises(DatabaseLoginError, match="THE_COMMAND did not end in time"):
-        command(script)()
+        replace(command(script), seconds=0.3)()
 
 
 def test_what_it_leaves_behind_ends_with_it(tmp_path: Path) -> None:
@@ -118,3 +119,20 @@ def test_a_long_message_shows_no_half_of_a_password() -> None:
     assert "planted" not in raised.value.message.replace(token, "")
     assert raised.value.message.startswith("THE_COMMAND failed with exit status 1")
     assert len(raised.value.message) < 1100
+
+
+def test_the_check_of_health_does_not_wait_as_long_as_a_backup(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A container's check is killed after 30 seconds, and would leave the command behind."""
+    assert health.PASSWORD_SECONDS < 30
+    monkeypatch.setattr(health, "PASSWORD_SECONDS", 0.3)
+    values = {
+        "DATABASE_URL": "postgresql://backup@127.0.0.1:1/shop",
+        "DATABASE_PASSWORD_COMMAND": "sleep 30",
+        "STORAGE_URL": "file:///nonexistent",
+    }
+    began = time.monotonic()
+    with pytest.raises(DatabaseLoginError, match="DATABASE_PASSWORD_COMMAND did not end in time"):
+        health.healthcheck(settings.load(values, Path("/nonexistent/.env")))
+    assert time.monotonic() - began < 20
