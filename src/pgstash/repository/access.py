@@ -40,6 +40,7 @@ def passphrase_for(name: str, passphrase: str | None) -> str:
     if passphrase is None:
         raise EncryptionError(
             f"{name} is encrypted, and there is no key to read it with",
-            hint="Set BACKUP_ENCRYPTION_KEY to the passphrase that it was encrypted with.",
+            hint="Set BACKUP_ENCRYPTION_KEY to the passphrase that it was encrypted with. If it is "
+            "for recipients, its object that ends in .key.age must lie next to it.",
         )
     return passphrase

@@ -355,3 +355,16 @@ def test_a_planted_key_does_not_keep_a_backup_with_a_passphrase_from_being_read(
     planted = age.wrap(Wrapped(age.new_passphrase(os.urandom), [ANN.recipient]))
     storage.put(f"p/{names.key_name(made.base, made.manifest.id)}", planted, {})
     assert text_of(opened(storage, replace(STRICT, identity=identity))) == SCRIPT
+
+
+def test_a_copy_without_its_wrapped_passphrase_asks_for_that_object(tmp_path: Path) -> None:
+    """Somebody who copied the files by hand has no passphrase that could be set."""
+    made, packed = wrapped_for(ANN.recipient)
+    folder = DirectoryStorage(tmp_path)
+    folder.delete([store_wrapped(folder, made, packed)])
+    for sidecar in tmp_path.glob("p/.*"):
+        sidecar.unlink()
+    access = replace(STRICT, passphrase=None, identity=ANN.identity)
+    with pytest.raises(EncryptionError, match="there is no key") as raised:
+        archive.open_file(tmp_path / made.key, access)
+    assert ".key.age must lie next to it" in raised.value.hint
