@@ -109,6 +109,11 @@ def settle(values: MutableMapping[str, str]) -> list[str]:
             )
         if value:
             values[variable] = value
+    if found.scheme == "azure" and "\\" in values.get("BACKUP_PREFIX", ""):
+        problems.append(
+            "BACKUP_PREFIX must not contain '\\' for Azure, which stores it as '/', so that no "
+            "backup would be found again. Write '/' instead."
+        )
     if found.scheme == "s3":
         del values["STORAGE_URL"]
     return problems

@@ -71,6 +71,20 @@ def test_the_prefix_of_the_url_takes_the_place_of_the_default() -> None:
     assert problem.startswith("BACKUP_PREFIX ")
 
 
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"STORAGE_URL": "azure://account/container/team%5Cdb"},
+        {"STORAGE_URL": "azure://account/container", "BACKUP_PREFIX": "team\\db"},
+    ],
+)
+def test_azure_stores_a_backslash_as_a_slash(values: dict[str, str]) -> None:
+    (problem,) = problems(values)
+    assert problem.startswith("BACKUP_PREFIX must not contain '\\' for Azure")
+    google = {"STORAGE_URL": "gs://bucket", "BACKUP_PREFIX": "team\\db"}
+    assert load(google).backup_prefix == "team\\db"
+
+
 def test_a_bucket_in_the_url_is_the_bucket_of_s3() -> None:
     settings = load(S3 | {"STORAGE_URL": "s3://bucket/team"})
     assert (settings.s3_bucket, settings.backup_prefix) == ("bucket", "team")
