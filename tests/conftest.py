@@ -55,6 +55,7 @@ SETTINGS = (
     "RESTORE_",
     "RETENTION_",
     "RETRY_",
+    "ROLE",
     "S3_",
     "STORAGE_",
     "SWEEP_",

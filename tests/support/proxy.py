@@ -214,6 +214,15 @@ def _reset(connection: _Connection) -> None:
     _reset_socket(connection.server)
 
 
+_SUBRESOURCES = {
+    "delete": "DeleteObjects",
+    "versions": "ListObjectVersions",
+    "versioning": "GetBucketVersioning",
+    "object-lock": "GetObjectLockConfiguration",
+    "lifecycle": "GetBucketLifecycleConfiguration",
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """What a client asked an HttpProxy for."""
@@ -223,6 +232,8 @@ class Request:
     query: dict[str, list[str]]
     headers: dict[str, str]
     size: int
+    deletes: bytes = b""
+    """The body of a DeleteObjects request: it names what is deleted."""
 
     @property
     def operation(self) -> str:
@@ -236,8 +247,9 @@ class Request:
                 "DELETE": "AbortMultipartUpload",
                 "GET": "ListParts",
             }[self.method]
-        if "delete" in self.query:
-            return "DeleteObjects"
+        for parameter, operation in _SUBRESOURCES.items():
+            if parameter in self.query:
+                return operation
         if "list-type" in self.query:
             return "ListObjectsV2"
         return {
@@ -421,7 +433,8 @@ class _Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         url = urlsplit(self.path)
         query = parse_qs(url.query, keep_blank_values=True)
-        request = Request(self.command, url.path, query, dict(self.headers), len(body))
+        deletes = body if "delete" in query else b""
+        request = Request(self.command, url.path, query, dict(self.headers), len(body), deletes)
         action = self.proxy.action(request)
         if isinstance(action, Answer):
             self._answer(action)

@@ -182,10 +182,11 @@ class Companions:
     def remove(self, error: BaseException) -> None:
         """Remove all of them, because the archive certainly does not exist and never will.
 
-        A signal leaves no time for it, and a store that is down no way. Companions that are left
+        A signal leaves no time for it, a store that is down no way, and some hosts may not delete:
+        then pruning removes them. Companions that are left
         mean nothing without an archive that has their id.
         """
-        if self._keys and isinstance(error, PgstashError):
+        if self._keys and self._job.plan.may_delete and isinstance(error, PgstashError):
             with contextlib.suppress(StorageError):
                 self._job.storage.delete(self._keys)
 

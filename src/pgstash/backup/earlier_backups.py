@@ -35,7 +35,7 @@ def find(job: Job) -> Earlier:
         earlier.last_proof = proven.proven_by(started) if proven else None
         before = [backup for backup in stored if backup.started < started]
         earlier.stored_bytes = job.owners.usual_size(before, ours)
-        if job.plan.anomaly_ratio:
+        if job.plan.anomaly_ratio and job.owners.may_read:
             own = job.owners.newest_first(before, ours)
             earlier.figures = object_metadata.figures_of(job.storage, own)
     except StorageError as error:

@@ -32,7 +32,8 @@ class Plan:
     ``environment`` is where client tools may take variables from. A backup smaller than
     ``anomaly_ratio`` times the usual size causes a warning; with 0 none does. With
     ``globals_passwords`` the hashes of passwords are stored with the roles, if that is encrypted.
-    ``source_password`` returns the password for one login, if it is not in ``source_url``.
+    ``source_password`` returns the password for one login, if it is not in ``source_url``. Unless
+    it ``may_delete``, what a failed backup stored is left to pruning.
     """
 
     source_url: str = field(repr=False)
@@ -49,6 +50,7 @@ class Plan:
     anomaly_ratio: float
     globals_passwords: bool = False
     source_password: Password | None = field(default=None, repr=False)
+    may_delete: bool = True
 
     @property
     def stores_passwords(self) -> bool:

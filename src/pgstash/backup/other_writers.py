@@ -56,8 +56,10 @@ def look(
 
     Call this under the writer lock, before a backup begins: then no unfinished upload belongs to a
     backup that the lock knows. Nothing that goes wrong here fails a backup, which would have
-    succeeded without this check.
+    succeeded without this check. Nothing is requested on a host that may not read.
     """
+    if not owners.may_read:
+        return OtherWriters(source)
     emit = runtime.emit
     with _never_failing(emit):
         _warn_of_unfinished(storage, prefix, runtime.now(), emit)

@@ -57,7 +57,10 @@ def run(
     owners = owners_of(store)
     yield from storage.look(plan.storage, store)
     source = server.database.identity if server else plan.source
-    yield other_sources.look(store, plan.storage.prefix, source, owners)
+    if owners.may_read:
+        yield other_sources.look(store, plan.storage.prefix, source, owners)
+    else:
+        yield Finding("other sources", "skipped", storage.ONLY_WRITES)
     if part is None:
         yield drills.look(plan.drills, server)
         yield _part_size(plan.storage, store, owners, server)

@@ -1,22 +1,25 @@
 """The preflight of the store: write, read back, list, delete, an upload, and its clock.
 
-Its objects are stored under the prefix, have names that no backup has, and are removed again.
+Its objects are stored under the prefix, have names that no backup has, and are removed again: by
+pruning, if this host may not delete.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ipaddress
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
-from urllib.parse import urlsplit
 
+from pgstash.check import tls
 from pgstash.check.finding import Finding, clock, skipped
 from pgstash.errors import ConfigurationError, ObjectNotFoundError, StorageError
+from pgstash.format import trial_objects
 from pgstash.storage import part_size as parts
 from pgstash.storage.interface import Identified, PendingUpload, Storage, Upload
+
+ONLY_WRITES = "not with STORAGE_ROLE=writer"
 
 _ID_BYTES = 8
 _TRIED = ("write", "read", "list", "store clock", "delete", "multipart")
@@ -37,7 +40,8 @@ class Plan:
     """Where to try; ``endpoint`` is None for a directory.
 
     ``part_size`` is in bytes, None if pgstash chooses it; ``max_parts`` is the store's limit.
-    ``endpoint_setting`` is where the user would change the endpoint.
+    ``endpoint_setting`` is where the user would change the endpoint. A host that ``only_writes``
+    does not try to read or delete.
     """
 
     prefix: str
@@ -48,11 +52,12 @@ class Plan:
     max_parts: int
     endpoint_setting: str = "S3_ENDPOINT"
     storage_class: str | None = None
+    only_writes: bool = False
 
 
 def look(plan: Plan, storage: Storage) -> Iterator[Finding]:
     """Try everything that backups and pruning do; yield the results."""
-    yield _tls(plan.endpoint, plan.endpoint_setting)
+    yield tls.look(plan.endpoint, plan.endpoint_setting)
     if isinstance(storage, Identified):
         identity = _identity(storage)
         yield identity
@@ -90,8 +95,8 @@ class _Probe:
         self._plan = plan
         self._storage = storage
         self._id = plan.random(_ID_BYTES).hex()
-        self._key = f"{plan.prefix}/pgstash-check-{self._id}"
-        self._upload_key = f"{self._key}-upload"
+        self._key = f"{plan.prefix}/{trial_objects.name(self._id)}"
+        self._upload_key = f"{plan.prefix}/{trial_objects.upload_name(self._id)}"
         self._left: set[str] = set()
 
     def of_an_object(self) -> Iterator[Finding]:
@@ -106,10 +111,16 @@ class _Probe:
             return
         ended = self._plan.now()
         yield Finding("write", "ok", f"an object under {self._storage.url(self._plan.prefix)}")
-        yield _tried("read", "the same bytes and metadata came back", lambda: self._read(data))
+        if self._plan.only_writes:
+            yield from skipped(("read",), ONLY_WRITES)
+        else:
+            yield _tried("read", "the same bytes and metadata came back", lambda: self._read(data))
         yield _tried("list", "the object is listed", self._list)
         yield self._clock(began + (ended - began) / 2)
-        yield self._delete()
+        if self._plan.only_writes:
+            yield from skipped(("delete",), ONLY_WRITES)
+        else:
+            yield self._delete()
 
     def _read(self, data: bytes) -> str:
         with self._storage.read(self._key) as chunks:
@@ -125,8 +136,11 @@ class _Probe:
 
     def _clock(self, moment: datetime) -> Finding:
         try:
-            modified = self._storage.head(self._key).modified
-        except StorageError:
+            # By the listing: a host that only writes may not request the object.
+            [modified] = [
+                found.modified for found in self._storage.list(self._key) if found.key == self._key
+            ]
+        except (StorageError, ValueError):
             return Finding("store clock", "skipped", "the object could not be read")
         return clock("store clock", (modified - moment).total_seconds(), "the store's clock")
 
@@ -145,7 +159,7 @@ class _Probe:
     def of_an_upload(self) -> Iterator[Finding]:
         tried = _tried("multipart", "completed uploads are visible, aborted ones are not", self._up)
         yield tried
-        if tried.state != "ok":
+        if tried.state != "ok" or self._plan.only_writes:
             return
         try:
             pending = self._pending()
@@ -174,6 +188,8 @@ class _Probe:
             upload.write(data)
             self._left.add(self._upload_key)
             upload.commit()
+        if self._plan.only_writes:
+            return ""
         if self._storage.head(self._upload_key).archived:
             return ""  # nothing can be read from this class at once
         with self._storage.read(self._upload_key) as chunks:
@@ -190,6 +206,8 @@ class _Probe:
 
     def clear(self) -> None:
         """Remove the objects, if the store permits it; a refusal is among the findings."""
+        if self._plan.only_writes:
+            return
         with contextlib.suppress(StorageError):
             self._storage.delete(sorted(self._left))
         with contextlib.suppress(StorageError):
@@ -229,30 +247,6 @@ def _tried(topic: str, works: str, attempt: Callable[[], str]) -> Finding:
             "Check for a proxy or gateway that changes data on the way to the store.",
         )
     return Finding(topic, "ok", works)
-
-
-def _tls(endpoint: str | None, setting: str) -> Finding:
-    url = urlsplit(endpoint or "")
-    host = url.hostname or ""
-    if endpoint is None:
-        return Finding("store TLS", "ok", "not needed: a directory")
-    if url.scheme == "https":
-        return Finding("store TLS", "ok", f"on, to {host}")
-    if _is_loopback(host):
-        return Finding("store TLS", "ok", "not needed: the connection stays on this machine")
-    return Finding(
-        "store TLS",
-        "warning",
-        f"off: anyone on the network path to {host} can read the backups",
-        f"Start {setting} with https://, or turn BACKUP_ENCRYPTION on.",
-    )
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost" or host.endswith(".localhost")
 
 
 def part_size(database_bytes: int, plan: Plan, usual: int | None) -> Finding:

@@ -26,9 +26,9 @@ def back_up(
     """Run one backup according to the settings, then prune. Raises what :func:`backup.run` raises.
 
     A failure to prune is a warning: the backup is complete by then. Nothing is pruned if the
-    runtime's clock and ``server_now``, that of the source's server, are far apart. A signal that
-    was deferred while the backup was committed raises Interrupted between the two, and before the
-    hook at the end.
+    runtime's clock and ``server_now``, that of the source's server, are far apart, or if this host
+    only writes. A signal that was deferred while the backup was committed raises Interrupted
+    between the two, and before the hook at the end.
     """
     plan = backup.Plan(
         source_url=settings.source_url,
@@ -45,12 +45,15 @@ def back_up(
         anomaly_ratio=settings.anomaly_ratio,
         globals_passwords=settings.globals_passwords,
         source_password=source_password(settings),
+        may_delete=not settings.only_writes,
     )
     storage = open_storage(settings, runtime.emit)
-    made = backup.run(plan, storage, owners_of(storage), runtime)
+    owners = owners_of(storage, may_read=not settings.only_writes)
+    made = backup.run(plan, storage, owners, runtime)
     runtime.interruption.raise_if_interrupted()
-    source = made.manifest.database.identity
-    prune_after_backup(settings, source, storage, runtime, server_now)
+    if not settings.only_writes:
+        source = made.manifest.database.identity
+        prune_after_backup(settings, source, storage, runtime, server_now)
     return made
 
 

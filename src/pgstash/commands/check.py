@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
+from functools import partial
 
 from pgstash import events
 from pgstash.check import configuration, database, drills, run, storage, webhooks
@@ -51,6 +52,7 @@ def check(settings: Settings, part: Part | None, emit: events.Emit) -> Iterator[
             max_parts=parts.most,
             endpoint_setting=other_stores.endpoint_setting(settings),
             storage_class=None if settings.store else settings.s3_storage_class,
+            only_writes=settings.only_writes,
         ),
         drills=drills.Plan(
             wanted=settings.verify_interval is not None,
@@ -61,7 +63,8 @@ def check(settings: Settings, part: Part | None, emit: events.Emit) -> Iterator[
         webhooks=_webhooks(settings),
         source=configured_source(settings),
     )
-    return run.run(plan, part, lambda: open_storage(settings, emit), owners_of)
+    owners = partial(owners_of, may_read=not settings.only_writes)
+    return run.run(plan, part, lambda: open_storage(settings, emit), owners)
 
 
 def _endpoint(settings: Settings) -> str | None:

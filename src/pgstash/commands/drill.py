@@ -5,7 +5,7 @@ from __future__ import annotations
 from pgstash import events
 from pgstash.commands import stored
 from pgstash.commands.source import source_password
-from pgstash.commands.storage import open_storage
+from pgstash.commands.storage import open_storage, refuse_if_only_writes
 from pgstash.drill import run as drill
 from pgstash.drill.checks import Expected
 from pgstash.drill.scratch import Place
@@ -30,6 +30,7 @@ def drill_backup(
         environment=environment(),
     )
     emit = runtime.emit
+    refuse_if_only_writes(settings, "drill")
     storage = open_storage(settings, emit)
 
     def find() -> drill.Found:
@@ -50,6 +51,7 @@ def unproven(settings: Settings, emit: events.Emit, source: str | None = None) -
     manifest cannot be proven: a warning names it. Raises BackupNotFoundError if there is no backup
     at all, SourceUnclearError, StorageError.
     """
+    refuse_if_only_writes(settings, "drill")
     storage = open_storage(settings, emit)
     found = catalog.read(storage, settings.backup_prefix)
     if not found.backups:

@@ -32,7 +32,8 @@ def healthcheck(settings: Settings) -> str:
     now = datetime.now(UTC)
     rule = stale_at(settings)
     plan = freshness.Plan(settings.backup_prefix, ours, rule, now)
-    found = freshness.newest(plan, storage, owners_of(storage))
+    owners = owners_of(storage, may_read=not settings.only_writes)
+    found = freshness.newest(plan, storage, owners)
     where = storage.url(settings.backup_prefix)
     if found is None:
         raise StaleBackupError(f"there is no recent backup under {where}")

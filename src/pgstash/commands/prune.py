@@ -16,7 +16,7 @@ from pgstash.commands.source import (
     source_password,
     source_that_answers,
 )
-from pgstash.commands.storage import open_storage
+from pgstash.commands.storage import open_storage, refuse_if_only_writes
 from pgstash.errors import (
     DatabaseError,
     DatabaseUnreachableError,
@@ -42,6 +42,7 @@ def remove_old_backups(
     Raises SourceUnclearError if it is not clear which backups those are, and WrongClockError if a
     configured database server answers and its clock and ours are far apart.
     """
+    refuse_if_only_writes(settings, "prune")
     try:
         now = utc_now()
         with contextlib.suppress(DatabaseError):  # pruning needs no database

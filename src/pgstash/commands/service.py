@@ -69,7 +69,8 @@ def _newest(
 ) -> catalog.Backup | None:
     """Return the newest backup of a source, unless it is certainly stale. Raises StorageError."""
     wanted = freshness.Plan(settings.backup_prefix, source, health.stale_at(settings), now)
-    return freshness.newest(wanted, storage, owners_of(storage))
+    owners = owners_of(storage, may_read=not settings.only_writes)
+    return freshness.newest(wanted, storage, owners)
 
 
 def _source(settings: Settings) -> Identity:
@@ -169,7 +170,8 @@ def _remember(settings: Settings, known: health_server.Health) -> None:
         if found := _newest(settings, storage, ours, now):
             known.found(found.name, found.started, found.size)
         every = catalog.read(storage, prefix).backups
-        proven = owners_of(storage).last_proven(every, ours, now)
+        owners = owners_of(storage, may_read=not settings.only_writes)
+        proven = owners.last_proven(every, ours, now)
         if proven and (at := proven.proven_by(now)):
             known.found_proof(proven.name, at)
     except PgstashError as error:

@@ -66,6 +66,6 @@ def source_that_answers(settings: Settings) -> Identity | None:
     return None
 
 
-def owners_of(storage: Storage) -> Owners:
+def owners_of(storage: Storage, *, may_read: bool = True) -> Owners:
     """Return the owners of stored backups; the process reads the metadata of each only once."""
-    return Owners(storage, _SEEN)
+    return Owners(storage, _SEEN) if may_read else Owners(storage, may_read=False)

@@ -5,11 +5,22 @@ from __future__ import annotations
 from pgstash import events
 from pgstash.commands import other_stores
 from pgstash.commands.other_stores import PATIENT, PROMPT
+from pgstash.errors import ConfigurationError
 from pgstash.monitoring import redaction
 from pgstash.settings import Settings
 from pgstash.storage.directory.storage import DirectoryStorage
 from pgstash.storage.interface import Storage
 from pgstash.storage.s3.config import Connection, Objects, S3Config
+
+
+def refuse_if_only_writes(settings: Settings, command: str) -> None:
+    """Raise ConfigurationError for a command that a host which only writes cannot run."""
+    if settings.only_writes:
+        problem = (
+            "With STORAGE_ROLE=writer this host neither reads nor deletes backups. Run "
+            f"`pgstash {command}` on another host, with a key of its own."
+        )
+        raise ConfigurationError([problem])
 
 
 def open_storage(settings: Settings, emit: events.Emit, *, prompt: bool = False) -> Storage:
@@ -45,6 +56,8 @@ def open_storage(settings: Settings, emit: events.Emit, *, prompt: bool = False)
         connection=Connection(
             settings.s3_addressing, settings.s3_ca_file, proxy=settings.s3_use_proxy
         ),
+        prefix=f"{settings.backup_prefix}/",
+        may_read=not settings.only_writes,
         learn=redaction.learn,
         retry_attempts=0 if prompt else settings.retry_attempts,
         retry_delay=settings.retry_delay,

@@ -238,6 +238,7 @@ class _Run:
         uploads are listed before the exclusive block, so none that starts later is among them.
         """
         sweep = Sweep(self._storage, self._journal, self._now, dry_run=self._plan.dry_run)
+        yield from sweep.trials(self._plan.prefix)
         companions = sweep.old(stored.suspects)
         uploads = sweep.abandoned(self._plan.prefix, self._plan.sweep_after_days)
         if not (companions or uploads):

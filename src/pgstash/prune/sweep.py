@@ -13,6 +13,7 @@ from datetime import datetime, timedelta
 from functools import partial
 
 from pgstash import events
+from pgstash.format import trial_objects
 from pgstash.format.identity import Claim, Origin
 from pgstash.prune.journal import Journal
 from pgstash.repository import catalog, object_metadata
@@ -49,6 +50,23 @@ class Sweep:
             uploads = list(catalog.pending(self._storage, prefix))
         longest = timedelta(days=days)
         return [upload for upload in uploads if self._now - upload.started >= longest]
+
+    def trials(self, prefix: str) -> Iterator[str]:
+        """Delete the old trial objects of `pgstash check` under ``prefix``; yield their keys.
+
+        A host that may not delete leaves them, and so does a check that is killed.
+        """
+        found: list[str] = []
+        with self._journal.keep_going():
+            found = [
+                each.key
+                for each in self._storage.list(f"{prefix}/{trial_objects.PREFIX}")
+                if trial_objects.NAME.fullmatch(each.key.removeprefix(f"{prefix}/"))
+                and self._now - each.modified >= ORPHAN_AGE
+            ]
+        for key in found:
+            if self._dry_run or self._journal.succeeds(partial(self._storage.delete, [key])):
+                yield self._swept(key, "`pgstash check` left it")
 
     def orphans(self, companions: Sequence[Companion], claim: Claim) -> Iterator[str]:
         """Delete the companions of claimed sources that have no archive; yield their keys."""

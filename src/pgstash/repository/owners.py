@@ -26,8 +26,14 @@ Seen = MutableMapping[tuple[str, int], Origin]
 class Owners:
     """Finds the sources of the backups in one store. Every method raises StorageError."""
 
-    def __init__(self, storage: Storage, seen: Seen | None = None) -> None:
-        """Read from this store the metadata of archives that are not in ``seen`` yet."""
+    def __init__(
+        self, storage: Storage, seen: Seen | None = None, *, may_read: bool = True
+    ) -> None:
+        """Read from this store the metadata of archives that are not in ``seen`` yet.
+
+        Unless this host ``may_read`` them, nothing is requested, and no backup names its source.
+        """
+        self.may_read = may_read
         self._storage = storage
         self._seen: Seen = {} if seen is None else seen
         self.unreadable: dict[tuple[str, int], StorageError] = {}
@@ -38,6 +44,8 @@ class Owners:
         An archive whose metadata cannot be read counts as that of another source. The reason is
         stored in ``unreadable``.
         """
+        if not self.may_read:
+            return [Origin(Identity(), each.started) for each in backups]
         unseen = [each for each in backups if self._key(each) not in self._seen]
         if unseen:
             found = object_metadata.of_archives(self._storage, unseen)

@@ -35,8 +35,8 @@ _NOT_SECRET = ("#", "-----")  # the comments and the first line of a file of key
 _TOKEN_LENGTH = 12  # shorter parts of a URL are words such as "services"
 
 
-Need = Literal["source", "storage", "target"]
-"""What must be configured for a command."""
+Need = Literal["source", "storage", "target", "bucket"]
+"""What must be configured for a command. ``bucket`` is a place in a store, without access to it."""
 
 
 # pydantic takes the fields of the last base first: this is the order of the reference, reversed.
@@ -99,6 +99,11 @@ class Settings(
     def object_tags(self) -> list[tuple[str, str]]:
         """The tags of stored objects, as pairs of key and value."""
         return tags.parse(self.s3_tags) if self.s3_tags else []
+
+    @property
+    def only_writes(self) -> bool:
+        """Whether this host may neither read nor delete backups."""
+        return self.storage_role == "writer"
 
     @property
     def part_size(self) -> int | None:

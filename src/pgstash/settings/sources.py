@@ -10,7 +10,7 @@ from typing import Literal
 
 from pgstash.errors import ConfigurationError
 from pgstash.postgres.server import conninfo, foreign_parameters
-from pgstash.settings import aws, env_file, odd_values, spelling, store_url
+from pgstash.settings import aws, env_file, odd_values, roles, spelling, store_url
 from pgstash.settings.model import Need, Settings, is_secret, variable_of
 from pgstash.settings.validation import Values, checked
 
@@ -73,18 +73,20 @@ def load(
         values["RESTORE_URL"] = conninfo.completed(values["RESTORE_URL"], configured)
     unreadable = _read_secret_files(sources, edges)
     _settle_libpq(environ, values, needs)
-    if "storage" in needs:
+    notes = roles.settle(values)
+    problems += roles.problems(values)
+    if {"storage", "bucket"} & {*needs}:
         problems += store_url.settle(values)
         aws.settle(environ, values, of_file)
     located = any(name in values for name in ("DATABASE_URL", *_LOCATING))
     problems += _missing(sources, unreadable, located=located)
     problems += _wrong_ssl_mode(sources)
-    settings, notes = checked(sources, edges, unreadable)
+    settings, ignored = checked(sources, edges, unreadable)
     if settings is None or problems:
         raise ConfigurationError(problems)
     settings._misspelt = spelling.misspelt(values, of_file)  # noqa: SLF001 - only loading knows all names
     settings._odd_values = [*warnings, *(each.warning for each in edges if not each.usual)]  # noqa: SLF001 - as above
-    settings._notes = notes  # noqa: SLF001 - as above
+    settings._notes = ignored + notes  # noqa: SLF001 - as above
     settings._source_variables = {  # noqa: SLF001 - for a target they leave the environment
         name: values[name] for name in (*_LOCATING, "PGPORT", "PGUSER") if name in values
     }

@@ -148,6 +148,14 @@ class StorageSettings(Group):
         "The keys of backups start with this. Give each database a prefix of its own.",
         default="postgres-backups",
     )
+    storage_role: Literal["full", "writer"] = setting(
+        "Storage",
+        "full or writer",
+        "With `writer`, backups are made by a key that can neither read nor delete: nothing is "
+        "pruned, drilled or cleaned up here. `pgstash policy` prints the permissions of the key. "
+        "`ROLE=writer` has the same effect.",
+        default="full",
+    )
     retry_attempts: int = setting(
         "Storage",
         "a whole number from 0 to 20",

@@ -87,6 +87,7 @@ def test_defaults() -> None:
         "azure_storage_sas_token": None,
         "azure_storage_endpoint": None,
         "s3_role_arn": None,
+        "storage_role": "full",
         "storage_emulator_host": None,
         "s3_storage_class": None,
         "s3_sse": None,
@@ -207,6 +208,7 @@ BOUNDS: list[tuple[str, list[str], list[str]]] = [
     ("WEBHOOK_ON_FAILURE", ["on", "off"], ["ja"]),
     ("DEBUG", ["true", "false"], ["debug"]),
     ("LOG_FORMAT", ["text", "json"], ["JSON", "xml"]),
+    ("STORAGE_ROLE", ["full", "writer"], ["Writer", "reader"]),
     (
         "S3_ROLE_ARN",
         ["arn:aws:iam::123456789012:role/backup", "arn:aws-cn:iam::123456789012:role/team/a.b+c@d"],
@@ -1105,3 +1107,21 @@ class TestMisspelt:
 
     def test_not_where_the_right_one_is_set_too(self) -> None:
         assert misspelt({"BACKUP_PREFIXX": "x", "BACKUP_PREFIX": "y"}) == []
+
+
+def test_a_short_name_for_the_role_of_a_writer() -> None:
+    settings = load(VALID | {"ROLE": "writer"})
+    assert settings.only_writes
+    [note] = settings.notes
+    assert "set STORAGE_ROLE=full" in note
+    assert not load(VALID | {"ROLE": "web"}).only_writes
+    settings = load(VALID | {"ROLE": "writer", "STORAGE_ROLE": "full"})
+    assert (settings.only_writes, settings.notes) == (False, [])
+
+
+def test_a_writer_cannot_drill() -> None:
+    for role in ("ROLE", "STORAGE_ROLE"):
+        with pytest.raises(ConfigurationError) as caught:
+            load(VALID | {role: "writer", "VERIFY_INTERVAL": "86400"})
+        [problem] = caught.value.problems
+        assert problem.startswith("VERIFY_INTERVAL is set, but with STORAGE_ROLE=writer ")

@@ -59,6 +59,7 @@ class S3Config:
 
     Without an access key, botocore finds the credentials. ``role_arn`` is a role to assume with
     them. ``learn`` is called with the secrets of each set of credentials, before they are used.
+    Only keys that begin with ``prefix`` are listed. Unless ``may_read``, no object is requested.
     ``endpoint`` is a URL; None is AWS. ``retry_attempts`` come after the first try.
     ``retry_delay`` and the timeouts are in seconds. ``part_size`` is in bytes; None chooses it for
     each upload. ``connections`` are kept open for the next request. If more requests run at once,
@@ -71,6 +72,8 @@ class S3Config:
     access_key_id: str | None = field(repr=False)
     secret_access_key: str | None = field(repr=False)
     role_arn: str | None = None
+    prefix: str = ""
+    may_read: bool = True
     learn: Callable[[Sequence[str]], None] = field(default=_forget, repr=False)
     objects: Objects = Objects()
     connection: Connection = Connection()

@@ -195,6 +195,7 @@ class S3Multipart:
         return self._requests.call(f"read the metadata of {self.url}", ask)
 
     def _is_taken(self) -> bool:
+        """Return whether there is an object under the key. Raises StorageError."""
         try:
             self._found()
         except ObjectNotFoundError:

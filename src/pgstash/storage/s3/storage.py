@@ -28,6 +28,7 @@ from pgstash.storage.s3.errors import (
     upload_is_gone,
 )
 from pgstash.storage.s3.multipart import S3Multipart
+from pgstash.storage.s3.unreadable import UnreadableMultipart
 
 DELETE_BATCH = 1000
 
@@ -48,6 +49,8 @@ class S3Storage:
         if size is not None and not parts.SMALLEST <= size <= parts.LARGEST:
             raise ConfigurationError(["S3_PART_SIZE must be between 5 and 5120 MiB."])
         self._bucket = config.bucket
+        self._prefix = config.prefix
+        self._may_read = config.may_read
         self._part_size = size
         self._max_parts = config.max_parts
         self._may_grow = parts.may_grow(config.endpoint)
@@ -68,7 +71,10 @@ class S3Storage:
 
     def check(self) -> None:
         """Raise StorageError unless the store answers and the bucket exists and may be listed."""
-        self._page(f"list the bucket {self.url()}", MaxKeys=1)
+        where = (
+            f"list {self.url(self._prefix)}" if self._prefix else f"list the bucket {self.url()}"
+        )
+        self._page(where, Prefix=self._prefix, MaxKeys=1)
 
     def list(self, prefix: str, *, start_after: str = "") -> Iterator[StoredObject]:
         """Yield every object whose key starts with ``prefix``, in the order of keys.
@@ -178,7 +184,8 @@ class S3Storage:
             )
         else:
             sizes = parts.equal(self._part_size, self._max_parts)
-        return MultipartUpload(S3Multipart(self._requests, key, metadata), sizes, self._emit)
+        kind = S3Multipart if self._may_read else UnreadableMultipart
+        return MultipartUpload(kind(self._requests, key, metadata), sizes, self._emit)
 
     def delete(self, keys: Iterable[str]) -> None:
         """Delete objects, up to 1,000 per request. A missing object is not an error."""

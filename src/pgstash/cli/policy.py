@@ -1,0 +1,38 @@
+"""`pgstash policy`."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+
+from pgstash.cli.output import print_line
+from pgstash.cli.runner import Command, run
+from pgstash.events import Emit
+from pgstash.settings import Settings
+from pgstash.signals import Interruption
+from pgstash.storage.s3.policy import Role
+
+
+def policy(
+    role: Annotated[
+        Role,
+        typer.Argument(
+            help="The `writer` makes backups, the `pruner` deletes them, the `reader` restores and "
+            "drills."
+        ),
+    ],
+) -> None:
+    """Print the permissions that an S3 key needs, as an IAM policy in JSON.
+
+    Each role has the least permissions for the configured bucket and prefix. Nothing is requested
+    from the store, and no access key is needed. With STORAGE_ROLE=writer, the permissions of the
+    writer are enough for backups.
+    """
+    from pgstash.commands.policy import policy_of
+
+    def work(values: Settings, _emit: Emit, _interruption: Interruption) -> None:
+        print_line(json.dumps(policy_of(role, values), indent=2))
+
+    run(work, Command(needs=["bucket"], only_reads=True, stdout_is_data=True))

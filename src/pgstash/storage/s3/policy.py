@@ -1,0 +1,128 @@
+"""The permissions that a key of S3 needs for each role, as policies of IAM.
+
+https://docs.aws.amazon.com/service-authorization/latest/reference/list_amazons3.html
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+Role = Literal["writer", "pruner", "reader"]
+ROLES: Sequence[Role] = get_args(Role)
+
+Statement = Mapping[str, Any]
+
+_VERSION = "2012-10-17"  # of the language of policies
+_PROOFS = "backup_*.proof_*"
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A prefix in a bucket, and what is stored with the objects.
+
+    ``region`` decides in which partition of AWS the bucket is. ``kms_key`` is the key of KMS that
+    encrypts them: its id or alias, or the ARN of either. Objects may have tags (``tagged``).
+    """
+
+    bucket: str
+    prefix: str
+    region: str
+    kms_key: str | None = None
+    tagged: bool = False
+
+    @property
+    def _partition(self) -> str:
+        if self.region.startswith("cn-"):
+            return "aws-cn"
+        return "aws-us-gov" if self.region.startswith("us-gov-") else "aws"
+
+    @property
+    def _arn(self) -> str:
+        return f"arn:{self._partition}:s3:::{self.bucket}"
+
+    def of_storing(self, *actions: str, names: str = "*") -> Statement:
+        """Allow to store objects with these names, and what else ``actions`` name."""
+        tagging = ["s3:PutObjectTagging"] if self.tagged else []
+        return self.of_objects("s3:PutObject", *tagging, *actions, names=names)
+
+    def of_key(self, *actions: str) -> list[Statement]:
+        """Allow to use the key of KMS, if there is one.
+
+        A policy cannot name an alias as a resource:
+        https://docs.aws.amazon.com/kms/latest/developerguide/alias-authorization.html
+        """
+        if self.kms_key is None:
+            return []
+        key, condition = self.kms_key, {}
+        if "alias/" in key:
+            alias = key[key.index("alias/") :]
+            condition = {"Condition": {"ForAnyValue:StringEquals": {"kms:ResourceAliases": alias}}}
+            key = "*"
+        if not key.startswith("arn:"):
+            key = f"arn:{self._partition}:kms:{self.region}:*:key/{key}"
+        allowed = {"Effect": "Allow", "Action": list(actions), "Resource": key}
+        return [{**allowed, **condition}]
+
+    def of_bucket(self, *actions: str) -> Statement:
+        """Allow requests about the bucket as a whole."""
+        return {"Effect": "Allow", "Action": list(actions), "Resource": self._arn}
+
+    def of_listing(self, *actions: str) -> Statement:
+        """Allow to list the keys under the prefix."""
+        only = {"StringLike": {"s3:prefix": f"{_literal(self.prefix)}/*"}}
+        return {**self.of_bucket(*actions), "Condition": only}
+
+    def of_objects(self, *actions: str, names: str = "*") -> Statement:
+        """Allow requests about the objects under the prefix with these names."""
+        resource = f"{self._arn}/{_literal(self.prefix)}/{names}"
+        return {"Effect": "Allow", "Action": list(actions), "Resource": resource}
+
+
+def _literal(text: str) -> str:
+    """Escape what policies take for a wildcard or a variable.
+
+    https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_policies_variables.html
+    """
+    return re.sub(r"[*?$]", lambda found: f"${{{found[0]}}}", text)
+
+
+def policy(role: Role, place: Place) -> dict[str, Any]:
+    """Return what a key of this role needs, and no more."""
+    return {"Version": _VERSION, "Statement": _STATEMENTS[role](place)}
+
+
+def _writer(place: Place) -> list[Statement]:
+    return [
+        place.of_listing("s3:ListBucket"),
+        place.of_storing("s3:AbortMultipartUpload", "s3:ListMultipartUploadParts"),
+        # Completing an upload in parts decrypts them.
+        *place.of_key("kms:GenerateDataKey", "kms:Decrypt"),
+    ]
+
+
+def _pruner(place: Place) -> list[Statement]:
+    return [
+        place.of_listing("s3:ListBucket"),
+        place.of_bucket("s3:ListBucketMultipartUploads"),
+        # HEAD, for the metadata that name the source of a backup, needs the permission to read.
+        place.of_objects("s3:GetObject", "s3:DeleteObject", "s3:AbortMultipartUpload"),
+    ]
+
+
+def _reader(place: Place) -> list[Statement]:
+    return [
+        place.of_listing("s3:ListBucket"),
+        place.of_objects("s3:GetObject"),
+        place.of_storing(names=_PROOFS),
+        *place.of_key("kms:GenerateDataKey", "kms:Decrypt"),
+    ]
+
+
+_STATEMENTS: Mapping[Role, Callable[[Place], list[Statement]]] = {
+    "writer": _writer,
+    "pruner": _pruner,
+    "reader": _reader,
+}
