@@ -14,7 +14,7 @@ from support.policies import PolicyProxy
 from support.proxy import Answer, Drop
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
 
     from support.postgres import Database, MakeDatabase
     from support.swift import SwiftServer
@@ -41,7 +41,7 @@ def host(server: SwiftServer, bucket: str, role: str) -> Iterator[PolicyProxy]:
 
 def settings(
     proxy: PolicyProxy, server: SwiftServer, bucket: str, database: Database, **more: str
-) -> Mapping[str, str]:
+) -> dict[str, str]:
     return environment(
         database.bin_dir,
         **{
@@ -187,3 +187,26 @@ def test_a_policy_needs_a_bucket() -> None:
     assert done.returncode == 1
     assert "Only keys of S3 have policies of this form." in done.stderr
     assert run_pgstash(["policy", "admin"], environment(S3_BUCKET="b")).returncode == 2
+
+
+def test_a_bucket_without_locks_fails_before_the_dump(
+    make_database: MakeDatabase, swift_server: SwiftServer, s3_bucket: str
+) -> None:
+    lock = {"S3_OBJECT_LOCK_DAYS": "30"}
+    with PolicyProxy(swift_server.port, policy=printed("writer", s3_bucket, **lock)) as proxy:
+        env = settings(
+            proxy, swift_server, s3_bucket, make_database(), STORAGE_ROLE="writer", **lock
+        )
+        proxy.rule(
+            "GetObjectLockConfiguration", Answer(404, "ObjectLockConfigurationNotFoundError")
+        )
+        for command, status in ((["once"], 21), (["check", "storage"], 40)):
+            done = run_pgstash(command, env)
+            assert done.returncode == status
+            assert "the bucket has no object lock" in done.stdout + done.stderr
+        assert proxy.refused == []
+        assert keys(swift_server, s3_bucket) == []
+        del env["S3_ENDPOINT"], env["S3_BUCKET"]
+        done = run_pgstash(["once"], env | {"STORAGE_URL": "file:///nonexistent"})
+        assert done.returncode == 1
+        assert "S3_OBJECT_LOCK_DAYS is set, but STORAGE_URL names no bucket" in done.stderr

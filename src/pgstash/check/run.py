@@ -6,7 +6,15 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from pgstash.check import configuration, database, drills, other_sources, storage, webhooks
+from pgstash.check import (
+    configuration,
+    database,
+    drills,
+    object_lock,
+    other_sources,
+    storage,
+    webhooks,
+)
 from pgstash.check.finding import Finding, Part
 from pgstash.errors import ConfigurationError, StorageError
 from pgstash.format.identity import Identity
@@ -21,7 +29,7 @@ class Plan:
     """What to check.
 
     ``source`` identifies the source by the settings, for the case that no server answers; None if
-    the settings name none.
+    the settings name none. ``lock`` is None if new backups are not locked.
     """
 
     configuration: configuration.Plan
@@ -30,6 +38,7 @@ class Plan:
     drills: drills.Plan
     webhooks: Sequence[webhooks.Destination]
     source: Identity | None = None
+    lock: object_lock.Lock | None = None
 
 
 def run(
@@ -56,6 +65,8 @@ def run(
     store = open_storage()
     owners = owners_of(store)
     yield from storage.look(plan.storage, store)
+    if plan.lock:
+        yield object_lock.look(plan.lock)
     source = server.database.identity if server else plan.source
     if owners.may_read:
         yield other_sources.look(store, plan.storage.prefix, source, owners)

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from functools import partial
 
 from pgstash import events
-from pgstash.check import configuration, database, drills, run, storage, webhooks
+from pgstash.check import configuration, database, drills, object_lock, run, storage, webhooks
 from pgstash.check.finding import Finding, Part
 from pgstash.commands import other_stores
 from pgstash.commands.backup import dump_options, required_tables
@@ -62,9 +62,17 @@ def check(settings: Settings, part: Part | None, emit: events.Emit) -> Iterator[
         ),
         webhooks=_webhooks(settings),
         source=configured_source(settings),
+        lock=_lock(settings),
     )
     owners = partial(owners_of, may_read=not settings.only_writes)
     return run.run(plan, part, lambda: open_storage(settings, emit), owners)
+
+
+def _lock(settings: Settings) -> object_lock.Lock | None:
+    days = settings.s3_object_lock_days
+    if days is None:
+        return None
+    return object_lock.Lock(days, settings.s3_object_lock_mode, settings.backup_retention_days)
 
 
 def _endpoint(settings: Settings) -> str | None:

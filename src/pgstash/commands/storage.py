@@ -28,6 +28,11 @@ def open_storage(settings: Settings, emit: events.Emit, *, prompt: bool = False)
 
     With ``prompt``, each request is tried once, with timeouts of a few seconds.
     """
+    if settings.storage_url and settings.s3_object_lock_days:
+        problem = (
+            "S3_OBJECT_LOCK_DAYS is set, but STORAGE_URL names no bucket of S3. Unset one of them."
+        )
+        raise ConfigurationError([problem])
     if settings.storage_folder:
         return DirectoryStorage(settings.storage_folder)
     if settings.store:
@@ -52,6 +57,8 @@ def open_storage(settings: Settings, emit: events.Emit, *, prompt: bool = False)
             encryption=settings.s3_sse,
             kms_key_id=settings.s3_sse_kms_key_id,
             tags=settings.object_tags,
+            lock_days=settings.s3_object_lock_days,
+            lock_mode=settings.s3_object_lock_mode,
         ),
         connection=Connection(
             settings.s3_addressing, settings.s3_ca_file, proxy=settings.s3_use_proxy

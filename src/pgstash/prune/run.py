@@ -21,6 +21,7 @@ from pgstash.errors import (
 from pgstash.format.identity import Claim, Identity
 from pgstash.prune import retention
 from pgstash.prune.journal import Journal
+from pgstash.prune.locks import Locks
 from pgstash.prune.retention import Decision
 from pgstash.prune.sweep import Sweep
 from pgstash.repository import catalog, object_metadata
@@ -92,6 +93,7 @@ class _Run:
         self._now = runtime.now()
         self._emit = runtime.emit
         self._journal = Journal(runtime.emit)
+        self._locks = Locks(storage, self._now)
 
     def run(self) -> Pruned:
         stored = catalog.read(self._storage, self._plan.prefix)
@@ -107,6 +109,7 @@ class _Run:
         removed: list[Decision[Backup]] = []
         swept: list[str] = []
         try:
+            expired = [each for each in expired if not self._is_locked(each.backup)]
             if self._plan.dry_run:
                 removed = expired
                 for decision in decisions:
@@ -120,6 +123,7 @@ class _Run:
                     self._report(removal)
             swept.extend(self._sweep(stored, sources))
         finally:
+            self._locks.report(self._emit)
             self._emit(
                 events.PruneFinished(
                     location=self._storage.url(self._plan.prefix),
@@ -132,6 +136,12 @@ class _Run:
         if self._journal.errors:
             raise self._journal.errors[0]
         return Pruned(kept, removed, swept)
+
+    def _is_locked(self, backup: Backup) -> bool:
+        """Return whether the store has locked the archive or a companion: then all of them stay."""
+        return self._locks.hold(
+            backup.name, [backup.key, *(each.key for each in backup.companions)]
+        )
 
     def _may_remove(self, stored: Catalog) -> bool:
         """Return whether anything would be removed if all backups were of one source.
@@ -237,7 +247,7 @@ class _Run:
         An upload does not name its source, so no upload is swept if there are other sources. The
         uploads are listed before the exclusive block, so none that starts later is among them.
         """
-        sweep = Sweep(self._storage, self._journal, self._now, dry_run=self._plan.dry_run)
+        sweep = Sweep(self._storage, self._journal, self._locks, dry_run=self._plan.dry_run)
         yield from sweep.trials(self._plan.prefix)
         companions = sweep.old(stored.suspects)
         uploads = sweep.abandoned(self._plan.prefix, self._plan.sweep_after_days)

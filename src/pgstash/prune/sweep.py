@@ -9,13 +9,14 @@ than any backup takes.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from datetime import datetime, timedelta
+from datetime import timedelta
 from functools import partial
 
 from pgstash import events
 from pgstash.format import trial_objects
 from pgstash.format.identity import Claim, Origin
 from pgstash.prune.journal import Journal
+from pgstash.prune.locks import Locks
 from pgstash.repository import catalog, object_metadata
 from pgstash.repository.catalog import Companion
 from pgstash.storage.interface import PendingUpload, Storage
@@ -26,11 +27,12 @@ ORPHAN_AGE = timedelta(days=1)
 class Sweep:
     """Finds leftovers and deletes them, or only reports them in a ``dry_run``."""
 
-    def __init__(self, storage: Storage, journal: Journal, now: datetime, *, dry_run: bool) -> None:
-        """Prepare; nothing is requested yet. Ages are counted up to ``now``."""
+    def __init__(self, storage: Storage, journal: Journal, locks: Locks, *, dry_run: bool) -> None:
+        """Prepare; nothing is requested yet. Ages are counted up to the time of ``locks``."""
         self._storage = storage
         self._journal = journal
-        self._now = now
+        self._locks = locks
+        self._now = locks.now
         self._dry_run = dry_run
 
     def old(self, companions: Iterable[Companion]) -> list[Companion]:
@@ -75,6 +77,8 @@ class Sweep:
             with self._journal.keep_going():
                 found = object_metadata.orphan(self._storage, companion)
             own = found is not None and claim.covers(Origin.of(found, companion.modified))
+            if own and self._locks.hold(companion.key.rpartition("/")[2], [companion.key]):
+                continue
             delete = partial(self._storage.delete, [companion.key])
             if own and (self._dry_run or self._journal.succeeds(delete)):
                 yield self._swept(companion.key, "no backup belongs to it")

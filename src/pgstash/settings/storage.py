@@ -103,6 +103,22 @@ class StorageSettings(Group):
         "Tags of all stored objects, for bills and lifecycle rules.",
         default=None,
     )
+    s3_object_lock_days: int | None = setting(
+        "Storage",
+        "a whole number of days from 1 to 36500",
+        "Lock all stored objects for this many days: until then, nobody with the key can delete "
+        "them. The bucket must have object lock. Pruning leaves a backup until its lock ends.",
+        default=None,
+        ge=1,
+        le=36_500,
+    )
+    s3_object_lock_mode: Literal["governance", "compliance"] = setting(
+        "Storage",
+        "governance or compliance",
+        "Who can end a lock earlier: with `governance`, identities that may bypass it; with "
+        "`compliance`, nobody.",
+        default="governance",
+    )
     s3_addressing: Literal["auto", "path", "virtual"] = setting(
         "Storage",
         "auto, path or virtual",

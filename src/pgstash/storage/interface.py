@@ -152,6 +152,17 @@ class Identified(Protocol):
         """
 
 
+@runtime_checkable
+class Locking(Protocol):
+    """A store whose objects may be locked against deletion."""
+
+    def locked_until(self, key: str) -> datetime | None:
+        """Return the time until which an object is locked; None if it is not, or it is unknown.
+
+        Raises ObjectNotFoundError, StorageError.
+        """
+
+
 def beyond_the_end(
     url: str, size: int | None, start: int, length: int | None
 ) -> ObjectDamagedError:

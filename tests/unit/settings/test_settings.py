@@ -88,6 +88,8 @@ def test_defaults() -> None:
         "azure_storage_endpoint": None,
         "s3_role_arn": None,
         "storage_role": "full",
+        "s3_object_lock_days": None,
+        "s3_object_lock_mode": "governance",
         "storage_emulator_host": None,
         "s3_storage_class": None,
         "s3_sse": None,
@@ -208,6 +210,8 @@ BOUNDS: list[tuple[str, list[str], list[str]]] = [
     ("WEBHOOK_ON_FAILURE", ["on", "off"], ["ja"]),
     ("DEBUG", ["true", "false"], ["debug"]),
     ("LOG_FORMAT", ["text", "json"], ["JSON", "xml"]),
+    ("S3_OBJECT_LOCK_DAYS", ["1", "36500"], ["0", "36501", "x"]),
+    ("S3_OBJECT_LOCK_MODE", ["governance", "compliance"], ["GOVERNANCE", "none"]),
     ("STORAGE_ROLE", ["full", "writer"], ["Writer", "reader"]),
     (
         "S3_ROLE_ARN",

@@ -98,3 +98,17 @@ def test_tags_are_set_by_those_who_store() -> None:
     assert "s3:PutObjectTagging" in str(policy("writer", place))
     assert "s3:PutObjectTagging" in str(policy("reader", place))
     assert "s3:PutObjectTagging" not in str(policy("pruner", place))
+
+
+def test_what_locks_need_more() -> None:
+    place = Place("shop", "db", "eu-central-1", locked=True)
+    for role, action in (
+        ("writer", "s3:PutObjectRetention"),
+        ("writer", "s3:GetBucketObjectLockConfiguration"),
+        ("reader", "s3:PutObjectRetention"),
+        ("pruner", "s3:GetObjectRetention"),
+    ):
+        assert action in str(policy(role, place))  # type: ignore[arg-type]
+        assert action not in str(policy(role, PLACE))  # type: ignore[arg-type]
+    for role in ROLES:
+        assert "Bypass" not in str(policy(role, place))

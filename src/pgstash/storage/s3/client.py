@@ -6,6 +6,7 @@ import base64
 import hashlib
 import threading
 from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 from urllib.parse import urlsplit
 
@@ -112,6 +113,12 @@ class Requests:
         except StorageRefusedError as error:
             self._set_hint(error)
             raise
+
+    def lock(self, key: str) -> dict[str, Any]:
+        """Return the parameters of botocore that lock a new object."""
+        found = self.objects.lock(key, datetime.now(UTC))
+        self._md5.wanted = self._md5.wanted or bool(found)
+        return found
 
     def _set_hint(self, error: StorageRefusedError) -> None:
         """Set the hint that these settings call for, instead of that for an access key."""

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from datetime import UTC, datetime, timedelta
+from typing import Any, Literal
 from urllib.parse import quote, urlencode
+
+from pgstash.format import trial_objects
 
 
 def _forget(_secrets: Sequence[str]) -> None:
@@ -16,14 +19,17 @@ def _forget(_secrets: Sequence[str]) -> None:
 class Objects:
     """How the store keeps what is written; None leaves each to the bucket.
 
-    ``tags`` are pairs of key and value. ``storage_class`` is for archives alone: a listing, a
-    restore and pruning read the small objects next to them at once.
+    ``tags`` are pairs of key and value. Objects are locked for ``lock_days``, in ``lock_mode``.
+    ``storage_class`` is for archives alone: a listing, a restore and pruning read the small objects
+    next to them at once.
     """
 
     storage_class: str | None = None
     encryption: str | None = None
     kms_key_id: str | None = None
     tags: Sequence[tuple[str, str]] = ()
+    lock_days: int | None = None
+    lock_mode: str = "governance"
 
     def small(self) -> dict[str, str]:
         """Return the parameters of botocore for a companion."""
@@ -37,6 +43,20 @@ class Objects:
     def archive(self) -> dict[str, str]:
         """Return the parameters of botocore for an archive."""
         return self.small() | ({"StorageClass": self.storage_class} if self.storage_class else {})
+
+    def lock(self, key: str, now: datetime) -> dict[str, Any]:
+        """Return the parameters of botocore that lock a new object, unless it is a trial of check.
+
+        The lock ends at a midnight (UTC), so that the objects of one backup, which are stored one
+        by one, are locked until the same time.
+        """
+        if self.lock_days is None or trial_objects.NAME.fullmatch(key.rpartition("/")[2]):
+            return {}
+        midnight = now.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+        return {
+            "ObjectLockMode": self.lock_mode.upper(),
+            "ObjectLockRetainUntilDate": midnight + timedelta(days=self.lock_days + 1),
+        }
 
 
 @dataclass(frozen=True, slots=True)

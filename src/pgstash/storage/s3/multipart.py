@@ -48,7 +48,7 @@ class S3Multipart:
 
     def begin(self, abandoned: threading.Event) -> None:
         """Create the upload, which sets its ``id``. Raises StorageError."""
-        kept: Any = self._requests.objects.archive()
+        kept: Any = self._requests.objects.archive() | self._requests.lock(self.key)
         self.id = self._requests.call(
             f"begin the upload of {self.url}",
             lambda: self._client.create_multipart_upload(

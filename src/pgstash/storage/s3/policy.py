@@ -24,7 +24,8 @@ class Place:
     """A prefix in a bucket, and what is stored with the objects.
 
     ``region`` decides in which partition of AWS the bucket is. ``kms_key`` is the key of KMS that
-    encrypts them: its id or alias, or the ARN of either. Objects may have tags (``tagged``).
+    encrypts them: its id or alias, or the ARN of either. Objects may have tags (``tagged``)
+    and locks (``locked``).
     """
 
     bucket: str
@@ -32,6 +33,7 @@ class Place:
     region: str
     kms_key: str | None = None
     tagged: bool = False
+    locked: bool = False
 
     @property
     def _partition(self) -> str:
@@ -46,7 +48,8 @@ class Place:
     def of_storing(self, *actions: str, names: str = "*") -> Statement:
         """Allow to store objects with these names, and what else ``actions`` name."""
         tagging = ["s3:PutObjectTagging"] if self.tagged else []
-        return self.of_objects("s3:PutObject", *tagging, *actions, names=names)
+        locking = ["s3:PutObjectRetention"] if self.locked else []
+        return self.of_objects("s3:PutObject", *tagging, *locking, *actions, names=names)
 
     def of_key(self, *actions: str) -> list[Statement]:
         """Allow to use the key of KMS, if there is one.
@@ -97,6 +100,7 @@ def policy(role: Role, place: Place) -> dict[str, Any]:
 def _writer(place: Place) -> list[Statement]:
     return [
         place.of_listing("s3:ListBucket"),
+        *([place.of_bucket("s3:GetBucketObjectLockConfiguration")] if place.locked else []),
         place.of_storing("s3:AbortMultipartUpload", "s3:ListMultipartUploadParts"),
         # Completing an upload in parts decrypts them.
         *place.of_key("kms:GenerateDataKey", "kms:Decrypt"),
@@ -109,6 +113,7 @@ def _pruner(place: Place) -> list[Statement]:
         place.of_bucket("s3:ListBucketMultipartUploads"),
         # HEAD, for the metadata that name the source of a backup, needs the permission to read.
         place.of_objects("s3:GetObject", "s3:DeleteObject", "s3:AbortMultipartUpload"),
+        *([place.of_objects("s3:GetObjectRetention")] if place.locked else []),
     ]
 
 

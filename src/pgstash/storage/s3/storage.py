@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from datetime import UTC
+from datetime import UTC, datetime
 from itertools import islice
 from typing import Any
 
@@ -16,6 +16,7 @@ from pgstash.storage import part_size as parts
 from pgstash.storage.interface import PendingUpload, StoredObject
 from pgstash.storage.multipart_upload import MultipartUpload
 from pgstash.storage.part_reader import PartReader
+from pgstash.storage.s3 import object_lock
 from pgstash.storage.s3.client import Requests, archived_class, lowered
 from pgstash.storage.s3.codes import ARCHIVED
 from pgstash.storage.s3.config import S3Config
@@ -75,6 +76,15 @@ class S3Storage:
             f"list {self.url(self._prefix)}" if self._prefix else f"list the bucket {self.url()}"
         )
         self._page(where, Prefix=self._prefix, MaxKeys=1)
+        if self._requests.objects.lock_days is not None:
+            object_lock.require(self._requests)
+
+    def locked_until(self, key: str) -> datetime | None:
+        """Return when the lock of an object ends; see :class:`pgstash.storage.interface.Locking`.
+
+        Raises ObjectNotFoundError, StorageError.
+        """
+        return object_lock.locked_until(self._requests, key)
 
     def list(self, prefix: str, *, start_after: str = "") -> Iterator[StoredObject]:
         """Yield every object whose key starts with ``prefix``, in the order of keys.
@@ -154,7 +164,7 @@ class S3Storage:
 
     def put(self, key: str, data: bytes, metadata: Mapping[str, str]) -> None:
         """Store a small object with one request, replacing one of the same key."""
-        small: Any = self._requests.objects.small()
+        small: Any = self._requests.objects.small() | self._requests.lock(key)
         self._requests.call(
             f"store {self.url(key)}",
             lambda: self._client.put_object(

@@ -1,0 +1,62 @@
+"""Finds the backups that the store has locked, which is a normal state: a later run removes them.
+
+A request to delete such an object would only hide it, in front of a version that stays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+
+from pgstash import events
+from pgstash.counting import counted
+from pgstash.errors import ObjectNotFoundError, StorageRefusedError
+from pgstash.storage.interface import Locking, Storage
+
+_MOST_NAMED = 5
+
+
+class Locks:
+    """The locks that one run of pruning met."""
+
+    def __init__(self, storage: Storage, now: datetime) -> None:
+        """Ask nothing yet. A lock that ends up to ``now`` is none."""
+        self._storage = storage
+        self.now = now
+        self._found: dict[str, datetime] = {}
+
+    def hold(self, name: str, keys: Sequence[str]) -> bool:
+        """Return whether one of these objects is locked; ``name`` is what is reported.
+
+        The others are requested only if the first has, or had, a lock. Raises StorageError.
+        """
+        until = self._until(keys[0])
+        if until is None:
+            return False
+        until = max([until, *filter(None, map(self._until, keys[1:]))])
+        if until <= self.now:
+            return False
+        self._found[name] = until
+        return True
+
+    def _until(self, key: str) -> datetime | None:
+        if not isinstance(self._storage, Locking):
+            return None
+        try:
+            return self._storage.locked_until(key)
+        except (ObjectNotFoundError, StorageRefusedError):
+            return None  # the request to delete it shows what is wrong
+
+    def report(self, emit: events.Emit) -> None:
+        """Report all of them in one line, those whose lock ends first by name."""
+        if not self._found:
+            return
+        first = sorted(self._found.items(), key=lambda found: found[1])
+        named = [f"{name} until {until:%Y-%m-%d %H:%M} UTC" for name, until in first[:_MOST_NAMED]]
+        more = [f"and {len(first) - _MOST_NAMED} more"] if len(first) > _MOST_NAMED else []
+        emit(
+            events.Informed(
+                f"Not removed, because the store has locked {counted(len(first), 'expired item')}: "
+                f"{', '.join([*named, *more])}"
+            )
+        )
