@@ -16,6 +16,7 @@ import pytest
 from acceptance.test_documents import BLOCK, RECIPE
 from acceptance.test_loading import BY_SESSIONS, PLAIN_WAY, WITH_PASSPHRASE, drilled
 from pgstash import events
+from pgstash.errors import UnverifiedError
 from pgstash.format import manifest as manifests
 from support.age_keys import Person, opened_by_age, person, ssh_person
 from support.backups import PASSPHRASE, PREFIX, settings
@@ -127,6 +128,23 @@ def test_somebody_else_cannot_read_them(scene: Scene) -> None:
     done = read(scene, ["show"], BACKUP_DECRYPTION_IDENTITY=EVE.identity)
     assert done.returncode == 31, done.stdout + done.stderr
     assert "does not open with the identity" in done.stderr
+
+
+def test_where_new_backups_have_a_passphrase_these_may_be_planted(scene: Scene) -> None:
+    both = {"BACKUP_ENCRYPTION_KEY": PASSPHRASE, "BACKUP_DECRYPTION_IDENTITY": ANN.identity}
+    on = both | {"BACKUP_ENCRYPTION": "true"}
+    refused = read(scene, ["cat"], **on)
+    assert refused.returncode == UnverifiedError.exit_code, refused.stderr
+    assert "may have put it there" in refused.stderr
+    assert refused.stdout == ""
+    for arguments, env in (
+        (["cat", "--unverified"], on),
+        (["cat"], on | {"BACKUP_ENCRYPTION_RECIPIENTS": ANN.recipient}),
+        (["cat"], both),
+    ):
+        done = read(scene, arguments, **env)
+        assert done.returncode == 0, (arguments, done.stderr)
+        assert "-- PostgreSQL database dump complete" in done.stdout
 
 
 def test_the_service_refuses_drills_that_it_could_not_do(scene: Scene) -> None:
