@@ -159,6 +159,7 @@ def test_facts_are_readable_without_the_key(scene: Scene) -> None:
     [backup] = stored(scene.place.root)
     manifest = backup.manifest
     assert 0 <= float(metadata.pop("seconds")) <= took
+    assert re.fullmatch("[0-9a-f]{16}:[0-9a-f]{16}", metadata.pop("key-id"))
     assert metadata == {
         "id": manifest["id"],
         "raw-bytes": str(manifest["raw_bytes"]),

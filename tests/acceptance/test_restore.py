@@ -387,7 +387,7 @@ def test_a_wrong_key_is_told_before_anybody_logs_in(
             RESTORE_URL=nowhere,
             BACKUP_ENCRYPTION_KEY="a wrong one, and long enough to be one",
         )
-        assert_failed(done, 31, "wrong key", "BACKUP_ENCRYPTION_KEY")
+        assert_failed(done, 31, "encrypted with another key", "BACKUP_ENCRYPTION_KEY")
     assert_failed(restore(tmp_path, target, "--unverified", RESTORE_URL=nowhere), 10, "reached")
 
 

@@ -217,10 +217,8 @@ def refuse(
     _warn_of_room(server, manifest, request, emit)
     if request.create is not None:
         target.refuse_unusable(server, request.create)
-        if not request.replace:
-            target.refuse_taken(server, request.create)
         like = manifest.database if manifest else None
-        new_database.refuse(server, request.create, like, any_locale=request.any_locale)
+        new_database.refuse(server, request, request.create, like)
         return True
     if request.rows_only or request.into_existing:
         return False

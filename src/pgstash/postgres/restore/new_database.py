@@ -11,6 +11,7 @@ from psycopg import sql
 
 from pgstash.errors import TargetDatabaseError
 from pgstash.format.manifest import Database
+from pgstash.postgres.restore.request import Request
 from pgstash.postgres.restore.target import connected, said
 from pgstash.postgres.server.connection import Server
 
@@ -18,6 +19,7 @@ _FIRST_ICU_DATABASE = 15
 # Other providers of locales than libc, and the first PostgreSQL with each.
 _FIRST_WITH = {"i": ("ICU", _FIRST_ICU_DATABASE), "b": ("builtin", 17)}
 
+_NAMED = "SELECT FROM pg_catalog.pg_database WHERE datname = %s"
 _MAY_CREATE = """
     SELECT rolsuper OR rolcreatedb, pg_catalog.quote_ident(rolname)
     FROM pg_catalog.pg_roles WHERE rolname OPERATOR(pg_catalog.=) current_user
@@ -29,25 +31,33 @@ _COLLATIONS = {
 }
 
 
-def refuse(server: Server, name: str, like: Database | None, *, any_locale: bool) -> None:
+def refuse(server: Server, request: Request, name: str, like: Database | None) -> None:
     """Raise TargetDatabaseError if the server will not create a database ``like`` another one.
 
-    Its locale does not matter with ``any_locale``. It can only be tried from a database with the
-    same encoding, by a role that may create temporary objects. Raises TargetLostError.
+    If the request does not accept any locale, it is tried. That needs a database with the same
+    encoding, and a role that may create temporary objects. Raises TargetLostError.
     """
     what = f"cannot create the database {name}"
     with connected(server) as session:
+        if not request.replace and session.execute(_NAMED, [name]).fetchone() is not None:
+            raise TargetDatabaseError(
+                f"the database {name} already exists",
+                hint="Use another name with --create, restore into that database with --to, or put "
+                "the restored database in its place with --replace.",
+            )
         [(may, role)] = session.execute(_MAY_CREATE).fetchall()
         if not may:
             raise TargetDatabaseError(
                 f"{what}: the role {role} may not create databases",
                 hint=f"ALTER ROLE {role} CREATEDB; or restore into an existing, empty database.",
             )
-        if like is None or any_locale:
+        if like is None or request.any_locale:
             return
         statement(name, like, server.major)
         collation = _COLLATIONS.get(like.locale_provider)
         if collation is None or like.encoding != server.database.encoding:
+            return
+        if _locale(like) == _locale(server.database):
             return
         trial = sql.SQL(collation).format(
             collate=sql.Literal(like.collate),
@@ -60,6 +70,10 @@ def refuse(server: Server, name: str, like: Database | None, *, any_locale: bool
             session.transaction(force_rollback=True),
         ):
             session.execute(trial)
+
+
+def _locale(database: Database) -> tuple[str | None, ...]:
+    return database.locale_provider, database.collate, database.ctype, database.locale
 
 
 def statement(name: str, like: Database | None, major: int) -> sql.Composed:

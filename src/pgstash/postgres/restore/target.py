@@ -238,18 +238,6 @@ def refuse_unusable(server: Server, name: str) -> None:
         )
 
 
-def refuse_taken(server: Server, name: str) -> None:
-    """Raise TargetDatabaseError if a database of this name exists."""
-    with connected(server) as session:
-        named = "SELECT FROM pg_catalog.pg_database WHERE datname = %s"
-        if session.execute(named, [name]).fetchone() is not None:
-            raise TargetDatabaseError(
-                f"the database {name} already exists",
-                hint="Use another name with --create, restore into that database with --to, or put "
-                "the restored database in its place with --replace.",
-            )
-
-
 @contextlib.contextmanager
 def connected(
     server: Server, encoding: str = "UTF8", *, seconds: float = SECONDS_TO_CONNECT
