@@ -28,7 +28,7 @@
     ├── PipelineError
     │   ├── EncryptionError           30   encryption could not be set up
     │   ├── CorruptedError            31   stored bytes are damaged, or the key is wrong
-    │   ├── UnverifiedError           32   the backup has no manifest to verify it against
+    │   ├── UnverifiedError           32   no manifest, or not encrypted as new backups are
     │   └── NewerFormatError          33   reading the backup requires a newer pgstash
     ├── HealthError
     │   ├── CheckFailedError          40   a check failed
@@ -264,7 +264,7 @@ class CorruptedError(PipelineError, exit_code=31):
 
 
 class UnverifiedError(PipelineError, exit_code=32):
-    """The backup has no manifest to verify it against, and ``--unverified`` was not given."""
+    """The backup has no manifest, or is not encrypted as new ones; see ``--unverified``."""
 
 
 class NewerFormatError(PipelineError, exit_code=33):
