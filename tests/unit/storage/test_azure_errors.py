@@ -23,6 +23,7 @@ from pgstash.errors import (
     UploadError,
 )
 from pgstash.storage.azure import endpoint, errors, metadata
+from pgstash.storage.azure.client import Identity
 
 
 def answer(status: int, code: str = "") -> HttpResponseError:
@@ -78,6 +79,38 @@ def test_without_an_answer() -> None:
     assert "no identity" in nobody.message
     assert "managed or workload identity" in nobody.hint
     assert isinstance(errors.translate(AzureError("odd"), "do it"), StorageUnreachableError)
+
+
+class Tokens:
+    """A credential whose service for tokens may be down."""
+
+    down = False
+
+    def get_token(self, *scopes: str) -> str:
+        if self.down:
+            raise ClientAuthenticationError("no credential in this chain provided a token")
+        return f"token for {scopes[0]}"
+
+    get_token_info = get_token
+
+
+@pytest.mark.parametrize("method", ["get_token", "get_token_info"])
+def test_an_identity_that_has_worked_is_tried_again(method: str) -> None:
+    tokens = Tokens()
+    ask = getattr(Identity(tokens), method)
+    tokens.down = True
+    with pytest.raises(ClientAuthenticationError) as missing:
+        ask("scope")
+    assert isinstance(errors.translate(missing.value, "do it"), StorageRefusedError)
+    tokens.down = False
+    assert ask("scope") == "token for scope"
+    tokens.down = True
+    with pytest.raises(ServiceRequestError) as lost:
+        ask("scope")
+    found = errors.translate(lost.value, "do it")
+    assert isinstance(found, StorageUnreachableError)
+    assert found.retryable
+    assert "no credential in this chain provided a token" in found.message
 
 
 def test_names_of_metadata_are_identifiers_and_come_back() -> None:

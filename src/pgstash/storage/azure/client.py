@@ -6,9 +6,10 @@ import base64
 import re
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from azure.core.exceptions import AzureError
+from azure.core.exceptions import AzureError, ClientAuthenticationError, ServiceRequestError
 from azure.core.pipeline.transport import RequestsTransport
 from azure.storage.blob import BlobServiceClient
 
@@ -73,6 +74,41 @@ class Requests:
         return (retry or self._retry)(doing, once, abandoned)
 
 
+class Identity:
+    """A credential of the SDK. Once it has worked, it fails as a store that does not answer.
+
+    The SDK reports a service for tokens that is down like an identity that does not exist.
+    """
+
+    def __init__(self, credential: Any) -> None:  # noqa: ANN401 - any class of azure-identity
+        """Ask nothing yet."""
+        self._credential = credential
+        self._worked = False
+
+    def get_token(self, *scopes: str, **options: Any) -> Any:  # noqa: ANN401 - as in the SDK
+        """Return a token. Raises AzureError."""
+        return self._asked(partial(self._credential.get_token, *scopes, **options))
+
+    def get_token_info(self, *scopes: str, **options: Any) -> Any:  # noqa: ANN401 - as in the SDK
+        """Return a token with more about it. Raises AzureError."""
+        return self._asked(partial(self._credential.get_token_info, *scopes, **options))
+
+    def close(self) -> None:
+        """Close the connections of the credential."""
+        self._credential.close()
+
+    def _asked(self, ask: Callable[[], T]) -> T:
+        try:
+            token = ask()
+        except ClientAuthenticationError as exc:
+            if not self._worked:
+                raise
+            reason = "the identity of Azure, which has worked before, gets no token"
+            raise ServiceRequestError(reason, error=exc) from exc
+        self._worked = True
+        return token
+
+
 def _service(config: AzureConfig) -> BlobServiceClient:
     options: dict[str, Any] = {
         "transport": _transport(config),
@@ -93,7 +129,7 @@ def _service(config: AzureConfig) -> BlobServiceClient:
         # It takes a while to import, and keys do not need it.
         from azure.identity import DefaultAzureCredential  # noqa: PLC0415
 
-        credential = DefaultAzureCredential()
+        credential = Identity(DefaultAzureCredential())
     return BlobServiceClient(where, credential=credential, **options)
 
 
