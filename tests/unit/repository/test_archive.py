@@ -110,7 +110,7 @@ def test_an_edit_may_change_after_the_script_is_opened(
     made = make(b"COMMENT ON EXTENSION a IS 'b';\n" + CLOSING, passphrase=passphrase)
     storage = stored(made)
     if not with_manifest:
-        storage.delete(made.manifest_key)
+        storage.delete([made.manifest_key])
     edit = Refreshes(lambda name: name, keeps_transactions=True)
     with opened(storage, UNVERIFIED).script(edit=edit) as chunks:
         edit.leave_out([b"COMMENT ON EXTENSION a IS 'b';\n"])
