@@ -182,7 +182,7 @@ def test_where_the_bucket_is_named(
 ) -> None:
     storage = s3(
         endpoint=endpoint,
-        connection=Connection(addressing=addressing),  # type: ignore[arg-type]
+        connection=Connection(addressing=addressing),  # type: ignore[arg-type] # any text
     )
     bucket = storage.url().removeprefix("s3://").rstrip("/")
     client = storage._client  # noqa: SLF001 - it sends nothing
@@ -215,7 +215,7 @@ def test_a_private_authority(s3: Callable[..., S3Storage], http: HttpProxy, tmp_
     )
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate, secret)
-    http._server.socket = context.wrap_socket(http._server.socket, server_side=True)  # noqa: SLF001
+    http._server.socket = context.wrap_socket(http._server.socket, server_side=True)  # noqa: SLF001 - no other way
     endpoint = http.endpoint.replace("http:", "https:")
     with pytest.raises(StorageRefusedError, match="is not trusted") as caught:
         s3(endpoint=endpoint).check()

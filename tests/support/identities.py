@@ -52,7 +52,7 @@ class Identities:
         class Handler(_Handler):
             def __init__(self, *args: object) -> None:
                 self.service = service
-                super().__init__(*args)  # type: ignore[arg-type]
+                super().__init__(*args)  # type: ignore[arg-type] # as in proxy.py
 
         self._server = ThreadingHTTPServer((HOST, 0), Handler)
         self._server.daemon_threads = True

@@ -74,7 +74,7 @@ def opened(settings: Settings, url: StoreUrl, emit: events.Emit, *, prompt: bool
 
 def _azure(config: AzureConfig, emit: events.Emit) -> Storage:
     try:
-        from pgstash.storage.azure.storage import AzureStorage  # noqa: PLC0415
+        from pgstash.storage.azure.storage import AzureStorage  # noqa: PLC0415 - an extra
     except ModuleNotFoundError as exc:
         raise _not_installed("azure://", "azure", exc) from exc
     return AzureStorage(config, emit)
@@ -82,7 +82,7 @@ def _azure(config: AzureConfig, emit: events.Emit) -> Storage:
 
 def _google(config: GcsConfig, emit: events.Emit) -> Storage:
     try:
-        from pgstash.storage.gcs.storage import GcsStorage  # noqa: PLC0415
+        from pgstash.storage.gcs.storage import GcsStorage  # noqa: PLC0415 - an extra
     except ModuleNotFoundError as exc:
         raise _not_installed("gs://", "gcs", exc) from exc
     return GcsStorage(config, emit)

@@ -99,7 +99,7 @@ class Counting(MemoryStorage):
 
     def read(self, key: str, **where: int | None):  # type: ignore[no-untyped-def]  # noqa: ANN201 - as the class says
         self.read_keys.append(key)
-        return super().read(key, **where)  # type: ignore[arg-type]
+        return super().read(key, **where)  # type: ignore[arg-type] # as given
 
 
 def test_another_key_is_named_before_anything_is_read() -> None:

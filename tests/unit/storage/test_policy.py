@@ -31,7 +31,7 @@ BUCKET = "arn:aws:s3:::shop"
     ],
 )
 def test_what_a_role_may_not_do(role: str, action: str, resource: str) -> None:
-    assert not allows(policy(role, PLACE), Wanted(action, resource, "team/db/"))  # type: ignore[arg-type]
+    assert not allows(policy(role, PLACE), Wanted(action, resource, "team/db/"))  # type: ignore[arg-type] # roles are text here
 
 
 @pytest.mark.parametrize(
@@ -45,12 +45,12 @@ def test_what_a_role_may_not_do(role: str, action: str, resource: str) -> None:
     ],
 )
 def test_what_a_role_may_do(role: str, action: str, resource: str) -> None:
-    assert allows(policy(role, PLACE), Wanted(action, resource))  # type: ignore[arg-type]
+    assert allows(policy(role, PLACE), Wanted(action, resource))  # type: ignore[arg-type] # roles are text here
 
 
 @pytest.mark.parametrize("role", ROLES)
 def test_only_the_prefix_is_listed(role: str) -> None:
-    printed = policy(role, PLACE)  # type: ignore[arg-type]
+    printed = policy(role, PLACE)  # type: ignore[arg-type] # roles are text here
     for prefix, allowed in (("team/db/", True), ("team/db/backup_2026", True), ("team/", False)):
         assert allows(printed, Wanted("s3:ListBucket", BUCKET, prefix)) == allowed
     assert not allows(printed, Wanted("s3:ListBucket", BUCKET, None))
@@ -108,7 +108,7 @@ def test_what_locks_need_more() -> None:
         ("reader", "s3:PutObjectRetention"),
         ("pruner", "s3:GetObjectRetention"),
     ):
-        assert action in str(policy(role, place))  # type: ignore[arg-type]
-        assert action not in str(policy(role, PLACE))  # type: ignore[arg-type]
+        assert action in str(policy(role, place))  # type: ignore[arg-type] # roles are text here
+        assert action not in str(policy(role, PLACE))  # type: ignore[arg-type] # roles are text here
     for role in ROLES:
         assert "Bypass" not in str(policy(role, place))

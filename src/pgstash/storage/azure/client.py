@@ -127,7 +127,7 @@ def _service(config: AzureConfig) -> BlobServiceClient:
         credential = config.sas_token.lstrip("?")
     else:
         # It takes a while to import, and keys do not need it.
-        from azure.identity import DefaultAzureCredential  # noqa: PLC0415
+        from azure.identity import DefaultAzureCredential  # noqa: PLC0415 - as above
 
         credential = Identity(DefaultAzureCredential())
     return BlobServiceClient(where, credential=credential, **options)
