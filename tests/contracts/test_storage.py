@@ -319,6 +319,7 @@ def test_nothing_is_written_after_flush_or_commit(storage: Storage) -> None:
 def test_a_pending_upload_is_seen_and_can_be_aborted(storage: Storage) -> None:
     with storage.upload("a/key", metadata={"id": "1"}, expected_size=1) as upload:
         upload.write(NOISE)
+        upload.flush()  # Azure keeps parts that arrive after an abort: see the next test
         (pending,) = storage.pending("a/")
         assert pending.key == "a/key"
         assert abs(pending.started - datetime.now(UTC)) < timedelta(minutes=1)
@@ -330,3 +331,18 @@ def test_a_pending_upload_is_seen_and_can_be_aborted(storage: Storage) -> None:
             upload.commit()
     storage.abort(pending)
     assert keys(storage) == []
+
+
+@pytest.mark.usefixtures("uploads_are_listed")
+def test_an_upload_that_goes_on_after_its_abort_stores_nothing(storage: Storage) -> None:
+    with storage.upload("a/key", metadata={"id": "1"}, expected_size=1) as upload:
+        upload.write(NOISE[: PART + 1])
+        pending = list(storage.pending("a/"))
+        while not pending:  # the first part is on its way
+            pending = list(storage.pending("a/"))
+        storage.abort(pending[0])
+        with pytest.raises(StorageError):
+            upload.write(NOISE[PART + 1 :])
+            upload.commit()
+    assert keys(storage) == []
+    assert list(storage.pending("")) == []
