@@ -24,6 +24,7 @@ from support.cli import environment, run_pgstash, started_pgstash
 from support.fake_tools import FakePgDump, install_pg_dump
 from support.hooks import receiving
 from support.postgres import Cluster, Clusters, Database, MakeDatabase
+from support.proxy import HttpProxy, Reply, Rewrite
 from support.swift import SwiftServer, free_ports
 
 NOWHERE = "postgresql://u:p@127.0.0.1:1/x"
@@ -64,6 +65,38 @@ def test_all_is_well(
     assert re.search(r"(?m)^ok       part size           8 MiB, 3 in memory: 24 MiB", done.stdout)
     assert "skipped  webhook             WEBHOOK_URL is not set" in done.stdout
     assert "Contents" not in swift_server.client.list_objects_v2(Bucket=s3_bucket)
+
+
+def test_rules_of_the_bucket_that_do_not_fit_the_retention(
+    swift_server: SwiftServer, s3_bucket: str
+) -> None:
+    swift_server.client.put_bucket_versioning(
+        Bucket=s3_bucket, VersioningConfiguration={"Status": "Enabled"}
+    )
+    rule = (
+        "<Rule><ID>tidy</ID><Status>Enabled</Status><Expiration><Days>9</Days></Expiration></Rule>"
+    )
+    body = f"<LifecycleConfiguration>{rule}</LifecycleConfiguration>".encode()
+    with HttpProxy(swift_server.port) as http:
+        http.rule("GetBucketLifecycleConfiguration", Rewrite(lambda _: Reply(200, [], body)))
+        env = environment(
+            DATABASE_URL=NOWHERE,
+            S3_ENDPOINT=http.endpoint,
+            S3_BUCKET=s3_bucket,
+            S3_ACCESS_KEY_ID=swift_server.access_key_id,
+            S3_SECRET_ACCESS_KEY=swift_server.secret_access_key,
+            RETENTION_KEEP_WEEKLY="2",
+        )
+        done = check(env, "storage")
+        assert done.returncode == 0, done.stdout
+        assert re.search(r"(?m)^warning +versioning +on, and no lifecycle rule", done.stdout)
+        assert re.search(
+            r'(?m)^warning +lifecycle +the rule "tidy" removes backups after 9 days, earlier than '
+            r"the retention \(14 days\)",
+            done.stdout,
+        )
+        del env["RETENTION_KEEP_WEEKLY"]
+        assert re.search(r"(?m)^ok +lifecycle ", check(env, "storage").stdout)
 
 
 def test_each_part_alone(make_database: MakeDatabase, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
 
-from pgstash.check import tls
+from pgstash.check import bucket_rules, tls
 from pgstash.check.finding import Finding, clock, skipped
 from pgstash.errors import ConfigurationError, ObjectNotFoundError, StorageError
 from pgstash.format import trial_objects
@@ -41,7 +41,8 @@ class Plan:
 
     ``part_size`` is in bytes, None if pgstash chooses it; ``max_parts`` is the store's limit.
     ``endpoint_setting`` is where the user would change the endpoint. A host that ``only_writes``
-    does not try to read or delete.
+    does not try to read or delete. ``rules`` is what the rules of the bucket are compared with;
+    None if they are not.
     """
 
     prefix: str
@@ -53,6 +54,7 @@ class Plan:
     endpoint_setting: str = "S3_ENDPOINT"
     storage_class: str | None = None
     only_writes: bool = False
+    rules: bucket_rules.Plan | None = None
 
 
 def look(plan: Plan, storage: Storage) -> Iterator[Finding]:
@@ -72,6 +74,8 @@ def look(plan: Plan, storage: Storage) -> Iterator[Finding]:
         return
     yield Finding("bucket", "ok", f"{storage.url()} answers")
     yield from _storage_class(plan.storage_class)
+    if plan.rules:
+        yield from bucket_rules.look(plan.rules, storage)
     probe = _Probe(plan, storage)
     try:
         yield from probe.of_an_object()

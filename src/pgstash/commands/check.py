@@ -9,7 +9,16 @@ from datetime import UTC, datetime
 from functools import partial
 
 from pgstash import events
-from pgstash.check import configuration, database, drills, object_lock, run, storage, webhooks
+from pgstash.check import (
+    bucket_rules,
+    configuration,
+    database,
+    drills,
+    object_lock,
+    run,
+    storage,
+    webhooks,
+)
 from pgstash.check.finding import Finding, Part
 from pgstash.commands import other_stores
 from pgstash.commands.backup import dump_options, required_tables
@@ -53,6 +62,7 @@ def check(settings: Settings, part: Part | None, emit: events.Emit) -> Iterator[
             endpoint_setting=other_stores.endpoint_setting(settings),
             storage_class=None if settings.store else settings.s3_storage_class,
             only_writes=settings.only_writes,
+            rules=_rules(settings),
         ),
         drills=drills.Plan(
             wanted=settings.verify_interval is not None,
@@ -73,6 +83,24 @@ def _lock(settings: Settings) -> object_lock.Lock | None:
     if days is None:
         return None
     return object_lock.Lock(days, settings.s3_object_lock_mode, settings.backup_retention_days)
+
+
+def _rules(settings: Settings) -> bucket_rules.Plan | None:
+    """Return what to compare the rules of the bucket with: a writer does not have the retention.
+
+    Months and years are as long as the longest ones.
+    """
+    if settings.only_writes:
+        return None
+    longest = (
+        settings.backup_retention_days,
+        settings.retention_keep_daily or 0,
+        (settings.retention_keep_weekly or 0) * 7,
+        (settings.retention_keep_monthly or 0) * 31,
+        (settings.retention_keep_yearly or 0) * 366,
+    )
+    locks = settings.s3_object_lock_days is not None
+    return bucket_rules.Plan(settings.backup_retention_days, max(longest), locks)
 
 
 def _endpoint(settings: Settings) -> str | None:

@@ -112,3 +112,13 @@ def test_what_locks_need_more() -> None:
         assert action not in str(policy(role, PLACE))  # type: ignore[arg-type] # roles are text here
     for role in ROLES:
         assert "Bypass" not in str(policy(role, place))
+
+
+def test_the_pruner_may_read_what_check_compares_with_the_retention() -> None:
+    for action in (
+        "s3:GetBucketVersioning",
+        "s3:GetLifecycleConfiguration",
+        "s3:GetBucketObjectLockConfiguration",
+    ):
+        assert allows(policy("pruner", PLACE), Wanted(action, BUCKET))
+        assert not allows(policy("writer", PLACE), Wanted(action, BUCKET))

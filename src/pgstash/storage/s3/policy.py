@@ -107,10 +107,18 @@ def _writer(place: Place) -> list[Statement]:
     ]
 
 
+# What `pgstash check` compares with the retention.
+_RULES = (
+    "s3:GetBucketVersioning",
+    "s3:GetLifecycleConfiguration",
+    "s3:GetBucketObjectLockConfiguration",
+)
+
+
 def _pruner(place: Place) -> list[Statement]:
     return [
         place.of_listing("s3:ListBucket"),
-        place.of_bucket("s3:ListBucketMultipartUploads"),
+        place.of_bucket("s3:ListBucketMultipartUploads", *_RULES),
         # HEAD, for the metadata that name the source of a backup, needs the permission to read.
         place.of_objects("s3:GetObject", "s3:DeleteObject", "s3:AbortMultipartUpload"),
         *([place.of_objects("s3:GetObjectRetention")] if place.locked else []),

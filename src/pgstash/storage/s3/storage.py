@@ -13,10 +13,11 @@ from botocore.exceptions import ClientError
 from pgstash import events
 from pgstash.errors import ConfigurationError, StorageError
 from pgstash.storage import part_size as parts
+from pgstash.storage.bucket_rules import BucketRules
 from pgstash.storage.interface import PendingUpload, StoredObject
 from pgstash.storage.multipart_upload import MultipartUpload
 from pgstash.storage.part_reader import PartReader
-from pgstash.storage.s3 import object_lock
+from pgstash.storage.s3 import bucket_rules, object_lock
 from pgstash.storage.s3.client import Requests, archived_class, lowered
 from pgstash.storage.s3.codes import ARCHIVED
 from pgstash.storage.s3.config import S3Config
@@ -85,6 +86,10 @@ class S3Storage:
         Raises ObjectNotFoundError, StorageError.
         """
         return object_lock.locked_until(self._requests, key)
+
+    def bucket_rules(self) -> BucketRules:
+        """Return what is known; see :class:`pgstash.storage.bucket_rules.HasRules`."""
+        return bucket_rules.read(self._requests, self._prefix)
 
     def list(self, prefix: str, *, start_after: str = "") -> Iterator[StoredObject]:
         """Yield every object whose key starts with ``prefix``, in the order of keys.
