@@ -38,6 +38,7 @@ SETTINGS = (
     "AZURE_",
     "BACKUP_",
     "COMPRESSION_",
+    "COPY_",
     "DATABASE_",
     "DEBUG",
     "DUMP_",

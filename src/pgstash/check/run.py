@@ -25,6 +25,17 @@ from pgstash.storage.interface import Storage
 
 
 @dataclass(frozen=True, slots=True)
+class Copy:
+    """A copy to check; ``as_written`` names settings of a store as they are named for the copy."""
+
+    name: str
+    storage: storage.Plan
+    open: Callable[[], Storage]
+    lock: object_lock.Lock | None
+    as_written: Callable[[str], str]
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """What to check.
 
@@ -39,6 +50,7 @@ class Plan:
     webhooks: Sequence[webhooks.Destination]
     source: Identity | None = None
     lock: object_lock.Lock | None = None
+    copies: Sequence[Copy] = ()
 
 
 def run(
@@ -72,10 +84,34 @@ def run(
         yield other_sources.look(store, plan.storage.prefix, source, owners)
     else:
         yield Finding("other sources", "skipped", storage.ONLY_WRITES)
+    for copy in plan.copies:
+        yield from _of_copy(copy)
     if part is None:
         yield drills.look(plan.drills, server)
         yield _part_size(plan.storage, store, owners, server)
         yield from webhooks.untried(plan.webhooks)
+
+
+def _of_copy(copy: Copy) -> Iterator[Finding]:
+    """Yield the findings about the store of a copy. A failure of it fails no backup: it warns."""
+    for finding in _of_its_store(copy):
+        yield Finding(
+            f"copy {copy.name}: {finding.topic}",
+            "warning" if finding.state == "failure" else finding.state,
+            copy.as_written(finding.found),
+            copy.as_written(finding.remedy),
+        )
+
+
+def _of_its_store(copy: Copy) -> Iterator[Finding]:
+    try:
+        store = copy.open()
+    except ConfigurationError as error:
+        yield Finding("settings", "failure", error.message)
+        return
+    yield from storage.look(copy.storage, store)
+    if copy.lock:
+        yield object_lock.look(copy.lock)
 
 
 def _part_size(

@@ -20,7 +20,7 @@ from pgstash.check import (
     webhooks,
 )
 from pgstash.check.finding import Finding, Part
-from pgstash.commands import other_stores
+from pgstash.commands import copies, other_stores
 from pgstash.commands.backup import dump_options, required_tables
 from pgstash.commands.source import configured_source, owners_of, source_password
 from pgstash.commands.storage import open_storage
@@ -32,7 +32,6 @@ from pgstash.settings import ODD_VALUE_REMEDY, Settings, environment
 
 def check(settings: Settings, part: Part | None, emit: events.Emit) -> Iterator[Finding]:
     """Yield the findings of one part, or of all parts: see :func:`run.run`."""
-    parts = other_stores.parts(settings)
     plan = run.Plan(
         configuration=configuration.Plan(
             encrypted=settings.passphrase is not None,
@@ -52,18 +51,7 @@ def check(settings: Settings, part: Part | None, emit: events.Emit) -> Iterator[
             globals_passwords=settings.globals_passwords,
             source_password=source_password(settings),
         ),
-        storage=storage.Plan(
-            prefix=settings.backup_prefix,
-            endpoint=_endpoint(settings),
-            now=lambda: datetime.now(UTC),
-            random=os.urandom,
-            part_size=parts.size,
-            max_parts=parts.most,
-            endpoint_setting=other_stores.endpoint_setting(settings),
-            storage_class=None if settings.store else settings.s3_storage_class,
-            only_writes=settings.only_writes,
-            rules=_rules(settings),
-        ),
+        storage=_storage(settings),
         drills=drills.Plan(
             wanted=settings.verify_interval is not None,
             scratch_url=settings.scratch_url,
@@ -73,9 +61,36 @@ def check(settings: Settings, part: Part | None, emit: events.Emit) -> Iterator[
         webhooks=_webhooks(settings),
         source=configured_source(settings),
         lock=_lock(settings),
+        copies=[_copy(each, emit) for each in copies.of(settings)],
     )
     owners = partial(owners_of, may_read=not settings.only_writes)
     return run.run(plan, part, lambda: open_storage(settings, emit), owners)
+
+
+def _storage(settings: Settings) -> storage.Plan:
+    parts = other_stores.parts(settings)
+    return storage.Plan(
+        prefix=settings.backup_prefix,
+        endpoint=_endpoint(settings),
+        now=lambda: datetime.now(UTC),
+        random=os.urandom,
+        part_size=parts.size,
+        max_parts=parts.most,
+        endpoint_setting=other_stores.endpoint_setting(settings),
+        storage_class=None if settings.store else settings.s3_storage_class,
+        only_writes=settings.only_writes,
+        rules=_rules(settings),
+    )
+
+
+def _copy(copy: copies.Copy, emit: events.Emit) -> run.Copy:
+    return run.Copy(
+        name=copy.name,
+        storage=_storage(copy.settings),
+        open=lambda: copy.open(emit),
+        lock=_lock(copy.settings),
+        as_written=copy.settings.as_written,
+    )
 
 
 def _lock(settings: Settings) -> object_lock.Lock | None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from dotenv.parser import parse_stream
 
+from pgstash.settings import copy_to
 from pgstash.settings.model import Settings
 
 
@@ -39,4 +40,5 @@ def read(path: Path, problems: list[str]) -> dict[str, str]:
 
 def _is_ours(variable: str) -> bool:
     name = variable.removesuffix("_FILE").lower()
-    return name in Settings.model_fields or variable.startswith("PG")
+    own = name in Settings.model_fields or bool(copy_to.setting_of(variable))
+    return own or variable.startswith("PG")

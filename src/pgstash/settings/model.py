@@ -10,13 +10,14 @@ from urllib.parse import unquote, urlsplit
 from pydantic import PrivateAttr, SecretStr
 
 from pgstash.postgres.server import conninfo
-from pgstash.settings import regions, store_url, tags
+from pgstash.settings import copy_to, regions, store_url, tags
 from pgstash.settings.backup import (
     BackupSettings,
     ContentsSettings,
     DatabaseSettings,
     HookSettings,
 )
+from pgstash.settings.copy_to import CopyStore, CopyToSettings
 from pgstash.settings.declaration import Variable
 from pgstash.settings.encryption import EncryptionSettings
 from pgstash.settings.other_stores import OtherStoreSettings
@@ -35,8 +36,12 @@ _NOT_SECRET = ("#", "-----")  # the comments and the first line of a file of key
 _TOKEN_LENGTH = 12  # shorter parts of a URL are words such as "services"
 
 
-Need = Literal["source", "storage", "target", "bucket"]
-"""What must be configured for a command. ``bucket`` is a place in a store, without access to it."""
+Need = Literal["source", "storage", "target", "bucket", "copies"]
+"""What must be configured for a command.
+
+``bucket`` is a place in a store, without access to it. Without ``copies``, a command that only
+reads leaves out copies whose settings are wrong.
+"""
 
 
 # pydantic takes the fields of the last base first: this is the order of the reference, reversed.
@@ -50,6 +55,7 @@ class Settings(
     ContentsSettings,
     BackupSettings,
     EncryptionSettings,
+    CopyToSettings,
     OtherStoreSettings,
     StorageSettings,
     DatabaseSettings,
@@ -58,10 +64,14 @@ class Settings(
 
     _misspelt: list[str] = PrivateAttr(default_factory=list)
     _odd_values: list[str] = PrivateAttr(default_factory=list)
+    _left_out: list[str] = PrivateAttr(default_factory=list)
     _notes: list[str] = PrivateAttr(default_factory=list)
     _has_source: bool = PrivateAttr(default=False)
     _identity_secrets: list[str] = PrivateAttr(default_factory=list)
     _source_variables: Mapping[str, str] = PrivateAttr(default_factory=dict)
+    _copies: Mapping[str, CopyStore] = PrivateAttr(default_factory=dict)
+    _copy_name: str = PrivateAttr(default="")
+    _primary: Settings | None = PrivateAttr(default=None)
 
     @property
     def has_source(self) -> bool:
@@ -94,6 +104,39 @@ class Settings(
         if self.storage_url:
             return None
         return self.s3_endpoint or regions.endpoint_of(self.s3_region)
+
+    @property
+    def copy_names(self) -> list[str]:
+        """The copies of ``COPY_TO``, in that order; none if these are the settings of a copy."""
+        return list(self._copies)
+
+    def of_copy(self, name: str) -> Settings:
+        """Return the settings with store, prefix and retention of a copy instead of the primary."""
+        store = self._copies[name]
+        own = {
+            each: getattr(store, each)
+            for each in CopyStore.model_fields
+            if each in store.model_fields_set or each not in copy_to.INHERITED
+        }
+        settings = self.model_copy(update=own)
+        settings._copies = {}  # noqa: SLF001 - of this class
+        settings._copy_name = name  # noqa: SLF001 - of this class
+        settings._primary = self  # noqa: SLF001 - of this class
+        return settings
+
+    @property
+    def copy_name(self) -> str:
+        """The name of the copy whose store this is; empty for the primary."""
+        return self._copy_name
+
+    @property
+    def primary(self) -> Settings | None:
+        """The settings of the primary, if these are of a copy."""
+        return self._primary
+
+    def as_written(self, message: str) -> str:
+        """Return a message about the store with its settings as they are named for this copy."""
+        return copy_to.as_written(message, self._copy_name) if self._copy_name else message
 
     @property
     def object_tags(self) -> list[tuple[str, str]]:
@@ -167,7 +210,8 @@ class Settings(
 
         A connection string without one is not secret: messages show how to write it.
         """
-        every = [getattr(self, name) for name in type(self).model_fields]
+        groups: list[Settings | CopyStore] = [self, *self._copies.values()]
+        every = [getattr(group, name) for group in groups for name in type(group).model_fields]
         secret = [value.get_secret_value() for value in every if isinstance(value, SecretStr)]
         servers = (self.source_url, self.target_url, self.scratch_url or "")
         public = {url for url in servers if not conninfo.secrets(url)}
@@ -180,10 +224,11 @@ class Settings(
                 found += _parts_of_url(web.get_secret_value())
         for url in servers:
             found += conninfo.secrets(url)
-        for azure in (self.azure_storage_connection_string, self.azure_storage_sas_token):
-            if azure is not None:
-                found += store_url.secret_parts(azure.get_secret_value())
-        return found
+        for group in groups:
+            for azure in (group.azure_storage_connection_string, group.azure_storage_sas_token):
+                if azure is not None:
+                    found += store_url.secret_parts(azure.get_secret_value())
+        return found + (self._primary.secrets() if self._primary else [])
 
     @property
     def weak_key(self) -> str:
@@ -211,10 +256,11 @@ class Settings(
         return self._notes
 
     def warnings(self) -> list[str]:
-        """Return warnings: a weak passphrase, misspelt settings, blanks or quotes around values."""
+        """Return warnings: a weak passphrase, copies that are left out, misspelt settings, …."""
         weak = [self.weak_key] if self.weak_key else []
         return [
             *weak,
+            *self._left_out,
             *self._misspelt,
             *(f"{each} {ODD_VALUE_REMEDY}" for each in self._odd_values),
         ]

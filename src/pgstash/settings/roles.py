@@ -31,3 +31,8 @@ def problems(values: Mapping[str, str]) -> Iterator[str]:
             f"VERIFY_INTERVAL is set, but with {SETTING}={WRITER} this host cannot read backups. "
             "Unset VERIFY_INTERVAL, and run `pgstash drill` on another host."
         )
+    if values.get(SETTING, "").strip() == WRITER and "COPY_TO" in values:
+        yield (
+            f"COPY_TO is set, but with {SETTING}={WRITER} this host cannot read what it would "
+            "copy. Unset COPY_TO, and set it on another host."
+        )

@@ -11,7 +11,7 @@ from pgstash.settings.model import Settings, is_secret
 # Prefixes that only pgstash uses, except for the variables that Kubernetes sets for services; and
 # prefixes that other programs use too, but hardly in a .env file of pgstash.
 _OUR_NAMES = re.compile(r"(BACKUP|RETENTION)_")
-_OUR_NAMES_IN_FILE = re.compile(r"(BACKUP|HOOK|RESTORE|RETENTION|S3|VERIFY|WEBHOOK)_")
+_OUR_NAMES_IN_FILE = re.compile(r"(BACKUP|COPY|HOOK|RESTORE|RETENTION|S3|VERIFY|WEBHOOK)_")
 _OF_KUBERNETES = re.compile(r"_SERVICE_(HOST|PORT)|_PORT(_\d+_\w+)?$")
 
 # What others call a setting: the AWS CLI and its SDKs; `fly storage create`
@@ -120,4 +120,9 @@ def _is_like_ours(name: str, known: Collection[str], *, in_file: bool) -> bool:
     if in_file:
         ends_so = "_" in name and any(each.endswith(f"_{name}") for each in known)
         return ends_so or bool(_OUR_NAMES_IN_FILE.match(name))
-    return bool(_OUR_NAMES.match(name)) and not _OF_KUBERNETES.search(name)
+    return bool(_OUR_NAMES.match(name)) and not is_of_kubernetes(name)
+
+
+def is_of_kubernetes(name: str) -> bool:
+    """Return whether Kubernetes may have set a variable, for a service."""
+    return _OF_KUBERNETES.search(name) is not None

@@ -109,14 +109,21 @@ def settle(values: MutableMapping[str, str]) -> list[str]:
             )
         if value:
             values[variable] = value
-    if found.scheme == "azure" and "\\" in values.get("BACKUP_PREFIX", ""):
-        problems.append(
-            "BACKUP_PREFIX must not contain '\\' for Azure, which stores it as '/', so that no "
-            "backup would be found again. Write '/' instead."
-        )
+    problems += unusable_prefix(found, values.get("BACKUP_PREFIX", ""))
     if found.scheme == "s3":
         del values["STORAGE_URL"]
     return problems
+
+
+def unusable_prefix(url: StoreUrl | None, prefix: str) -> list[str]:
+    """Return the problem of a prefix that a store would change, if there is one."""
+    if url is None or url.scheme != "azure" or "\\" not in prefix:
+        return []
+    problem = (
+        "BACKUP_PREFIX must not contain '\\' for Azure, which stores it as '/', so that no "
+        "backup would be found again. Write '/' instead."
+    )
+    return [problem]
 
 
 def secret_parts(value: str) -> list[str]:

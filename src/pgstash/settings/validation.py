@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
 from pgstash.postgres.server import conninfo, foreign_parameters
 from pgstash.settings import aws, odd_values, spelling
-from pgstash.settings.model import Need, Settings, variable_of
+from pgstash.settings.declaration import Group
+from pgstash.settings.model import Need, variable_of
 from pgstash.settings.validators import ExplainedError, MissingError
+
+_Group = TypeVar("_Group", bound=Group)
 
 _DATABASE_URLS = ("DATABASE_URL", "RESTORE_URL", "VERIFY_DATABASE_URL")
 _ABOUT_SCHEMAS = {
@@ -43,20 +46,20 @@ class Values:
 
 
 def checked(
-    given: Values, edges: list[odd_values.Edges], unreadable: Collection[str]
-) -> tuple[Settings | None, list[str]]:
-    """Return the settings, None if one is wrong, and notes about ignored parameters.
+    group: type[_Group], given: Values, edges: list[odd_values.Edges], unreadable: Collection[str]
+) -> tuple[_Group | None, list[str]]:
+    """Return the settings of a group, None if one is wrong, and notes about ignored parameters.
 
     White space around a value is a problem if the value is refused with it. Then it is taken out
     of ``edges``, and the rest of the value is checked.
     """
-    settings, notes, errors = _validated(given)
+    settings, notes, errors = _validated(group, given)
     refused = _refused(errors)
     wrong = [edge for edge in edges if edge.hopeless or edge.variable in refused]
     if wrong:
         given.values.update({edge.variable: edge.inner for edge in wrong})
         edges[:] = [edge for edge in edges if edge not in wrong]
-        settings, notes, errors = _validated(given)
+        settings, notes, errors = _validated(group, given)
         refused = _refused(errors)
         given.problems.extend(
             edge.problem(given.label(edge.variable))
@@ -73,16 +76,18 @@ def _refused(errors: Sequence[Any]) -> set[str]:
     return {str(detail["loc"][0]).upper() for detail in errors}
 
 
-def _validated(given: Values) -> tuple[Settings | None, list[str], Sequence[Any]]:
+def _validated(
+    group: type[_Group], given: Values
+) -> tuple[_Group | None, list[str], Sequence[Any]]:
     """Return the settings, notes about ignored parameters, and pydantic's error details.
 
     Invalid values of unused settings are dropped.
     """
-    values, notes = _without_ignored_parameters(given)
+    values, notes = _without_ignored_parameters(group, given)
     needs = frozenset({*given.needs, *aws.required(given.values, given.everything)})
     while True:
         try:
-            settings = Settings.model_validate(values, context=needs)
+            settings = group.model_validate(values, context=needs)
         except ValidationError as error:
             errors = error.errors(include_input=False)
         else:
@@ -95,10 +100,12 @@ def _validated(given: Values) -> tuple[Settings | None, list[str], Sequence[Any]
             del values[name]
 
 
-def _without_ignored_parameters(given: Values) -> tuple[dict[str, str], list[str]]:
+def _without_ignored_parameters(
+    group: type[Group], given: Values
+) -> tuple[dict[str, str], list[str]]:
     """Return the values of settings without parameters of frameworks, and notes about those."""
     values = {
-        name: value for name in Settings.model_fields if (value := given.values.get(name.upper()))
+        name: value for name in group.model_fields if (value := given.values.get(name.upper()))
     }
     notes = []
     for variable in _DATABASE_URLS:

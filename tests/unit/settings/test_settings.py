@@ -91,6 +91,7 @@ def test_defaults() -> None:
         "s3_object_lock_days": None,
         "s3_object_lock_mode": "governance",
         "storage_emulator_host": None,
+        "copy_to": None,
         "s3_storage_class": None,
         "s3_sse": None,
         "s3_sse_kms_key_id": None,
@@ -329,6 +330,7 @@ def test_every_setting_with_bounds_has_a_test_above() -> None:
     elsewhere = {"BACKUP_ENCRYPTION", "BACKUP_ENCRYPTION_KEY", "TZ"}
     elsewhere |= {"BACKUP_ENCRYPTION_RECIPIENTS", "BACKUP_DECRYPTION_IDENTITY"}
     elsewhere |= {"BACKUP_ENCRYPTION_OLD_KEYS"}  # test_encryption_settings.py
+    elsewhere |= {"COPY_TO"}  # test_copies.py
     tried = {variable for variable, _, _ in BOUNDS}
     assert tried | free_text | elsewhere == {name.upper() for name in Settings.model_fields}
 
