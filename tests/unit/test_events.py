@@ -24,6 +24,7 @@ UNLOGGED = {
     events.DrillAttempted: "as BackupAttempted",
     events.Progressed: "comes four times a second: monitoring.progress shows it instead",
     events.RestoreProgressed: "as Progressed",
+    events.CopyProgressed: "as Progressed",
     events.PhaseStarted: "as Progressed",
     events.StepsDone: "as Progressed",
     events.WorkingOn: "as Progressed",

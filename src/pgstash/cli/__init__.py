@@ -14,7 +14,7 @@ import typer
 from pgstash import __version__
 from pgstash.check import report
 from pgstash.check.finding import Part
-from pgstash.cli import backups, drill, keys, policy, restore
+from pgstash.cli import backups, copy, drill, keys, policy, restore
 from pgstash.cli.output import print_line
 from pgstash.cli.runner import Command, run
 from pgstash.counting import counted
@@ -205,5 +205,6 @@ _cli.command()(backups.show)
 _cli.command()(backups.cat)
 _cli.command()(restore.restore)
 _cli.command()(drill.drill)
+_cli.command()(copy.copy)
 _cli.add_typer(keys.app)
 _cli.command()(policy.policy)

@@ -81,7 +81,7 @@ class _Outcome:
         """Print the outcome without secrets, if there is one. Raises OutputError."""
         if self._end:
             facts = {**self._end, "to_do": self._to_do, "warnings": self._warnings}
-            print_line(json.dumps(_scrubbed(facts, scrub)))
+            print_line(json.dumps(scrubbed(facts, scrub)))
 
 
 def _described(event: _End, target: Mapping[str, object]) -> dict[str, object]:
@@ -147,13 +147,14 @@ def _reason(
     return facts if outcome is None else facts | {"target": outcome}
 
 
-def _scrubbed(value: object, scrub: Callable[[str], str]) -> object:
+def scrubbed(value: object, scrub: Callable[[str], str]) -> object:
+    """Return a value for JSON whose texts are scrubbed."""
     match value:
         case str():
             return scrub(value)
         case dict():
-            return {key: _scrubbed(each, scrub) for key, each in value.items()}
+            return {key: scrubbed(each, scrub) for key, each in value.items()}
         case list():
-            return [_scrubbed(each, scrub) for each in value]
+            return [scrubbed(each, scrub) for each in value]
         case _:
             return value

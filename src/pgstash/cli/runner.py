@@ -27,7 +27,13 @@ Work = Callable[[Settings, Emit, Interruption], None]
 
 _EVERYTHING: Collection[Need] = ("source", "storage")
 
-_FAILURES = (events.BackupFailed, events.DrillFailed, events.PruneFailed, events.RestoreFailed)
+_FAILURES = (
+    events.BackupFailed,
+    events.CopyFailed,
+    events.DrillFailed,
+    events.PruneFailed,
+    events.RestoreFailed,
+)
 
 
 @dataclass(frozen=True, slots=True)

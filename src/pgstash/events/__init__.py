@@ -28,6 +28,7 @@ from pgstash.events.base import (
     Warned,
     ignore,
 )
+from pgstash.events.copying import CopyFailed, CopyProgressed, CopyStarted, CopySucceeded
 from pgstash.events.drill import (
     DrillAttempted,
     DrillFailed,
@@ -67,6 +68,10 @@ __all__ = [
     "BackupRemoved",
     "BackupStarted",
     "BackupSucceeded",
+    "CopyFailed",
+    "CopyProgressed",
+    "CopyStarted",
+    "CopySucceeded",
     "DrillAttempted",
     "DrillFailed",
     "DrillStarted",

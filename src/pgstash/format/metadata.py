@@ -16,6 +16,9 @@ _LONGEST_HEADER = 255
 KEY_ID = "key-id"
 """The name of what distinguishes keys: see :attr:`pgstash.pipeline.encryption.Key.id`."""
 
+SHA256 = "sha256"
+"""The name of the digest of an archive as stored, in the metadata of its manifest."""
+
 WRAPPED = "key-wrap"
 """The name of how the passphrase is wrapped; only a backup with a wrapped one has it."""
 
@@ -41,6 +44,7 @@ def facts(manifest: Manifest, seconds: float) -> dict[str, str]:
         "id": manifest.id,
         "raw-bytes": str(size.raw_bytes),
         "stored-bytes": str(manifest.stored_bytes),
+        SHA256: manifest.sha256,
         "tables": str(size.tables),
         "rows": str(size.rows),
         "seconds": f"{seconds:.1f}",

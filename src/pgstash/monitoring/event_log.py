@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pgstash import events
 from pgstash.counting import counted
 from pgstash.format.iso_time import iso
+from pgstash.monitoring import copy_log
 from pgstash.monitoring.log import FAILURE, LOGGER, SUCCESS
 from pgstash.monitoring.messages import is_warning, left_behind, seconds, size, span
 
@@ -273,6 +274,7 @@ _WRITERS: dict[type[events.Event], Callable[..., None]] = {
     ),
     events.DrillSucceeded: _drill_succeeded,
     events.DrillFailed: _drill_failed,
+    **copy_log.WRITERS,
     events.BackupKept: _backup_kept,
     events.BackupRemoved: _backup_removed,
     events.OthersLeft: _others_left,

@@ -72,6 +72,12 @@ def drill_failure(event: events.DrillFailed) -> str:
     return f"Drill failed after {seconds(event.seconds)}: {event.name}: {event.message}"
 
 
+def copy_failure(event: events.CopyFailed) -> str:
+    """Return the sentence for a backup that was not copied."""
+    what = f"{event.name} was not copied" if event.name else "No backup was copied"
+    return f"{what} to {event.copy}: {event.message}"
+
+
 def is_warning(event: events.ToolSaid) -> bool:
     """Return whether the line of a client tool is a warning or an error."""
     words = event.line.lower()

@@ -17,6 +17,7 @@ _STARTS = (
     events.RestoreStarted,
     events.DrillAttempted,
     events.DrillStarted,
+    events.CopyStarted,
 )
 _ENDS = (
     events.UploadFinished,
@@ -27,6 +28,8 @@ _ENDS = (
     events.RestoreFailed,
     events.DrillSucceeded,
     events.DrillFailed,
+    events.CopySucceeded,
+    events.CopyFailed,
 )
 _MOST_PERCENT = 99  # as long as it runs
 _LEAST_SECONDS = 5.0  # before the time that is left is estimated
@@ -49,7 +52,7 @@ class _Run:
 
     began: float
     phase: _Phase
-    bytes: events.Progressed | events.RestoreProgressed | None = None
+    bytes: events.Progressed | events.RestoreProgressed | events.CopyProgressed | None = None
     sizes: events.UploadStarted | None = None
 
 
@@ -85,7 +88,7 @@ class RunState:
                 run.phase.done = event.done
             case events.WorkingOn():
                 run.phase.what = event.what
-            case events.Progressed() | events.RestoreProgressed():
+            case events.Progressed() | events.RestoreProgressed() | events.CopyProgressed():
                 run.bytes = event
                 self.running = True
             case _ if isinstance(event, _STARTS) and not self.running:
@@ -110,6 +113,8 @@ class RunState:
         match run.bytes:
             case events.Progressed():
                 name, done = "", _backup(run.bytes, run.sizes, seconds)
+            case events.CopyProgressed():
+                name, done = "copying", _copy(run.bytes, seconds)
             case events.RestoreProgressed() if "rows" in phase.name:
                 name, done = phase.name, _rows(run.bytes, seconds)
             case _:
@@ -148,6 +153,12 @@ def _rows(latest: events.RestoreProgressed, seconds: float) -> _Done:
         *_rate(latest.raw_bytes, seconds),
     ]
     return _Done(latest.stored_bytes / latest.total if latest.total else None, facts)
+
+
+def _copy(latest: events.CopyProgressed, seconds: float) -> _Done:
+    facts = [f"{size(latest.sent_bytes)} of {size(latest.total)} sent"]
+    facts += _rate(latest.sent_bytes, seconds)
+    return _Done(latest.sent_bytes / latest.total if latest.total else None, facts)
 
 
 def _steps(phase: _Phase) -> _Done:

@@ -136,3 +136,18 @@ def test_nothing_is_shown_between_two_runs(end: events.Event) -> None:
     assert state.update(RESTORE)
     assert state.running
     assert state.text() == "preparing: 0s elapsed"
+
+
+def test_a_copy_shows_how_much_was_sent() -> None:
+    started = events.CopyStarted(NAME, "offsite", 4 * GB)
+    assert text(started, 10, events.CopyProgressed(NAME, GB, 4 * GB)) == (
+        "copying: 25%, 1.0GB of 4.0GB sent, 100MB/s, 10s elapsed, about 30s left"
+    )
+    state = RunState(Clock())
+    for end in (
+        events.CopySucceeded(NAME, "offsite", "x", 1.0, 1, already=False, verified=True),
+        events.CopyFailed(NAME, "offsite", 1.0, "no", "", after_backup=False),
+    ):
+        state.update(started)
+        state.update(end)
+        assert not state.running

@@ -1,0 +1,204 @@
+"""Copy backups to other stores, according to the settings."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pgstash import events, failure
+from pgstash.commands import copies, stored
+from pgstash.commands.storage import open_storage, refuse_if_only_writes
+from pgstash.copying import behind
+from pgstash.copying import run as copying
+from pgstash.copying.place import Place
+from pgstash.errors import ConfigurationError, PgstashError, StorageUnreachableError
+from pgstash.repository import catalog, empty_prefix
+from pgstash.repository.catalog import Backup
+from pgstash.runtime import Runtime
+from pgstash.settings import Settings, store_url
+from pgstash.storage.interface import Storage
+
+Find = Callable[[copies.Copy, Storage], Sequence[Backup]]
+"""Returns the backups to copy to a place that is open, the first one first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What to copy where: one backup, or ``everything`` of one source that a target lacks."""
+
+    to: Sequence[str]
+    name: str = "latest"
+    source: str | None = None
+    everything: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Copier:
+    """Copies backups from the primary, one after the other.
+
+    ``go_on`` ends the copying by raising. ``after_backup`` is whether a failure is only a warning.
+    """
+
+    settings: Settings
+    primary: Storage
+    runtime: Runtime
+    go_on: Callable[[], None]
+    after_backup: bool = False
+
+    def copy_all(self, target: copies.Copy, find: Find) -> list[PgstashError]:
+        """Copy what ``find`` finds, which is asked again after each backup; return the errors.
+
+        A backup that cannot be copied does not keep back the others, unless a store cannot be
+        reached. Each failure is reported.
+        """
+        errors: list[PgstashError] = []
+        began = time.monotonic()
+        try:
+            storage = target.open(self.runtime.emit)
+            storage.check()
+        except PgstashError as error:
+            self._report(target, "", began, error)
+            return [error]
+        tried: set[str] = set()
+        while True:
+            name, began = "", time.monotonic()
+            try:
+                left = [each for each in find(target, storage) if each.name not in tried]
+                if not left:
+                    if not tried:
+                        self.runtime.emit(events.Informed(f"{target.name} has every backup"))
+                    return errors
+                name = left[0].name
+                tried.add(name)
+                self._copy(target, storage, left[0])
+            except PgstashError as error:
+                self._report(target, name, began, error)
+                errors.append(error)
+                if isinstance(error, StorageUnreachableError) or not name:
+                    return errors
+
+    def _copy(self, target: copies.Copy, storage: Storage, backup: Backup) -> None:
+        began = time.monotonic()
+        plan = copying.Plan(
+            Place(self.primary, self.settings.backup_prefix),
+            Place(storage, target.settings.backup_prefix),
+            stored.access_of(self.settings, unverified=False),
+            self.go_on,
+        )
+        self.runtime.emit(events.CopyStarted(backup.name, target.name, backup.size))
+        done = copying.run(plan, backup, self.runtime)
+        self.runtime.emit(
+            events.CopySucceeded(
+                name=backup.name,
+                copy=target.name,
+                location=done.location,
+                seconds=time.monotonic() - began,
+                sent_bytes=done.sent_bytes,
+                already=done.already,
+                verified=done.verified,
+            )
+        )
+
+    def _report(self, target: copies.Copy, name: str, began: float, error: PgstashError) -> None:
+        self.runtime.emit(
+            events.CopyFailed(
+                name=name,
+                copy=target.name,
+                seconds=time.monotonic() - began,
+                after_backup=self.after_backup,
+                **failure.fields(error),
+            )
+        )
+
+
+def copy_backups(settings: Settings, request: Request, runtime: Runtime) -> None:
+    """Copy backups to each target. A target that fails does not keep back the others.
+
+    Raises ConfigurationError before anything is copied, what
+    :class:`pgstash.commands.stored.Search` raises for a backup that cannot be found, and the first
+    error of a copy at the end.
+    """
+    refuse_if_only_writes(settings, "copy")
+    targets = _targets(settings, request.to)
+    storage = open_storage(settings, runtime.emit)
+    find = _finder(settings, request, storage, runtime)
+    copier = Copier(settings, storage, runtime, runtime.interruption.raise_if_interrupted)
+    errors = [error for target in targets for error in copier.copy_all(target, find)]
+    if errors:
+        raise errors[0]
+
+
+def _finder(settings: Settings, request: Request, storage: Storage, runtime: Runtime) -> Find:
+    """Return what finds the wanted backups that a target lacks.
+
+    Raises what :class:`pgstash.commands.stored.Search` raises, before a target is opened.
+    """
+    if not request.everything:
+        search = stored.Search(settings, storage, runtime.emit, runtime.now, may_guess=False)
+        chosen = search.find(stored.Wanted(request.name, source=request.source)).backup
+        return lambda _target, _place: [chosen]
+
+    def own() -> Sequence[Backup]:
+        found = catalog.read(storage, settings.backup_prefix)
+        if not found.backups:
+            raise empty_prefix.error(storage, settings.backup_prefix)
+        return stored.of_one_source(settings, storage, found, request.source).backups
+
+    def find(target: copies.Copy, place: Storage) -> Sequence[Backup]:
+        here = own()
+        there = catalog.read(place, target.settings.backup_prefix).backups
+        return [*behind.missing(here, there), *behind.outdated(here, there)]
+
+    own()
+    return find
+
+
+def _targets(settings: Settings, wanted: Sequence[str]) -> list[copies.Copy]:
+    """Return the places that are wanted: copies by name, and folders. Raises ConfigurationError."""
+    known = {each.name: each for each in copies.of(settings)}
+    if not wanted:
+        if not known:
+            problem = (
+                "It is not known where to copy to. Name a folder with --to, for example --to "
+                "/mnt/disk, or set COPY_TO."
+            )
+            raise ConfigurationError([problem])
+        return list(known.values())
+    found: list[copies.Copy] = []
+    problems: list[str] = []
+    for name in dict.fromkeys(wanted):
+        if copy := known.get(name.lower()):
+            found.append(copy)
+            continue
+        try:
+            found.append(_folder(settings, name))
+        except ValueError as error:
+            problems.append(f"--to {error}")
+    if problems:
+        raise ConfigurationError(problems)
+    return found
+
+
+def _folder(settings: Settings, name: str) -> copies.Copy:
+    """Return the copy in a folder, given as a path or a URL. Raises ValueError with the reason."""
+    if "://" in name:
+        place = store_url.parse(name)
+        if place.scheme != "file":
+            raise ValueError(
+                "must name a folder, or a copy in COPY_TO. Another store needs settings of its "
+                "own: name it in COPY_TO, and set COPY_<NAME>_STORAGE_URL"
+            )
+        folder = Path(place.name)
+    elif "/" in name:
+        folder = Path(name).absolute()
+    else:
+        known = ", ".join(settings.copy_names) or "nothing"
+        raise ValueError(
+            f"{name} is not in COPY_TO, which names {known}. For a folder, write ./{name}"
+        )
+    if settings.storage_folder and folder.resolve() == settings.storage_folder.resolve():
+        raise ValueError(f"{name} is the folder that the backups are in. Name another one")
+    own = {"storage_url": folder.as_uri(), "s3_object_lock_days": None}
+    return copies.Copy(name, settings.model_copy(update=own))

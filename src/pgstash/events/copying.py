@@ -1,0 +1,60 @@
+"""Events of copies of backups in other stores. ``copy`` names the copy for people."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pgstash.errors import EXIT_UNEXPECTED
+from pgstash.events.base import Event
+
+
+@dataclass(frozen=True, slots=True)
+class CopyStarted(Event):
+    """The copying of a backup of ``stored_bytes`` starts."""
+
+    name: str
+    copy: str
+    stored_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class CopyProgressed(Event):
+    """Bytes of the archive sent so far, of ``total``."""
+
+    name: str
+    sent_bytes: int
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
+class CopySucceeded(Event):
+    """A backup is complete in the copy.
+
+    ``sent_bytes`` were sent, none if everything was there ``already``. If it is not ``verified``,
+    no digest was known to compare the archive with.
+    """
+
+    name: str
+    copy: str
+    location: str
+    seconds: float
+    sent_bytes: int
+    already: bool
+    verified: bool
+
+
+@dataclass(frozen=True, slots=True)
+class CopyFailed(Event):
+    """A backup was not copied, or no backup could be; then ``name`` is empty.
+
+    ``after_backup`` is whether a backup that is complete was to be copied: then it is a warning.
+    """
+
+    name: str
+    copy: str
+    seconds: float
+    message: str
+    hint: str
+    after_backup: bool
+    error: str = ""
+    exit_code: int = EXIT_UNEXPECTED

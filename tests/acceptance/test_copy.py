@@ -1,0 +1,200 @@
+"""`pgstash copy`: backups in another place, as a user makes and reads them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from pgstash.storage.directory.storage import DirectoryStorage
+from support.backups import PREFIX
+from support.cli import environment, run_pgstash
+from support.stored import CLOSING, make
+
+SHOP = {"database": "shop", "host": "db.internal", "port": "5432", "system": "7301"}
+BLOG = {"database": "blog", "host": "db.internal", "port": "5432", "system": "7301"}
+FIRST, SECOND = "backup_20260131_020000", "backup_20260201_020000"
+
+
+def store(folder: Path, base: str, source: dict[str, str] = SHOP, script: bytes = CLOSING) -> str:
+    """Store a backup of a source; return the name of its archive."""
+    storage, made = DirectoryStorage(folder), make(script, base=base)
+    id_ = {"id": made.manifest.id}
+    for key, data, facts in (
+        (made.manifest_key, made.packed_manifest(), {"sha256": made.manifest.sha256}),
+        (made.key, made.archive, {}),
+    ):
+        storage.put(key.replace("p/", f"{PREFIX}/"), data, id_ | source | facts)
+    return made.manifest.archive
+
+
+@pytest.fixture
+def primary(tmp_path: Path) -> Path:
+    folder = tmp_path / "primary"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Path:
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    return folder
+
+
+def reader(folder: Path, **more: str) -> dict[str, str]:
+    return environment(STORAGE_URL=folder.as_uri(), **more)
+
+
+def stored(folder: Path) -> list[str]:
+    return sorted(each.name for each in (folder / PREFIX).glob("backup_????????_??????.sql.gz"))
+
+
+def test_the_latest_backup_is_copied_to_a_disk_and_read_there(primary: Path, disk: Path) -> None:
+    store(primary, FIRST)
+    name = store(primary, SECOND, script=b"SELECT 1;\n" + CLOSING)
+    done = run_pgstash(["copy", "--to", disk], reader(primary))
+    assert done.returncode == 0, done.stderr
+    assert f"Copied {name} to {disk}" in done.stdout
+    assert f"Copy location: {disk.as_uri()}/{PREFIX}/{name}" in done.stdout
+    assert stored(disk) == [name]
+    script = run_pgstash(["cat"], reader(disk))
+    assert (script.returncode, script.stdout) == (0, "SELECT 1;\n" + CLOSING.decode())
+
+    again = run_pgstash(["copy", "--to", disk.as_uri(), "--json"], reader(primary))
+    facts = json.loads(again.stdout)
+    assert (facts["status"], facts["exit_code"]) == ("success", 0)
+    [copy] = facts["copies"]
+    assert (copy["backup"], copy["status"], copy["sent_bytes"]) == (name, "present", 0)
+
+
+def test_all_backups_of_the_source_are_copied_and_no_others(primary: Path, disk: Path) -> None:
+    mine = [store(primary, FIRST), store(primary, SECOND)]
+    store(primary, "backup_20260202_020000", BLOG)
+    env = reader(primary)
+    unclear = run_pgstash(["copy", "--all", "--to", disk], env)
+    assert unclear.returncode == 27
+    assert not (disk / PREFIX).exists()
+    done = run_pgstash(["copy", "--all", "--source", "shop", "--to", disk, "--json"], env)
+    assert done.returncode == 0, done.stderr
+    assert [each["backup"] for each in json.loads(done.stdout)["copies"]] == mine[::-1]
+    assert stored(disk) == mine
+    again = run_pgstash(["copy", "--all", "--source", "shop", "--to", disk], env)
+    assert again.returncode == 0
+    assert f"{disk} has every backup" in again.stdout
+
+
+def test_one_place_that_fails_does_not_keep_back_the_others(primary: Path, disk: Path) -> None:
+    name = store(primary, FIRST)
+    missing = disk / "not-mounted"
+    done = run_pgstash(["copy", "--to", missing, "--to", disk, "--json"], reader(primary))
+    failed, copied = json.loads(done.stdout)["copies"]
+    assert (failed["status"], failed["copy"]) == ("failed", str(missing))
+    assert copied["status"] == "copied"
+    assert done.returncode == failed["exit_code"] == json.loads(done.stdout)["exit_code"] != 0
+    assert stored(disk) == [name]
+    assert not missing.exists()
+    assert "FAILURE" in done.stderr or "ERROR" in done.stderr
+    assert f"No backup was copied to {missing}" in done.stderr
+
+
+def test_a_damaged_backup_is_not_copied(primary: Path, disk: Path) -> None:
+    good = store(primary, FIRST)
+    bad = store(primary, SECOND)
+    archive = primary / PREFIX / bad
+    archive.write_bytes(archive.read_bytes()[:-1] + b"?")
+    done = run_pgstash(["copy", "--all", "--to", disk], reader(primary))
+    assert done.returncode == 31
+    assert f"{bad} is damaged in {primary.as_uri()}/{PREFIX}" in done.stderr
+    assert "BACKUP_ENCRYPTION_KEY" not in done.stderr
+    assert stored(disk) == [good]
+
+
+@pytest.mark.parametrize(
+    ("to", "problem"),
+    [
+        ([], "--to"),
+        (["--to", "offsite"], "offsite is not in COPY_TO"),
+        (["--to", "s3://bucket/prefix"], "COPY_<NAME>_STORAGE_URL"),
+        (["--to", "file://host/x"], "absolute path"),
+    ],
+)
+def test_a_place_that_cannot_be_used_is_explained(
+    primary: Path, to: list[str], problem: str
+) -> None:
+    store(primary, FIRST)
+    done = run_pgstash(["copy", *to], reader(primary))
+    assert done.returncode == 1
+    assert problem in done.stderr
+
+
+def test_the_primary_is_no_place_for_a_copy(primary: Path, tmp_path: Path) -> None:
+    store(primary, FIRST)
+    link = tmp_path / "link"
+    link.symlink_to(primary)
+    done = run_pgstash(["copy", "--to", link], reader(primary))
+    assert done.returncode == 1
+    assert "the folder that the backups are in" in done.stderr
+
+
+def test_a_full_disk_gets_nothing_half(primary: Path, disk: Path) -> None:
+    """A limit for files has the same effect as a full disk: a write that fails midway."""
+    name = store(primary, FIRST, script=bytes(range(256)) * 8000 + CLOSING)
+    limit = [
+        "import resource, signal",
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)",
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))",
+    ]
+    size = (primary / PREFIX / name).stat().st_size
+    assert size > 4096
+    done = run_pgstash(["copy", "--to", disk], reader(primary), statements=limit)
+    assert done.returncode == 21, done.stderr
+    assert "ulimit -f" in done.stderr
+    assert [each.name for each in (disk / PREFIX).iterdir()] == []
+    shutil.rmtree(disk / PREFIX)
+    assert run_pgstash(["copy", "--to", disk], reader(primary)).returncode == 0
+
+
+def test_a_backup_that_does_not_exist(primary: Path, disk: Path) -> None:
+    assert run_pgstash(["copy", "--to", disk], reader(primary)).returncode == 25
+    store(primary, FIRST)
+    done = run_pgstash(["copy", "backup_20200101_000000", "--to", disk], reader(primary))
+    assert done.returncode == 25
+    both = run_pgstash(["copy", FIRST, "--all", "--to", disk], reader(primary))
+    assert both.returncode == 2
+
+
+def test_the_copies_of_copy_to_are_the_places_unless_one_is_named(
+    primary: Path, disk: Path, tmp_path: Path
+) -> None:
+    name = store(primary, FIRST)
+    nas = tmp_path / "nas"
+    nas.mkdir()
+    env = reader(
+        primary,
+        COPY_TO="offsite,nas",
+        COPY_OFFSITE_STORAGE_URL=disk.as_uri(),
+        COPY_OFFSITE_BACKUP_PREFIX="shop/copies",
+        COPY_NAS_STORAGE_URL=nas.as_uri(),
+    )
+    done = run_pgstash(["copy", "--to", "nas"], env)
+    assert done.returncode == 0, done.stderr
+    assert f"Copied {name} to nas" in done.stdout
+    assert (stored(nas), list(disk.iterdir())) == ([name], [])
+    done = run_pgstash(["copy"], env)
+    assert done.returncode == 0, done.stderr
+    assert f"{name} is complete in nas already" in done.stdout
+    assert (disk / "shop/copies" / name).exists()
+
+
+def test_a_wrong_setting_of_a_copy_matters_only_if_that_copy_is_wanted(
+    primary: Path, disk: Path
+) -> None:
+    store(primary, FIRST)
+    env = reader(primary, COPY_TO="offsite", COPY_OFFSITE_S3_BUCKET="copies")
+    assert run_pgstash(["copy", "--to", disk], env).returncode == 0
+    done = run_pgstash(["copy"], env)
+    assert done.returncode == 1
+    assert "COPY_OFFSITE_S3_ENDPOINT" in done.stderr
