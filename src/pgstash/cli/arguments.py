@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -57,6 +58,17 @@ Source = Annotated[
 ]
 
 
+From = Annotated[
+    str | None,
+    typer.Option(
+        "--from",
+        help="Read a copy instead of the primary store: a name in COPY_TO, a folder (a path with a "
+        "/), or the URL of another store.",
+        metavar="PLACE",
+    ),
+]
+
+
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -79,9 +91,35 @@ def refuse_needless(source: str | None, name: str, at: times.Written | None = No
         )
 
 
-def needs_of(wanted: Wanted, *others: Need) -> Sequence[Need]:
-    """Return what must be configured to read a backup; a file needs no storage."""
-    return others if wanted.is_file else ("storage", *others)
+def needs_of(wanted: Wanted, origin: str | None, *others: Need) -> Sequence[Need]:
+    """Return what must be configured to read a backup; a file needs no storage.
+
+    Raises BadParameter for a file with --from.
+    """
+    if not wanted.is_file:
+        return (*needs_from(origin), *others)
+    if origin is not None:
+        raise typer.BadParameter("cannot be combined with a file", param_hint="--from")
+    return others
+
+
+def needs_from(origin: str | None) -> Sequence[Need]:
+    """Return what must be configured to read from there: a copy does not need the primary.
+
+    Raises BadParameter if --from is empty: an unset variable of the shell must not lead to the
+    primary.
+    """
+    if origin is not None and not origin.strip():
+        raise typer.BadParameter("is empty", param_hint="--from")
+    return ("storage",) if origin is None or "/" in origin else ("copies",)
+
+
+def given_by(origin: str | None) -> dict[str, str]:
+    """Return the variables that --from sets for this command: the URL of the store."""
+    if origin is None or "/" not in origin:
+        return {}
+    place = origin.strip()
+    return {"STORAGE_URL": place if "://" in place else Path(place).absolute().as_uri()}
 
 
 def at_time(

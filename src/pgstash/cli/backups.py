@@ -12,11 +12,14 @@ import typer
 
 from pgstash.cli.arguments import (
     At,
+    From,
     Json,
     Name,
     Source,
     Unverified,
     at_time,
+    given_by,
+    needs_from,
     needs_of,
     refuse_needless,
 )
@@ -46,6 +49,7 @@ def list_backups(
     everything: Annotated[
         bool, typer.Option("--all", help=f"List all backups, not only the newest {_SHOWN}.")
     ] = False,
+    origin: From = None,
     as_json: Json = False,
 ) -> None:
     """List the stored backups, newest first. Needs no encryption key.
@@ -54,10 +58,14 @@ def list_backups(
     terminal shows fewer columns; --json shows everything.
     """
     from pgstash.commands import stored
+    from pgstash.commands.origin import of_copy, readable, suggested
 
-    def work(values: Settings, _emit: Emit, _interruption: Interruption) -> None:
+    def work(configured: Settings, emit: Emit, _interruption: Interruption) -> None:
         newest = None if everything else _SHOWN
-        found = stored.list_backups(values, newest=newest, complete=as_json)
+        chosen = of_copy(configured, origin)
+        with suggested(chosen, emit):
+            values = readable(chosen, emit)
+            found = stored.list_backups(values, newest=newest, complete=as_json)
         if not found:
             nothing = stored.nothing_stored(values)
             log.LOGGER.info("%s\n%s", nothing.message, nothing.hint)
@@ -74,14 +82,21 @@ def list_backups(
         rows = [_row(each, now, by_source=by_source) for each in found]
         print_table(_fitting([heads, *rows], line_width()))
 
-    run(work, Command(needs=["storage"], only_reads=True, stdout_is_data=True))
+    needs, given = needs_from(origin), given_by(origin)
+    run(work, Command(needs=needs, given=given, only_reads=True, stdout_is_data=True))
 
 
 def show(
-    name: Name = "latest", *, at: At = None, source: Source = None, as_json: Json = False
+    name: Name = "latest",
+    *,
+    at: At = None,
+    source: Source = None,
+    origin: From = None,
+    as_json: Json = False,
 ) -> None:
     """Show the manifest of a backup: its source, size, versions, tables and row counts."""
     from pgstash.commands import stored
+    from pgstash.commands.origin import of_copy, suggested
 
     refuse_needless(source, name, at)
     wanted = stored.Wanted(name, source=source)
@@ -94,7 +109,10 @@ def show(
                 chosen.append(event)
             emit(event)
 
-        manifest = stored.manifest_of(values, at_time(wanted, at, values, emit), listen)
+        chosen_store = of_copy(values, origin)
+        moment = at_time(wanted, at, values, emit)
+        with suggested(chosen_store, listen) as heard:
+            manifest = stored.manifest_of(chosen_store, moment, heard)
         if as_json:
             facts = json.loads(manifests.dump(manifest, None))
             if at:
@@ -107,7 +125,8 @@ def show(
         tables = [[_qualified(each), str(each.rows)] for each in manifest.tables]
         print_table([["TABLE", "ROWS"], *sorted(tables)])
 
-    run(work, Command(needs=needs_of(wanted), only_reads=True, stdout_is_data=True))
+    needs, given = needs_of(wanted, origin), given_by(origin)
+    run(work, Command(needs=needs, given=given, only_reads=True, stdout_is_data=True))
 
 
 def cat(
@@ -115,6 +134,7 @@ def cat(
     *,
     at: At = None,
     source: Source = None,
+    origin: From = None,
     unverified: Unverified = False,
 ) -> None:
     """Write the plain SQL of a backup to stdout.
@@ -123,20 +143,24 @@ def cat(
     any other exit status, do not use the output.
     """
     from pgstash.commands import stored
+    from pgstash.commands.origin import of_copy, suggested
 
     refuse_needless(source, name, at)
     wanted = stored.Wanted(name, unverified=unverified, source=source)
 
     def work(values: Settings, emit: Emit, _interruption: Interruption) -> None:
-        found = stored.open_archive(values, at_time(wanted, at, values, emit), emit)
-        with found.script() as chunks:
-            for chunk in chunks:
-                with writing():
-                    sys.stdout.buffer.write(chunk)
+        chosen = of_copy(values, origin)
+        with suggested(chosen, emit) as heard:
+            found = stored.open_archive(chosen, at_time(wanted, at, values, emit), heard)
+            with found.script() as chunks:
+                for chunk in chunks:
+                    with writing():
+                        sys.stdout.buffer.write(chunk)
         with writing():
             sys.stdout.buffer.flush()
 
-    run(work, Command(needs=needs_of(wanted), only_reads=True, stdout_is_data=True))
+    needs, given = needs_of(wanted, origin), given_by(origin)
+    run(work, Command(needs=needs, given=given, only_reads=True, stdout_is_data=True))
 
 
 def _about_frozen(frozen: Sequence[stored.Listed], of: int) -> str:

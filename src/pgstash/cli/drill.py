@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from pgstash.cli.arguments import Source, refuse_needless
+from pgstash.cli.arguments import From, Source, given_by, needs_from, refuse_needless
 from pgstash.cli.outcome import JsonOutcome, reporting
 from pgstash.cli.runner import Command, run
 from pgstash.errors import PgstashError
@@ -30,6 +30,7 @@ def drill(
         ),
     ] = False,
     source: Source = None,
+    origin: From = None,
     as_json: JsonOutcome = False,
 ) -> None:
     """Prove that a backup restores: restore it into a scratch database, check it, drop it.
@@ -44,10 +45,13 @@ def drill(
             "cannot be combined with the name of a backup", param_hint="--all-unproven"
         )
     from pgstash.commands.drill import drill_backup, unproven
+    from pgstash.commands.origin import of_copy
 
     refuse_needless(source, name)
 
-    def work(values: Settings, emit: Emit, interruption: Interruption) -> None:
+    def work(configured: Settings, emit: Emit, interruption: Interruption) -> None:
+        values = of_copy(configured, origin)
+
         def one(backup: str, source: str | None = None) -> None:
             with reporting(values, emit, as_json=as_json) as heard:
                 drill_backup(values, backup, Runtime(heard, interruption), source=source)
@@ -66,4 +70,7 @@ def drill(
         if failures:
             raise failures[0]
 
-    run(work, Command(needs=["storage"], stdout_is_data=as_json))
+    run(
+        work,
+        Command(needs=needs_from(origin), given=given_by(origin), stdout_is_data=as_json),
+    )

@@ -9,10 +9,12 @@ import typer
 
 from pgstash.cli.arguments import (
     At,
+    From,
     Name,
     Source,
     Unverified,
     at_time,
+    given_by,
     needs_of,
     refuse_needless,
 )
@@ -39,6 +41,7 @@ def restore(  # noqa: PLR0913 - one argument for each option
     ] = None,
     at: At = None,
     source: Source = None,
+    origin: From = None,
     create: Annotated[
         str | None,
         typer.Option(
@@ -150,6 +153,7 @@ def restore(  # noqa: PLR0913 - one argument for each option
     that everything is in the target. After any other exit status, the message describes what
     happened to the target: nearly always nothing.
     """
+    from pgstash.commands.origin import of_copy
     from pgstash.commands.restore import restore_backup, target_of
     from pgstash.commands.stored import Wanted
     from pgstash.postgres.restore.request import Request
@@ -213,13 +217,13 @@ def restore(  # noqa: PLR0913 - one argument for each option
     def work(values: Settings, emit: Emit, interruption: Interruption) -> None:
         chosen = at_time(wanted, at, values, emit)
         with reporting(values, emit, as_json=as_json) as heard:
-            restore_backup(values, chosen, request, Runtime(heard, interruption))
+            restore_backup(of_copy(values, origin), chosen, request, Runtime(heard, interruption))
 
-    given = {"RESTORE_URL": to} if to else {}
+    given = ({"RESTORE_URL": to} if to else {}) | given_by(origin)
     run(
         work,
         Command(
-            needs=needs_of(wanted, "target"),
+            needs=needs_of(wanted, origin, "target"),
             given=given,
             only_reads=True,
             stdout_is_data=as_json,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from pgstash import events
-from pgstash.commands import stored
+from pgstash.commands import origin, stored
 from pgstash.commands.source import source_password
 from pgstash.commands.storage import open_storage, refuse_if_only_writes
 from pgstash.drill import run as drill
@@ -29,19 +31,26 @@ def drill_backup(
         expected=Expected(settings.min_table_count, settings.verify_sql),
         environment=environment(),
     )
-    emit = runtime.emit
     refuse_if_only_writes(settings, "drill")
+    with origin.suggested(settings, runtime.emit) as emit:
+        origin.report(settings, emit)
+        _drill(settings, plan, stored.Wanted(name, source=source), replace(runtime, emit=emit))
+
+
+def _drill(settings: Settings, plan: drill.Plan, wanted: stored.Wanted, runtime: Runtime) -> None:
+    emit = runtime.emit
     storage = open_storage(settings, emit)
 
     def find() -> drill.Found:
         search = stored.Search(settings, storage, emit, runtime.now, may_guess=True)
-        found = search.find(stored.Wanted(name, source=source))
+        found = search.find(wanted)
+        stored.compare_with_primary(settings, wanted, found.backup, emit)
         return drill.Found(
             found.backup.name,
             lambda: archive.open_stored(storage, found.backup, found.access),
         )
 
-    drill.run(plan, storage, name, find, runtime)
+    drill.run(plan, storage, wanted.name, find, runtime)
 
 
 def unproven(settings: Settings, emit: events.Emit, source: str | None = None) -> list[str]:

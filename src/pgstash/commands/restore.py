@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from pgstash import events
+from pgstash.commands import origin
 from pgstash.commands.source import target_password
 from pgstash.commands.stored import Wanted, open_archive
 from pgstash.postgres.restore.request import Request
@@ -31,4 +34,6 @@ def restore_backup(settings: Settings, wanted: Wanted, request: Request, runtime
         jobs=settings.restore_jobs,
         target_password=target_password(settings),
     )
-    restore.run(plan, wanted.name, lambda: open_archive(settings, wanted, runtime.emit), runtime)
+    with origin.suggested(settings, runtime.emit) as emit:
+        runtime = replace(runtime, emit=emit)
+        restore.run(plan, wanted.name, lambda: open_archive(settings, wanted, emit), runtime)

@@ -9,9 +9,10 @@ from datetime import datetime
 from pathlib import Path
 
 from pgstash import events
+from pgstash.commands import origin
 from pgstash.commands.source import configured_source, owners_of, source_that_answers
 from pgstash.commands.storage import open_storage
-from pgstash.errors import BackupNotFoundError, UnverifiedError, WrongClockError
+from pgstash.errors import BackupNotFoundError, PgstashError, UnverifiedError, WrongClockError
 from pgstash.format import manifest as manifests
 from pgstash.format.identity import Identity
 from pgstash.repository import archive, catalog, empty_prefix, object_metadata
@@ -91,9 +92,40 @@ def open_archive(
         if wanted.name == "-":
             return archive.open_stdin(access)
         return archive.open_file(Path(wanted.name), access)
-    storage = open_storage(settings, emit)
-    found = Search(settings, storage, emit, utc_now, may_guess=False).find(wanted)
+    origin.report(settings, emit)
+    read = origin.readable(settings, emit)
+    storage = open_storage(read, emit)
+    found = Search(read, storage, emit, utc_now, may_guess=False).find(wanted)
+    compare_with_primary(settings, wanted, found.backup, emit)
     return archive.open_stored(storage, found.backup, found.access, to_read=to_read)
+
+
+def compare_with_primary(
+    settings: Settings, wanted: Wanted, chosen: catalog.Backup, emit: events.Emit
+) -> None:
+    """Warn if the newest backup was wanted, and the primary has a newer one than the copy.
+
+    These are the settings of a copy that ``--from`` names; with others, nothing is compared. It is
+    a warning, too, if the primary does not answer.
+    """
+    primary = settings.primary
+    if primary is None or not (wanted.at or wanted.name == "latest"):
+        return
+    about = f"{chosen.name} is the newest in the copy {settings.copy_name}"
+    if not origin.is_configured(primary):
+        emit(events.Warned(f"{about}. No primary store is configured that might have a newer one"))
+        return
+    try:
+        storage = open_storage(primary, events.ignore, prompt=True)
+        search = Search(primary, storage, events.ignore, utc_now, may_guess=True)
+        newest = search.find(wanted).backup
+    except BackupNotFoundError:
+        return
+    except PgstashError as error:
+        emit(events.Warned(f"{about}. Could not ask the primary for a newer one: {error.message}"))
+        return
+    if newest.started > chosen.started:
+        emit(events.Warned(f"{about}, but the primary has a newer one: {newest.name}"))
 
 
 def of_one_source(

@@ -29,7 +29,10 @@ _READ = (
 
 _KEYS_OF_NEW_BACKUPS = ("BACKUP_ENCRYPTION_KEY", "BACKUP_ENCRYPTION_RECIPIENTS")
 
-_OPTIONS = {"RESTORE_URL": "--to"}  # what the command line calls a variable that it sets
+_OPTIONS = {
+    "RESTORE_URL": "--to",
+    "STORAGE_URL": "--from",
+}  # what the command line calls a variable that it sets
 
 
 def load(
@@ -56,6 +59,8 @@ def load(
     configured = _configured_target(values) if "RESTORE_URL" in given else ""
     for variable in given:
         values.pop(f"{variable}_FILE", None)
+    if "STORAGE_URL" in given:
+        store_url.replace(values, given["STORAGE_URL"])
     values |= given
     sources = Values(
         values=values,
@@ -77,14 +82,16 @@ def load(
     _settle_libpq(environ, values, needs)
     notes = roles.settle(values)
     problems += roles.problems(values)
-    if {"storage", "bucket"} & {*needs}:
+    if {"storage", "bucket", "copies"} & {*needs}:
         problems += store_url.settle(values)
         aws.settle(environ, values, of_file)
     located = any(name in values for name in ("DATABASE_URL", *LOCATING))
     problems += _missing(sources, unreadable, located=located)
     problems += _wrong_ssl_mode(sources)
     settings, ignored = checked(Settings, sources, edges, unreadable)
-    found = copies.read(sources, copies.Outside(environ, {**environ, **given}, of_file))
+    # Another store, given for one command, has no copies: it may be one itself.
+    outside = copies.Outside(environ, {**environ, **given}, of_file)
+    found = [] if "STORAGE_URL" in given else copies.read(sources, outside)
     strict = not only_reads or "copies" in needs
     if strict:
         problems += [problem for copy in found for problem in copy.problems]

@@ -115,6 +115,22 @@ def settle(values: MutableMapping[str, str]) -> list[str]:
     return problems
 
 
+def replace(values: MutableMapping[str, str], url: str) -> None:
+    """Remove the settings that another ``STORAGE_URL``, given for one command, takes the place of.
+
+    The other settings of the store stay: its keys may open that place too.
+    """
+    try:
+        found = parse(url)
+    except ValueError:
+        return  # the setting is refused when it is checked
+    values.pop("S3_BUCKET", None)
+    if found.prefix:
+        values.pop("BACKUP_PREFIX", None)
+    if found.scheme != "s3":
+        values.pop("S3_OBJECT_LOCK_DAYS", None)
+
+
 def unusable_prefix(url: StoreUrl | None, prefix: str) -> list[str]:
     """Return the problem of a prefix that a store would change, if there is one."""
     if url is None or url.scheme != "azure" or "\\" not in prefix:
