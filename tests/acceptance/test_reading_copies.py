@@ -171,6 +171,11 @@ def test_a_place_that_cannot_be_read(
         assert message in done.stdout + done.stderr, command
 
 
+def test_a_copy_without_backups_is_named(tmp_path: Path) -> None:
+    env = environment(COPY_TO="disk", COPY_DISK_STORAGE_URL=tmp_path.as_uri())
+    assert "Check COPY_DISK_BACKUP_PREFIX, and" in run(env, "list", "--from", "disk").stderr
+
+
 def test_a_file_is_in_no_copy() -> None:
     done = run(environment(), "show", "./backup_x.sql.gz", "--from", "disk", status=2)
     assert "cannot be combined with a file" in done.stderr

@@ -68,7 +68,7 @@ def list_backups(
             found = stored.list_backups(values, newest=newest, complete=as_json)
         if not found:
             nothing = stored.nothing_stored(values)
-            log.LOGGER.info("%s\n%s", nothing.message, nothing.hint)
+            log.LOGGER.info("%s\n%s", nothing.message, values.as_written(nothing.hint))
         if frozen := [each for each in found if each.backup.archived]:
             log.LOGGER.info("%s", _about_frozen(frozen, len(found)))
         if as_json:

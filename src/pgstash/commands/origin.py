@@ -54,7 +54,7 @@ def of_copy(settings: Settings, origin: str | None) -> Settings:
     names = settings.copy_names
     known = f"COPY_TO, which names {', '.join(names)}" if names else "COPY_TO, which is not set"
     raise ConfigurationError(
-        [f"--from {origin} is not in {known}. For a folder, write ./{origin}"],
+        [f"--from {origin} is not in {known}. For a folder, write ./{origin}."],
     )
 
 

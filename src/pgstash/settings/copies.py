@@ -7,13 +7,17 @@ from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 
 from pgstash.counting import counted
-from pgstash.settings import aws, copy_to, places, spelling, store_url
+from pgstash.settings import aws, copy_to, places, roles, spelling, store_url
 from pgstash.settings.copy_to import CopyStore
 from pgstash.settings.model import Need, Settings
 from pgstash.settings.preparation import judge_odd_values, read_secret_files
 from pgstash.settings.validation import Values, checked
 
 _NEEDS: Sequence[Need] = ("storage",)
+_READ_TO_COPY = (
+    f"{roles.SETTING} must be full: pgstash reads a copy to find what it lacks. Protect it from "
+    "deletion with S3_OBJECT_LOCK_DAYS."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +93,8 @@ def _read(name: str, every: Sequence[str], sources: Values, outside: Outside) ->
     edges, odd = judge_odd_values(given, own(outside.given))
     unreadable = read_secret_files(given, edges)
     given.problems.extend(store_url.settle(values))
+    if values.get(roles.SETTING, "").strip() == roles.WRITER:
+        given.problems.append(_READ_TO_COPY)
     aws.settle(outside.environ, values, outside.of_file)
     store, _ = checked(CopyStore, given, edges, unreadable)
     odd += [edge.warning for edge in edges if not edge.usual]

@@ -370,6 +370,9 @@ def test_a_prefix_of_the_primary_that_the_store_of_the_copy_would_change() -> No
 def test_a_host_that_only_writes_cannot_copy() -> None:
     [found] = problems(BOTH | {"STORAGE_ROLE": "writer"})
     assert found.startswith("COPY_TO is set, but with STORAGE_ROLE=writer this host cannot read")
+    [found] = problems(BOTH | {"COPY_OFFSITE_STORAGE_ROLE": "writer"})
+    assert found.startswith("COPY_OFFSITE_STORAGE_ROLE must be full: ")
+    assert found.endswith("COPY_OFFSITE_S3_OBJECT_LOCK_DAYS.")
 
 
 @pytest.mark.parametrize(
