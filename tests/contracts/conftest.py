@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import base64
-from dataclasses import replace
+import os
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from pgstash import events
+from pgstash.kms.client import KmsClient
+from pgstash.kms.config import KmsConfig
 from pgstash.storage.azure.config import AzureConfig
 from pgstash.storage.azure.storage import AzureStorage
 from pgstash.storage.directory.storage import DirectoryStorage
 from pgstash.storage.gcs.config import GcsConfig
 from pgstash.storage.gcs.storage import GcsStorage
 from pgstash.storage.memory import MemoryStorage
-from pgstash.storage.s3.config import S3Config
+from pgstash.storage.s3.config import S3Config, Signer
 from pgstash.storage.s3.storage import S3Storage
+from support.kms import Kms
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from pgstash.storage.interface import Storage
@@ -154,3 +158,56 @@ def netrc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     file.write_text("default login someone password of-another-host\n")
     monkeypatch.setenv("NETRC", str(file))
     return base64.b64encode(b"someone:of-another-host").decode()
+
+
+@dataclass
+class UsualKms:
+    """A service of KMS for all tests, and its one client, which takes a while to make."""
+
+    service: Kms
+    client: KmsClient | None = None
+    said: list[events.Event] = field(default_factory=list)
+    """What the client reports, in the present test."""
+
+    def report(self, event: events.Event) -> None:
+        self.said.append(event)
+
+
+@pytest.fixture(scope="session")
+def usual_kms() -> Iterator[UsualKms]:
+    with Kms() as service:
+        yield UsualKms(service)
+
+
+@pytest.fixture
+def kms(usual_kms: UsualKms, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Kms]:
+    """Return AWS KMS, which this process reaches with an identity of its environment."""
+    for name in list(os.environ):
+        if name.startswith("AWS_"):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name, value in usual_kms.service.variables.items():
+        monkeypatch.setenv(name, value)
+    yield usual_kms.service
+    usual_kms.service.reset()
+
+
+@pytest.fixture
+def open_kms(usual_kms: UsualKms, kms: Kms) -> Callable[..., KmsClient]:
+    """Return a maker of clients of KMS with short waits; its arguments are those of Signer.
+
+    Without any, the one client of all tests is returned.
+    """
+    del kms  # it sets the environment
+
+    def make(said: list[events.Event] | None = None, **signer: Any) -> KmsClient:
+        given = {"purpose": "AWS KMS", "region": "us-east-1", "connect_timeout": 5.0, **signer}
+        config = KmsConfig(Signer(**given), 2, 0.01)
+        usual_kms.said = [] if said is None else said
+        if signer:
+            return KmsClient(config, usual_kms.report)
+        if usual_kms.client is None:
+            usual_kms.client = KmsClient(config, usual_kms.report)
+        return usual_kms.client
+
+    return make

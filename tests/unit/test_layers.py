@@ -23,7 +23,7 @@ WITH_NEIGHBOURS = [each for each in LAYERED if any("|" in layer for layer in eac
 PACKAGES = {
     "azure": r"pgstash\.storage\.azure\..+",
     "boto3": "none",
-    "botocore": r"pgstash\.storage\.s3\..+",
+    "botocore": r"pgstash\.(storage\.s3|kms)\..+",
     "google": r"pgstash\.storage\.gcs\..+",
     "google_crc32c": r"pgstash\.storage\.gcs\..+",
     "multiprocessing": "none",

@@ -15,7 +15,7 @@ from pgstash.errors import DatabaseError, DumpError, PgstashError, StorageError
 from pgstash.format import manifest as manifests
 from pgstash.format import metadata, names
 from pgstash.format.manifest import Manifest
-from pgstash.pipeline import encryption
+from pgstash.pipeline import encryption, recipients
 from pgstash.postgres.dump import globals as globals_dump
 from pgstash.postgres.dump import owners_and_privileges, schema_dump, statistics
 from pgstash.postgres.dump.owners_and_privileges import Objects, Script
@@ -61,10 +61,15 @@ class Companions:
 
     def store_key(self) -> None:
         """Store the wrapped passphrase, if the backup has one of its own. Raises StorageError."""
-        sealing = self._job.sealing
-        if sealing.wrapped is not None:
-            values = {**self._metadata, **metadata.encoded(recipients_metadata(sealing.recipients))}
-            self._put(names.key_name(self._job.base, self._job.id), sealing.wrapped, values)
+        sealing, base, backup_id = self._job.sealing, self._job.base, self._job.id
+        public, kms = recipients.of_age(sealing.recipients), recipients.of_kms(sealing.recipients)
+        for name, packed, wrapped_for in (
+            (names.key_name(base, backup_id), sealing.wrapped, public),
+            (names.kms_name(base, backup_id), sealing.kms, kms),
+        ):
+            if packed is not None:
+                values = metadata.encoded(recipients_metadata(wrapped_for))
+                self._put(name, packed, {**self._metadata, **values})
 
     def store_contents(self, tool_run: ToolRun, stream: Stream) -> Digests:
         """Store the roles, owners and privileges, and the table of contents if there is one.

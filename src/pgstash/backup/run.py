@@ -73,7 +73,7 @@ def run(plan: Plan, storage: Storage, owners: Owners, runtime: Runtime) -> Backu
             others = other_writers.look(storage, plan.prefix, identity, owners, runtime)
             started, base = unused_name(storage, plan.prefix, runtime)
             backup_id = runtime.random(_ID_BYTES).hex()
-            sealed = sealing_of(plan.keys, runtime.random)
+            sealed = sealing_of(plan.keys, runtime.random, backup_id)
             made = _back_up(
                 Job(
                     plan, storage, owners, runtime, server, lock, others, started, backup_id, sealed

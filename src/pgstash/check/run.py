@@ -10,6 +10,7 @@ from pgstash.check import (
     configuration,
     database,
     drills,
+    kms,
     object_lock,
     other_sources,
     storage,
@@ -40,7 +41,8 @@ class Plan:
     """What to check.
 
     ``source`` identifies the source by the settings, for the case that no server answers; None if
-    the settings name none. ``lock`` is None if new backups are not locked.
+    the settings name none. ``lock`` is None if new backups are not locked, ``kms`` if no key of AWS
+    KMS is a recipient.
     """
 
     configuration: configuration.Plan
@@ -51,6 +53,7 @@ class Plan:
     source: Identity | None = None
     lock: object_lock.Lock | None = None
     copies: Sequence[Copy] = ()
+    kms: kms.Plan | None = None
 
 
 def run(
@@ -70,6 +73,7 @@ def run(
     server: Server | None = None
     if part is None:
         yield from configuration.look(plan.configuration)
+        yield from kms.look(plan.kms) if plan.kms else ()
     if part != "storage":
         server = yield from database.look(plan.database)
     if part == "database":

@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -95,7 +96,7 @@ def show(
     as_json: Json = False,
 ) -> None:
     """Show the manifest of a backup: its source, size, versions, tables and row counts."""
-    from pgstash.commands import stored
+    from pgstash.commands import kms, stored
     from pgstash.commands.origin import of_copy, suggested
 
     refuse_needless(source, name, at)
@@ -119,7 +120,9 @@ def show(
                 facts["chosen"] = _chosen(chosen[0])
             print_line(authenticated_json.dump(facts, None).decode().rstrip())
             return
-        for key, value in _about(manifest):
+        folder = Path(wanted.name).absolute().parent if wanted.is_file else None
+        by_hand = kms.opened_by_hand(chosen_store, manifest, folder)
+        for key, value in (*_about(manifest), *by_hand):
             print_line(f"{key:<12}{log.printable(value)}")
         print_line("")
         tables = [[_qualified(each), str(each.rows)] for each in manifest.tables]

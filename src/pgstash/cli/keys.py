@@ -35,7 +35,9 @@ app = typer.Typer(
 _Recipient = Annotated[
     str,
     typer.Argument(
-        metavar="RECIPIENT", help="A public key: age1…, or ssh-ed25519 … or ssh-rsa … in quotes."
+        metavar="RECIPIENT",
+        help="A public key: age1…, or ssh-ed25519 … or ssh-rsa … in quotes. Or the ARN of a key of "
+        "AWS KMS.",
     ),
 ]
 _Backup = Annotated[
@@ -67,8 +69,9 @@ def list_(
 ) -> None:
     """List with which key each backup is read, newest first. Needs no identity.
 
-    A backup for recipients shows the beginnings of their public keys. A backup with a passphrase
-    shows the setting that holds it. The metadata of the objects are read, nothing is decrypted.
+    A backup for recipients shows the beginnings of their public keys, and the ARNs of keys of AWS
+    KMS. A backup with a passphrase shows the setting that holds it. The metadata of the objects are
+    read, nothing is decrypted.
     """
     from pgstash.commands import keys
 
@@ -94,8 +97,9 @@ def shown(found: KeyOf) -> str:
 def add(recipient: _Recipient, *, backup: _Backup = None, source: _Source = None) -> None:
     """Let one more recipient read stored backups: all of a source, or one.
 
-    Needs BACKUP_DECRYPTION_IDENTITY. Only the wrapped passphrases are replaced; archives are
-    neither read nor written. If it is interrupted, run it again.
+    Needs BACKUP_DECRYPTION_IDENTITY, or the permission to decrypt by AWS KMS. Only the wrapped
+    passphrases are replaced; archives are neither read nor written. If it is interrupted, run it
+    again.
     """
     _change(recipient, removes=False, backup=backup, source=source)
 
@@ -105,8 +109,8 @@ def remove(recipient: _Recipient, *, backup: _Backup = None, source: _Source = N
     """Take a recipient off stored backups: all of a source, or one.
 
     RECIPIENT may be what `pgstash keys list` shows. Whoever held its secret key may have read the
-    backups before, and copies of the objects stay readable. Needs BACKUP_DECRYPTION_IDENTITY. If
-    it is interrupted, run it again.
+    backups before, and copies of the objects stay readable. Needs BACKUP_DECRYPTION_IDENTITY, or
+    the permission to decrypt by AWS KMS. If it is interrupted, run it again.
     """
     _change(recipient, removes=True, backup=backup, source=source)
 
@@ -137,13 +141,13 @@ def _change(recipient: str, *, removes: bool, backup: str | None, source: str | 
 
 def parsed(text: str, *, removes: bool) -> str:
     """Return the recipient that is named, by its label if it is removed. Raises BadParameter."""
-    from pgstash.pipeline import age
+    from pgstash.pipeline import recipients
 
     if removes and _LABEL.fullmatch(text):
         return text
     try:
-        found = age.recipients(text)
-    except age.UnusableError as error:
+        found = recipients.parse(text)
+    except recipients.UnusableError as error:
         raise typer.BadParameter(str(error), param_hint="RECIPIENT") from None
     if len(found) > 1:
         raise typer.BadParameter("give one recipient at a time", param_hint="RECIPIENT")

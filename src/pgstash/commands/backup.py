@@ -7,6 +7,7 @@ from datetime import datetime
 
 from pgstash.backup import run as backup
 from pgstash.backup.sealing import Keys
+from pgstash.commands import kms
 from pgstash.commands.prune import prune_after_backup
 from pgstash.commands.source import owners_of, server_clock, source_password
 from pgstash.commands.storage import open_storage
@@ -34,7 +35,12 @@ def back_up(
         source_url=settings.source_url,
         prefix=settings.backup_prefix,
         compression_level=settings.compression_level,
-        keys=Keys(settings.passphrase, settings.recipients, settings.backup_encryption_iterations),
+        keys=Keys(
+            settings.passphrase,
+            settings.recipients,
+            settings.backup_encryption_iterations,
+            kms.opener(settings, runtime.emit),
+        ),
         jobs=settings.dump_jobs,
         lock_seconds=settings.lock_timeout,
         idle_seconds=settings.dump_idle_timeout,

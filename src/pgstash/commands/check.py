@@ -14,6 +14,7 @@ from pgstash.check import (
     configuration,
     database,
     drills,
+    kms,
     object_lock,
     run,
     storage,
@@ -21,11 +22,12 @@ from pgstash.check import (
 )
 from pgstash.check.finding import Finding, Part
 from pgstash.commands import copies, other_stores
+from pgstash.commands import kms as configured_kms
 from pgstash.commands.backup import dump_options, required_tables
 from pgstash.commands.source import configured_source, owners_of, source_password
 from pgstash.commands.storage import open_storage
 from pgstash.monitoring.redaction import Scrubber
-from pgstash.pipeline import age
+from pgstash.pipeline import recipients
 from pgstash.postgres.tools import pg_dump_options
 from pgstash.settings import ODD_VALUE_REMEDY, Settings, environment
 
@@ -35,7 +37,7 @@ def check(settings: Settings, part: Part | None, emit: events.Emit) -> Iterator[
     plan = run.Plan(
         configuration=configuration.Plan(
             encrypted=settings.passphrase is not None,
-            recipients=[age.label(each) for each in settings.recipients],
+            recipients=[recipients.label(each) for each in settings.recipients],
             weak_key=settings.weak_key,
             misspelt=settings.misspelt,
             odd_values=settings.odd_values,
@@ -62,6 +64,7 @@ def check(settings: Settings, part: Part | None, emit: events.Emit) -> Iterator[
         source=configured_source(settings),
         lock=_lock(settings),
         copies=[_copy(each, emit) for each in copies.of(settings)],
+        kms=_kms(settings, emit),
     )
     owners = partial(owners_of, may_read=not settings.only_writes)
     return run.run(plan, part, lambda: open_storage(settings, emit), owners)
@@ -116,6 +119,11 @@ def _rules(settings: Settings) -> bucket_rules.Plan | None:
     )
     locks = settings.s3_object_lock_days is not None
     return bucket_rules.Plan(settings.backup_retention_days, max(longest), locks)
+
+
+def _kms(settings: Settings, emit: events.Emit) -> kms.Plan | None:
+    arns = recipients.of_kms(settings.recipients)
+    return kms.Plan(arns, configured_kms.opener(settings, emit), os.urandom) if arns else None
 
 
 def _endpoint(settings: Settings) -> str | None:

@@ -10,7 +10,7 @@ from pgstash.commands import stored
 from pgstash.commands.storage import open_storage
 from pgstash.errors import EncryptionError
 from pgstash.format import metadata as stored_metadata
-from pgstash.pipeline import age
+from pgstash.pipeline import recipients
 from pgstash.repository import catalog, empty_prefix, keys, object_metadata, rewrap
 from pgstash.runtime import Runtime
 from pgstash.settings import Settings
@@ -48,7 +48,7 @@ def _key_of(backup: catalog.Backup, found: Mapping[str, str], settings: Settings
     if not backup.encrypted:
         return KeyOf(backup.name, NOT_ENCRYPTED, (), 0)
     own = object_metadata.companions_of(backup, found)
-    wrapped = any(each.kind == "key" for each in own)
+    wrapped = any(each.kind in ("key", "kms") for each in own)
     if keys.for_recipients(found, wrapped=wrapped):
         if not wrapped:
             return KeyOf(backup.name, LOST, (), 0)
@@ -88,14 +88,8 @@ def change_recipients(
 
     Warns if BACKUP_ENCRYPTION_RECIPIENTS differs, because new backups follow that.
     """
-    if settings.identity is None:
-        raise EncryptionError(
-            "there is no identity to open the wrapped passphrases with",
-            hint="Set BACKUP_DECRYPTION_IDENTITY to the secret key of a present recipient, or to "
-            "the path of its file.",
-        )
     storage = open_storage(settings, runtime.emit)
-    access = stored.access_of(settings, unverified=False)
+    access = stored.access_of(settings, runtime.emit, unverified=False)
     if backup is not None:
         search = stored.Search(settings, storage, runtime.emit, runtime.now, may_guess=False)
         backups: Sequence[catalog.Backup] = [search.find(stored.Wanted(backup)).backup]
@@ -104,6 +98,13 @@ def change_recipients(
         if not found.backups:
             raise empty_prefix.error(storage, settings.backup_prefix)
         backups = stored.of_one_source(settings, storage, found, source).backups
+    by_kms = any(each.kind == "kms" for backup in backups for each in backup.companions)
+    if settings.identity is None and not by_kms:
+        raise EncryptionError(
+            "there is no identity to open the wrapped passphrases with",
+            hint="Set BACKUP_DECRYPTION_IDENTITY to the secret key of a present recipient, or to "
+            "the path of its file.",
+        )
     changed = rewrap.run(storage, backups, change, access, runtime)
     _compare_with_settings(settings, change, runtime.emit)
     return changed
@@ -111,7 +112,7 @@ def change_recipients(
 
 def _compare_with_settings(settings: Settings, change: rewrap.Change, emit: events.Emit) -> None:
     configured = [
-        each for each in settings.recipients if change.recipient in (each, age.label(each))
+        each for each in settings.recipients if change.recipient in (each, recipients.label(each))
     ]
     label = change.label
     if change.removes and configured:

@@ -30,5 +30,6 @@ def policy_of(role: Role, settings: Settings) -> dict[str, Any]:
         kms_key=settings.s3_sse_kms_key_id,
         tagged=bool(settings.object_tags),
         locked=settings.s3_object_lock_days is not None,
+        recipients=settings.kms_recipients,
     )
     return policy.policy(role, place)

@@ -9,7 +9,7 @@ from datetime import datetime
 from pathlib import Path
 
 from pgstash import events
-from pgstash.commands import origin
+from pgstash.commands import kms, origin
 from pgstash.commands.source import configured_source, owners_of, source_that_answers
 from pgstash.commands.storage import open_storage
 from pgstash.errors import BackupNotFoundError, PgstashError, UnverifiedError, WrongClockError
@@ -88,7 +88,7 @@ def open_archive(
     Raises what :mod:`pgstash.repository.archive` raises.
     """
     if wanted.is_file:
-        access = access_of(settings, unverified=wanted.unverified)
+        access = access_of(settings, emit, unverified=wanted.unverified)
         if wanted.name == "-":
             return archive.open_stdin(access)
         return archive.open_file(Path(wanted.name), access)
@@ -187,7 +187,9 @@ class Search:
         if wanted.at or wanted.name == "latest":
             own = self._of_source(found, wanted)
         backup = self._before(own, wanted.at) if wanted.at else self._named(own, wanted.name)
-        access = access_of(self.settings, unverified=wanted.unverified, others=found.backups)
+        access = access_of(
+            self.settings, self.emit, unverified=wanted.unverified, others=found.backups
+        )
         return Found(backup, access)
 
     def _before(self, own: catalog.Catalog, at: datetime) -> catalog.Backup:
@@ -275,7 +277,11 @@ def _with_file(error: BackupNotFoundError, name: str) -> BackupNotFoundError:
 
 
 def access_of(
-    settings: Settings, *, unverified: bool, others: Sequence[catalog.Backup] = ()
+    settings: Settings,
+    emit: events.Emit = events.ignore,
+    *,
+    unverified: bool,
+    others: Sequence[catalog.Backup] = (),
 ) -> Access:
     """Return how to read a backup; ``others`` are the backups under the same prefix."""
     # Someone who can write to the store, but has no key, could add an unencrypted backup.
@@ -288,4 +294,5 @@ def access_of(
         identity=settings.identity,
         rounds=settings.backup_encryption_iterations,
         only_passphrase=settings.passphrase is not None,
+        kms=kms.opener(settings, emit),
     )

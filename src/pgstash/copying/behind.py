@@ -34,7 +34,7 @@ def _is_outdated(backup: Backup, copy: Backup) -> bool:
         if ids and each.id not in ids:
             continue  # of a failed backup of the same name
         stored = present.get(_name(each))
-        if stored is None or (each.kind == CHANGES and each.modified > stored.modified):
+        if stored is None or (each.kind in CHANGES and each.modified > stored.modified):
             return True
     return False
 

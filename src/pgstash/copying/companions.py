@@ -11,8 +11,8 @@ from pgstash.pipeline import decompression
 from pgstash.repository.catalog import Companion
 from pgstash.storage.interface import StoredObject
 
-CHANGES = "key"
-"""The only kind that ever changes: a wrapped passphrase is wrapped again for other recipients."""
+CHANGES = frozenset({"key", "kms"})
+"""The only kinds that ever change: a passphrase is wrapped again for other recipients."""
 
 
 def copied(source: Place, target: Place, found: Iterable[Companion]) -> Iterator[int]:
@@ -25,7 +25,7 @@ def copied(source: Place, target: Place, found: Iterable[Companion]) -> Iterator
         name = companion.key.removeprefix(f"{source.prefix}/")
         there = _head(target, f"{target.prefix}/{name}")
         same = there if there and _is_same(here, there) else None
-        if same and companion.kind != CHANGES:
+        if same and companion.kind not in CHANGES:
             continue
         data = _read(source, here)
         if same and data == _read(target, same):

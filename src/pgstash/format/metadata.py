@@ -20,7 +20,7 @@ SHA256 = "sha256"
 """The name of the digest of an archive as stored, in the metadata of its manifest."""
 
 WRAPPED = "key-wrap"
-"""The name of how the passphrase is wrapped; only a backup with a wrapped one has it."""
+"""The name of how the passphrase is wrapped: `age`, `kms` or both. Other backups lack it."""
 
 RECIPIENTS = "recipients"
 RECIPIENT_COUNT = "recipient-count"

@@ -8,8 +8,8 @@ holds the roles, ``….<id>.privileges.sql.gz`` what gives the objects their own
 ``….<id>.schema.gz`` all objects in pg_dump's custom format, ``….<id>.statistics.sql.gz`` the
 statistics for the planner, and
 ``….<id>.proof_YYYYMMDD_HHMMSS.json.gz`` the record of a drill that the backup passed at that time.
-``….<id>.key.age``, which has none of these endings, is the passphrase of an encrypted backup,
-wrapped for its recipients.
+``….<id>.key.age`` and ``….<id>.key.kms``, which have none of these endings, are the passphrase of
+an encrypted backup, wrapped for the public keys and the keys of AWS KMS among its recipients.
 """
 
 from __future__ import annotations
@@ -25,17 +25,19 @@ ARCHIVE_NAME = re.compile(r"(backup_\d{8}_\d{6})\.sql\.gz(\.enc)?", re.ASCII)
 _COMPANION_NAME = re.compile(
     r"(backup_\d{8}_\d{6})\.([0-9a-f]{16})\."
     r"(?:(manifest\.json|globals|privileges\.sql|schema|statistics\.sql|proof_(\d{8}_\d{6})\.json)"
-    r"\.gz(\.enc)?|key\.age)",
+    r"\.gz(\.enc)?|key\.(age|kms))",
     re.ASCII,
 )
+
+AGE_ENDING, KMS_ENDING = ".key.age", ".key.kms"
 
 _TIME_FORMAT = "%Y%m%d_%H%M%S"
 _BASE_FORMAT = f"backup_{_TIME_FORMAT}"
 
-Kind = Literal["manifest", "globals", "privileges", "schema", "statistics", "proof", "key"]
+Kind = Literal["manifest", "globals", "privileges", "schema", "statistics", "proof", "key", "kms"]
 """The kinds of companions of an archive: its manifest, the roles of the server, the owners and
 privileges of its objects, its objects in pg_dump's custom format, the statistics for the planner,
-the record of a drill that passed, and the wrapped passphrase."""
+the record of a drill that passed, and the passphrase, wrapped for public keys or by KMS."""
 
 _KINDS: Mapping[str, Kind] = {
     "manifest.json": "manifest",
@@ -100,8 +102,13 @@ def proof_name(base: str, backup_id: str, proven: datetime, *, encrypted: bool) 
 
 
 def key_name(base: str, backup_id: str) -> str:
-    """Return the name of the wrapped passphrase of a backup."""
-    return f"{base}.{backup_id}.key.age"
+    """Return the name of the passphrase of a backup, wrapped for public keys."""
+    return f"{base}.{backup_id}{AGE_ENDING}"
+
+
+def kms_name(base: str, backup_id: str) -> str:
+    """Return the name of the passphrase of a backup, wrapped by keys of KMS."""
+    return f"{base}.{backup_id}{KMS_ENDING}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +131,8 @@ def companion_of(name: str) -> CompanionName | None:
     if not found or not started_of(found[1]):
         return None
     if found[3] is None:
-        return CompanionName(archive_name(found[1], encrypted=True), found[2], "key", None)
+        wrapped: Kind = "key" if found[6] == "age" else "kms"
+        return CompanionName(archive_name(found[1], encrypted=True), found[2], wrapped, None)
     kind = _KINDS.get(found[3], "proof")
     proven = None
     if found[4]:

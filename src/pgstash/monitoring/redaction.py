@@ -52,6 +52,8 @@ _KNOWN = (
     (re.compile(r"(?i)(Authorization[\"']?\s*[:=]\s*)[^\r\n]+"), rf"\1{MASK}"),
     # The passphrase of one backup, and secret keys of age
     (re.compile(r"\bpgstash-key-[0-9a-f]{16,}"), MASK),
+    # The same in Base64, as requests to KMS and its responses have it
+    (re.compile(r"\bcGdzdGFzaC1rZXkt[A-Za-z0-9+/]{16,}={0,2}"), MASK),
     (re.compile(r"(?i)\bAGE-SECRET-KEY-[\w-]{8,}"), MASK),
     # Access keys of AWS
     (re.compile(r"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b"), MASK),

@@ -13,7 +13,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -55,41 +55,18 @@ def new_passphrase(random: Callable[[int], bytes]) -> str:
     return f"pgstash-key-{random(RANDOM_BYTES).hex()}"
 
 
-def recipients(text: str) -> list[str]:
-    """Return the recipients of a list, separated by commas or ends of lines, without comments.
+def public_key(entry: str) -> str | None:
+    """Return a public key without the comment that may follow it; None if it is no public key.
 
-    Raises UnusableError if one of them is not a recipient, or if there is none.
+    Raises UnusableError if the library is missing.
     """
-    entries = [entry for line in text.splitlines() for entry in _entries(line)]
-    found: list[str] = []
-    bad: list[str] = []
-    for number, entry in enumerate(entries, 1):
-        if entry.upper().startswith("AGE-SECRET-KEY-") or "PRIVATE KEY" in entry:
-            raise UnusableError(
-                "contains a secret key. Give the public key that belongs to it, which "
-                "`age-keygen -y` prints"
-            )
-        recipient = _canonical(entry)
-        if _parsed_recipient(recipient) is None:
-            bad.append(str(number))
-        elif recipient not in found:
-            found.append(recipient)
-    if bad:
-        which = "entry" if len(bad) == 1 else "entries"
-        raise UnusableError(
-            f"has {counted(len(bad), 'recipient')} that cannot be used ({which} {', '.join(bad)} "
-            f"of {len(entries)}). Give public keys: age1…, ssh-ed25519 … or ssh-rsa …"
-        )
-    if not found:
-        raise UnusableError("names no recipient")
-    return found
+    found = _canonical(entry)
+    return None if _parsed_recipient(found) is None else found
 
 
-def _entries(line: str) -> list[str]:
-    line = line.strip()
-    if line.startswith("#"):
-        return []
-    return [entry.strip() for entry in line.split(",") if entry.strip()]
+def is_passphrase(text: str) -> bool:
+    """Return whether a text has the form of :func:`new_passphrase`."""
+    return _PASSPHRASE.fullmatch(text) is not None
 
 
 def _canonical(entry: str) -> str:
@@ -196,16 +173,11 @@ def _read(what: str, text: bytes) -> Wrapped:
         passphrase, *lines = text.decode("ascii").splitlines()
     except ValueError:
         passphrase, lines = "", []
-    if not _PASSPHRASE.fullmatch(passphrase):
+    if not is_passphrase(passphrase):
         raise CorruptedError(f"{what} holds no passphrase of pgstash: it was replaced")
     return Wrapped(
         passphrase, [each.removeprefix(_LABEL) for each in lines if each.startswith(_LABEL)]
     )
-
-
-def labels(recipients: Iterable[str]) -> str:
-    """Return the labels of recipients, separated by commas."""
-    return ", ".join(map(label, recipients))
 
 
 def _pyrage() -> Any:  # noqa: ANN401 - pyrage has no types

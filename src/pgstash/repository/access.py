@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from pgstash.errors import EncryptionError
+from pgstash.kms import wrapping
 from pgstash.pipeline import encryption
 
 
@@ -18,7 +19,8 @@ class Access:
     store could have written it, with its manifest. ``older`` are passphrases that earlier backups
     were encrypted with, and ``identity`` is what opens wrapped passphrases, as text. ``rounds`` are
     those of PBKDF2, of a backup without metadata. ``only_passphrase`` requires ``unverified`` for a
-    backup for recipients: anyone who knows their public keys could have written it.
+    backup for recipients: anyone who knows their public keys could have written it. ``kms`` opens
+    AWS KMS, which unwraps passphrases too.
     """
 
     passphrase: str | None = field(repr=False)
@@ -28,6 +30,7 @@ class Access:
     identity: str | None = field(repr=False, default=None)
     rounds: int = encryption.ROUNDS
     only_passphrase: bool = False
+    kms: wrapping.Open = field(repr=False, default=wrapping.not_configured)
 
     @property
     def passphrases(self) -> Sequence[str]:
@@ -41,6 +44,6 @@ def passphrase_for(name: str, passphrase: str | None) -> str:
         raise EncryptionError(
             f"{name} is encrypted, and there is no key to read it with",
             hint="Set BACKUP_ENCRYPTION_KEY to the passphrase that it was encrypted with. If it is "
-            "for recipients, its object that ends in .key.age must lie next to it.",
+            "for recipients, its object that ends in .key.kms or .key.age must lie next to it.",
         )
     return passphrase

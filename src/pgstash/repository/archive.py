@@ -233,9 +233,14 @@ def _access_for(found: _Described, backup_id: str | None, sample: str, access: A
     """Return how to read what was encrypted with the key of one id."""
     if not found.name.endswith(".enc"):
         return access
-    wrapped = found.of("key", backup_id)
+    wrapped, kms = (found.of(kind, backup_id) for kind in ("key", "kms"))
     stored = keys.Stored(
-        found.name, found.metadata, wrapped[0][0] if len(wrapped) == 1 else None, sample
+        found.name,
+        found.metadata,
+        wrapped[0][0] if len(wrapped) == 1 else None,
+        sample,
+        kms[0][0] if len(kms) == 1 else None,
+        kms[0][1] if len(kms) == 1 else "",
     )
     return keys.settled(found.storage, stored, access)
 

@@ -11,9 +11,12 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from pgstash.errors import CorruptedError, EncryptionError, UnverifiedError
+from pgstash.errors import CorruptedError, EncryptionError, PipelineError, UnverifiedError
+from pgstash.format import kms as stored_kms
 from pgstash.format import metadata as stored_metadata
+from pgstash.kms import wrapping
 from pgstash.pipeline import age, encryption
+from pgstash.pipeline import recipients as recipient_lists
 from pgstash.repository.access import Access
 from pgstash.repository.script import GZIP_MAGIC
 from pgstash.storage.interface import Storage
@@ -32,14 +35,22 @@ BEGINNING = 32
 class Stored:
     """The objects of an encrypted backup that decide about its key.
 
-    ``metadata`` are those of the archive. ``wrapped`` and ``sample`` are the keys of the wrapped
-    passphrase, if there is one, and of an object that is encrypted with the passphrase.
+    ``metadata`` are those of the archive. ``wrapped`` and ``kms`` are the keys of the passphrase
+    wrapped for public keys and by KMS, if there are such, and ``sample`` that of an object that is
+    encrypted with the passphrase. ``id`` is that of the backup.
     """
 
     name: str
     metadata: Mapping[str, str]
     wrapped: str | None
     sample: str | None
+    kms: str | None = None
+    id: str = ""
+
+    @property
+    def is_wrapped(self) -> bool:
+        """Whether there is a wrapped passphrase."""
+        return self.wrapped is not None or self.kms is not None
 
 
 def settled(storage: Storage, stored: Stored, access: Access) -> Access:
@@ -50,7 +61,7 @@ def settled(storage: Storage, stored: Stored, access: Access) -> Access:
     StorageError.
     """
     rounds = _recorded_rounds(stored)
-    if for_recipients(stored.metadata, wrapped=stored.wrapped is not None):
+    if for_recipients(stored.metadata, wrapped=stored.is_wrapped):
         _refuse_for_recipients(stored.name, access)
         access = replace(access, passphrase=unwrapped(storage, stored, access), older=())
     elif access.passphrases and (key_id := stored.metadata.get(stored_metadata.KEY_ID)):
@@ -152,8 +163,45 @@ def fits(key_id: str, recorded: str, passphrase: str) -> bool:
 
 
 def unwrapped(storage: Storage, stored: Stored, access: Access) -> str:
-    """Return the random passphrase of a backup. Raises what :func:`settled` raises."""
-    return open_wrapped(storage, stored, access).passphrase
+    """Return the random passphrase of a backup. Raises what :func:`settled` raises.
+
+    An identity opens it without a request. Without one, or if it is that of someone else, KMS is
+    asked, if one of its keys is a recipient.
+    """
+    if stored.kms is None:
+        return open_wrapped(storage, stored, access).passphrase
+    failed: PipelineError | None = None
+    if access.identity is not None and stored.wrapped is not None:
+        try:
+            return open_wrapped(storage, stored, access).passphrase
+        except PipelineError as error:
+            failed = error
+    try:
+        wraps = kms_wraps(storage, stored)
+        return wrapping.unwrap(access.kms(), stored.kms, wraps, stored.id)
+    except PipelineError as error:
+        raise _neither(stored, error, failed) from error
+
+
+def _neither(stored: Stored, error: PipelineError, failed: PipelineError | None) -> PipelineError:
+    """Return the error of KMS, with why the identity ``failed``, or that one would do too."""
+    message, hint = error.message, error.hint
+    if failed is not None:
+        message = f"{message}. The identity does not open it either: {failed.message}"
+    elif stored.wrapped is not None:
+        hint += " Or set BACKUP_DECRYPTION_IDENTITY to the secret key of one of the recipients."
+    return type(error)(message, hint=hint.strip(), retryable=error.retryable)
+
+
+def kms_wraps(storage: Storage, stored: Stored) -> list[stored_kms.Wrap]:
+    """Return the passphrase as keys of KMS wrapped it; none if there is no such object.
+
+    Raises CorruptedError, StorageError.
+    """
+    if stored.kms is None:
+        return []
+    with storage.read(stored.kms) as chunks:
+        return stored_kms.load(stored.kms, b"".join(_limited(chunks)), stored.id)
 
 
 def open_wrapped(storage: Storage, stored: Stored, access: Access) -> age.Wrapped:
@@ -161,8 +209,8 @@ def open_wrapped(storage: Storage, stored: Stored, access: Access) -> age.Wrappe
     if stored.wrapped is None:
         raise CorruptedError(
             f"the wrapped passphrase of {stored.name} is missing, so nobody can decrypt the backup",
-            hint="The object ends in .key.age and lies next to the archive. Was it deleted, or not "
-            "copied?",
+            hint="The object ends in .key.age or .key.kms and lies next to the archive. Was it "
+            "deleted, or not copied?",
         )
     if access.identity is None:
         found = storage.head(stored.wrapped).metadata.get(stored_metadata.RECIPIENTS, "")
@@ -180,7 +228,7 @@ def open_wrapped(storage: Storage, stored: Stored, access: Access) -> age.Wrappe
 def recipients_metadata(recipients: Sequence[str]) -> dict[str, str]:
     """Return the recipients, as far as metadata have room for them, and their number."""
     return {
-        stored_metadata.RECIPIENTS: age.labels(recipients),
+        stored_metadata.RECIPIENTS: recipient_lists.labels(recipients),
         stored_metadata.RECIPIENT_COUNT: str(len(recipients)),
     }
 

@@ -10,6 +10,7 @@ from typing import TypeVar
 from urllib.parse import unquote
 
 from pgstash.errors import ObjectNotFoundError, StorageError, StorageUnreachableError
+from pgstash.format import metadata as stored_metadata
 from pgstash.format.size_history import MOST, Figures
 from pgstash.repository.catalog import Backup, Companion
 from pgstash.storage.interface import Storage
@@ -57,18 +58,33 @@ def of_archives(
 
 
 def of_keys(storage: Storage, backups: Sequence[Backup]) -> list[Mapping[str, str]]:
-    """Return the decoded metadata of each archive, with those of its wrapped passphrase if any.
+    """Return the decoded metadata of each archive, with those of its wrapped passphrases if any.
 
-    The requests run in parallel. A backup that no longer exists has none. Raises StorageError.
+    The recipients of both are joined. The requests run in parallel. A backup that no longer exists
+    has none. Raises StorageError.
     """
 
     def ask(backup: Backup) -> Mapping[str, str]:
         metadata = _head(storage, backup.key)
         own = companions_of(backup, metadata)
-        wrapped = [_head(storage, each.key) for each in own if each.kind == "key"]
-        return _decoded({**metadata, **(wrapped[0] if wrapped else {})})
+        first = {each.kind: each.key for each in own[::-1] if each.kind in ("key", "kms")}
+        wrapped = [_head(storage, first[kind]) for kind in sorted(first)]
+        return _decoded({**metadata, **_joined(wrapped)})
 
     return _in_parallel(ask, backups)
+
+
+def _joined(wrapped: Sequence[Mapping[str, str]]) -> Mapping[str, str]:
+    """Return the metadata of one wrapped passphrase, or of two with the recipients of both."""
+    if len(wrapped) < 2:  # noqa: PLR2004 - one or two
+        return wrapped[0] if wrapped else {}
+    both = {**wrapped[1], **wrapped[0]}
+    names = [each.get(stored_metadata.RECIPIENTS, "") for each in wrapped]
+    both[stored_metadata.RECIPIENTS] = ", ".join(name for name in names if name)
+    counts = [each.get(stored_metadata.RECIPIENT_COUNT, "")[:9] for each in wrapped]
+    known = all(count.isascii() and count.isdecimal() for count in counts)
+    both[stored_metadata.RECIPIENT_COUNT] = str(sum(map(int, counts))) if known else ""
+    return both
 
 
 def _in_parallel(ask: Callable[[Backup], T], backups: Sequence[Backup]) -> list[T]:

@@ -7,7 +7,7 @@ stops half-way has changed some backups and not the others, and can be run again
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from pgstash import events
@@ -18,9 +18,13 @@ from pgstash.errors import (
     PgstashError,
     StorageUnreachableError,
 )
+from pgstash.format import kms as stored_kms
 from pgstash.format import manifest as manifests
 from pgstash.format import metadata as stored_metadata
+from pgstash.format import names
+from pgstash.kms import wrapping
 from pgstash.pipeline import age
+from pgstash.pipeline import recipients as recipient_lists
 from pgstash.repository import keys, object_metadata
 from pgstash.repository.access import Access
 from pgstash.repository.catalog import Backup
@@ -32,7 +36,10 @@ Outcome = Literal["changed", "unchanged", "not wrapped", "failed"]
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """A recipient to add or to remove: a public key, or the label of a present one to remove."""
+    """A recipient to add or to remove: a public key, or the label of a present one to remove.
+
+    Or a key of KMS, by its ARN or that of an alias.
+    """
 
     recipient: str
     removes: bool
@@ -40,25 +47,32 @@ class Change:
     @property
     def label(self) -> str:
         """The short name of the recipient."""
-        return self.recipient if ":" in self.recipient else age.label(self.recipient)
+        return self.recipient if ":" in self.recipient else recipient_lists.label(self.recipient)
 
-    def apply(self, name: str, present: Sequence[str]) -> list[str]:
-        """Return the new recipients of a backup. Raises EncryptionError if there would be none."""
+    def apply(self, name: str, present: Sequence[str], *, others: bool = False) -> list[str]:
+        """Return the new recipients of one object, of the ``present`` ones.
+
+        Raises EncryptionError if there would be none, unless the backup has ``others``.
+        """
         if not self.removes:
             return [*present, *([] if self.recipient in present else [self.recipient])]
         fitting = [each for each in present if self.recipient in (each, age.label(each))]
         left = [each for each in present if each not in fitting]
-        if not left:
-            raise EncryptionError(
-                f"{name} has no other recipient: nobody could read it any more",
-                hint="Add another recipient first: `pgstash keys add`.",
-            )
+        if not left and not others:
+            raise _no_other(name)
         if len(fitting) > 1:
             raise EncryptionError(
                 f"several recipients of {name} begin like {self.recipient}",
                 hint="Give the whole public key.",
             )
         return left
+
+
+def _no_other(name: str) -> EncryptionError:
+    return EncryptionError(
+        f"{name} has no other recipient: nobody could read it any more",
+        hint="Add another recipient first: `pgstash keys add`.",
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +92,8 @@ def run(
     """Change the recipients of each backup, and report it.
 
     What cannot be changed is reported, and the others are changed; then the first error is raised,
-    at once if the store cannot be reached. Raises BackupNotFoundError if none of the backups is for
-    recipients, and Interrupted between two backups.
+    at once if the store or KMS cannot be reached. Raises BackupNotFoundError if none of the backups
+    is for recipients, and Interrupted between two backups.
     """
     outcomes: list[Outcome] = []
     errors: list[PgstashError] = []
@@ -90,6 +104,8 @@ def run(
         except StorageUnreachableError:
             raise
         except PgstashError as error:
+            if isinstance(error, EncryptionError) and error.retryable:  # KMS does not answer
+                raise
             outcomes.append("failed")
             errors.append(error)
             runtime.emit(events.Warned(f"{backup.name} was not changed: {error}"))
@@ -113,15 +129,25 @@ def _rewrap(storage: Storage, backup: Backup, change: Change, access: Access) ->
     manifests.refuse_newer(backup.name, metadata)
     own = object_metadata.companions_of(backup, metadata)
     wrapped = {each.id: each.key for each in own if each.kind == "key"}
-    if not keys.for_recipients(metadata, wrapped=bool(wrapped)):
+    by_kms = {each.id: each.key for each in own if each.kind == "kms"}
+    either = wrapped.keys() | by_kms.keys()
+    if not keys.for_recipients(metadata, wrapped=bool(either)):
         return "not wrapped"
     samples = {each.id: each.key for each in own if each.kind == "manifest"}
     # In a copy that lost its metadata there may be those of a failed backup, too.
-    ids = wrapped.keys() & samples.keys() or wrapped.keys() or {""}
+    ids = either & samples.keys() or either or {""}
+    change_one = _change_kms if stored_kms.is_arn(change.recipient) else _change_age
     outcomes = {
-        _rewrap_one(
+        change_one(
             storage,
-            keys.Stored(backup.name, metadata, wrapped.get(each), samples.get(each, backup.key)),
+            keys.Stored(
+                backup.name,
+                metadata,
+                wrapped.get(each),
+                samples.get(each, backup.key),
+                by_kms.get(each),
+                each,
+            ),
             change,
             access,
         )
@@ -130,7 +156,10 @@ def _rewrap(storage: Storage, backup: Backup, change: Change, access: Access) ->
     return "changed" if "changed" in outcomes else "unchanged"
 
 
-def _rewrap_one(storage: Storage, stored: keys.Stored, change: Change, access: Access) -> Outcome:
+def _change_age(storage: Storage, stored: keys.Stored, change: Change, access: Access) -> Outcome:
+    """Change the public keys of a backup. Only an identity reads who the present ones are."""
+    if stored.wrapped is None and stored.kms is not None:
+        return _first_public_key(storage, stored, change, access)
     found = keys.open_wrapped(storage, stored, access)
     key = stored.wrapped or ""
     if not found.recipients:
@@ -139,27 +168,91 @@ def _rewrap_one(storage: Storage, stored: keys.Stored, change: Change, access: A
             hint="Was it wrapped by hand? Wrap it again for everybody who is to read the backup, "
             "with a line `for RECIPIENT` for each of them after the passphrase.",
         )
-    recipients = change.apply(stored.name, found.recipients)
+    others = stored.kms is not None
+    recipients = change.apply(stored.name, found.recipients, others=others)
     if recipients == list(found.recipients):
         return "unchanged"
-    _refuse_another(storage, stored, found)
-    try:
-        packed = age.wrap(age.Wrapped(found.passphrase, recipients))
-    except age.UnusableError as error:
-        raise EncryptionError(f"the recipients cannot be used: {error}") from error
-    values = stored_metadata.encoded(keys.recipients_metadata(recipients))
-    storage.put(key, packed, dict(storage.head(key).metadata) | values)
+    # What is left must open it: anyone who can write to the store could have added a key of KMS.
+    passphrase = (
+        found.passphrase
+        if recipients
+        else keys.unwrapped(storage, replace(stored, wrapped=None), access)
+    )
+    _refuse_another(storage, stored, passphrase)
+    packed = _wrapped(passphrase, recipients) if recipients else b""
+    _replace(storage, key, packed, recipients, key)
     return "changed"
 
 
-def _refuse_another(storage: Storage, stored: keys.Stored, found: age.Wrapped) -> None:
+def _first_public_key(
+    storage: Storage, stored: keys.Stored, change: Change, access: Access
+) -> Outcome:
+    """Add the first public key of a backup that only keys of KMS open."""
+    if change.removes or stored.kms is None:
+        return "unchanged"
+    passphrase = keys.unwrapped(storage, stored, access)
+    _refuse_another(storage, stored, passphrase)
+    key = stored.kms.removesuffix(names.KMS_ENDING) + names.AGE_ENDING
+    recipients = [change.recipient]
+    _replace(storage, key, _wrapped(passphrase, recipients), recipients, stored.kms)
+    return "changed"
+
+
+def _wrapped(passphrase: str, recipients: Sequence[str]) -> bytes:
+    try:
+        return age.wrap(age.Wrapped(passphrase, recipients))
+    except age.UnusableError as error:
+        raise EncryptionError(f"the recipients cannot be used: {error}") from error
+
+
+def _change_kms(storage: Storage, stored: keys.Stored, change: Change, access: Access) -> Outcome:
+    """Change the keys of KMS of a backup, whose list everyone can read."""
+    wraps = keys.kms_wraps(storage, stored)
+    fitting = [each for each in wraps if change.recipient in (each.recipient, each.key)]
+    if stored.is_wrapped and change.removes != bool(fitting):
+        return "unchanged"
+    left = [each for each in wraps if each not in fitting]
+    if not left and stored.kms is not None and stored.wrapped is None:
+        raise _no_other(stored.name)
+    # As above: only an identity shows that a public key is left that opens it.
+    only_public = change.removes and not left
+    passphrase = (
+        keys.open_wrapped(storage, stored, access).passphrase
+        if only_public
+        else keys.unwrapped(storage, stored, access)
+    )
+    _refuse_another(storage, stored, passphrase)
+    if not change.removes:
+        left += wrapping.wrap(access.kms(), passphrase, stored.id, [change.recipient])
+    packed = stored_kms.dump(stored.id, left) if left else b""
+    neighbour = stored.kms or stored.wrapped or ""
+    key = stored.kms or neighbour.removesuffix(names.AGE_ENDING) + names.KMS_ENDING
+    _replace(storage, key, packed, [each.recipient for each in left], neighbour)
+    return "changed"
+
+
+def _replace(
+    storage: Storage, key: str, packed: bytes, recipients: Sequence[str], neighbour: str
+) -> None:
+    """Replace a wrapped passphrase, or delete it if it is for nobody any more.
+
+    The metadata of ``neighbour``, which name the backup and its source, are kept.
+    """
+    if not recipients:
+        storage.delete([key])
+        return
+    values = stored_metadata.encoded(keys.recipients_metadata(recipients))
+    storage.put(key, packed, dict(storage.head(neighbour).metadata) | values)
+
+
+def _refuse_another(storage: Storage, stored: keys.Stored, passphrase: str) -> None:
     """Raise CorruptedError if the passphrase does not decrypt the backup.
 
     Anyone who can write to the store could have replaced it, and the list of recipients with it.
     """
     with storage.read(stored.sample or "", start=0, length=keys.BEGINNING) as chunks:
         beginning = b"".join(chunks)
-    if not keys.opens(beginning, Access(found.passphrase, unverified=False, only_encrypted=True)):
+    if not keys.opens(beginning, Access(passphrase, unverified=False, only_encrypted=True)):
         raise CorruptedError(
             f"the wrapped passphrase of {stored.name} is not the one that it was encrypted with",
             hint="Was it replaced? A copy of the object, or an earlier version, may be right.",

@@ -65,13 +65,16 @@ def settle(
     """Set the AWS variables of a ``.env`` file in the environment, where botocore reads them.
 
     Without an endpoint, the region of AWS becomes that of the settings. With an access key in the
-    settings, or for a directory, nothing is changed.
+    settings, or for a directory, nothing is changed, unless a key of KMS is a recipient.
     """
-    if _has_key(values) or "STORAGE_URL" in values:
+    for_store = not (_has_key(values) or "STORAGE_URL" in values)
+    if not for_store and not _wants_kms(values):
         return
     for variable, value in of_file.items():
         if variable.startswith("AWS_") and not environ.get(variable):
             environ[variable] = value
+    if not for_store:
+        return
     for variable in label_of_region(values).values():
         values["S3_REGION"] = values[variable]
 
@@ -86,13 +89,18 @@ def label_of_region(values: Mapping[str, str]) -> dict[str, str]:
 
 def secrets(values: Mapping[str, str]) -> list[str]:
     """Return the secrets of AWS in the environment, if they may be used."""
-    if _has_key(values) or "STORAGE_URL" in values:
+    if (_has_key(values) or "STORAGE_URL" in values) and not _wants_kms(values):
         return []
     return [values[name] for name in _SECRET if name in values]
 
 
 def _has_key(values: Mapping[str, str]) -> bool:
     return any(name in values or f"{name}_FILE" in values for name in _KEYS)
+
+
+def _wants_kms(values: Mapping[str, str]) -> bool:
+    """Return whether a recipient is a key of KMS, which any identity of AWS may be for."""
+    return "arn:aws" in values.get("BACKUP_ENCRYPTION_RECIPIENTS", "")
 
 
 def _has_identity(values: Mapping[str, str]) -> bool:

@@ -26,11 +26,13 @@ class EncryptionSettings(Group):
     )
     backup_encryption_recipients: _Recipients | None = setting(
         "Backup",
-        "public keys age1…, ssh-ed25519 … or ssh-rsa …, separated by commas or line breaks",
+        "public keys age1…, ssh-ed25519 … or ssh-rsa …, or ARNs of keys of AWS KMS, separated by "
+        "commas or line breaks",
         "Encrypt each backup with a random passphrase of its own, and store that passphrase next "
-        "to the backup, encrypted for these age recipients. Then this machine cannot read its "
-        "backups; whoever holds one of the secret keys can. New backups are encrypted for "
-        "recipients even if `BACKUP_ENCRYPTION_KEY` is set, which reads older backups. Requires "
+        "to the backup, encrypted for these recipients of age, and by these keys of KMS. Then this "
+        "machine cannot read its backups, unless KMS lets it decrypt; whoever holds one of the "
+        "secret keys can. New backups are encrypted for recipients even if "
+        "`BACKUP_ENCRYPTION_KEY` is set, which reads older backups. Public keys require "
         "`pip install 'pgstash[age]'`.",
         default=None,
     )
@@ -63,8 +65,8 @@ class EncryptionSettings(Group):
         "Backup",
         "the content or path of a file of age-keygen, or of an OpenSSH key without passphrase",
         "The secret key that reads backups made for `BACKUP_ENCRYPTION_RECIPIENTS`. Needed where "
-        "backups are read: restores, drills, `show`. Leave it out on a machine that only makes "
-        "backups.",
+        "backups are read, unless AWS KMS may decrypt them there: restores, drills, `show`. Leave "
+        "it out on a machine that only makes backups.",
         default=None,
     )
 

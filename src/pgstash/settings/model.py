@@ -9,6 +9,7 @@ from urllib.parse import unquote, urlsplit
 
 from pydantic import PrivateAttr, SecretStr
 
+from pgstash.pipeline import recipients
 from pgstash.postgres.server import conninfo
 from pgstash.settings import copy_to, regions, store_url, tags
 from pgstash.settings.backup import (
@@ -139,6 +140,11 @@ class Settings(
         return copy_to.as_written(message, self._copy_name) if self._copy_name else message
 
     @property
+    def is_on_aws(self) -> bool:
+        """Whether the store is S3 of AWS itself, so that its identity is one of AWS."""
+        return self.s3_url is not None and regions.is_of_aws(self.s3_url)
+
+    @property
     def object_tags(self) -> list[tuple[str, str]]:
         """The tags of stored objects, as pairs of key and value."""
         return tags.parse(self.s3_tags) if self.s3_tags else []
@@ -166,6 +172,11 @@ class Settings(
         return (self.backup_encryption_recipients or "").splitlines()[
             : None if self.backup_encryption else 0
         ]
+
+    @property
+    def kms_recipients(self) -> list[str]:
+        """The keys of AWS KMS that new backups are, or earlier ones may be, encrypted for."""
+        return recipients.of_kms((self.backup_encryption_recipients or "").splitlines())
 
     @property
     def target_url(self) -> str:
@@ -202,7 +213,7 @@ class Settings(
         Then it is not known whether backups have to be encrypted.
         """
         known = self._has_source or "backup_encryption" in self.model_fields_set
-        keys = self.reading_passphrase, self.identity, *self.old_passphrases
+        keys = self.reading_passphrase, self.identity, *self.old_passphrases, *self.kms_recipients
         return any(keys) and not known
 
     def secrets(self) -> list[str]:

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, SecretStr, ValidationInfo, field_validator
 
+from pgstash.format import kms
 from pgstash.service import schedule
 from pgstash.settings import validators
 from pgstash.settings.declaration import Group, setting
@@ -176,9 +177,11 @@ class DrillSettings(Group):
     @field_validator("verify_interval")
     @classmethod
     def _readable(cls, interval: object, info: ValidationInfo) -> object:
+        recipients = info.data.get("backup_encryption_recipients") or ""
         unreadable = (
             info.data.get("backup_encryption")
-            and info.data.get("backup_encryption_recipients")
+            and recipients
+            and not any(map(kms.is_arn, recipients.splitlines()))
             and info.data.get("backup_decryption_identity", "wrong") is None
         )
         if interval is not None and unreadable:

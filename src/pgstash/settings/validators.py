@@ -160,12 +160,12 @@ def encryption_keys(keys: SecretStr) -> SecretStr:
 
 
 def recipients(text: str) -> str:
-    """Return public keys, one on each line."""
-    from pgstash.pipeline import age  # noqa: PLC0415 - not every command needs it
+    """Return public keys and keys of KMS, one on each line."""
+    from pgstash.pipeline import recipients as lists  # noqa: PLC0415 - not every command needs it
 
     try:
-        return "\n".join(age.recipients(text))
-    except age.UnusableError as error:
+        return "\n".join(lists.parse(text))
+    except lists.UnusableError as error:
         raise ExplainedError(str(error)) from None
 
 

@@ -19,7 +19,7 @@ NEW_READER = (manifests.NEWEST, manifests.NEWEST_READER)
 
 def test_without_keys_nothing_is_encrypted() -> None:
     keys = Keys(None)
-    found = sealing_of(keys, os.urandom)
+    found = sealing_of(keys, os.urandom, "id")
     assert not keys
     assert found.new_key(os.urandom) is None
     assert (found.format, found.reader) == OLD_READER
@@ -31,7 +31,7 @@ def test_a_passphrase_needs_a_newer_reader_only_with_more_rounds(
     rounds: int, reader: tuple[int, str]
 ) -> None:
     keys = Keys("a passphrase", rounds=rounds)
-    found = sealing_of(keys, os.urandom)
+    found = sealing_of(keys, os.urandom, "id")
     key = found.new_key(lambda count: b"s" * count)
     assert keys
     assert key == encryption.Key.derive("a passphrase", b"s" * 8, rounds)
@@ -43,7 +43,7 @@ def test_a_passphrase_needs_a_newer_reader_only_with_more_rounds(
 
 def test_recipients_get_a_random_passphrase_whatever_the_key_is() -> None:
     keys = Keys("a passphrase", [ANN.recipient], 20_000)
-    first, second = (sealing_of(keys, os.urandom) for _ in range(2))
+    first, second = (sealing_of(keys, os.urandom, "id") for _ in range(2))
     assert first.wrapped
     wrapped = age.unwrap("it", first.wrapped, ANN.identity)
     assert wrapped == age.Wrapped(str(first.passphrase), [ANN.recipient])
@@ -58,4 +58,4 @@ def test_recipients_get_a_random_passphrase_whatever_the_key_is() -> None:
 
 def test_what_cannot_be_wrapped_makes_no_backup() -> None:
     with pytest.raises(EncryptionError, match="could not be wrapped"):
-        sealing_of(Keys(None, ["age1wrong"]), os.urandom)
+        sealing_of(Keys(None, ["age1wrong"]), os.urandom, "id")

@@ -17,6 +17,7 @@ from pgstash.pipeline import age
 from pgstash.repository.rewrap import Change
 from pgstash.runtime import Runtime
 from support.age_keys import person
+from support.kms import KEY as KMS_KEY
 from support.stored import CLOSING, make
 
 ANN, BEN = person("ann"), person("ben")
@@ -107,9 +108,12 @@ def test_what_is_missing_is_named(scene: Scene) -> None:
         change(scene, Change(BEN.recipient, removes=False), BACKUP_DECRYPTION_IDENTITY="")
 
 
-@pytest.mark.parametrize("text", [LABEL, age.label(SSH)])
+@pytest.mark.parametrize("text", [LABEL, age.label(SSH), KMS_KEY])
 def test_a_label_is_enough_to_remove(text: str) -> None:
     assert command.parsed(text, removes=True) == text
+    if text == KMS_KEY:
+        assert command.parsed(text, removes=False) == text
+        return
     with pytest.raises(typer.BadParameter, match="cannot be used"):
         command.parsed(text, removes=False)
 

@@ -60,7 +60,9 @@ def test_archive_names_are_recognised_and_manifests_are_not(
     key = names.key_name(base, ID)
     its_archive = names.archive_name(base, encrypted=True)
     assert named(key) == names.CompanionName(its_archive, ID, "key", None)
-    for name in (roles, privileges, statistics, proof, other, key):
+    kms = names.kms_name(base, ID)
+    assert named(kms) == names.CompanionName(its_archive, ID, "kms", None)
+    for name in (roles, privileges, statistics, proof, other, key, kms):
         assert not names.ARCHIVE_NAME.fullmatch(name)
         assert not named(f"x{name}")
         assert not named(f"{name}x")

@@ -104,6 +104,7 @@ def test_ordinary_lines_stay_as_they_are(line: str) -> None:
         ("ASIAIOSFODNN7EXAMPLE", "***"),
         (f"'pgstash-key-{'0f' * 32}' is", "'***' is"),
         ("cut pgstash-key-0123456789abcdef01...", "cut ***..."),
+        ("a 'cGdzdGFzaC1rZXktMDEyMzQ1Njc4OWFiY2RlZg==' b", "a '***' b"),
         ("AGE-SECRET-KEY-1PLANTEDPLANTED", "***"),
         ("or AGE-SECRET-KEY-PQ-1PLANTED", "or ***"),
         ("'SCRAM-SHA-256$4096:c2FsdA==$Plan+ted=:Plan/ted=' is", "'***' is"),

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pgstash.errors import CorruptedError, EncryptionError
-from pgstash.pipeline import age
+from pgstash.pipeline import age, recipients
 from pgstash.pipeline.age import UnusableError, Wrapped
 from support.age_keys import opened_by_age, person, ssh_person
 
@@ -65,7 +65,7 @@ def test_age_itself_opens_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["ed25519", "rsa"])
 def test_ssh_keys_open_it(kind: str, tmp_path: Path) -> None:
     who = ssh_person(tmp_path, kind)
-    [recipient] = age.recipients(f"{who.recipient}\n")
+    [recipient] = recipients.parse(f"{who.recipient}\n")
     assert recipient == " ".join(who.recipient.split()[:2])
     packed = age.wrap(Wrapped(PASSPHRASE, [recipient, ANN.recipient]))
     assert age.unwrap("it", packed, who.identity).passphrase == PASSPHRASE
@@ -83,7 +83,7 @@ def test_ssh_keys_open_it(kind: str, tmp_path: Path) -> None:
 
 def test_recipients_are_separated_by_commas_and_lines() -> None:
     text = f"# the team\n {ANN.recipient} ,{BEN.recipient}\n\n{ANN.recipient}\r\n"
-    assert age.recipients(text) == [ANN.recipient, BEN.recipient]
+    assert recipients.parse(text) == [ANN.recipient, BEN.recipient]
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,7 @@ def test_recipients_are_separated_by_commas_and_lines() -> None:
 )
 def test_what_is_no_recipient_is_refused_and_not_quoted(text: str, reason: str) -> None:
     with pytest.raises(UnusableError, match=reason) as caught:
-        age.recipients(text)
+        recipients.parse(text)
     for word in ("passphrase,", "mistake", "age1wrong", EVE.identity):
         assert word not in str(caught.value)
 
@@ -166,14 +166,14 @@ def test_too_many_recipients_are_refused(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_labels_are_short_and_of_any_text() -> None:
     assert age.label(ANN.recipient) == ANN.recipient[:20]
     assert age.label("ssh-ed25519 not/base64!") == "ssh-ed25519"
-    assert age.labels([ANN.recipient, BEN.recipient]).count(", ") == 1
+    assert recipients.labels([ANN.recipient, BEN.recipient]).count(", ") == 1
 
 
 def test_without_the_library_the_message_has_the_command() -> None:
     code = (
         "import sys; sys.modules['pyrage'] = None\n"
-        "from pgstash.pipeline import age\n"
-        "try: age.recipients('age1x')\n"
+        "from pgstash.pipeline import age, recipients\n"
+        "try: recipients.parse('age1x')\n"
         "except age.UnusableError as error: print(error)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

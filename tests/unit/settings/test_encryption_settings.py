@@ -13,6 +13,7 @@ from pgstash.errors import ConfigurationError
 from pgstash.monitoring.redaction import Scrubber
 from pgstash.settings import Settings
 from support.age_keys import person, ssh_person
+from support.kms import KEY as KMS_KEY
 
 ANN, BEN = person("ann"), person("ben")
 LOCAL = {
@@ -200,3 +201,57 @@ def test_a_user_without_a_home_is_a_wrong_setting(monkeypatch: pytest.MonkeyPatc
 def test_an_identity_is_not_read_without_end() -> None:
     (problem,) = problems(LOCAL | {"BACKUP_DECRYPTION_IDENTITY": "/dev/zero"})
     assert problem.startswith("BACKUP_DECRYPTION_IDENTITY names /dev/zero, which")
+
+
+FOR_KMS = ON | {"BACKUP_ENCRYPTION_RECIPIENTS": KMS_KEY}
+
+
+def test_a_key_of_kms_is_enough_to_encrypt() -> None:
+    values = load(FOR_KMS)
+    assert values.recipients == values.kms_recipients == [KMS_KEY]
+    assert values.passphrase is None
+    (problem,) = problems(ON | {"BACKUP_ENCRYPTION_RECIPIENTS": KMS_KEY[:-40]})
+    assert "1 recipient that cannot be used (entry 1 of 1)" in problem
+    assert "arn:aws:kms:" in problem
+
+
+def test_drills_of_the_service_may_ask_kms() -> None:
+    """Whether it may decrypt is known only when it is asked."""
+    both = f"{ANN.recipient},{KMS_KEY}"
+    for recipients in (KMS_KEY, both):
+        wanted = {"BACKUP_ENCRYPTION_RECIPIENTS": recipients, "VERIFY_INTERVAL": "after-backup"}
+        assert load(ON | wanted).verify_interval == "after-backup"
+
+
+def test_a_machine_that_only_restores_may_name_a_key_of_kms_alone() -> None:
+    only = {"STORAGE_URL": "file:///b", "BACKUP_ENCRYPTION_RECIPIENTS": KMS_KEY}
+    found = settings.load(only, NO_FILE, needs=["storage"], only_reads=True)
+    assert found.only_reads_with_key
+    assert access_of(found, unverified=False).only_passphrase is False
+
+
+@pytest.mark.parametrize(
+    ("store", "expected"),
+    [
+        ({"STORAGE_URL": "file:///backups"}, False),
+        ({"S3_ENDPOINT": "https://minio:9000"}, False),
+        ({"S3_ENDPOINT": "https://s3.eu-central-1.amazonaws.com"}, True),
+        ({"S3_REGION": "eu-central-1"}, True),
+    ],
+)
+def test_the_identity_of_the_store_is_one_of_aws_in_its_own_s3(
+    store: dict[str, str], *, expected: bool
+) -> None:
+    keys = {"S3_BUCKET": "b", "S3_ACCESS_KEY_ID": "x", "S3_SECRET_ACCESS_KEY": "y"}
+    more = {} if "STORAGE_URL" in store else keys if "S3_ENDPOINT" in store else {"S3_BUCKET": "b"}
+    source = {"DATABASE_URL": LOCAL["DATABASE_URL"]}
+    assert load(source | store | more).is_on_aws == expected
+
+
+@pytest.mark.parametrize("recipient", [KMS_KEY, ANN.recipient])
+def test_variables_of_aws_are_for_kms_too(recipient: str, tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("AWS_ACCESS_KEY_ID=x\nAWS_SECRET_ACCESS_KEY=planted-of-aws\n")
+    environ = dict(ON | {"BACKUP_ENCRYPTION_RECIPIENTS": recipient})
+    values = settings.load(environ, tmp_path / ".env")
+    assert ("AWS_ACCESS_KEY_ID" in environ) == (recipient == KMS_KEY)
+    assert ("planted-of-aws" in values.secrets()) == (recipient == KMS_KEY)

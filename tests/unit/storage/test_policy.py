@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pgstash.storage.s3.policy import ROLES, Place, policy
+from support.kms import ALIAS, KEY
 from support.policies import Wanted, allows
 
 PLACE = Place("shop", "team/db", "eu-central-1")
@@ -122,3 +123,15 @@ def test_the_pruner_may_read_what_check_compares_with_the_retention() -> None:
     ):
         assert allows(policy("pruner", PLACE), Wanted(action, BUCKET))
         assert not allows(policy("writer", PLACE), Wanted(action, BUCKET))
+
+
+def test_keys_of_kms_that_backups_are_encrypted_for() -> None:
+    place = Place("shop", "db", "us-east-1", recipients=[KEY, ALIAS])
+    for role, action in (("writer", "kms:Encrypt"), ("reader", "kms:Decrypt")):
+        found = [each for each in policy(role, place)["Statement"] if each["Action"] == [action]]  # type: ignore[arg-type] # roles are text here
+        assert [each["Resource"] for each in found] == [KEY, f"{KEY.partition(':key/')[0]}:key/*"]
+        condition = {"ForAnyValue:StringEquals": {"kms:ResourceAliases": "alias/backups"}}
+        assert [each.get("Condition") for each in found] == [None, condition]
+    assert "kms:Decrypt" not in str(policy("writer", place))
+    assert "kms:Encrypt" not in str(policy("reader", place))
+    assert "kms" not in str(policy("pruner", place))

@@ -50,7 +50,7 @@ class Requests:
         """Create the client. Raises ConfigurationError if the endpoint is not a URL."""
         self.bucket = config.bucket
         self.objects = config.objects
-        self.identity = Identity(config)
+        self.identity = Identity(config.signer)
         self._retry = Retry(config.retry_attempts, config.retry_delay, emit)
         try:
             session = isolated_session()

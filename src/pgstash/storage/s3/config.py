@@ -74,6 +74,23 @@ class Connection:
 
 
 @dataclass(frozen=True, slots=True)
+class Signer:
+    """As whom requests are signed; ``purpose`` names what they are for, in messages.
+
+    The rest is as in :class:`S3Config`.
+    """
+
+    purpose: str
+    region: str
+    access_key_id: str | None = field(default=None, repr=False)
+    secret_access_key: str | None = field(default=None, repr=False)
+    role_arn: str | None = None
+    learn: Callable[[Sequence[str]], None] = field(default=_forget, repr=False)
+    connect_timeout: float = 10.0
+    read_timeout: float = 60.0
+
+
+@dataclass(frozen=True, slots=True)
 class S3Config:
     """One bucket, reached with one identity.
 
@@ -104,3 +121,17 @@ class S3Config:
     connections: int = 16
     connect_timeout: float = 10.0
     read_timeout: float = 60.0
+
+    @property
+    def signer(self) -> Signer:
+        """As whom requests to the bucket are signed."""
+        return Signer(
+            purpose=f"s3://{self.bucket}",
+            region=self.region,
+            access_key_id=self.access_key_id,
+            secret_access_key=self.secret_access_key,
+            role_arn=self.role_arn,
+            learn=self.learn,
+            connect_timeout=self.connect_timeout,
+            read_timeout=self.read_timeout,
+        )

@@ -28,7 +28,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from botocore.parsers import ResponseParserError
 from botocore.utils import METADATA_BASE_URL
 
-from pgstash.storage.s3.config import S3Config
+from pgstash.storage.s3.config import Signer
 from pgstash.storage.s3.identity_errors import NoCredentials, translated
 
 # Seconds that the metadata service of a machine has to accept a connection. It is on the same host.
@@ -63,9 +63,9 @@ _FAILURES = (
 
 
 class Identity:
-    """The credentials of one bucket. Threads share them, and each renewal."""
+    """The credentials for one bucket, or for KMS. Threads share them, and each renewal."""
 
-    def __init__(self, config: S3Config) -> None:
+    def __init__(self, config: Signer) -> None:
         """Prepare; nothing is read or requested before the first signature."""
         self._config = config
         self._lock = threading.Lock()

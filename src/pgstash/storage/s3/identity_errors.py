@@ -18,7 +18,7 @@ from pgstash.errors import (
     StorageUnreachableError,
 )
 from pgstash.storage.s3.codes import FIRST_SERVER_ERROR, TRANSIENT, TRANSIENT_STATUS
-from pgstash.storage.s3.config import S3Config
+from pgstash.storage.s3.config import Signer
 from pgstash.storage.s3.errors import Answer
 
 # Of https://docs.aws.amazon.com/STS/latest/APIReference/API_AssumeRoleWithWebIdentity.html
@@ -34,13 +34,13 @@ class NoCredentials(Exception):  # noqa: N818 - it never leaves the package
     """No source has credentials."""
 
 
-def translated(exc: Exception, config: S3Config, *, first: bool) -> PgstashError:
+def translated(exc: Exception, config: Signer, *, first: bool) -> PgstashError:
     """Return the error of pgstash for credentials that could not be had.
 
     ``first`` is whether there were none before: then a missing file or profile, or a wrong one, is
     a problem of the configuration.
     """
-    whose = f"s3://{config.bucket}"
+    whose = config.purpose
     if isinstance(exc, NoCredentials):
         problem = (
             f"No credentials for {whose} were found. S3_ACCESS_KEY_ID is not set, and there are "
@@ -71,9 +71,9 @@ def translated(exc: Exception, config: S3Config, *, first: bool) -> PgstashError
     return StorageRefusedError(problem)
 
 
-def _of_sts(answer: Answer, config: S3Config) -> PgstashError:
+def _of_sts(answer: Answer, config: Signer) -> PgstashError:
     role = config.role_arn or "the role"
-    message = f"cannot assume {role} for s3://{config.bucket}: {answer}"
+    message = f"cannot assume {role} for {config.purpose}: {answer}"
     if (
         answer.code in TRANSIENT | _TRANSIENT_OF_STS
         or answer.status in TRANSIENT_STATUS

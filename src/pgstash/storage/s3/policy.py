@@ -6,7 +6,7 @@ https://docs.aws.amazon.com/service-authorization/latest/reference/list_amazons3
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -25,7 +25,8 @@ class Place:
 
     ``region`` decides in which partition of AWS the bucket is. ``kms_key`` is the key of KMS that
     encrypts them: its id or alias, or the ARN of either. Objects may have tags (``tagged``)
-    and locks (``locked``).
+    and locks (``locked``). ``recipients`` are the ARNs of the keys of KMS that backups are
+    encrypted for.
     """
 
     bucket: str
@@ -34,6 +35,7 @@ class Place:
     kms_key: str | None = None
     tagged: bool = False
     locked: bool = False
+    recipients: Sequence[str] = ()
 
     @property
     def _partition(self) -> str:
@@ -52,7 +54,7 @@ class Place:
         return self.of_objects("s3:PutObject", *tagging, *locking, *actions, names=names)
 
     def of_key(self, *actions: str) -> list[Statement]:
-        """Allow to use the key of KMS, if there is one.
+        """Allow to use the key of KMS that encrypts objects, if there is one.
 
         A policy cannot name an alias as a resource:
         https://docs.aws.amazon.com/kms/latest/developerguide/alias-authorization.html
@@ -62,12 +64,20 @@ class Place:
         key, condition = self.kms_key, {}
         if "alias/" in key:
             alias = key[key.index("alias/") :]
-            condition = {"Condition": {"ForAnyValue:StringEquals": {"kms:ResourceAliases": alias}}}
+            condition = _if_named(alias)
             key = "*"
         if not key.startswith("arn:"):
             key = f"arn:{self._partition}:kms:{self.region}:*:key/{key}"
         allowed = {"Effect": "Allow", "Action": list(actions), "Resource": key}
         return [{**allowed, **condition}]
+
+    def of_recipients(self, action: str) -> Iterator[Statement]:
+        """Allow to use each key of KMS that backups are encrypted for."""
+        for arn in self.recipients:
+            place, _, alias = arn.partition(":alias/")
+            resource = f"{place}:key/*" if alias else arn
+            condition = _if_named(f"alias/{alias}") if alias else {}
+            yield {"Effect": "Allow", "Action": [action], "Resource": resource, **condition}
 
     def of_bucket(self, *actions: str) -> Statement:
         """Allow requests about the bucket as a whole."""
@@ -82,6 +92,11 @@ class Place:
         """Allow requests about the objects under the prefix with these names."""
         resource = f"{self._arn}/{_literal(self.prefix)}/{names}"
         return {"Effect": "Allow", "Action": list(actions), "Resource": resource}
+
+
+def _if_named(alias: str) -> dict[str, Any]:
+    """Return the condition that a key has this alias."""
+    return {"Condition": {"ForAnyValue:StringEquals": {"kms:ResourceAliases": alias}}}
 
 
 def _literal(text: str) -> str:
@@ -102,6 +117,7 @@ def _writer(place: Place) -> list[Statement]:
         place.of_listing("s3:ListBucket"),
         *([place.of_bucket("s3:GetBucketObjectLockConfiguration")] if place.locked else []),
         place.of_storing("s3:AbortMultipartUpload", "s3:ListMultipartUploadParts"),
+        *place.of_recipients("kms:Encrypt"),
         # Completing an upload in parts decrypts them.
         *place.of_key("kms:GenerateDataKey", "kms:Decrypt"),
     ]
@@ -130,6 +146,7 @@ def _reader(place: Place) -> list[Statement]:
         place.of_listing("s3:ListBucket"),
         place.of_objects("s3:GetObject"),
         place.of_storing(names=_PROOFS),
+        *place.of_recipients("kms:Decrypt"),
         *place.of_key("kms:GenerateDataKey", "kms:Decrypt"),
     ]
 

@@ -1,0 +1,1 @@
+"""AWS KMS: keys that encrypt the random passphrases of backups, and never leave the service."""
