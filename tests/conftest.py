@@ -52,6 +52,7 @@ SETTINGS = (
     "LOG_",
     "MIN_TABLE_",
     "PG",
+    "PRUNE_",
     "REQUIRE_",
     "RESTORE_",
     "RETENTION_",

@@ -124,6 +124,48 @@ def test_three_hosts_with_a_key_each(
         assert run_pgstash(["once"], env).returncode == 21
 
 
+def versions(server: SwiftServer, bucket: str) -> set[str]:
+    """Return the keys that have versions or delete markers."""
+    listed = server.client.list_object_versions(Bucket=bucket)
+    return {each["Key"] for each in (*listed.get("Versions", ()), *listed.get("DeleteMarkers", ()))}
+
+
+def test_a_pruner_removes_versions_for_good(
+    make_database: MakeDatabase, swift_server: SwiftServer, s3_bucket: str
+) -> None:
+    database = make_database()
+    swift_server.client.put_bucket_versioning(
+        Bucket=s3_bucket, VersioningConfiguration={"Status": "Enabled"}
+    )
+    with PolicyProxy(swift_server.port, policy=printed("writer", s3_bucket)) as proxy:
+        env = settings(proxy, swift_server, s3_bucket, database, STORAGE_ROLE="writer")
+        assert run_pgstash(["once"], env).returncode == 0
+    kept = set(keys(swift_server, s3_bucket))
+    old = set(age(swift_server, s3_bucket))
+    with host(swift_server, s3_bucket, "pruner") as proxy:
+        env = settings(proxy, swift_server, s3_bucket, database)
+        assert run_pgstash(["prune"], env).returncode == 0
+        assert versions(swift_server, s3_bucket) == kept | old
+        refused = run_pgstash(["prune"], env | {"PRUNE_VERSIONS": "true"})
+        assert refused.returncode == 21
+        assert "`pgstash policy pruner` prints them" in refused.stderr
+        assert {each.action for each in proxy.refused} == {"s3:ListBucketVersions"}
+    more = {"PRUNE_VERSIONS": "true"}
+    with PolicyProxy(swift_server.port, policy=printed("pruner", s3_bucket, **more)) as proxy:
+        env = settings(proxy, swift_server, s3_bucket, database, **more)
+        would = run_pgstash(["prune", "--dry-run"], env)
+        assert "Would be removed for good, with the delete markers: 1 backup (" in would.stdout
+        pruned = run_pgstash(["prune"], env)
+        assert pruned.returncode == 0, pruned.stderr
+        assert "Removed for good, with the delete markers: 1 backup (" in pruned.stdout
+        assert proxy.refused == []
+    assert versions(swift_server, s3_bucket) == kept
+
+    done = run_pgstash(["prune"], environment(STORAGE_URL="file:///nonexistent", **more))
+    assert done.returncode == 1
+    assert "PRUNE_VERSIONS is set, but STORAGE_URL names no bucket" in done.stderr
+
+
 def test_check_by_a_writer_finds_nothing_wrong(
     make_database: MakeDatabase, swift_server: SwiftServer, s3_bucket: str
 ) -> None:

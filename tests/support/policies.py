@@ -40,6 +40,7 @@ OF_OBJECT = {
     "PutObject": "s3:PutObject",
     "UploadPart": "s3:PutObject",
 }
+OF_VERSION = {"DeleteObject", "GetObject", "HeadObject"}
 RETENTION = "x-amz-object-lock-retain-until-date"
 
 
@@ -66,7 +67,8 @@ def wanted(request: Request) -> Iterator[Wanted]:
                 version = "Version" if "VersionId" in parts else ""
                 yield Wanted(f"s3:DeleteObject{version}", f"{arn}/{parts['Key']}")
     else:
-        version = "Version" if operation == "DeleteObject" and "versionId" in request.query else ""
+        of_version = operation in OF_VERSION and "versionId" in request.query
+        version = "Version" if of_version else ""
         yield Wanted(OF_OBJECT[operation] + version, f"{arn}/{key}")
         if RETENTION in {name.lower() for name in request.headers}:
             yield Wanted("s3:PutObjectRetention", f"{arn}/{key}")

@@ -18,7 +18,8 @@ _LONGER_LOCK = (
     "set S3_OBJECT_LOCK_DAYS, unless this is meant."
 )
 _NOT_FREED = (
-    "Add a lifecycle rule with NoncurrentVersionExpiration for all objects under BACKUP_PREFIX."
+    "Set PRUNE_VERSIONS=true, or add a lifecycle rule with NoncurrentVersionExpiration for all "
+    "objects under BACKUP_PREFIX."
 )
 _REMOVED = "Remove it from the rule: pgstash itself removes old backups, and never the newest."
 _ARCHIVED = "No drill can read them. Use GLACIER_IR, or more days, unless this is meant."
@@ -29,12 +30,14 @@ _ABORTED = "Give the rule more days than a backup takes."
 class Plan:
     """The retention: ``days`` for every backup, and ``longest_days`` for the oldest one.
 
-    ``locks`` is whether new backups have locks of their own.
+    ``locks`` is whether new backups have locks of their own, and ``prunes_versions`` whether
+    pruning removes all versions of a backup.
     """
 
     days: int
     longest_days: int
     locks: bool
+    prunes_versions: bool = False
 
 
 def look(plan: Plan, storage: Storage) -> Iterator[Finding]:
@@ -43,11 +46,23 @@ def look(plan: Plan, storage: Storage) -> Iterator[Finding]:
         return
     rules = storage.bucket_rules()
     if rules.versioning:
-        yield from _versioning(rules.versioning, rules.lifecycle)
+        yield from (
+            _pruned_versions(rules.versioning)
+            if plan.prunes_versions
+            else _versioning(rules.versioning, rules.lifecycle)
+        )
     if rules.lock_days and not plan.locks:
         yield _default_lock(rules.lock_days, plan.days)
     if rules.lifecycle is not None:
         yield _lifecycle(rules.lifecycle, plan.longest_days)
+
+
+def _pruned_versions(versioning: Versioning) -> Iterator[Finding]:
+    if versioning == "off":
+        found = "off: PRUNE_VERSIONS has no effect, because deleted backups are gone at once"
+        yield Finding("versioning", "warning", found, "Turn it on, or unset PRUNE_VERSIONS.")
+    else:
+        yield Finding("versioning", "ok", f"{versioning}: pruning removes all versions")
 
 
 def _versioning(

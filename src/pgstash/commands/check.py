@@ -117,8 +117,12 @@ def _rules(settings: Settings) -> bucket_rules.Plan | None:
         (settings.retention_keep_monthly or 0) * 31,
         (settings.retention_keep_yearly or 0) * 366,
     )
-    locks = settings.s3_object_lock_days is not None
-    return bucket_rules.Plan(settings.backup_retention_days, max(longest), locks)
+    return bucket_rules.Plan(
+        days=settings.backup_retention_days,
+        longest_days=max(longest),
+        locks=settings.s3_object_lock_days is not None,
+        prunes_versions=settings.prune_versions,
+    )
 
 
 def _kms(settings: Settings, emit: events.Emit) -> kms.Plan | None:

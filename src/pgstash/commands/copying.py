@@ -200,5 +200,5 @@ def _folder(settings: Settings, name: str) -> copies.Copy:
         )
     if settings.storage_folder and folder.resolve() == settings.storage_folder.resolve():
         raise ValueError(f"{name} is the folder that the backups are in. Name another one")
-    own = {"storage_url": folder.as_uri(), "s3_object_lock_days": None}
+    own = {"storage_url": folder.as_uri(), "s3_object_lock_days": None, "prune_versions": False}
     return copies.Copy(name, settings.model_copy(update=own))

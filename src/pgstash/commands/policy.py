@@ -31,5 +31,6 @@ def policy_of(role: Role, settings: Settings) -> dict[str, Any]:
         tagged=bool(settings.object_tags),
         locked=settings.s3_object_lock_days is not None,
         recipients=settings.kms_recipients,
+        versions=settings.prune_versions,
     )
     return policy.policy(role, place)

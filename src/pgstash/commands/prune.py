@@ -112,6 +112,7 @@ def _plan(
         sweep_after_days=settings.sweep_after_days,
         choose=choose,
         exclusive=lambda: _exclusive(settings, storage, emit),
+        versions=settings.prune_versions,
     )
 
 

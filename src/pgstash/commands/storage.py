@@ -28,11 +28,17 @@ def open_storage(settings: Settings, emit: events.Emit, *, prompt: bool = False)
 
     With ``prompt``, each request is tried once, with timeouts of a few seconds.
     """
-    if settings.storage_url and settings.s3_object_lock_days:
-        problem = (
-            "S3_OBJECT_LOCK_DAYS is set, but STORAGE_URL names no bucket of S3. Unset one of them."
-        )
-        raise ConfigurationError([problem])
+    only_for_s3 = {
+        "S3_OBJECT_LOCK_DAYS": settings.s3_object_lock_days,
+        "PRUNE_VERSIONS": settings.prune_versions,
+    }
+    problems = [
+        f"{name} is set, but STORAGE_URL names no bucket of S3. Unset one of them."
+        for name, value in only_for_s3.items()
+        if settings.storage_url and value
+    ]
+    if problems:
+        raise ConfigurationError(problems)
     if settings.storage_folder:
         return DirectoryStorage(settings.storage_folder)
     if settings.store:

@@ -11,7 +11,7 @@ from datetime import datetime
 from pgstash import events
 from pgstash.counting import counted
 from pgstash.errors import ObjectNotFoundError, StorageRefusedError
-from pgstash.storage.interface import Locking, Storage
+from pgstash.storage.interface import Locking, ObjectVersion, Storage
 
 _MOST_NAMED = 5
 
@@ -30,20 +30,27 @@ class Locks:
 
         The others are requested only if the first has, or had, a lock. Raises StorageError.
         """
-        until = self._until(keys[0])
+        return self._hold(name, [(key,) for key in keys])
+
+    def hold_versions(self, name: str, versions: Sequence[ObjectVersion]) -> bool:
+        """Return the same as :meth:`hold` for certain versions of objects. Raises StorageError."""
+        return self._hold(name, [(each.key, each.version_id) for each in versions])
+
+    def _hold(self, name: str, which: Sequence[tuple[str] | tuple[str, str]]) -> bool:
+        until = self._until(which[0])
         if until is None:
             return False
-        until = max([until, *filter(None, map(self._until, keys[1:]))])
+        until = max([until, *filter(None, map(self._until, which[1:]))])
         if until <= self.now:
             return False
         self._found[name] = until
         return True
 
-    def _until(self, key: str) -> datetime | None:
+    def _until(self, which: tuple[str] | tuple[str, str]) -> datetime | None:
         if not isinstance(self._storage, Locking):
             return None
         try:
-            return self._storage.locked_until(key)
+            return self._storage.locked_until(*which)
         except (ObjectNotFoundError, StorageRefusedError):
             return None  # the request to delete it shows what is wrong
 

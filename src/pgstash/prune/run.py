@@ -19,7 +19,7 @@ from pgstash.errors import (
     StorageUnreachableError,
 )
 from pgstash.format.identity import Claim, Identity
-from pgstash.prune import retention
+from pgstash.prune import hidden, retention
 from pgstash.prune.journal import Journal
 from pgstash.prune.locks import Locks
 from pgstash.prune.retention import Decision
@@ -28,7 +28,7 @@ from pgstash.repository import catalog, object_metadata
 from pgstash.repository.catalog import Backup, Catalog
 from pgstash.repository.owners import Owners
 from pgstash.runtime import Runtime
-from pgstash.storage.interface import Storage
+from pgstash.storage.interface import Storage, Versioned
 
 # The number deleted with one request. If that fails, they are deleted one by one. If all of them
 # fail, pruning stops: a key without permission to delete would be refused a thousand times.
@@ -48,7 +48,8 @@ class Plan:
 
     Uploads are swept ``sweep_after_days`` after they started. Leftovers are removed within
     ``exclusive``. Unless ``explained``, the sources of the backups are not determined while all
-    backups are too young to be removed.
+    backups are too young to be removed. With ``versions``, all versions of what was removed are
+    removed for good.
     """
 
     prefix: str
@@ -58,6 +59,7 @@ class Plan:
     exclusive: Exclusive
     explained: bool = True
     dry_run: bool = False
+    versions: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +124,7 @@ class _Run:
                     removed.append(removal)
                     self._report(removal)
             swept.extend(self._sweep(stored, sources))
+            self._remove_hidden(sources, [each.backup for each in removed], swept)
         finally:
             self._locks.report(self._emit)
             self._emit(
@@ -269,6 +272,22 @@ class _Run:
                 yield from sweep.uploads(uploads)
         except DatabaseError as error:
             self._emit(events.Informed(f"Leftovers were not swept: {error.message}"))
+
+    def _remove_hidden(
+        self, sources: Sequence[Identity], removed: Sequence[Backup], swept: Sequence[str]
+    ) -> None:
+        """Remove what is hidden for good. In a dry run, what would be removed counts as hidden."""
+        if not (self._plan.versions and isinstance(self._storage, Versioned)):
+            return
+        gone: list[str] = []
+        if self._plan.dry_run:
+            companions = [each.key for backup in removed for each in backup.companions]
+            gone = [*(backup.key for backup in removed), *companions, *swept]
+        plan = hidden.Plan(
+            self._plan.prefix, self._plan.policy, sources, frozenset(gone), self._plan.dry_run
+        )
+        with self._journal.keep_going():
+            hidden.remove(plan, self._storage, self._owners, self._journal, self._locks)
 
 
 def _backups(number: int) -> str:

@@ -15,6 +15,7 @@ from pgstash.format.size_history import MOST, Figures
 from pgstash.repository.catalog import Backup, Companion
 from pgstash.storage.interface import Storage
 
+Q = TypeVar("Q")
 T = TypeVar("T")
 
 REQUESTS_AT_A_TIME = 16
@@ -34,7 +35,7 @@ def of_backups(
     ``complete``: only the archive has the versions of pg_dump and pgstash. The requests run in
     parallel. A backup that no longer exists has none. Raises StorageError.
     """
-    return _in_parallel(lambda backup: _metadata(storage, backup, complete=complete), backups)
+    return in_parallel(lambda backup: _metadata(storage, backup, complete=complete), backups)
 
 
 def of_archives(
@@ -48,13 +49,13 @@ def of_archives(
 
     def ask(backup: Backup) -> Mapping[str, str] | StorageError:
         try:
-            return _decoded(_head(storage, backup.key))
+            return decoded(_head(storage, backup.key))
         except StorageUnreachableError:
             raise
         except StorageError as error:
             return error
 
-    return _in_parallel(ask, backups)
+    return in_parallel(ask, backups)
 
 
 def of_keys(storage: Storage, backups: Sequence[Backup]) -> list[Mapping[str, str]]:
@@ -69,9 +70,9 @@ def of_keys(storage: Storage, backups: Sequence[Backup]) -> list[Mapping[str, st
         own = companions_of(backup, metadata)
         first = {each.kind: each.key for each in own[::-1] if each.kind in ("key", "kms")}
         wrapped = [_head(storage, first[kind]) for kind in sorted(first)]
-        return _decoded({**metadata, **_joined(wrapped)})
+        return decoded({**metadata, **_joined(wrapped)})
 
-    return _in_parallel(ask, backups)
+    return in_parallel(ask, backups)
 
 
 def _joined(wrapped: Sequence[Mapping[str, str]]) -> Mapping[str, str]:
@@ -87,10 +88,11 @@ def _joined(wrapped: Sequence[Mapping[str, str]]) -> Mapping[str, str]:
     return both
 
 
-def _in_parallel(ask: Callable[[Backup], T], backups: Sequence[Backup]) -> list[T]:
+def in_parallel(ask: Callable[[Q], T], questions: Sequence[Q]) -> list[T]:
+    """Return the answer to each question; several are asked at a time."""
     pool = ThreadPoolExecutor(REQUESTS_AT_A_TIME)
     try:
-        return list(pool.map(ask, backups))
+        return list(pool.map(ask, questions))
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
 
@@ -102,10 +104,11 @@ def _metadata(storage: Storage, backup: Backup, *, complete: bool) -> Mapping[st
         found |= _head(storage, backup.manifests[0].key)
     if complete or not {"database", "host"} <= found.keys():
         found = {**_head(storage, backup.key), **found}
-    return _decoded(found)
+    return decoded(found)
 
 
-def _decoded(metadata: Mapping[str, str]) -> Mapping[str, str]:
+def decoded(metadata: Mapping[str, str]) -> Mapping[str, str]:
+    """Return metadata as they were before :func:`pgstash.format.metadata.encoded`."""
     return {key: unquote(value, errors="surrogateescape") for key, value in metadata.items()}
 
 
@@ -198,5 +201,5 @@ def orphan(storage: Storage, companion: Companion) -> Mapping[str, str] | None:
         archive = {"id": ""}
     if archive.get("id", companion.id) == companion.id:
         return None
-    found = _decoded(_head(storage, companion.key))
+    found = decoded(_head(storage, companion.key))
     return found if found.get("id") == companion.id else None

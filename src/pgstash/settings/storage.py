@@ -119,6 +119,13 @@ class StorageSettings(Group):
         "`compliance`, nobody.",
         default="governance",
     )
+    prune_versions: bool = setting(
+        "Storage",
+        "true or false",
+        "In a bucket of S3 with versioning, remove for good what is pruned: all versions, and the "
+        "delete markers. A hidden backup that the retention would keep stays.",
+        default=False,
+    )
     s3_addressing: Literal["auto", "path", "virtual"] = setting(
         "Storage",
         "auto, path or virtual",

@@ -36,6 +36,21 @@ class StoredObject:
 
 
 @dataclass(frozen=True, slots=True)
+class ObjectVersion:
+    """One version of an object, or a delete marker, which hides the versions before it.
+
+    ``current`` is whether a request for the key finds this one. A marker has the ``size`` 0.
+    """
+
+    key: str
+    version_id: str
+    modified: datetime
+    size: int
+    current: bool
+    is_marker: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class PendingUpload:
     """An upload that was started and neither committed nor aborted."""
 
@@ -156,11 +171,28 @@ class Identified(Protocol):
 class Locking(Protocol):
     """A store whose objects may be locked against deletion."""
 
-    def locked_until(self, key: str) -> datetime | None:
+    def locked_until(self, key: str, version_id: str | None = None) -> datetime | None:
         """Return the time until which an object is locked; None if it is not, or it is unknown.
 
-        Raises ObjectNotFoundError, StorageError.
+        Without a version it is the current one. Raises ObjectNotFoundError, StorageError.
         """
+
+
+@runtime_checkable
+class Versioned(Protocol):
+    """A store that may keep earlier versions of objects. Every method raises StorageError.
+
+    In a bucket without versioning, each object has one version, and deleting it leaves none.
+    """
+
+    def versions(self, prefix: str) -> Iterator[ObjectVersion]:
+        """Yield all versions and delete markers of the keys that start with ``prefix``."""
+
+    def head_version(self, version: ObjectVersion) -> StoredObject:
+        """Return one version with its metadata. Raises ObjectNotFoundError."""
+
+    def delete_versions(self, which: Iterable[ObjectVersion]) -> None:
+        """Remove versions and markers for good. A missing one is not an error."""
 
 
 def beyond_the_end(

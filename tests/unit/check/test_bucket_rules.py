@@ -8,7 +8,7 @@ import pytest
 
 from pgstash.check.bucket_rules import Plan, look
 from pgstash.check.finding import Finding
-from pgstash.storage.bucket_rules import BucketRules, LifecycleRule
+from pgstash.storage.bucket_rules import BucketRules, LifecycleRule, Versioning
 from pgstash.storage.memory import MemoryStorage
 
 PLAN = Plan(days=7, longest_days=31, locks=False)
@@ -58,6 +58,18 @@ def test_what_becomes_of_deleted_backups(
     assert finding.state == state
     assert words in finding.found
     assert ("NoncurrentVersionExpiration" in finding.remedy) == (state == "warning")
+
+
+@pytest.mark.parametrize(
+    ("versioning", "state"), [("on", "ok"), ("suspended", "ok"), ("off", "warning")]
+)
+def test_versions_that_pruning_removes(versioning: Versioning, state: str) -> None:
+    plan = replace(PLAN, prunes_versions=True)
+    finding = found(BucketRules(versioning, lifecycle=[]), plan)["versioning"]
+    assert finding.state == state
+    assert finding.found.startswith(versioning)
+    assert ("PRUNE_VERSIONS" in finding.remedy) == (state == "warning")
+    assert found(BucketRules(), plan) == {}
 
 
 @pytest.mark.parametrize(("days", "state"), [(7, "ok"), (8, "warning")])

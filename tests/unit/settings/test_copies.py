@@ -67,6 +67,7 @@ def test_a_copy_inherits_prefix_retries_and_retention_but_no_store() -> None:
     values = BOTH | {
         "S3_TAGS": "team=data",
         "S3_OBJECT_LOCK_DAYS": "3",
+        "PRUNE_VERSIONS": "true",
         "AZURE_STORAGE_KEY": "UGxhbnRlZA==",
         "RETENTION_KEEP_DAILY": "8",
         "COPY_OFFSITE_BACKUP_RETENTION_DAYS": "90",
@@ -80,6 +81,7 @@ def test_a_copy_inherits_prefix_retries_and_retention_but_no_store() -> None:
         assert copy.retention_keep_daily == 8
         assert copy.s3_tags is None
         assert copy.s3_object_lock_days is None
+        assert copy.prune_versions is False
         assert copy.azure_storage_key is None
     assert (disk.backup_retention_days, disk.retry_attempts) == (14, 5)
     assert (offsite.backup_retention_days, offsite.retry_attempts) == (90, 9)

@@ -140,6 +140,7 @@ def test_defaults() -> None:
         "retention_keep_weekly": None,
         "retention_keep_monthly": None,
         "retention_keep_yearly": None,
+        "prune_versions": False,
         "sweep_after_days": 7,
         "webhook_url": None,
         "webhook_on_success": False,
@@ -225,6 +226,7 @@ BOUNDS: list[tuple[str, list[str], list[str]]] = [
     ("S3_TAGS", ["team=data,cost=42"], ["team", "a=x,a=y"]),
     ("S3_ADDRESSING", ["auto", "path", "virtual"], ["host"]),
     ("S3_CA_FILE", [ssl.get_default_verify_paths().cafile or ""], ["/nonexistent", "/", __file__]),
+    ("PRUNE_VERSIONS", ["true", "false"], ["all"]),
     ("S3_USE_PROXY", ["true", "false"], ["http://proxy"]),
     ("S3_REGION", ["eu-central-1", "auto", "fsn1"], ["eu central", "eu/1", "é", "a\nb"]),
     (

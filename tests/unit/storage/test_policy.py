@@ -135,3 +135,15 @@ def test_keys_of_kms_that_backups_are_encrypted_for() -> None:
     assert "kms:Decrypt" not in str(policy("writer", place))
     assert "kms:Encrypt" not in str(policy("reader", place))
     assert "kms" not in str(policy("pruner", place))
+
+
+def test_only_the_pruner_may_remove_versions_and_only_if_it_prunes_them() -> None:
+    place = Place("shop", "team/db", "eu-central-1", versions=True)
+    for action in ("s3:GetObjectVersion", "s3:DeleteObjectVersion"):
+        wanted = Wanted(action, ARCHIVE)
+        assert [role for role in ROLES if allows(policy(role, place), wanted)] == ["pruner"]
+        assert not allows(policy("pruner", PLACE), wanted)
+    for prefix, allowed in (("team/db/backup_", True), ("team/", False)):
+        wanted = Wanted("s3:ListBucketVersions", BUCKET, prefix)
+        assert allows(policy("pruner", place), wanted) == allowed
+        assert not allows(policy("pruner", PLACE), wanted)

@@ -48,7 +48,7 @@ FULL = {
 # pgstash sends a condition only when it commits an upload or continues a download. To the former
 # MinIO returned 304: https://github.com/minio/minio/issues/19442
 TAKEN = {"304", "412", "PreconditionFailed"}
-MISSING = {"404", "NoSuchKey", "NotFound"}
+MISSING = {"404", "NoSuchKey", "NoSuchVersion", "NotFound"}
 GONE = MISSING | {"NoSuchUpload"}
 # Google's store returns InvalidArgument for a request that it does not know.
 UNKNOWN_REQUEST = {"405", "501", "InvalidArgument", "MethodNotAllowed", "NotImplemented"}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from typing import Any
 
 from pgstash.errors import StorageRefusedError
 from pgstash.storage.s3.client import Requests
@@ -37,14 +38,17 @@ def require(requests: Requests) -> None:
             ) from error
 
 
-def locked_until(requests: Requests, key: str) -> datetime | None:
+def locked_until(requests: Requests, key: str, version_id: str | None = None) -> datetime | None:
     """Return the time until which an object is locked; None if it is not, or may not be asked.
 
     A legal hold has no end. Raises StorageError.
     """
+    which: dict[str, Any] = {"VersionId": version_id} if version_id else {}
 
     def ask() -> datetime | None:
-        found: Mapping[str, object] = requests.client.head_object(Bucket=requests.bucket, Key=key)
+        found: Mapping[str, object] = requests.client.head_object(
+            Bucket=requests.bucket, Key=key, **which
+        )
         if found.get("ObjectLockLegalHoldStatus") == "ON":
             return _FOREVER
         until = found.get("ObjectLockRetainUntilDate")

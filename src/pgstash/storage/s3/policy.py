@@ -26,7 +26,7 @@ class Place:
     ``region`` decides in which partition of AWS the bucket is. ``kms_key`` is the key of KMS that
     encrypts them: its id or alias, or the ARN of either. Objects may have tags (``tagged``)
     and locks (``locked``). ``recipients`` are the ARNs of the keys of KMS that backups are
-    encrypted for.
+    encrypted for. With ``versions``, pruning removes the versions of objects.
     """
 
     bucket: str
@@ -36,6 +36,7 @@ class Place:
     tagged: bool = False
     locked: bool = False
     recipients: Sequence[str] = ()
+    versions: bool = False
 
     @property
     def _partition(self) -> str:
@@ -130,13 +131,16 @@ _RULES = (
     "s3:GetBucketObjectLockConfiguration",
 )
 
+_OF_VERSIONS = ("s3:GetObjectVersion", "s3:DeleteObjectVersion")
+
 
 def _pruner(place: Place) -> list[Statement]:
     return [
-        place.of_listing("s3:ListBucket"),
+        place.of_listing("s3:ListBucket", *(["s3:ListBucketVersions"] if place.versions else [])),
         place.of_bucket("s3:ListBucketMultipartUploads", *_RULES),
         # HEAD, for the metadata that name the source of a backup, needs the permission to read.
         place.of_objects("s3:GetObject", "s3:DeleteObject", "s3:AbortMultipartUpload"),
+        *([place.of_objects(*_OF_VERSIONS)] if place.versions else []),
         *([place.of_objects("s3:GetObjectRetention")] if place.locked else []),
     ]
 

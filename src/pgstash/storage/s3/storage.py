@@ -5,34 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime
-from itertools import islice
 from typing import Any
-
-from botocore.exceptions import ClientError
 
 from pgstash import events
 from pgstash.errors import ConfigurationError, StorageError
 from pgstash.storage import part_size as parts
 from pgstash.storage.bucket_rules import BucketRules
-from pgstash.storage.interface import PendingUpload, StoredObject
+from pgstash.storage.interface import ObjectVersion, PendingUpload, StoredObject
 from pgstash.storage.multipart_upload import MultipartUpload
 from pgstash.storage.part_reader import PartReader
-from pgstash.storage.s3 import bucket_rules, object_lock
+from pgstash.storage.s3 import bucket_rules, deletion, object_lock, versions
 from pgstash.storage.s3.client import Requests, archived_class, lowered
 from pgstash.storage.s3.codes import ARCHIVED
 from pgstash.storage.s3.config import S3Config
 from pgstash.storage.s3.download import Download
-from pgstash.storage.s3.errors import (
-    is_missing,
-    is_unknown_request,
-    translate,
-    unreadable,
-    upload_is_gone,
-)
+from pgstash.storage.s3.errors import unreadable, upload_is_gone
 from pgstash.storage.s3.multipart import S3Multipart
 from pgstash.storage.s3.unreadable import UnreadableMultipart
-
-DELETE_BATCH = 1000
 
 # Every store sends some of these with a listing, even an empty one. A web page has none.
 LISTING = {"Contents", "IsTruncated", "KeyCount", "MaxKeys", "Name"}
@@ -80,12 +69,12 @@ class S3Storage:
         if self._requests.objects.lock_days is not None:
             object_lock.require(self._requests)
 
-    def locked_until(self, key: str) -> datetime | None:
+    def locked_until(self, key: str, version_id: str | None = None) -> datetime | None:
         """Return when the lock of an object ends; see :class:`pgstash.storage.interface.Locking`.
 
         Raises ObjectNotFoundError, StorageError.
         """
-        return object_lock.locked_until(self._requests, key)
+        return object_lock.locked_until(self._requests, key, version_id)
 
     def bucket_rules(self) -> BucketRules:
         """Return what is known; see :class:`pgstash.storage.bucket_rules.HasRules`."""
@@ -138,9 +127,12 @@ class S3Storage:
 
     def head(self, key: str) -> StoredObject:
         """Return one object with its metadata; raise ObjectNotFoundError."""
+        return self._head(key)
 
+    def _head(self, key: str, **which: str) -> StoredObject:
         def ask() -> StoredObject:
-            found = self._client.head_object(Bucket=self._bucket, Key=key)
+            given: dict[str, Any] = dict(which)
+            found = self._client.head_object(Bucket=self._bucket, Key=key, **given)
             modified = found["LastModified"].astimezone(UTC)
             return StoredObject(
                 key,
@@ -204,41 +196,22 @@ class S3Storage:
 
     def delete(self, keys: Iterable[str]) -> None:
         """Delete objects, up to 1,000 per request. A missing object is not an error."""
-        remaining = iter(keys)
-        while batch := [*islice(remaining, DELETE_BATCH)]:
-            try:
-                # mypy infers no type for a lambda with a default.
-                self._requests.call(
-                    f"delete objects of {self.url()}",
-                    lambda batch=batch: self._delete_batch(batch),  # type: ignore[misc]
-                )
-            except StorageError as exc:
-                if not is_unknown_request(exc):
-                    raise
-                for key in batch:
-                    self._delete_one(key)
+        deletion.delete(self._requests, ({"Key": key} for key in keys))
 
-    def _delete_batch(self, keys: Iterable[str]) -> None:
-        answer = self._client.delete_objects(
-            Bucket=self._bucket,
-            Delete={"Objects": [{"Key": key} for key in keys], "Quiet": True},
-        )
-        for error in answer.get("Errors", []):
-            failed = ClientError({"Error": error}, "DeleteObjects")
-            if not is_missing(failed):
-                raise translate(failed, f"remove {self.url(error.get('Key', ''))}") from failed
+    def versions(self, prefix: str) -> Iterator[ObjectVersion]:
+        """Yield all versions and delete markers; see :class:`.interface.Versioned`."""
+        return versions.listed(self._requests, prefix)
 
-    def _delete_one(self, key: str) -> None:
-        """Delete one object: Google's store and others lack batch deletion, or did for long."""
+    def head_version(self, version: ObjectVersion) -> StoredObject:
+        """Return one version with its metadata. Raises ObjectNotFoundError."""
+        with versions.explained():
+            return self._head(version.key, VersionId=version.version_id)
 
-        def ask() -> None:
-            try:
-                self._client.delete_object(Bucket=self._bucket, Key=key)
-            except ClientError as exc:
-                if not is_missing(exc):
-                    raise
-
-        self._requests.call(f"remove {self.url(key)}", ask)
+    def delete_versions(self, which: Iterable[ObjectVersion]) -> None:
+        """Remove versions and markers for good. A missing one is not an error."""
+        targets = ({"Key": each.key, "VersionId": each.version_id} for each in which)
+        with versions.explained():
+            deletion.delete(self._requests, targets)
 
     def pending(self, prefix: str) -> Iterator[PendingUpload]:
         """Yield the uploads under ``prefix`` that are neither committed nor aborted.
