@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+import signal
+import socket
+import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from pgstash.storage.directory.storage import DirectoryStorage
 from support.backups import PREFIX
-from support.cli import environment, run_pgstash
+from support.backups import settings as local
+from support.cli import environment, run_pgstash, started_pgstash
 from support.stored import CLOSING, make
+
+if TYPE_CHECKING:
+    from support.postgres import MakeDatabase
+
+ABORT_SECONDS = 10  # what a container has
 
 SHOP = {"database": "shop", "host": "db.internal", "port": "5432", "system": "7301"}
 BLOG = {"database": "blog", "host": "db.internal", "port": "5432", "system": "7301"}
@@ -198,3 +209,55 @@ def test_a_wrong_setting_of_a_copy_matters_only_if_that_copy_is_wanted(
     done = run_pgstash(["copy"], env)
     assert done.returncode == 1
     assert "COPY_OFFSITE_S3_ENDPOINT" in done.stderr
+
+
+def test_once_copies_what_it_made_and_a_copy_that_fails_is_a_warning(
+    make_database: MakeDatabase, primary: Path, disk: Path
+) -> None:
+    source = make_database("mixed")
+    env = environment(source.bin_dir, **local(source, primary)) | {
+        "COPY_TO": "missing,disk",
+        "COPY_DISK_STORAGE_URL": disk.as_uri(),
+        "COPY_MISSING_STORAGE_URL": (disk / "not-mounted").as_uri(),
+    }
+    done = run_pgstash(["once"], env)
+    assert done.returncode == 0, done.stderr
+    assert stored(disk) == stored(primary) != []
+    [name] = stored(disk)
+    assert re.search(rf"SUCCESS Copied {name} to disk in ", done.stdout)
+    assert "WARNING No backup was copied to missing: " in done.stderr
+    assert "FAILURE" not in done.stderr
+    listed = run_pgstash(["list"], env)
+    assert listed.stdout.splitlines()[0].endswith("COPIES")
+    assert listed.stdout.splitlines()[1].endswith("  missing?, disk")
+    assert listed.stderr.count("WARNING The copy missing cannot be read") == 1
+    copies = json.loads(run_pgstash(["list", "--json"], env).stdout)[0]["copies"]
+    assert copies == {"missing": None, "disk": True}
+    (disk / PREFIX / name).unlink()
+    assert json.loads(run_pgstash(["list", "--json"], env).stdout)[0]["copies"]["disk"] is False
+
+
+def test_the_service_waits_for_no_copy_and_ends_at_once_while_one_hangs(
+    make_database: MakeDatabase, primary: Path
+) -> None:
+    source = make_database()
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        silent.settimeout(60)
+        env = environment(source.bin_dir, **local(source, primary)) | {
+            "COPY_TO": "offsite",
+            "COPY_OFFSITE_S3_ENDPOINT": f"http://127.0.0.1:{silent.getsockname()[1]}",
+            "COPY_OFFSITE_S3_BUCKET": "copies",
+            "COPY_OFFSITE_S3_ACCESS_KEY_ID": "key",
+            "COPY_OFFSITE_S3_SECRET_ACCESS_KEY": "secret",
+        }
+        with started_pgstash(["backup"], env) as process:
+            connection, _ = silent.accept()  # it never answers
+            assert process.stdout
+            assert any("Next run at" in line for line in process.stdout)
+            process.send_signal(signal.SIGTERM)
+            began = time.monotonic()
+            process.communicate(timeout=60)
+            assert time.monotonic() - began < ABORT_SECONDS
+        connection.close()
+    assert process.returncode == -signal.SIGTERM
+    assert len(stored(primary)) == 1

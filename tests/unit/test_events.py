@@ -25,6 +25,7 @@ UNLOGGED = {
     events.Progressed: "comes four times a second: monitoring.progress shows it instead",
     events.RestoreProgressed: "as Progressed",
     events.CopyProgressed: "as Progressed",
+    events.CopyCompared: "for /readyz and the webhook: the log has each copy that was made or not",
     events.PhaseStarted: "as Progressed",
     events.StepsDone: "as Progressed",
     events.WorkingOn: "as Progressed",

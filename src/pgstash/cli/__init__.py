@@ -78,13 +78,14 @@ def _options(
 def once() -> None:
     """Back up the database once: for cron, a Kubernetes CronJob, or by hand.
 
-    Afterwards, backups that the retention settings no longer keep are deleted; if only that fails,
-    it is a warning. Exit status 0 means that a complete backup is in the store.
+    Afterwards, backups that the retention settings no longer keep are deleted, and the backup is
+    copied to the stores of COPY_TO; if only that fails, it is a warning. Exit status 0 means that a
+    complete backup is in the store.
     """
-    from pgstash.commands.backup import back_up
+    from pgstash.commands.backup import back_up_and_copy
 
     def work(values: Settings, emit: Emit, interruption: Interruption) -> None:
-        back_up(values, Runtime(emit, interruption))
+        back_up_and_copy(values, Runtime(emit, interruption))
 
     run(work)
 
@@ -104,11 +105,12 @@ def backup() -> None:
     def work(values: Settings, emit: Emit, interruption: Interruption) -> None:
         with service.health_port(values, emit) as emit_all:
             runtime = Runtime(emit_all, interruption)
-            loop.run(
-                lambda given: service.back_up_and_drill(values, given),
-                service.plan(values, runtime),
-                runtime,
-            )
+            with service.copies(values, runtime) as copy:
+                loop.run(
+                    lambda given: service.back_up_and_drill(values, given, copy),
+                    service.plan(values, runtime),
+                    runtime,
+                )
 
     run(work)
 

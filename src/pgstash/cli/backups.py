@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -56,9 +56,11 @@ def list_backups(
     """List the stored backups, newest first. Needs no encryption key.
 
     PROVEN is the time of the last drill that restored the backup and passed all checks. A narrow
-    terminal shows fewer columns; --json shows everything.
+    terminal shows fewer columns; --json shows everything. With COPY_TO, COPIES names the copies
+    that have the backup, with a question mark if a copy cannot be read.
     """
     from pgstash.commands import stored
+    from pgstash.commands.listed_copies import presence
     from pgstash.commands.origin import of_copy, readable, suggested
 
     def work(configured: Settings, emit: Emit, _interruption: Interruption) -> None:
@@ -72,8 +74,13 @@ def list_backups(
             log.LOGGER.info("%s\n%s", nothing.message, values.as_written(nothing.hint))
         if frozen := [each for each in found if each.backup.archived]:
             log.LOGGER.info("%s", _about_frozen(frozen, len(found)))
+        copied = presence(values, found, emit)
         if as_json:
-            print_line(json.dumps([_facts(each) for each in found], indent=2))
+            every = [
+                _facts(each) | ({"copies": copies} if copies else {})
+                for each, copies in zip(found, copied, strict=True)
+            ]
+            print_line(json.dumps(every, indent=2))
             return
         now = datetime.now(UTC)
         # If all are of one source, the name of its database is enough.
@@ -81,6 +88,9 @@ def list_backups(
         whose = "SOURCE" if by_source else "DATABASE"
         heads = ["NAME", "TIME", "AGE", "SIZE", whose, "SERVER", "ENCRYPTED", "PROVEN"]
         rows = [_row(each, now, by_source=by_source) for each in found]
+        if values.copy_names:
+            heads.append("COPIES")
+            rows = [[*row, _copies(each)] for row, each in zip(rows, copied, strict=True)]
         print_table(_fitting([heads, *rows], line_width()))
 
     needs, given = needs_from(origin), given_by(origin)
@@ -222,6 +232,12 @@ def _row(listed: stored.Listed, now: datetime, *, by_source: bool) -> list[str]:
     ]
 
 
+def _copies(copies: Mapping[str, bool | None]) -> str:
+    known = {True: "", None: "?"}
+    named = [f"{name}{known[there]}" for name, there in copies.items() if there in known]
+    return ", ".join(named) or _ABSENT
+
+
 def _fitting(table: Sequence[Sequence[str]], width: int | None) -> Sequence[Sequence[str]]:
     """Return a listing without the columns that a line of this width has no room for.
 
@@ -229,13 +245,13 @@ def _fitting(table: Sequence[Sequence[str]], width: int | None) -> Sequence[Sequ
     """
     columns = {cells[0]: cells for cells in zip(*table, strict=True)}
     whose = table[0][_WHOSE]
-    for head in ("TIME", "ENCRYPTED", "PROVEN", "SERVER", "AGE", whose):
+    for head in ("TIME", "ENCRYPTED", "PROVEN", "SERVER", "AGE", "COPIES", whose):
         if width is None or table_width(list(zip(*columns.values(), strict=True))) <= width:
             break
         if head == "PROVEN":
             columns[head] = tuple(cell.partition("T")[0] for cell in columns[head])
         else:
-            del columns[head]
+            columns.pop(head, None)
     return list(zip(*columns.values(), strict=True))
 
 

@@ -8,6 +8,7 @@ from datetime import datetime
 from pgstash.backup import run as backup
 from pgstash.backup.sealing import Keys
 from pgstash.commands import kms
+from pgstash.commands.copies_after_backup import copy_and_prune
 from pgstash.commands.prune import prune_after_backup
 from pgstash.commands.source import owners_of, server_clock, source_password
 from pgstash.commands.storage import open_storage
@@ -61,6 +62,17 @@ def back_up(
         source = made.manifest.database.identity
         prune_after_backup(settings, source, storage, runtime, server_now)
     return made
+
+
+def back_up_and_copy(settings: Settings, runtime: Runtime) -> None:
+    """Run one backup, then copy it to each of COPY_TO. Raises what :func:`back_up` raises.
+
+    What goes wrong after the backup is a warning.
+    """
+    made = back_up(settings, runtime)
+    go_on = runtime.interruption.raise_if_interrupted
+    go_on()
+    copy_and_prune(settings, made.manifest.database.identity, runtime, go_on)
 
 
 def required_tables(settings: Settings) -> list[required.Requirement]:

@@ -14,6 +14,7 @@ from pgstash.copying import behind
 from pgstash.copying import run as copying
 from pgstash.copying.place import Place
 from pgstash.errors import ConfigurationError, PgstashError, StorageUnreachableError
+from pgstash.format.identity import Identity
 from pgstash.repository import catalog, empty_prefix
 from pgstash.repository.catalog import Backup
 from pgstash.runtime import Runtime
@@ -38,14 +39,15 @@ class Request:
 class Copier:
     """Copies backups from the primary, one after the other.
 
-    ``go_on`` ends the copying by raising. ``after_backup`` is whether a failure is only a warning.
+    ``go_on`` ends the copying by raising. ``after_backup`` is the source of a backup that was made
+    before: then a failure is only a warning.
     """
 
     settings: Settings
     primary: Storage
     runtime: Runtime
     go_on: Callable[[], None]
-    after_backup: bool = False
+    after_backup: Identity | None = None
 
     def copy_all(self, target: copies.Copy, find: Find) -> list[PgstashError]:
         """Copy what ``find`` finds, which is asked again after each backup; return the errors.
@@ -107,7 +109,9 @@ class Copier:
                 name=name,
                 copy=target.name,
                 seconds=time.monotonic() - began,
-                after_backup=self.after_backup,
+                after_backup=self.after_backup is not None,
+                host=(self.after_backup and self.after_backup.host) or "",
+                database=(self.after_backup and self.after_backup.database) or "",
                 **failure.fields(error),
             )
         )

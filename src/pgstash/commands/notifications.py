@@ -71,7 +71,7 @@ def _messengers(settings: Settings) -> Iterator[list[events.Emit]]:
         )
 
     if hook:
-        webhook_to(hook, "The webhook", ["backup"] if of_drills else webhook.OPERATIONS)
+        webhook_to(hook, "The webhook", ["backup", "copy"] if of_drills else webhook.OPERATIONS)
     if of_drills:
         webhook_to(of_drills, "The drill webhook", ["drill"])
     with http_delivery.finished(couriers):

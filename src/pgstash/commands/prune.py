@@ -73,17 +73,22 @@ def prune_after_backup(
     runtime: Runtime,
     server_now: Callable[[Settings], datetime],
 ) -> None:
-    """Prune; nothing that goes wrong in it is a failure of the backup."""
+    """Prune; nothing that goes wrong in it is a failure of the backup.
+
+    The settings may be those of a copy.
+    """
     emit = runtime.emit
+    whose = f"of the copy {settings.copy_name} " if settings.copy_name else ""
+    failed = f"Pruning {whose}failed"
     try:
         ours = runtime.now()
         _compare_clocks(ours, server_now(settings))
         plan = replace(_plan(settings, lambda _backups: [source], storage, emit), explained=False)
         prune.run(plan, storage, owners_of(storage), replace(runtime, now=lambda: ours))
     except PgstashError as error:
-        emit(events.Warned(f"Pruning failed: {error.message}\n{error.hint}".rstrip()))
+        emit(events.Warned(f"{failed}: {error.message}\n{error.hint}".rstrip()))
     except Exception as error:  # noqa: BLE001 - nothing that happens now undoes the backup
-        emit(events.Warned(f"Pruning failed: {type(error).__name__}: {error}"))
+        emit(events.Warned(f"{failed}: {type(error).__name__}: {error}"))
         emit(events.Notice(traceback.format_exc()))
 
 
@@ -96,19 +101,24 @@ def _compare_clocks(ours: datetime, theirs: datetime) -> None:
         )
 
 
+def policy_of(settings: Settings) -> retention.Policy:
+    """Return the retention of the primary, or that of a copy."""
+    return retention.Policy(
+        days=settings.backup_retention_days,
+        last=settings.retention_keep_last,
+        daily=settings.retention_keep_daily,
+        weekly=settings.retention_keep_weekly,
+        monthly=settings.retention_keep_monthly,
+        yearly=settings.retention_keep_yearly,
+    )
+
+
 def _plan(
     settings: Settings, choose: prune.Choose, storage: Storage, emit: events.Emit
 ) -> prune.Plan:
     return prune.Plan(
         prefix=settings.backup_prefix,
-        policy=retention.Policy(
-            days=settings.backup_retention_days,
-            last=settings.retention_keep_last,
-            daily=settings.retention_keep_daily,
-            weekly=settings.retention_keep_weekly,
-            monthly=settings.retention_keep_monthly,
-            yearly=settings.retention_keep_yearly,
-        ),
+        policy=policy_of(settings),
         sweep_after_days=settings.sweep_after_days,
         choose=choose,
         exclusive=lambda: _exclusive(settings, storage, emit),

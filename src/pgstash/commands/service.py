@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 
 from pgstash import events
 from pgstash.check import freshness
-from pgstash.commands import health
+from pgstash.commands import copies_after_backup, health
 from pgstash.commands.backup import back_up
 from pgstash.commands.drill import drill_backup
 from pgstash.commands.source import configured_source, owners_of, source_that_answers
@@ -26,6 +26,8 @@ from pgstash.service.schedule import Schedule
 from pgstash.settings import Settings
 from pgstash.signals import kept_for_this_thread
 from pgstash.storage.interface import Storage
+
+RequestCopies = Callable[[Identity], None]
 
 
 def schedule_of(settings: Settings, anchor: datetime) -> Schedule:
@@ -94,9 +96,36 @@ def is_drill_due(settings: Settings, now: datetime) -> bool:
     return last is None or (now - last).total_seconds() >= settings.verify_interval
 
 
-def back_up_and_drill(settings: Settings, runtime: Runtime) -> None:
+@contextlib.contextmanager
+def copies(settings: Settings, runtime: Runtime) -> Iterator[RequestCopies]:
+    """Make copies in the background while the block runs; yield what asks for them.
+
+    At the start, what the copies lack from before is copied too.
+    """
+    with copies_after_backup.in_background(settings, runtime) as request:
+        if settings.copy_names:
+            # In a thread: a server that does not answer must not delay the first backup.
+            with kept_for_this_thread():
+                threading.Thread(
+                    target=_request_at_start, args=(settings, request), daemon=True
+                ).start()
+        yield request
+
+
+def _request_at_start(settings: Settings, request: RequestCopies) -> None:
+    try:
+        if source := source_that_answers(settings):
+            request(source)
+    except PgstashError as error:
+        log.LOGGER.debug("Nothing was copied at the start: %s", error)
+
+
+def back_up_and_drill(
+    settings: Settings, runtime: Runtime, request_copies: RequestCopies = lambda _source: None
+) -> None:
     """Run one backup, then a drill of the newest backup if one is due.
 
+    ``request_copies`` is called after the backup, and again after the drill: a proof is copied too.
     If the backup fails, the drill of an older one still runs, unless every backup has to be proven,
     or the backup will be tried again before its next scheduled time: then the drill waits for that.
     Raises the failure of the backup. That of the drill is only reported, because a run that raises
@@ -104,35 +133,43 @@ def back_up_and_drill(settings: Settings, runtime: Runtime) -> None:
     """
     failure: PgstashError | None = None
     try:
-        back_up(settings, runtime)
+        made = back_up(settings, runtime)
     except ConfigurationError:
         raise
     except PgstashError as error:
         failure = error
     runtime.interruption.raise_if_interrupted()
     if failure is None:
-        _drill_if_due(settings, runtime)
+        source = made.manifest.database.identity
+        request_copies(source)
+        if _drill_if_due(settings, runtime):
+            request_copies(source)
         return
     if settings.verify_interval != "after-backup" and not runtime.follow_up(failure).early:
         _drill_if_due(settings, runtime)
     raise failure
 
 
-def _drill_if_due(settings: Settings, runtime: Runtime) -> None:
-    """Drill the newest backup if a drill is due. Raises ConfigurationError and nothing else."""
+def _drill_if_due(settings: Settings, runtime: Runtime) -> bool:
+    """Drill the newest backup if a drill is due; return whether it passed.
+
+    Raises ConfigurationError and nothing else.
+    """
     try:
         due = is_drill_due(settings, runtime.now())
     except PgstashError as error:
         runtime.emit(events.Warned(f"Could not determine whether a drill is due: {error.message}"))
-        return
+        return False
     if not due:
-        return
+        return False
     try:
         drill_backup(settings, "latest", runtime)
     except ConfigurationError:
         raise
     except PgstashError as error:  # the drill has reported it
         log.LOGGER.debug("Traceback of the failure", exc_info=error)
+        return False
+    return True
 
 
 @contextlib.contextmanager

@@ -28,7 +28,13 @@ from pgstash.events.base import (
     Warned,
     ignore,
 )
-from pgstash.events.copying import CopyFailed, CopyProgressed, CopyStarted, CopySucceeded
+from pgstash.events.copying import (
+    CopyCompared,
+    CopyFailed,
+    CopyProgressed,
+    CopyStarted,
+    CopySucceeded,
+)
 from pgstash.events.drill import (
     DrillAttempted,
     DrillFailed,
@@ -68,6 +74,7 @@ __all__ = [
     "BackupRemoved",
     "BackupStarted",
     "BackupSucceeded",
+    "CopyCompared",
     "CopyFailed",
     "CopyProgressed",
     "CopyStarted",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime
 
 from pgstash.errors import EXIT_UNEXPECTED
 from pgstash.events.base import Event
@@ -58,3 +59,20 @@ class CopyFailed(Event):
     after_backup: bool
     error: str = ""
     exit_code: int = EXIT_UNEXPECTED
+    host: str = ""
+    database: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class CopyCompared(Event):
+    """A copy was compared with the primary: its newest backup of the source, started ``at``.
+
+    ``missing`` is the number of backups that are still to be copied; None, like the newest, if the
+    copy could not be read. ``problem`` is why not all of them were copied.
+    """
+
+    copy: str
+    newest: str | None
+    at: datetime | None
+    missing: int | None
+    problem: str = ""

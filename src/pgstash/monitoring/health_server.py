@@ -21,6 +21,7 @@ from pgstash import __version__, events
 from pgstash.errors import ConfigurationError
 from pgstash.format.iso_time import iso
 from pgstash.format.names import ARCHIVE_NAME, started_of
+from pgstash.monitoring.copy_states import CopyStates
 from pgstash.monitoring.redaction import Scrubber
 from pgstash.signals import kept_for_this_thread
 
@@ -73,6 +74,7 @@ class Health:
         self._failed_drill: _Failure | None = None
         self._drill_failed = False
         self._next_run: datetime | None = None
+        self._copies = CopyStates()
 
     def found(self, name: str, started: datetime, stored_bytes: int) -> None:
         """Record a backup that was in the store before, unless a newer one is known."""
@@ -88,6 +90,7 @@ class Health:
 
     def __call__(self, event: events.Event) -> None:
         """Take an event; never waits."""
+        self._copies(event)
         match event:
             case events.BackupSucceeded():
                 named = ARCHIVE_NAME.fullmatch(event.name)
@@ -123,6 +126,7 @@ class Health:
         with self._lock:
             success, failure, next_run = self._success, self._failure, self._next_run
             proof, failed_drill, drill_failed = self._proof, self._failed_drill, self._drill_failed
+        copies = self._copies.judged(now, self._stale_at, self._scrubber.scrub)
         # A failed drill comes first: a fresh backup is worth little if backups do not restore.
         if drill_failed:
             status = "drill failed"
@@ -135,6 +139,7 @@ class Health:
             "version": __version__,
             "running_since": iso(self._running_since),
             "next_run": iso(next_run) if next_run else None,
+            **({"copies": copies} if copies else {}),
             "last_success": {
                 "name": success.name,
                 "at": iso(success.started),

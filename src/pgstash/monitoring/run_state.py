@@ -19,6 +19,8 @@ _STARTS = (
     events.DrillStarted,
     events.CopyStarted,
 )
+# The service makes copies during other runs, which do not end with them.
+_COPY_ENDS = (events.CopySucceeded, events.CopyFailed)
 _ENDS = (
     events.UploadFinished,
     events.BackupSucceeded,
@@ -28,8 +30,7 @@ _ENDS = (
     events.RestoreFailed,
     events.DrillSucceeded,
     events.DrillFailed,
-    events.CopySucceeded,
-    events.CopyFailed,
+    *_COPY_ENDS,
 )
 _MOST_PERCENT = 99  # as long as it runs
 _LEAST_SECONDS = 5.0  # before the time that is left is estimated
@@ -54,6 +55,7 @@ class _Run:
     phase: _Phase
     bytes: events.Progressed | events.RestoreProgressed | events.CopyProgressed | None = None
     sizes: events.UploadStarted | None = None
+    is_copy: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,9 +95,10 @@ class RunState:
                 self.running = True
             case _ if isinstance(event, _STARTS) and not self.running:
                 self._run = self._new_run()
+                self._run.is_copy = isinstance(event, events.CopyStarted)
                 self.running = True
                 return True
-            case _ if isinstance(event, _ENDS):
+            case _ if isinstance(event, _ENDS) and isinstance(event, _COPY_ENDS) <= run.is_copy:
                 self.running = False
             case _:
                 pass

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit, urlunsplit
 from pgstash import events
 from pgstash.format.iso_time import iso
 from pgstash.monitoring import messages
+from pgstash.monitoring.copy_states import CopyStates
 from pgstash.monitoring.http_delivery import ANSWER_SECONDS, Courier, Request
 from pgstash.monitoring.redaction import Scrubber
 
@@ -28,11 +29,12 @@ Payload = dict[str, object]
 # Their values are constants of pgstash: never scrubbed, even if a secret is the same word.
 _CONSTANT = ("status", "service", "operation", "error")
 
-Operation = Literal["backup", "drill"]
-OPERATIONS: Collection[Operation] = ("backup", "drill")
+Operation = Literal["backup", "drill", "copy"]
+OPERATIONS: Collection[Operation] = ("backup", "drill", "copy")
 
 
-_End = events.BackupSucceeded | events.BackupFailed | events.DrillSucceeded | events.DrillFailed
+_Failed = events.BackupFailed | events.DrillFailed | events.CopyFailed
+_End = events.BackupSucceeded | events.DrillSucceeded | _Failed
 
 
 class Report:
@@ -46,6 +48,7 @@ class Report:
         self._now = now
         self._warnings: list[str] = []
         self._seconds: dict[str, float] = {}
+        self._copies = CopyStates()
 
     def add(self, event: events.Event) -> Payload | None:
         """Record an event; return the payload if the event ends the run."""
@@ -63,6 +66,7 @@ class Report:
                         "tables": event.tables,
                         "rows": event.rows,
                         "last_proof": iso(event.last_proof) if event.last_proof else None,
+                        **({"copies": copies} if (copies := self._copies.facts()) else {}),
                         "exit_code": 0,
                     },
                 )
@@ -92,10 +96,14 @@ class Report:
                 return self._payload(
                     event, "failure", messages.drill_failure(event), _reason(event)
                 )
+            case events.CopyFailed():
+                more = {**_reason(event), "copy": event.copy}
+                return self._payload(event, "failure", messages.copy_failure(event), more)
             case _:
                 return None
 
     def _collect(self, event: events.Event) -> None:
+        self._copies(event)
         match event:
             case events.BackupAttempted() | events.DrillAttempted():
                 self._warnings, self._seconds = [], {}
@@ -129,21 +137,26 @@ class Report:
             "database": {"host": event.host, "name": event.database},
             "extra": {
                 "operation": _operation(event),
-                "backup": event.name,
+                "backup": event.name or None,
                 "seconds": round(event.seconds, 3),
-                **self._seconds,
+                # The service makes copies during backups, whose warnings are not theirs.
+                **({} if isinstance(event, events.CopyFailed) else self._seconds),
                 **more,
-                "warnings": self._warnings[:MOST_WARNINGS],
+                "warnings": []
+                if isinstance(event, events.CopyFailed)
+                else self._warnings[:MOST_WARNINGS],
             },
         }
 
 
 def _operation(event: events.Event) -> Operation:
+    if isinstance(event, events.CopyFailed):
+        return "copy"
     drill = isinstance(event, events.DrillSucceeded | events.DrillFailed)
     return "drill" if drill else "backup"
 
 
-def _reason(event: events.BackupFailed | events.DrillFailed) -> Payload:
+def _reason(event: _Failed) -> Payload:
     return {"error": event.error, "exit_code": event.exit_code, "hint": event.hint}
 
 

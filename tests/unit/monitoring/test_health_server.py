@@ -230,3 +230,39 @@ def test_garbage_is_refused_and_the_next_is_served(port: int) -> None:
         with contextlib.suppress(ConnectionResetError):
             client.recv(100)
     assert ask(port, "/healthz")[0] == 200
+
+
+def test_each_copy_has_a_freshness_of_its_own(known: Health, clock: Clock) -> None:
+    known(SUCCEEDED)
+    assert "copies" not in known.facts()[1]
+    known(events.CopyCompared("offsite", NAME, STARTED, 0))
+    known(events.CopyCompared("disk", None, None, None, f"down: {SECRET}"))
+    clock.time += timedelta(minutes=10)
+    ready, facts = known.facts()
+    assert ready
+    assert facts["copies"] == {
+        "offsite": {
+            "newest": NAME,
+            "at": "2026-01-31T02:00:00Z",
+            "missing": 0,
+            "problem": None,
+            "age_seconds": 600,
+            "status": "fresh",
+        },
+        "disk": {
+            "newest": None,
+            "at": None,
+            "missing": None,
+            "problem": "down: ***",
+            "age_seconds": None,
+            "status": "unknown",
+        },
+    }
+    # The next backup was not copied: the service stays ready.
+    clock.time += timedelta(hours=2)
+    known(replace(SUCCEEDED, name="backup_20260131_040000.sql.gz"))
+    ready, facts = known.facts()
+    assert ready
+    copies = facts["copies"]
+    assert isinstance(copies, dict)
+    assert copies["offsite"]["status"] == "stale"

@@ -151,3 +151,8 @@ def test_a_copy_shows_how_much_was_sent() -> None:
         state.update(started)
         state.update(end)
         assert not state.running
+
+
+def test_a_copy_in_the_background_does_not_end_the_line_of_a_backup() -> None:
+    done = events.CopySucceeded(NAME, "offsite", "x", 1.0, 1, already=False, verified=True)
+    assert text(BACKUP, 3, done, 2) == "preparing: 5s elapsed"

@@ -76,6 +76,16 @@ NOT_PROVEN = events.DrillFailed(
     error="CheckFailedError",
     exit_code=60,
 )
+NOT_COPIED = events.CopyFailed(
+    NAME,
+    "offsite",
+    2.0,
+    f"down: {SECRET}",
+    "Check it.",
+    after_backup=True,
+    error="StorageUnreachableError",
+    exit_code=20,
+)
 
 
 def report(*heard: events.Event) -> list[Payload]:
@@ -267,7 +277,8 @@ def test_a_drill_that_failed_after_a_backup_and_a_restore_of_its_own() -> None:
 
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_a_webhook_of_one_kind_of_run_hears_nothing_of_the_other(operation: Operation) -> None:
-    courier = posted(ATTEMPTED, SUCCEEDED, DRILLING, NOT_PROVEN, operations=[operation])
+    heard = (ATTEMPTED, SUCCEEDED, DRILLING, NOT_PROVEN, NOT_COPIED)
+    courier = posted(*heard, operations=[operation])
     [extra] = [json.loads(body)["extra"] for body in courier.bodies]
     assert extra["operation"] == operation
 
@@ -354,3 +365,34 @@ def test_pings() -> None:
 
 def test_a_request_hides_its_url() -> None:
     assert "planted" not in repr(Request("GET", "https://hooks.example.com/planted"))
+
+
+def test_a_copy_that_failed_is_posted() -> None:
+    [payload] = report(ATTEMPTED, events.Warned("of the backup"), NOT_COPIED)
+    assert payload["status"] == "failure"
+    assert payload["message"] == f"{NAME} was not copied to offsite: down: {SECRET}"
+    assert payload["extra"] == {
+        "operation": "copy",
+        "backup": NAME,
+        "seconds": 2.0,
+        "error": "StorageUnreachableError",
+        "exit_code": 20,
+        "hint": "Check it.",
+        "copy": "offsite",
+        "warnings": [],
+    }
+
+
+def test_a_backup_reports_the_copies_as_they_are_known() -> None:
+    compared = events.CopyCompared("offsite", NAME, PROVEN, 2, "down")
+    payload = report(compared, ATTEMPTED, SUCCEEDED)[0]
+    extra = payload["extra"]
+    assert isinstance(extra, dict)
+    assert extra["copies"] == {
+        "offsite": {
+            "newest": NAME,
+            "at": "2026-01-30T04:00:00Z",
+            "missing": 2,
+            "problem": "down",
+        }
+    }

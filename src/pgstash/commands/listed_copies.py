@@ -1,0 +1,39 @@
+"""Which copies have a stored backup, by one listing of each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from pgstash import events
+from pgstash.commands import copies
+from pgstash.commands.stored import Listed
+from pgstash.errors import PgstashError
+from pgstash.repository import catalog
+from pgstash.settings import Settings
+
+
+def presence(
+    settings: Settings, backups: Sequence[Listed], emit: events.Emit
+) -> list[Mapping[str, bool | None]]:
+    """Return for each backup which of the copies in COPY_TO have it, with its size.
+
+    None stands for a copy that cannot be read, about which there is a warning. Each is tried once.
+    """
+    found = {copy.name: _listed(copy, emit) for copy in copies.of(settings)}
+    return [
+        {
+            name: None if there is None else (each.backup.name, each.backup.size) in there
+            for name, there in found.items()
+        }
+        for each in backups
+    ]
+
+
+def _listed(copy: copies.Copy, emit: events.Emit) -> set[tuple[str, int]] | None:
+    try:
+        storage = copy.open(events.ignore, prompt=True)
+        found = catalog.read(storage, copy.settings.backup_prefix).backups
+    except PgstashError as error:
+        emit(events.Warned(f"The copy {copy.name} cannot be read: {error.message}"))
+        return None
+    return {(each.name, each.size) for each in found}
