@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
 import signal
 import socket
 import time
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,10 +19,12 @@ from pgstash.storage.directory.storage import DirectoryStorage
 from support.backups import PREFIX
 from support.backups import settings as local
 from support.cli import environment, run_pgstash, started_pgstash
+from support.proxy import Hang, HttpProxy
 from support.stored import CLOSING, make
 
 if TYPE_CHECKING:
     from support.postgres import MakeDatabase
+    from support.swift import SwiftServer
 
 ABORT_SECONDS = 10  # what a container has
 
@@ -261,3 +265,63 @@ def test_the_service_waits_for_no_copy_and_ends_at_once_while_one_hangs(
         connection.close()
     assert process.returncode == -signal.SIGTERM
     assert len(stored(primary)) == 1
+
+
+def to(endpoint: str, server: SwiftServer, bucket: str, before: str = "") -> dict[str, str]:
+    """Return the settings of a bucket, for a copy with its name ``before`` them."""
+    return {
+        f"{before}S3_ENDPOINT": endpoint,
+        f"{before}S3_BUCKET": bucket,
+        f"{before}S3_ACCESS_KEY_ID": server.access_key_id,
+        f"{before}S3_SECRET_ACCESS_KEY": server.secret_access_key,
+    }
+
+
+def test_a_backup_sends_the_same_while_a_copy_hangs_and_the_end_removes_its_upload(
+    make_database: MakeDatabase, swift_server: SwiftServer, s3_bucket: str, tmp_path: Path
+) -> None:
+    source, copies = make_database("mixed"), swift_server.create_bucket()
+    base = environment(source.bin_dir, DATABASE_URL=source.uri)
+    hanging = tmp_path / "hanging"
+    wait = f"until [ -e {hanging} ]; do sleep 0.05; done"
+
+    def written(proxy: HttpProxy) -> tuple[Counter[str], int]:
+        """Return the requests that write, and the bytes of the archive."""
+        writing = [each for each in proxy.requests if each.method in ("PUT", "POST", "DELETE")]
+        parts = (each.size for each in writing if each.operation == "UploadPart")
+        return Counter(each.operation for each in writing), sum(parts)
+
+    with HttpProxy(swift_server.port) as proxy:
+        env = base | to(proxy.endpoint, swift_server, s3_bucket)
+        assert run_pgstash(["once"], env).returncode == 0
+        alone = written(proxy)
+    with HttpProxy(swift_server.port) as proxy, HttpProxy(swift_server.port) as stalled:
+        stalled.rule("UploadPart", Hang())
+        env = base | to(proxy.endpoint, swift_server, s3_bucket)
+        env |= to(stalled.endpoint, swift_server, copies, "COPY_OFFSITE_")
+        env |= {"COPY_TO": "offsite", "HOOK_BEFORE_BACKUP": shlex.join(["sh", "-c", wait])}
+        with started_pgstash(["backup"], env) as process:
+            until = time.monotonic() + 60
+            while not stalled.count("UploadPart"):
+                assert time.monotonic() < until
+                time.sleep(0.05)
+            hanging.touch()
+            assert process.stdout
+            assert any("Next run at" in line for line in process.stdout)
+            requests, sent = written(proxy)
+            assert requests == alone[0]
+            # A dump holds a random word (of \restrict), which is not always compressed as well.
+            assert sent == pytest.approx(alone[1], abs=100)
+            process.send_signal(signal.SIGTERM)
+            began = time.monotonic()
+            _, errors = process.communicate(timeout=60)
+            assert time.monotonic() - began < ABORT_SECONDS
+        assert process.returncode == -signal.SIGTERM, errors
+        assert stalled.count("CompleteMultipartUpload") == 0
+    client = swift_server.client
+    assert not [
+        each["Key"]
+        for each in client.list_objects_v2(Bucket=copies).get("Contents", [])
+        if each["Key"].endswith(".sql.gz") and "privileges" not in each["Key"]
+    ]
+    assert "Uploads" not in client.list_multipart_uploads(Bucket=copies)

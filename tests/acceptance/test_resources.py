@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import resource
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from pgstash.storage.directory.storage import DirectoryStorage
 from support import databases
 from support.cli import COMMAND, environment, restore_to
 from support.fake_tools import GIB, MIB, install_pg_dump, writes_much
@@ -83,6 +85,31 @@ def test_memory_does_not_grow_with_the_dump(
     tools = install_pg_dump(tmp_path / "bin", writes_much(size), real=database.bin_dir)
     env = to_swift(database, tools, swift_server, s3_bucket, DUMP_JOBS="1")
     assert peak_memory(env) <= CEILING
+
+
+def test_memory_does_not_grow_with_a_copy(
+    swift_server: SwiftServer, s3_bucket: str, tmp_path: Path
+) -> None:
+    """The copy is the same for any content: most of this archive is a hole in its file."""
+    made = make(CLOSING)
+    made.store_as_backup(tmp_path)
+    archive = tmp_path / made.key.replace("p/", "postgres-backups/")
+    os.truncate(archive, GIB // 4)
+    with archive.open("rb") as file:
+        facts = {"id": made.manifest.id, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+    manifest = made.manifest_key.replace("p/", "postgres-backups/")
+    DirectoryStorage(tmp_path).put(manifest, made.packed_manifest(), facts)
+    env = environment(
+        STORAGE_URL=tmp_path.as_uri(),
+        COPY_TO="offsite",
+        COPY_OFFSITE_S3_ENDPOINT=swift_server.endpoint,
+        COPY_OFFSITE_S3_BUCKET=s3_bucket,
+        COPY_OFFSITE_S3_ACCESS_KEY_ID=swift_server.access_key_id,
+        COPY_OFFSITE_S3_SECRET_ACCESS_KEY=swift_server.secret_access_key,
+    )
+    assert peak_memory(env, "copy") <= CEILING
+    stored = swift_server.client.list_objects_v2(Bucket=s3_bucket)["Contents"]
+    assert GIB // 4 in [each["Size"] for each in stored]
 
 
 # Rows as wide as a member of the archive, and wider; hexadecimal digits get half as small.

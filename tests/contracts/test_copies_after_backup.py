@@ -120,6 +120,20 @@ def test_a_copy_that_cannot_be_reached_is_a_warning_and_keeps_no_other_back(scen
     assert disk.missing == 0
 
 
+def test_a_hint_names_the_settings_of_the_copy(scene: Scene) -> None:
+    scene.store(1)
+    scene.copy(
+        COPY_TO="nowhere",
+        COPY_NOWHERE_S3_ENDPOINT="http://127.0.0.1:1",
+        COPY_NOWHERE_S3_BUCKET="copies",
+        COPY_NOWHERE_S3_ACCESS_KEY_ID="key",
+        COPY_NOWHERE_S3_SECRET_ACCESS_KEY="secret",
+        RETRY_ATTEMPTS="0",
+    )
+    [failed] = [each for each in scene.heard if isinstance(each, events.CopyFailed)]
+    assert "COPY_NOWHERE_S3_ENDPOINT" in failed.hint
+
+
 def test_a_damaged_backup_keeps_no_other_back_and_nothing_is_pruned_there(scene: Scene) -> None:
     old, damaged, new = scene.store(9), scene.store(5), scene.store(1)
     archive = scene.root / "primary" / PREFIX / damaged

@@ -208,30 +208,40 @@ class _Stalling:
     part_size = 0
     committed = False
 
-    def __init__(self, inner: Upload, ended: threading.Event) -> None:
+    def __init__(self, inner: Upload, ended: threading.Event, at: str) -> None:
         self.flush, self.commit = inner.flush, inner.commit
+        self._write = inner.write
         self._ended = ended
+        if at == "flush":
+            self.flush = self._stall
+        self._stalls = at == "write"
+
+    def _stall(self) -> None:
+        self._ended.wait(60)
 
     def write(self, data: bytes) -> None:
-        assert data
-        self._ended.wait(60)
+        if self._stalls:
+            self._stall()
+        self._write(data)
 
 
 class Stalled(MemoryStorage):
     """A store that takes no bytes."""
 
-    def __init__(self) -> None:
+    def __init__(self, at: str) -> None:
         super().__init__()
         self.ended = threading.Event()
+        self._at = at
 
     @contextmanager
     def upload(self, key: str, **more: Any) -> Iterator[Upload]:  # type: ignore[override]
         with super().upload(key, **more) as upload:
-            yield _Stalling(upload, self.ended)
+            yield _Stalling(upload, self.ended, self._at)
 
 
-def test_a_target_that_takes_no_bytes_does_not_delay_the_end() -> None:
-    source, target = filled(MemoryStorage()), Stalled()
+@pytest.mark.parametrize("at", ["write", "flush"])
+def test_a_target_that_takes_no_bytes_does_not_delay_the_end(at: str) -> None:
+    source, target = filled(MemoryStorage()), Stalled(at)
     asked: list[int] = []
 
     def go_on() -> None:

@@ -61,6 +61,7 @@ class Copier:
             storage = target.open(self.runtime.emit)
             storage.check()
         except PgstashError as error:
+            error.hint = target.settings.as_written(error.hint)  # it is certainly this store
             self._report(target, "", began, error)
             return [error]
         tried: set[str] = set()

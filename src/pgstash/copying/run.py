@@ -80,10 +80,14 @@ def run(plan: Plan, backup: Backup, runtime: Runtime) -> Copied:
 
 
 class _Sent:
-    """The number of bytes of the archive that were sent so far, and their digest."""
+    """The number of bytes of the archive that were sent so far, and their digest.
+
+    ``more`` is the number of bytes of its companions.
+    """
 
     def __init__(self) -> None:
         self.bytes = 0
+        self.more = 0
         self.digest = hashlib.sha256()
 
     def add(self, chunk: bytes) -> None:
@@ -150,44 +154,57 @@ class _Copying:
     ) -> Copied:
         if expected.size is not None and found.size != expected.size:
             raise self._damaged(f"it has {found.size} bytes instead of {expected.size}")
-        with self._plan.target.storage.upload(
-            self._key, metadata=found.metadata, expected_size=found.size
-        ) as upload:
-            sent = self._send_archive(upload, found)
-            if sent.bytes != found.size:
-                raise self._damaged(f"it has {sent.bytes} bytes instead of {found.size}")
-            if expected.sha256 not in (None, sent.digest.hexdigest()):
-                raise self._damaged("its bytes do not have the SHA-256 that its manifest records")
-            upload.flush()
-            more = sum(companions.copied(self._plan.source, self._plan.target, own))
-            self._plan.go_on()
-            with self._runtime.interruption.defer_signals():
-                upload.commit()
-        return self._copied(sent.bytes + more, already=False, verified=expected.sha256 is not None)
-
-    def _send_archive(self, upload: Upload, found: StoredObject) -> _Sent:
-        """Send all bytes, in a thread: a target that takes none must not delay the end."""
         sent = _Sent()
 
         def send(team: Crew[None]) -> None:
-            with self._plan.source.storage.read(found.key) as chunks:
-                for chunk in chunks:
-                    if team.stopping:
-                        return
-                    upload.write(chunk)
-                    sent.add(chunk)
+            if not self._send_archive(upload, found, sent, team):
+                return
+            self._refuse_damaged(sent, found, expected)
+            upload.flush()
+            for size in companions.copied(self._plan.source, self._plan.target, own):
+                sent.more += size
+                if team.stopping:
+                    return
 
-        sending = crew(
-            [send],
-            stop=lambda: None,
-            seconds_to_end=_SECONDS_TO_END,
-            idle=(_SECONDS_BETWEEN_LOOKS, None),
-        )
-        with contextlib.closing(sending):
-            for _ in sending:
-                self._plan.go_on()
-                self._runtime.emit(events.CopyProgressed(self._backup.name, sent.bytes, found.size))
-        return sent
+        with self._plan.target.storage.upload(
+            self._key, metadata=found.metadata, expected_size=found.size
+        ) as upload:
+            # In a thread: a target that takes nothing must not delay the end.
+            sending = crew(
+                [send],
+                stop=lambda: None,
+                seconds_to_end=_SECONDS_TO_END,
+                idle=(_SECONDS_BETWEEN_LOOKS, None),
+            )
+            with contextlib.closing(sending):
+                for _ in sending:
+                    self._plan.go_on()
+                    self._runtime.emit(
+                        events.CopyProgressed(self._backup.name, sent.bytes, found.size)
+                    )
+            self._plan.go_on()
+            with self._runtime.interruption.defer_signals():
+                upload.commit()
+        verified = expected.sha256 is not None
+        return self._copied(sent.bytes + sent.more, already=False, verified=verified)
+
+    def _send_archive(
+        self, upload: Upload, found: StoredObject, sent: _Sent, team: Crew[None]
+    ) -> bool:
+        """Send all bytes; return whether they were sent to their end."""
+        with self._plan.source.storage.read(found.key) as chunks:
+            for chunk in chunks:
+                if team.stopping:
+                    return False
+                upload.write(chunk)
+                sent.add(chunk)
+        return True
+
+    def _refuse_damaged(self, sent: _Sent, found: StoredObject, expected: digests.Expected) -> None:
+        if sent.bytes != found.size:
+            raise self._damaged(f"it has {sent.bytes} bytes instead of {found.size}")
+        if expected.sha256 not in (None, sent.digest.hexdigest()):
+            raise self._damaged("its bytes do not have the SHA-256 that its manifest records")
 
     def _damaged(self, how: str) -> CorruptedError:
         return CorruptedError(
