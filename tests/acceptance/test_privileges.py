@@ -264,6 +264,28 @@ def test_a_new_database_gets_them(
     assert described(copy) == described(source)
 
 
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_the_schema_public_gets_its_owner(
+    jobs: str, source: Database, copy: Database, tmp_path: Path
+) -> None:
+    """Before version 15, pg_dump knows its privileges alone, so a dump is no yardstick."""
+    own = source.cluster.create_database("Odd 'owner'")
+    own.run_sql(
+        "ALTER SCHEMA public OWNER TO of_app; GRANT CREATE ON SCHEMA public TO reader;"
+        f"GRANT USAGE ON SCHEMA public TO {source.cluster.user};"
+        "CREATE TABLE t (); ALTER TABLE t OWNER TO of_app"
+    )
+    try:
+        back_up(own, tmp_path, DUMP_JOBS=jobs)
+        done = restore(tmp_path, source.cluster.maintenance)
+        assert (done.returncode, done.stderr) == (0, ""), done.stdout
+        described_schema = "SELECT nspowner::regrole, nspacl::text[] FROM pg_namespace"
+        public = f"{described_schema} WHERE nspname = 'public'"
+        assert copy.run_sql(public) == own.run_sql(public)
+    finally:
+        own.drop()
+
+
 @pytest.mark.newest_first
 def test_a_new_database_gets_only_what_is_wanted(
     source: Database, copy: Database, tmp_path: Path

@@ -151,6 +151,14 @@ _ROLES = """
         UNION SELECT s.setrole FROM d JOIN pg_catalog.pg_db_role_setting s ON s.setdatabase = d.oid)
 """
 
+# Before version 15, pg_dump writes the privileges on this schema, but not its owner. On any server
+# it belongs to whom initdb gave it to: the first superuser, or the owner of the database.
+_OWNER_OF_PUBLIC = """
+    SELECT pg_catalog.format('ALTER SCHEMA public OWNER TO %I;', r.rolname)
+    FROM pg_catalog.pg_namespace n JOIN pg_catalog.pg_roles r ON r.oid = n.nspowner
+    WHERE n.nspname = 'public' AND r.oid <> 10 AND r.rolname <> 'pg_database_owner'
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class Script:
@@ -162,11 +170,17 @@ class Script:
 
 @dataclass(frozen=True, slots=True)
 class Objects:
-    """The script of the objects, without its ``closing``, and the roles that own them."""
+    """The script of the objects in three parts, and the roles that own them.
 
+    The ``opening`` sets up the session. ``lacks_owner_of_public`` is whether the schema public is
+    in the dump, without its owner.
+    """
+
+    opening: bytes
     text: bytes
     closing: bytes
     owners: frozenset[bytes]
+    lacks_owner_of_public: bool
 
 
 def of_objects(tool_run: ToolRun, contents: Contents) -> Objects:
@@ -180,19 +194,28 @@ def of_objects(tool_run: ToolRun, contents: Contents) -> Objects:
         raise CompositionError("pg_restore's script does not end as expected")
     first = ENTRY.search(text)
     start = first.start() if first else end.start()
-    whole = [text[:start], *_of_large_objects(contents), text[start : end.start()]]
+    whole = b"".join([*_of_large_objects(contents), text[start : end.start()]])
     owners = frozenset(entry.owner for entry in contents.entries if _has_owner(entry))
-    return Objects(b"".join(whole), text[end.start() :], owners)
+    of_public = {
+        entry.description
+        for entry in contents.entries
+        if (entry.description, entry.tag) in {(b"SCHEMA", b"public"), (b"ACL", b"SCHEMA public")}
+    }
+    return Objects(text[:start], whole, text[end.start() :], owners, of_public == {b"ACL"})
 
 
 def complete(server: Server, objects: Objects) -> Script:
     """Return the whole script. Raises DatabaseError if the server does not answer."""
-    of_database, roles = _of_database(server)
-    roles |= objects.owners
+    with query.asking(server, "the owner, privileges and settings of the database") as ask:
+        of_database = [(statement or b"") + b"\n" for (statement,) in ask(_DATABASE)]
+        roles = objects.owners.union(role or b"" for (role,) in ask(_ROLES))
+        # Privileges on the schema are granted by its owner, so they come after it.
+        of_public = ask(_OWNER_OF_PUBLIC) if objects.lacks_owner_of_public else ()
+        before = [(statement or b"") + b"\n" for (statement,) in of_public]
     title = b"\n--\n-- The database itself\n--\n\n"
     named = sorted(role for role in roles if not role.startswith(b"pg_"))
     return Script(
-        b"".join([objects.text, title, *of_database, objects.closing]),
+        b"".join([objects.opening, *before, objects.text, title, *of_database, objects.closing]),
         [description.shared_name(role, server.codec) for role in named],
     )
 
@@ -244,10 +267,3 @@ def _is_listed(entry: Entry) -> bool:
 
 def _has_owner(entry: Entry) -> bool:
     return bool(entry.owner) and (_is_listed(entry) or entry.description == _LARGE_OBJECTS)
-
-
-def _of_database(server: Server) -> tuple[list[bytes], set[bytes]]:
-    """Return the statements for the database, and the roles that depend on it or on its objects."""
-    with query.asking(server, "the owner, privileges and settings of the database") as ask:
-        statements = [(statement or b"") + b"\n" for (statement,) in ask(_DATABASE)]
-        return statements, {role or b"" for (role,) in ask(_ROLES)}
