@@ -237,11 +237,14 @@ def test_a_damaged_manifest_of_a_plain_backup_is_an_error() -> None:
 # What changes later.
 
 
-def test_a_later_proof_and_another_wrapped_passphrase_are_copied(storage: Storage) -> None:
+@pytest.mark.parametrize("named", [names.key_name, names.kms_name], ids=["age", "kms"])
+def test_a_later_proof_and_another_wrapped_passphrase_are_copied(
+    storage: Storage, named: Callable[[str, str], str]
+) -> None:
     source = MemoryStorage()
     made = store(source, make(SCRIPT, passphrase=KEY))
     id_ = {"id": made.manifest.id}
-    wrapped = f"p/{names.key_name(made.base, made.manifest.id)}"
+    wrapped = f"p/{named(made.base, made.manifest.id)}"
     source.put(wrapped, b"for ann", id_ | {"recipients": "ann"})
     copy(source, storage)
     proof = names.proof_name(
@@ -254,7 +257,8 @@ def test_a_later_proof_and_another_wrapped_passphrase_are_copied(storage: Storag
     assert contents(storage) == contents(source)
 
 
-def test_two_listings_show_what_a_copy_lacks() -> None:
+@pytest.mark.parametrize("named", [names.key_name, names.kms_name], ids=["age", "kms"])
+def test_two_listings_show_what_a_copy_lacks(named: Callable[[str, str], str]) -> None:
     source, target = MemoryStorage(), MemoryStorage()
     bases = ("backup_20260131_020000", "backup_20260201_020000", "backup_20260202_020000")
     made = [store(source, make(SCRIPT, base=base, passphrase=KEY)) for base in bases]
@@ -276,7 +280,7 @@ def test_two_listings_show_what_a_copy_lacks() -> None:
     assert [each.name for each in lacking()[1]] == [third.name]
     copy(source, target)
     assert lacking()[1] == []
-    wrapped = names.key_name(bases[2], made[2].manifest.id)
+    wrapped = named(bases[2], made[2].manifest.id)
     source.put(f"p/{wrapped}", b"for ann", id_)
     copy(source, target)
     assert lacking()[1] == []
