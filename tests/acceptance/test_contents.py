@@ -164,6 +164,7 @@ def test_facts_are_readable_without_the_key(scene: Scene) -> None:
         "id": manifest["id"],
         "raw-bytes": str(manifest["raw_bytes"]),
         "stored-bytes": str(manifest["stored_bytes"]),
+        "sha256": manifest["sha256"],
         "tables": "5",
         "rows": "2101",
         "server": manifest["server"],
