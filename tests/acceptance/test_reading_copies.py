@@ -96,6 +96,24 @@ def test_everything_is_read_from_a_copy_if_the_primary_is_gone(
     assert "PlantedSecret1" not in listed.stderr + shown.stderr
 
 
+def test_a_database_is_replaced_by_a_copy_only_when_asked_for(
+    source: Database, store: Path, make_database: MakeDatabase
+) -> None:
+    shutil.rmtree(store / "primary")
+    target = make_database()
+    target.run_sql("CREATE TABLE present AS SELECT 1 AS n")
+    for option in (("--overwrite", "--to", target.uri), ("--replace", "--create", target.name)):
+        failed = run(env_of(source, store), "restore", *option, status=20)
+        assert "To restore from the copy, add --from disk." in failed.stdout + failed.stderr
+    with target.connect() as connection:
+        assert connection.execute("SELECT n FROM present").fetchall() == [(1,)]
+    # A backup that is named is the same one in each place.
+    [archive] = (store / "disk" / PREFIX).glob("backup_????????_??????.sql.gz")
+    for which in ((archive.name,), ("--from", "disk")):
+        run(env_of(source, store), "restore", "--overwrite", "--to", target.uri, *which)
+        assert restored(target)
+
+
 def test_from_a_copy_without_any_setting_of_the_primary(
     source: Database, store: Path, make_database: MakeDatabase
 ) -> None:

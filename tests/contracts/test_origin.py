@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,6 +38,7 @@ NOWHERE = {
     "S3_SECRET_ACCESS_KEY": "PlantedSecret1",
     "RETRY_ATTEMPTS": "0",
 }
+NOW = datetime(2026, 3, 1, tzinfo=UTC)
 OLDER, NEWER = "backup_20260131_020000", "backup_20260201_020000"
 
 
@@ -174,6 +176,26 @@ def test_a_copy_whose_settings_cannot_be_used_is_passed_over(places: Places) -> 
     found = places.load(COPY_DISK_S3_OBJECT_LOCK_DAYS="3")
     assert origin.readable(found, places.heard.append).copy_name == "usb"
     assert "COPY_DISK_S3_OBJECT_LOCK_DAYS is set" in places.warnings()[0]
+
+
+@pytest.mark.parametrize("wanted", [Wanted("latest"), Wanted("latest", at=NOW)])
+def test_what_a_database_holds_is_replaced_by_a_copy_only_when_asked_for(
+    places: Places, wanted: Wanted
+) -> None:
+    shutil.rmtree(places.folder / "primary")
+    shutil.rmtree(places.folder / "disk")
+    places.put("usb", OLDER)
+    wanted = replace(wanted, or_copy=False)
+    with (
+        pytest.raises(StorageUnreachableError) as caught,
+        origin.suggested(places.load(), places.heard.append) as emit,
+    ):
+        stored.open_archive(places.load(), wanted, emit)
+    assert str(places.folder / "primary") in caught.value.message
+    assert caught.value.hint.endswith("To restore from the copy, add --from usb.")
+    assert caught.value.hint.count("--from") == 1
+    chosen = places.load().of_copy("usb")
+    assert stored.open_archive(chosen, wanted, events.ignore).name == f"{OLDER}.sql.gz"
 
 
 @pytest.mark.parametrize("place", ["primary", "disk"])

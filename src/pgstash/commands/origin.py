@@ -1,7 +1,8 @@
 """Which store a command reads from: the primary, a copy, or another place.
 
 Without ``--from`` it is the primary. If that cannot be read at all, it is the first copy that can.
-What is damaged in the primary is not silently taken from a copy: a hint names the option.
+What is damaged in the primary is not silently taken from a copy: a hint names the option. Neither
+does an older backup of a copy take the place of what a database holds now.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ _INTACT_ELSEWHERE = (
     UnverifiedError,
 )
 _NO_COPY = "No copy can be read either."
+_OPTION = "--from"
 _NAMES = {each.__name__ for each in _INTACT_ELSEWHERE}
 
 
@@ -58,10 +60,11 @@ def of_copy(settings: Settings, origin: str | None) -> Settings:
     )
 
 
-def readable(settings: Settings, emit: events.Emit) -> Settings:
+def readable(settings: Settings, emit: events.Emit, *, or_copy: bool = True) -> Settings:
     """Return the settings of the store to read: the primary, or else the first copy that answers.
 
-    The primary is asked only if there are copies. If none answers, its own error is raised.
+    The primary is asked only if there are copies. If none answers, its own error is raised, and so
+    it is unless a copy may be read instead (``or_copy``): then its hint names the copy.
     """
     if not settings.copy_names:
         return settings
@@ -78,6 +81,9 @@ def readable(settings: Settings, emit: events.Emit) -> Settings:
         except (*_UNREADABLE, ConfigurationError) as error:
             emit(events.Warned(f"The copy {copy.name} cannot be read either: {error.message}"))
         else:
+            if not or_copy:
+                refused.hint = f"{refused.hint}\n{_may_be_older(copy.name)}".strip()
+                raise refused
             emit(
                 events.Warned(
                     f"The primary store cannot be read: {refused.message}. Reading the copy "
@@ -87,6 +93,13 @@ def readable(settings: Settings, emit: events.Emit) -> Settings:
             return copy.settings
     refused.hint = f"{refused.hint}\n{_NO_COPY}".strip()
     raise refused
+
+
+def _may_be_older(copy: str) -> str:
+    return (
+        f"The copy {copy} can be read, but the primary may have newer backups, and this restore "
+        f"deletes what the target holds. To restore from the copy, add {_OPTION} {copy}."
+    )
 
 
 def _ask(storage: Storage, settings: Settings) -> None:
@@ -102,7 +115,7 @@ def suggested(settings: Settings, emit: events.Emit) -> Iterator[events.Emit]:
     """
 
     def hint(own: str) -> str:
-        more = "" if _NO_COPY in own else _others(settings)
+        more = "" if _NO_COPY in own or _OPTION in own else _others(settings)
         return f"{settings.as_written(own)}\n{more}".strip()
 
     def hinting(event: events.Event) -> None:
@@ -119,7 +132,7 @@ def suggested(settings: Settings, emit: events.Emit) -> Iterator[events.Emit]:
 
 def _others(settings: Settings) -> str:
     names = (settings.primary or settings).copy_names
-    options = [f"--from {name}" for name in names if name != settings.copy_name]
+    options = [f"{_OPTION} {name}" for name in names if name != settings.copy_name]
     return f"A copy may have it intact: {' or '.join(options)}" if options else ""
 
 

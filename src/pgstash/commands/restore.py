@@ -34,6 +34,9 @@ def restore_backup(settings: Settings, wanted: Wanted, request: Request, runtime
         jobs=settings.restore_jobs,
         target_password=target_password(settings),
     )
+    # The primary may have newer backups, and the target would lose what it holds for an older one.
+    newest = wanted.at is not None or wanted.name == "latest"
+    wanted = replace(wanted, or_copy=not (newest and (request.replace or request.overwrite)))
     with origin.suggested(settings, runtime.emit) as emit:
         runtime = replace(runtime, emit=emit)
         restore.run(plan, wanted.name, lambda: open_archive(settings, wanted, emit), runtime)

@@ -27,13 +27,15 @@ class Wanted:
     """Which backup: by name, or the newest that started at or before a time, or a file.
 
     ``source`` selects the source whose newest backup is wanted, by its label or the name of its
-    database. A file has a ``/`` in its name and needs no storage; ``-`` is stdin.
+    database. A file has a ``/`` in its name and needs no storage; ``-`` is stdin. If the primary
+    cannot be read, it is taken from a copy, unless ``or_copy`` is False.
     """
 
     name: str
     at: datetime | None = None
     unverified: bool = False
     source: str | None = None
+    or_copy: bool = True
 
     @property
     def is_file(self) -> bool:
@@ -93,7 +95,7 @@ def open_archive(
             return archive.open_stdin(access)
         return archive.open_file(Path(wanted.name), access)
     origin.report(settings, emit)
-    read = origin.readable(settings, emit)
+    read = origin.readable(settings, emit, or_copy=wanted.or_copy)
     storage = open_storage(read, emit)
     found = Search(read, storage, emit, utc_now, may_guess=False).find(wanted)
     compare_with_primary(settings, wanted, found.backup, emit)
