@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -19,6 +20,9 @@ from pgstash.runtime import Runtime
 from pgstash.settings import Settings
 from pgstash.storage.directory.storage import DirectoryStorage
 from support.stored import CLOSING, make
+
+if TYPE_CHECKING:
+    from support.swift import SwiftServer
 
 NOW = datetime(2026, 2, 10, tzinfo=UTC)
 SHOP = Identity("shop", "7301234567890123456", "db1", "5432")
@@ -59,7 +63,7 @@ class Scene:
         return settings.load(values | more, Path("/nonexistent/.env"))
 
     def copy(
-        self, source: Identity = SHOP, go_on: Callable[[], None] = lambda: None, **more: str
+        self, source: Identity = SHOP, go_on: Callable[[], None] = lambda: None, /, **more: str
     ) -> None:
         runtime = Runtime(self.heard.append, now=lambda: NOW)
         copy_and_prune(self.settings(**more), source, runtime, go_on, lambda _settings: NOW)
@@ -105,6 +109,34 @@ def test_a_copy_has_a_retention_of_its_own(scene: Scene) -> None:
     removed = [each.name for each in scene.heard if isinstance(each, events.BackupRemoved)]
     assert removed == [names[2]]
     assert len(scene.of("primary")) == 4
+
+
+def test_the_primary_under_another_url_is_no_copy_and_is_not_pruned(
+    scene: Scene, swift_server: SwiftServer, s3_bucket: str
+) -> None:
+    scene.store(20)
+    new = scene.store(1)
+    store = {
+        "S3_BUCKET": s3_bucket,
+        "S3_ACCESS_KEY_ID": swift_server.access_key_id,
+        "S3_SECRET_ACCESS_KEY": swift_server.secret_access_key,
+    }
+    alias = {f"COPY_OFFSITE_{name}": value for name, value in store.items()} | {
+        "COPY_OFFSITE_S3_ENDPOINT": f"http://localhost:{swift_server.port}",
+        "COPY_OFFSITE_STORAGE_URL": "",
+        "COPY_TO": "offsite",
+    }
+    scene.copy(**alias)
+    assert scene.states()["offsite"].missing == 0
+    scene.heard.clear()
+    endpoint = f"http://127.0.0.1:{swift_server.port}"
+    more = {"STORAGE_URL": "", "COPY_OFFSITE_BACKUP_RETENTION_DAYS": "7"}
+    scene.copy(**alias | store | more, S3_ENDPOINT=endpoint)
+    [failed] = [each for each in scene.heard if isinstance(each, events.CopyFailed)]
+    assert "The copy offsite is the primary under another URL: " in failed.message
+    assert not [each for each in scene.heard if isinstance(each, events.BackupRemoved)]
+    assert scene.states()["offsite"].problem == failed.message
+    assert scene.states()["offsite"].newest == new
 
 
 def test_a_copy_that_cannot_be_reached_is_a_warning_and_keeps_no_other_back(scene: Scene) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import pytest
 
 from pgstash import events
-from pgstash.copying import behind
+from pgstash.copying import behind, same_place
 from pgstash.copying import run as copying
 from pgstash.copying.place import Place
 from pgstash.errors import (
@@ -16,17 +18,18 @@ from pgstash.errors import (
     ObjectDamagedError,
     ObjectExistsError,
 )
-from pgstash.format import metadata, names
+from pgstash.format import kms, metadata, names
 from pgstash.repository import archive, catalog
 from pgstash.repository.access import Access
 from pgstash.runtime import Runtime
-from pgstash.storage.interface import Storage
+from pgstash.storage.interface import Storage, StoredObject
 from pgstash.storage.memory import MemoryStorage
 from support.stored import CLOSING, Made, make
 
 NO_KEY = Access(None, unverified=False, only_encrypted=False)
 KEY = "a passphrase of more than thirty-two characters"
 WITH_KEY = Access(KEY, unverified=False, only_encrypted=False)
+ARN = "arn:aws:kms:eu-central-1:111122223333:key/1234abcd-12ab-34cd-56ef-1234567890ab"
 SCRIPT = b"SELECT 'a row';\n" * 50 + CLOSING
 
 
@@ -41,6 +44,14 @@ def store(storage: Storage, made: Made, *, digest: bool = True) -> Made:
     storage.put(f"p/{roles}", b"\x1f\x8b" * 20 if made.passphrase else made.archive, id_)
     storage.put(made.key, made.archive, id_ | {"database": "shop"})
     return made
+
+
+def wrapped_for(who: str, key: str) -> bytes:
+    """Return what has the form of a wrapped passphrase under this key."""
+    found = names.companion_of(key.rpartition("/")[2])
+    if found and found.kind == "kms":
+        return kms.dump(found.id, [kms.Wrap(ARN, ARN, who.encode())])
+    return b"age-encryption.org/v1\n-> X25519 %s\n--- mac\n" % who.encode() + b"x" * 109
 
 
 def contents(storage: Storage, prefix: str = "p") -> dict[str, tuple[bytes, Mapping[str, str]]]:
@@ -193,6 +204,42 @@ def test_a_damaged_copy_is_reported() -> None:
         copy(source, target)
 
 
+@pytest.mark.parametrize("kind", ["globals", "manifest"])
+def test_a_damaged_companion_takes_the_place_of_no_intact_one(storage: Storage, kind: str) -> None:
+    source = MemoryStorage()
+    made = store(source, make(SCRIPT, passphrase=KEY))
+    copy(source, storage)
+    before = contents(storage)
+    roles = f"p/{names.globals_name(made.base, made.manifest.id, encrypted=True)}"
+    key = roles if kind == "globals" else made.manifest_key
+    source.put(key, b"damaged", source.head(key).metadata)
+    with pytest.raises(ObjectDamagedError, match="has 7 bytes: one of them is damaged") as caught:
+        copy(source, storage)
+    assert "Delete the damaged one" in caught.value.hint
+    assert contents(storage) == before
+
+
+@pytest.mark.parametrize("named", [names.key_name, names.kms_name], ids=["age", "kms"])
+@pytest.mark.parametrize(
+    "damaged",
+    [b"", b"x" * 500, wrapped_for("ben", "")[:-90], b"age-encryption.org/v1\n" + b"x" * 500],
+    ids=["empty", "other", "truncated", "without header"],
+)
+def test_a_damaged_wrapped_passphrase_takes_the_place_of_no_intact_one(
+    damaged: bytes, named: Callable[[str, str], str]
+) -> None:
+    source, target = MemoryStorage(), MemoryStorage()
+    made = store(source, make(SCRIPT, passphrase=KEY))
+    name, id_ = named(made.base, made.manifest.id), {"id": made.manifest.id}
+    source.put(f"p/{name}", wrapped_for("ann", name), id_)
+    copy(source, target)
+    before = contents(target)
+    source.put(f"p/{name}", damaged, id_)
+    with pytest.raises(CorruptedError, match=f"{name} is damaged in memory:///p"):
+        copy(source, target)
+    assert contents(target) == before
+
+
 # Which digest.
 
 
@@ -245,15 +292,15 @@ def test_a_later_proof_and_another_wrapped_passphrase_are_copied(
     made = store(source, make(SCRIPT, passphrase=KEY))
     id_ = {"id": made.manifest.id}
     wrapped = f"p/{named(made.base, made.manifest.id)}"
-    source.put(wrapped, b"for ann", id_ | {"recipients": "ann"})
+    source.put(wrapped, wrapped_for("ann", wrapped), id_ | {"recipients": "ann"})
     copy(source, storage)
     proof = names.proof_name(
         made.base, made.manifest.id, catalog.read(source, "p").backups[0].started, encrypted=True
     )
     source.put(f"p/{proof}", b"proof", id_)
-    source.put(wrapped, b"for ben", id_ | {"recipients": "ben"})
+    source.put(wrapped, wrapped_for("ben", wrapped), id_ | {"recipients": "ben"})
     done = copy(source, storage)
-    assert (done.already, done.sent_bytes) == (False, len(b"proof" + b"for ben"))
+    assert (done.already, done.sent_bytes) == (False, len(b"proof" + wrapped_for("ben", wrapped)))
     assert contents(storage) == contents(source)
 
 
@@ -281,15 +328,50 @@ def test_two_listings_show_what_a_copy_lacks(named: Callable[[str, str], str]) -
     copy(source, target)
     assert lacking()[1] == []
     wrapped = named(bases[2], made[2].manifest.id)
-    source.put(f"p/{wrapped}", b"for ann", id_)
+    source.put(f"p/{wrapped}", wrapped_for("ann", wrapped), id_)
     copy(source, target)
     assert lacking()[1] == []
-    source.put(f"p/{wrapped}", b"for ben", id_)
+    source.put(f"p/{wrapped}", wrapped_for("ben", wrapped), id_)
     assert [each.name for each in lacking()[1]] == [third.name]
     # A companion that a failed backup left is never copied, and nothing is missing without it.
     copy(source, target)
     source.put(f"p/{bases[2]}.0123456789abcdef.globals.gz.enc", b"x", {"id": "0123456789abcdef"})
     assert lacking()[1] == []
+    # A backup of another source, started in the same second, is no copy.
+    other = MemoryStorage()
+    ours = store(other, make(SCRIPT, base=bases[0], passphrase=KEY))
+    there = catalog.read(other, "p").backups
+    assert (there[0].name, there[0].size) == (first.name, first.size)
+    assert ours.manifest.id != made[0].manifest.id
+    assert behind.missing([first], there) == [first]
+    assert behind.missing([first], [replace(there[0], companions=())]) == []
     # A copy of another size has to be shown.
     target.put(made[2].key, b"short", id_)
     assert lacking()[0][0].name == third.name
+
+
+def test_one_place_under_two_urls_is_found_out() -> None:
+    source, target = MemoryStorage(), MemoryStorage()
+    made = store(source, make(SCRIPT))
+
+    def is_one(storage: Storage, prefix: str = "p") -> bool:
+        return same_place.is_one(Place(source, "p"), Place(storage, prefix), os.urandom)
+
+    before = contents(source)
+    assert is_one(source)
+    assert contents(source) == before
+    assert not is_one(source, "other")
+    assert not is_one(target)
+    copy(source, target)
+    assert not is_one(target)
+
+    class Coarse(MemoryStorage):
+        """A store whose clock stands still."""
+
+        def head(self, key: str) -> StoredObject:
+            return replace(super().head(key), modified=source.head(made.key).modified)
+
+    coarse = Coarse()
+    copy(source, coarse)
+    assert not is_one(coarse)
+    assert contents(coarse) == before

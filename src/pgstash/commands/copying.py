@@ -10,7 +10,7 @@ from pathlib import Path
 from pgstash import events, failure
 from pgstash.commands import copies, stored
 from pgstash.commands.storage import open_storage, refuse_if_only_writes
-from pgstash.copying import behind
+from pgstash.copying import behind, same_place
 from pgstash.copying import run as copying
 from pgstash.copying.place import Place
 from pgstash.errors import ConfigurationError, PgstashError, StorageUnreachableError
@@ -18,7 +18,7 @@ from pgstash.format.identity import Identity
 from pgstash.repository import catalog, empty_prefix
 from pgstash.repository.catalog import Backup
 from pgstash.runtime import Runtime
-from pgstash.settings import Settings, store_url
+from pgstash.settings import Settings, places, store_url
 from pgstash.storage.interface import Storage
 
 Find = Callable[[copies.Copy, Storage], Sequence[Backup]]
@@ -60,6 +60,7 @@ class Copier:
         try:
             storage = target.open(self.runtime.emit)
             storage.check()
+            self._refuse_primary(target, storage)
         except PgstashError as error:
             error.hint = target.settings.as_written(error.hint)  # it is certainly this store
             self._report(target, "", began, error)
@@ -82,11 +83,30 @@ class Copier:
                 if isinstance(error, StorageUnreachableError) or not name:
                     return errors
 
+    def _places(self, target: copies.Copy, storage: Storage) -> tuple[Place, Place]:
+        return (
+            Place(self.primary, self.settings.backup_prefix),
+            Place(storage, target.settings.backup_prefix),
+        )
+
+    def _refuse_primary(self, target: copies.Copy, storage: Storage) -> None:
+        """Raise ConfigurationError if the target is the primary under another URL.
+
+        Nothing would be copied, and the retention of the copy would delete backups of the primary.
+        Raises StorageError.
+        """
+        source, place = self._places(target, storage)
+        if same_place.is_one(source, place, self.runtime.random):
+            problem = (
+                f"The copy {target.name} is the primary under another URL: what is stored in "
+                f"{place.url} appears in {source.url}. Give it another store."
+            )
+            raise ConfigurationError([problem])
+
     def _copy(self, target: copies.Copy, storage: Storage, backup: Backup) -> None:
         began = time.monotonic()
         plan = copying.Plan(
-            Place(self.primary, self.settings.backup_prefix),
-            Place(storage, target.settings.backup_prefix),
+            *self._places(target, storage),
             stored.access_of(self.settings, unverified=False),
             self.go_on,
         )
@@ -203,7 +223,8 @@ def _folder(settings: Settings, name: str) -> copies.Copy:
         raise ValueError(
             f"{name} is not in COPY_TO, which names {known}. For a folder, write ./{name}"
         )
-    if settings.storage_folder and folder.resolve() == settings.storage_folder.resolve():
-        raise ValueError(f"{name} is the folder that the backups are in. Name another one")
     own = {"storage_url": folder.as_uri(), "s3_object_lock_days": None, "prune_versions": False}
-    return copies.Copy(name, settings.model_copy(update=own))
+    copy = copies.Copy(name, settings.model_copy(update=own))
+    if places.of(copy.settings) == places.of(settings):
+        raise ValueError(f"{name} is the folder that the backups are in. Name another one")
+    return copy

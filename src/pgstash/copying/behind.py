@@ -9,9 +9,20 @@ from pgstash.repository.catalog import Backup, Companion
 
 
 def missing(source: Iterable[Backup], target: Iterable[Backup]) -> list[Backup]:
-    """Return the backups that the target does not have, or has with another size, newest first."""
-    there = {backup.name: backup.size for backup in target}
-    return _newest_first(backup for backup in source if there.get(backup.name) != backup.size)
+    """Return the backups that the target does not have, or has as another one, newest first."""
+    there = {backup.name: backup for backup in target}
+    return _newest_first(backup for backup in source if not is_copy(there.get(backup.name), backup))
+
+
+def is_copy(stored: Backup | None, backup: Backup) -> bool:
+    """Return whether a backup of the same name has the same size, and no other id.
+
+    The names of companions have the id: two sources may have started a backup in the same second.
+    """
+    if stored is None or stored.size != backup.size:
+        return False
+    ours, theirs = ({each.id for each in found.companions} for found in (backup, stored))
+    return not ours or not theirs or bool(ours & theirs)
 
 
 def outdated(source: Iterable[Backup], target: Iterable[Backup]) -> list[Backup]:

@@ -1,13 +1,17 @@
-"""Copies the companions of a backup: those that the target lacks, or has as they were before."""
+"""Copies the companions of a backup that the target lacks, and those that may change.
+
+No other one is ever replaced: if they differ, either may be the damaged one.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
 from pgstash.copying.place import Place
-from pgstash.errors import CorruptedError, ObjectNotFoundError
+from pgstash.errors import CorruptedError, ObjectDamagedError, ObjectNotFoundError
+from pgstash.format import kms
 from pgstash.format import manifest as manifests
-from pgstash.pipeline import decompression
+from pgstash.pipeline import age, decompression
 from pgstash.repository.catalog import Companion
 from pgstash.storage.interface import StoredObject
 
@@ -18,19 +22,22 @@ CHANGES = frozenset({"key", "kms"})
 def copied(source: Place, target: Place, found: Iterable[Companion]) -> Iterator[int]:
     """Copy what the target lacks of these companions; yield the number of bytes of each copied.
 
-    Raises CorruptedError if one that can be checked without a key is damaged, StorageError.
+    Raises CorruptedError if one that can be checked without a key is damaged, ObjectDamagedError
+    if the target has another one that must not change, StorageError.
     """
     for companion in found:
         here = source.storage.head(companion.key)
         name = companion.key.removeprefix(f"{source.prefix}/")
         there = _head(target, f"{target.prefix}/{name}")
         same = there if there and _is_same(here, there) else None
-        if same and companion.kind not in CHANGES:
+        if there and companion.kind not in CHANGES:
+            if not same:
+                raise _differs(source, target, here, there)
             continue
         data = _read(source, here)
         if same and data == _read(target, same):
             continue
-        _refuse_damaged(source, name, data)
+        _refuse_damaged(source, companion, data)
         target.storage.put(f"{target.prefix}/{name}", data, here.metadata)
         yield len(data)
 
@@ -46,6 +53,18 @@ def _is_same(here: StoredObject, there: StoredObject) -> bool:
     return here.size == there.size and here.metadata.get("id") == there.metadata.get("id")
 
 
+def _differs(
+    source: Place, target: Place, here: StoredObject, there: StoredObject
+) -> ObjectDamagedError:
+    return ObjectDamagedError(
+        f"{target.storage.url(there.key)} has {there.size} bytes, and "
+        f"{source.storage.url(here.key)} has {here.size} bytes: one of them is damaged. Nothing "
+        "was overwritten",
+        hint="Find out which one is intact: `pgstash drill --from` reads the copy. Delete the "
+        "damaged one, then copy the backup again.",
+    )
+
+
 def _read(place: Place, found: StoredObject) -> bytes:
     """Return an object of the size that was announced. Companions fit into memory."""
     if found.size > manifests.LARGEST:
@@ -55,13 +74,21 @@ def _read(place: Place, found: StoredObject) -> bytes:
         return b"".join(chunks)
 
 
-def _refuse_damaged(source: Place, name: str, data: bytes) -> None:
-    """Raise CorruptedError if gzip's own checksum shows damage; encrypted objects have none."""
-    if not name.endswith(".gz"):
-        return
+def _refuse_damaged(source: Place, companion: Companion, data: bytes) -> None:
+    """Raise CorruptedError for damage that shows without a key.
+
+    That is by gzip's own checksum, or the form of a wrapped passphrase: a damaged one must not take
+    the place of an intact one.
+    """
+    name = companion.key.removeprefix(f"{source.prefix}/")
     try:
-        for _ in decompression.gunzip([data]):
-            pass
+        if companion.kind == "kms":
+            kms.load(name, data, companion.id)
+        elif companion.kind == "key":
+            age.refuse_damaged(data)
+        elif name.endswith(".gz"):
+            for _ in decompression.gunzip([data]):
+                pass
     except CorruptedError as error:
         raise CorruptedError(
             f"{name} is damaged in {source.url}: {error.message}. The backup was not copied",

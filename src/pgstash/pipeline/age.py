@@ -33,6 +33,7 @@ _OPENSSH_KEY = re.compile(
     r"-----BEGIN OPENSSH PRIVATE KEY-----.+?-----END OPENSSH PRIVATE KEY-----", re.DOTALL
 )
 _ENCRYPTED = ("age-encryption.org/", "-----BEGIN AGE ENCRYPTED FILE-----")
+_NONCE_AND_TAG = 16 + 16  # bytes around a payload of one chunk
 # Redaction knows passphrases by this form.
 _PASSPHRASE = re.compile(r"pgstash-key-[0-9a-f]{64}", re.ASCII)
 _SHOWN_OF_KEY = 20  # of 62 characters: enough to distinguish keys, with 80 random bits
@@ -166,6 +167,23 @@ def unwrap(what: str, packed: bytes, identity: str) -> Wrapped:
             "`pgstash keys list`.",
         ) from error
     return _read(what, text)
+
+
+def refuse_damaged(packed: bytes) -> None:
+    """Raise CorruptedError unless this is an age file with a header and a passphrase.
+
+    That is as much as shows without an identity. The library is not needed
+    (https://age-encryption.org/v1).
+    """
+    if packed.startswith(_ENCRYPTED[1].encode()):
+        whole = packed.rstrip().endswith(b"-----END AGE ENCRYPTED FILE-----")
+    else:
+        header, _, rest = packed.partition(b"\n--- ")
+        _, _, payload = rest.partition(b"\n")
+        is_header = header.startswith(_ENCRYPTED[0].encode())
+        whole = is_header and len(payload) > _NONCE_AND_TAG
+    if not whole:
+        raise CorruptedError("it is not a whole age file")
 
 
 def _read(what: str, text: bytes) -> Wrapped:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -19,11 +20,23 @@ def of(settings: Settings) -> tuple[str, ...] | None:
             return None
         return ("s3", _host(settings.s3_url or ""), settings.s3_bucket, prefix)
     if url.scheme == "file":
-        return ("file", str(Path(url.name).resolve()), prefix)
+        return ("file", *_folder(Path(url.name) / prefix))
     where = (
         settings.storage_emulator_host if url.scheme == "gs" else settings.azure_storage_endpoint
     )
     return (url.scheme, _host(where or ""), url.account, url.name, prefix)
+
+
+def _folder(path: Path) -> tuple[str, ...]:
+    """Return what identifies a folder: its inode, or its real path if it does not exist yet.
+
+    One folder may have several paths: by links, by mounts, or with a part of the prefix in it.
+    """
+    try:
+        found = path.stat()
+    except OSError:
+        return (os.path.realpath(path),)
+    return (str(found.st_dev), str(found.st_ino)) if found.st_ino else (os.path.realpath(path),)
 
 
 def _host(url: str) -> str:

@@ -349,6 +349,23 @@ def test_a_copy_in_the_place_of_the_primary(primary: dict[str, str], copy: dict[
     assert load(SOURCE | primary | elsewhere | {"COPY_TO": "same"}).copy_names == ["same"]
 
 
+@pytest.mark.parametrize("exists", [True, False])
+def test_one_folder_has_several_paths(tmp_path: Path, *, exists: bool) -> None:
+    folder = tmp_path / "team" / "shop"
+    if exists:
+        folder.mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "team")
+    primary = SOURCE | {"STORAGE_URL": tmp_path.as_uri(), "BACKUP_PREFIX": "team/shop"}
+    for other, prefix in (
+        (tmp_path / "team", "shop"),
+        (tmp_path / "link", "shop"),
+        (tmp_path, "link/shop"),
+    ):
+        copy = {"COPY_SAME_STORAGE_URL": other.as_uri(), "COPY_SAME_BACKUP_PREFIX": prefix}
+        [found] = problems(primary | copy | {"COPY_TO": "same"})
+        assert found.startswith("The copy same is in the same place as the primary.")
+
+
 def test_two_copies_in_one_place() -> None:
     more = {"COPY_TO": "disk,offsite,other", "COPY_OTHER_STORAGE_URL": "file:///mnt/disk"}
     assert problems(BOTH | more) == [
