@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -177,6 +178,30 @@ def test_a_damaged_backup_keeps_no_other_back_and_nothing_is_pruned_there(scene:
     assert damaged in state.problem
     scene.copy(COPY_OFFSITE_BACKUP_RETENTION_DAYS="6")
     assert scene.of("offsite") == [old, new]
+
+
+@pytest.mark.parametrize(
+    "value", ["a\r\nx-amz-acl: public-read", "caf\u00e9", "a\0b", "\udcff", " a"]
+)
+@pytest.mark.parametrize("kind", ["", "manifest"])
+def test_a_backup_whose_metadata_no_store_takes_keeps_no_other_back(
+    scene: Scene, value: str, kind: str
+) -> None:
+    old, planted = scene.store(9), scene.store(1)
+    storage = DirectoryStorage(scene.root / "primary")
+    [key] = [
+        each.key
+        for each in storage.list(f"{PREFIX}/{planted.partition('.')[0]}.")
+        if (kind in each.key if kind else each.key.endswith(planted))
+    ]
+    sidecar = scene.root / "primary" / f"{PREFIX}/.{key.rpartition('/')[2]}.metadata.json"
+    sidecar.write_text(json.dumps(dict(storage.head(key).metadata) | {"server": value}))
+    scene.copy(COPY_TO="offsite")
+    assert scene.of("offsite") == [old]
+    [failed] = [each for each in scene.heard if isinstance(each, events.CopyFailed)]
+    assert (failed.name, failed.error) == (planted, "CorruptedError")
+    assert "has characters that pgstash never writes" in failed.message
+    assert value not in failed.message
 
 
 def test_an_unexpected_error_is_a_warning(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -60,7 +60,6 @@ class Copier:
         try:
             storage = target.open(self.runtime.emit)
             storage.check()
-            self._refuse_primary(target, storage)
         except PgstashError as error:
             error.hint = target.settings.as_written(error.hint)  # it is certainly this store
             self._report(target, "", began, error)
@@ -69,6 +68,8 @@ class Copier:
         while True:
             name, began = "", time.monotonic()
             try:
+                if not tried:
+                    self._refuse_primary(target, storage)
                 left = [each for each in find(target, storage) if each.name not in tried]
                 if not left:
                     if not tried:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 
 from pgstash.copying.place import Place
 from pgstash.errors import CorruptedError, ObjectDamagedError, ObjectNotFoundError
-from pgstash.format import kms
+from pgstash.format import kms, metadata
 from pgstash.format import manifest as manifests
 from pgstash.pipeline import age, decompression
 from pgstash.repository.catalog import Companion
@@ -27,6 +27,7 @@ def copied(source: Place, target: Place, found: Iterable[Companion]) -> Iterator
     """
     for companion in found:
         here = source.storage.head(companion.key)
+        refuse_unstorable(source, here)
         name = companion.key.removeprefix(f"{source.prefix}/")
         there = _head(target, f"{target.prefix}/{name}")
         same = there if there and _is_same(here, there) else None
@@ -40,6 +41,16 @@ def copied(source: Place, target: Place, found: Iterable[Companion]) -> Iterator
         _refuse_damaged(source, companion, data)
         target.storage.put(f"{target.prefix}/{name}", data, here.metadata)
         yield len(data)
+
+
+def refuse_unstorable(source: Place, found: StoredObject) -> None:
+    """Raise CorruptedError for metadata that no store takes: it would appear to be broken."""
+    if not metadata.fits_headers(found.metadata):
+        raise CorruptedError(
+            f"the metadata of {source.storage.url(found.key)} has characters that pgstash never "
+            "writes there. The backup was not copied",
+            hint="Did another program change it? Take a new backup.",
+        )
 
 
 def _head(place: Place, key: str) -> StoredObject | None:

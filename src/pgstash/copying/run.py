@@ -110,6 +110,7 @@ class _Copying:
         found = source.head(self._backup.key)
         if found.archived:
             raise archived(source.url(self._backup.key), found.archived)
+        companions.refuse_unstorable(self._plan.source, found)
         own = object_metadata.companions_of(self._backup, found.metadata)
         if self._is_there(found):
             sent = sum(companions.copied(self._plan.source, self._plan.target, own))

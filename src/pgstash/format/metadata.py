@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from urllib.parse import quote
 
@@ -12,6 +13,7 @@ from pgstash.format.manifest import Manifest
 # (https://docs.aws.amazon.com/AmazonS3/latest/userguide/UsingMetadata.html).
 _HEADER_SAFE = " !\"#$&'()*+,-./:;<=>?@[\\]^_`{|}~"
 _LONGEST_HEADER = 255
+_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", re.ASCII)
 
 KEY_ID = "key-id"
 """The name of what distinguishes keys: see :attr:`pgstash.pipeline.encryption.Key.id`."""
@@ -35,6 +37,20 @@ def header(value: str) -> str:
     """Percent-encode what a header cannot carry: non-ASCII, controls, spaces at the ends."""
     inner = _HEADER_SAFE if value == value.strip() else _HEADER_SAFE.strip()
     return quote(value, safe=inner, errors="surrogateescape")[:_LONGEST_HEADER]
+
+
+def fits_headers(metadata: Mapping[str, str]) -> bool:
+    """Return whether each store takes these names and values, as far as their characters decide.
+
+    Names are tokens, and values printable ASCII without spaces at the ends (RFC 9110, 5.6.2).
+    """
+    return all(
+        _TOKEN.fullmatch(name)
+        and value.isascii()
+        and value.isprintable()
+        and value == value.strip()
+        for name, value in metadata.items()
+    )
 
 
 def facts(manifest: Manifest, seconds: float) -> dict[str, str]:
