@@ -9,7 +9,7 @@ from urllib.parse import unquote, urlsplit
 
 from pydantic import PrivateAttr, SecretStr
 
-from pgstash.pipeline import recipients
+from pgstash.format import kms
 from pgstash.postgres.server import conninfo
 from pgstash.settings import copy_to, regions, store_url, tags
 from pgstash.settings.backup import (
@@ -176,7 +176,8 @@ class Settings(
     @property
     def kms_recipients(self) -> list[str]:
         """The keys of AWS KMS that new backups are, or earlier ones may be, encrypted for."""
-        return recipients.of_kms((self.backup_encryption_recipients or "").splitlines())
+        listed = (self.backup_encryption_recipients or "").splitlines()
+        return [each for each in listed if kms.is_arn(each)]
 
     @property
     def target_url(self) -> str:
