@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, cast
 
 import pytest
 
 from pgstash import events
-from pgstash.errors import ObjectNotFoundError, StorageRefusedError
+from pgstash.errors import (
+    ObjectNotFoundError,
+    StorageError,
+    StorageRefusedError,
+    StorageUnreachableError,
+)
 from pgstash.format.identity import Identity
 from pgstash.format.metadata import encoded
 from pgstash.prune import retention
@@ -23,7 +29,7 @@ from support.proxy import Answer, HttpProxy, Reply, Rewrite
 from support.versioned import VersionedMemory
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from support.seaweedfs import SeaweedServer
     from support.swift import SwiftServer
@@ -65,13 +71,15 @@ def run(
     versions: bool = True,
     dry_run: bool = False,
     last: int | None = None,
+    sources: Sequence[Identity] = (SHOP,),
+    heard: list[events.Event] | None = None,
 ) -> list[events.Event]:
-    heard: list[events.Event] = []
+    heard = [] if heard is None else heard
     plan = prune.Plan(
         "db",
         retention.Policy(days=7, last=last),
         sweep_after_days=7,
-        choose=lambda _: [SHOP],
+        choose=lambda _: sources,
         exclusive=nullcontext,
         dry_run=dry_run,
         versions=versions,
@@ -335,6 +343,225 @@ def test_no_version_is_removed_for_a_newest_backup_that_is_only_listed() -> None
     assert storage.deletions == []
 
 
+PROOF = "proof_20200202_000000.json.gz"
+
+
+def test_a_stray_companion_does_not_take_the_proof_of_a_hidden_backup() -> None:
+    storage = cast("AllOfIt", VersionedMemory())
+    store(storage, OLD, NEW)
+    storage.put(companion(OLD, PROOF), b"{}", {"id": ID})
+    stray = f"db/{OLD}.{'f' * 16}.manifest.json.gz"
+    storage.put(stray, b"", {"id": "f" * 16})
+    hidden = {*of(OLD), companion(OLD, PROOF), stray}
+    storage.delete(sorted(hidden))
+    assert [line.split(" (")[0] for line in lines(run(storage))] == [f"{STAYS}1 backup"]
+    assert data(storage) == {*hidden, *of(NEW)}
+
+
+def test_an_overwritten_hidden_backup_is_as_proven_as_its_earlier_version() -> None:
+    storage = cast("AllOfIt", VersionedMemory())
+    store(storage, OLD, NEW)
+    storage.put(companion(OLD, PROOF), b"{}", {"id": ID})
+    storage.put(archive(OLD), b"bad", {"id": "f" * 16, **encoded(SHOP.metadata())})
+    storage.put(f"db/{OLD}.{'f' * 16}.globals.gz", b"", {"id": "f" * 16})
+    storage.delete([*of(OLD), companion(OLD, PROOF)])
+    run(storage)
+    assert data(storage) >= {*of(OLD, NEW), companion(OLD, PROOF)}
+
+
+def test_a_proof_of_another_backup_of_that_name_does_not_replace_a_hidden_proven_one() -> None:
+    storage = cast("AllOfIt", VersionedMemory())
+    store(storage, OLD, NEW)
+    storage.put(companion(OLD, PROOF), b"{}", {"id": ID})
+    storage.delete([*of(OLD), companion(OLD, PROOF)])
+    # Its manifest is hidden, and the proof is that of a backup that failed to take the name.
+    storage.put(f"db/{NEW}.{'f' * 16}.{PROOF}", b"{}", {"id": "f" * 16})
+    storage.delete([companion(NEW)])
+    run(storage)
+    assert data(storage) >= {*of(OLD, NEW), companion(OLD, PROOF)}
+
+
+def test_a_companion_of_another_backup_of_that_name_is_not_removed_with_it() -> None:
+    storage = cast("AllOfIt", VersionedMemory())
+    store(storage, OLD, NEW)
+    other = f"db/{OLD}.{'f' * 16}.globals.gz"
+    storage.put(other, b"", {"id": "f" * 16, **encoded(BLOG.metadata())})
+    storage.delete([*of(OLD), other])
+    run(storage)
+    run(storage, LATER)
+    assert data(storage) == {*of(NEW), other}
+
+
+def test_a_hidden_backup_stays_if_the_newest_one_was_overwritten_by_nothing() -> None:
+    storage = cast("AllOfIt", VersionedMemory())
+    store(storage, OLDER, OLD, NEW)
+    storage.put(archive(NEW), b"", {"id": ID, **encoded(SHOP.metadata())})
+    storage.delete(sorted(of(OLDER, OLD)))
+    run(storage)
+    assert data(storage) == of(OLD, NEW)
+
+
+def test_if_no_backup_is_visible_that_is_reported() -> None:
+    storage = cast("AllOfIt", VersionedMemory())
+    store(storage, OLDER, OLD, NEW)
+    storage.delete(sorted(of(OLDER, OLD, NEW)))
+    [warning] = lines(run(storage, LATER, sources=()))
+    assert warning.startswith("No backup is visible. Hidden by delete markers: 3 backups (")
+    assert data(storage) == of(OLDER, OLD, NEW)
+
+
+class Incomplete(VersionedMemory):
+    """Lists only the versions that ``may_list`` selects, as if the listing ended too early."""
+
+    def may_list(self, version: ObjectVersion) -> bool:
+        return version.key < archive(NEW)
+
+    def versions(self, prefix: str) -> Iterator[ObjectVersion]:
+        return filter(self.may_list, super().versions(prefix))
+
+
+class WithoutCurrent(Incomplete):
+    """Does not list what is visible of one archive."""
+
+    def may_list(self, version: ObjectVersion) -> bool:
+        return version.key != archive(OLDER) or not version.current
+
+
+class Unversioned(Incomplete):
+    """Returns the listing of objects to a request for versions, which holds no version."""
+
+    def may_list(self, version: ObjectVersion) -> bool:
+        return not version.key
+
+
+class WithoutPrefix(VersionedMemory):
+    """Lists the whole bucket."""
+
+    def versions(self, prefix: str) -> Iterator[ObjectVersion]:
+        del prefix
+        return super().versions("")
+
+
+@pytest.mark.parametrize("kind", [Incomplete, Unversioned])
+def test_a_listing_of_versions_without_the_newest_backup_removes_nothing(
+    kind: type[Incomplete],
+) -> None:
+    storage = kind()
+    store(storage, OLD, NEW)
+    storage.delete(sorted(of(OLD)))
+    with pytest.raises(StorageRefusedError, match=f"lacks {NEW}.sql.gz: no version was removed"):
+        run(storage)
+    assert storage.deletions == []
+
+
+def test_what_no_listed_marker_hides_stays() -> None:
+    storage = WithoutCurrent()
+    store(storage, OLDER, OLD, NEW)
+    storage.put(archive(OLDER), b"bad", {"id": ID, **encoded(SHOP.metadata())})
+    storage.delete(sorted(of(OLD)))
+    # The rules see OLDER and NEW, and keep both; with OLD, they would not keep OLDER.
+    run(storage, last=2)
+    assert storage.deletions == []
+
+
+def test_an_object_outside_of_the_prefix_is_not_touched() -> None:
+    storage = WithoutPrefix()
+    store(storage, NEW)
+    outside = f"{OLD}.sql.gz"
+    storage.put(outside, b"data", {"id": ID, **encoded(SHOP.metadata())})
+    storage.delete([outside])
+    run(storage)
+    assert storage.deletions == []
+
+
+class Suspended(VersionedMemory):
+    """Gives markers no id of their own, as a bucket does while its versioning is suspended."""
+
+    def versions(self, prefix: str) -> Iterator[ObjectVersion]:
+        for each in super().versions(prefix):
+            yield replace(each, version_id="null") if each.is_marker else each
+
+
+def test_a_marker_whose_id_may_become_that_of_an_object_stays() -> None:
+    storage = Suspended()
+    store(storage, OLD, NEW)
+    storage.delete([*of(OLD), archive(OLDER)])
+    [line] = lines(run(storage))
+    assert line.startswith(f"{REMOVED}1 backup")
+    assert not any(each.version_id == "null" for request in storage.deletions for each in request)
+
+
+class Ignorant(VersionedMemory):
+    """Deletes the current object, whatever version is meant."""
+
+    def delete_versions(self, which: Iterable[ObjectVersion]) -> None:
+        self.delete([each.key for each in which])
+
+
+def test_a_store_that_ignores_the_version_loses_nothing_and_is_noticed() -> None:
+    storage = Ignorant()
+    store(storage, OLD, NEW)
+    with pytest.raises(StorageRefusedError, match=f"version of {archive(OLD)} still exists"):
+        run(storage)
+    assert data(cast("AllOfIt", storage)) == of(OLD, NEW)
+    assert {each.key for each in storage.list("")} == of(NEW)
+
+
+class Breaking(VersionedMemory):
+    """Breaks when it removes the first marker."""
+
+    def delete_versions(self, which: Iterable[ObjectVersion]) -> None:
+        versions = list(which)
+        if any(each.is_marker for each in versions):
+            raise StorageUnreachableError("gone")
+        super().delete_versions(versions)
+
+
+def test_what_was_removed_is_reported_even_if_the_store_goes_away() -> None:
+    storage = Breaking()
+    store(storage, OLD, NEW)
+    heard: list[events.Event] = []
+    with pytest.raises(StorageUnreachableError):
+        run(storage, heard=heard)
+    assert lines(heard) == [f"{REMOVED}1 backup ({OLD}.sql.gz), 2 versions"]
+
+
+class LockedVersion(VersionedMemory):
+    """Has a lock on the first version of an archive alone."""
+
+    def locked_until(self, key: str, version_id: str | None = None) -> datetime | None:
+        return LATER if (key, version_id) == (archive(OLD), "v2") else None
+
+
+def test_a_lock_of_an_earlier_version_of_the_archive_keeps_all_of_them() -> None:
+    storage = LockedVersion()
+    store(storage, OLD, NEW)
+    storage.put(archive(OLD), b"bad", {"id": ID, **encoded(SHOP.metadata())})
+    storage.delete(sorted(of(OLD)))
+    [line] = lines(run(storage))
+    assert line.startswith("Not removed, because the store has locked 1 expired item: ")
+    assert storage.deletions == []
+
+
+class ProofGone(VersionedMemory):
+    """Lists a proof that does not exist any more."""
+
+    def head_version(self, version: ObjectVersion) -> StoredObject:
+        if version.key == companion(NEW, PROOF):
+            raise ObjectNotFoundError("gone")
+        return super().head_version(version)
+
+
+def test_no_version_is_removed_for_a_proof_that_is_only_listed() -> None:
+    storage = ProofGone()
+    store(storage, OLD, NEW)
+    storage.put(companion(NEW, PROOF), b"{}", {"id": ID})
+    storage.delete(sorted(of(OLD)))
+    with pytest.raises(ObjectNotFoundError, match=rf"{PROOF} is listed but does not exist"):
+        run(storage)
+    assert storage.deletions == []
+
+
 # The requests to S3.
 
 
@@ -403,6 +630,25 @@ def test_versions_are_listed_page_by_page(s3: Callable[..., S3Storage], http: Ht
         for each in http.requests
     ]
     assert positions == [(None, None), (["db/1"], ["a"]), (["db/1"], None)]
+
+
+@pytest.mark.parametrize(
+    ("version_id", "truncated"), [("a", "true"), ("", "false")], ids=["same page", "no id"]
+)
+def test_a_listing_that_repeats_itself_or_lacks_ids_is_refused(
+    s3: Callable[..., S3Storage], http: HttpProxy, version_id: str, truncated: str
+) -> None:
+    body = (
+        "<ListVersionsResult><Name>b</Name><NextKeyMarker>db/1</NextKeyMarker>"
+        f"<IsTruncated>{truncated}</IsTruncated><Version><Key>db/1</Key>"
+        f"<VersionId>{version_id}</VersionId>"
+        "<LastModified>2026-01-31T02:00:00.000Z</LastModified></Version></ListVersionsResult>"
+    ).encode()
+    answer = Rewrite(lambda _: Reply(200, [("Content-Type", "application/xml")], body))
+    http.rule("ListObjectVersions", answer)
+    with pytest.raises(StorageError, match="the response cannot be read"):
+        list(s3(endpoint=http.endpoint, retry_attempts=0).versions("db/"))
+    assert len(http.requests) <= 2
 
 
 def test_a_version_that_is_gone_is_no_error(swift_versions: S3Storage) -> None:

@@ -33,14 +33,20 @@ class Locks:
         return self._hold(name, [(key,) for key in keys])
 
     def hold_versions(self, name: str, versions: Sequence[ObjectVersion]) -> bool:
-        """Return the same as :meth:`hold` for certain versions of objects. Raises StorageError."""
-        return self._hold(name, [(each.key, each.version_id) for each in versions])
+        """Return the same as :meth:`hold` for versions: all those of the first key count as first.
 
-    def _hold(self, name: str, which: Sequence[tuple[str] | tuple[str, str]]) -> bool:
-        until = self._until(which[0])
-        if until is None:
+        Raises StorageError.
+        """
+        first = sum(each.key == versions[0].key for each in versions)
+        return self._hold(name, [(each.key, each.version_id) for each in versions], first)
+
+    def _hold(
+        self, name: str, which: Sequence[tuple[str] | tuple[str, str]], first: int = 1
+    ) -> bool:
+        found = [*filter(None, map(self._until, which[:first]))]
+        if not found:
             return False
-        until = max([until, *filter(None, map(self._until, which[1:]))])
+        until = max([*found, *filter(None, map(self._until, which[first:]))])
         if until <= self.now:
             return False
         self._found[name] = until

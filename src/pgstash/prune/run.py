@@ -124,7 +124,7 @@ class _Run:
                     removed.append(removal)
                     self._report(removal)
             swept.extend(self._sweep(stored, sources))
-            self._remove_hidden(sources, [each.backup for each in removed], swept)
+            self._remove_hidden(stored.backups, sources, [each.backup for each in removed], swept)
         finally:
             self._locks.report(self._emit)
             self._emit(
@@ -274,7 +274,11 @@ class _Run:
             self._emit(events.Informed(f"Leftovers were not swept: {error.message}"))
 
     def _remove_hidden(
-        self, sources: Sequence[Identity], removed: Sequence[Backup], swept: Sequence[str]
+        self,
+        visible: Sequence[Backup],
+        sources: Sequence[Identity],
+        removed: Sequence[Backup],
+        swept: Sequence[str],
     ) -> None:
         """Remove what is hidden for good. In a dry run, what would be removed counts as hidden."""
         if not (self._plan.versions and isinstance(self._storage, Versioned)):
@@ -283,9 +287,10 @@ class _Run:
         if self._plan.dry_run:
             companions = [each.key for backup in removed for each in backup.companions]
             gone = [*(backup.key for backup in removed), *companions, *swept]
-        plan = hidden.Plan(
-            self._plan.prefix, self._plan.policy, sources, frozenset(gone), self._plan.dry_run
-        )
+        # No rule removes the newest one of all sources.
+        newest = visible[-1].key if visible else None
+        prefix, policy, dry_run = self._plan.prefix, self._plan.policy, self._plan.dry_run
+        plan = hidden.Plan(prefix, policy, sources, newest, frozenset(gone), dry_run)
         with self._journal.keep_going():
             hidden.remove(plan, self._storage, self._owners, self._journal, self._locks)
 

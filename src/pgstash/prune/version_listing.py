@@ -9,14 +9,16 @@ from pgstash.format import names, trial_objects
 from pgstash.format.names import CompanionName
 from pgstash.storage.interface import ObjectVersion, Versioned
 
-_ONLY_VERSION = "null"  # of an object in a bucket without versioning
+# Of an object or a marker in a bucket without versioning, or while that is suspended.
+_ONLY_VERSION = "null"
 
 
 @dataclass(frozen=True, slots=True)
 class Stored:
     """All that is stored under one key: ``data`` are the versions of it, the current one first.
 
-    It ``is_hidden`` if a delete marker is in front of them.
+    It ``is_hidden`` if a delete marker is in front of them. ``markers`` are those that can be
+    removed. One without an id of its own cannot: by then its id may be that of a newer object.
     """
 
     key: str
@@ -24,6 +26,11 @@ class Stored:
     data: Sequence[ObjectVersion]
     markers: Sequence[ObjectVersion]
     is_hidden: bool
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether it is hidden or visible. With neither, the listing is incomplete."""
+        return self.is_hidden or self.data[0].current
 
 
 class VersionListing:
@@ -59,7 +66,8 @@ def _each(storage: Versioned, prefix: str, gone: frozenset[str]) -> Iterator[Sto
     found: dict[str, list[ObjectVersion]] = {}
     for beginning in ("backup_", trial_objects.PREFIX):
         for version in storage.versions(f"{prefix}/{beginning}"):
-            found.setdefault(version.key, []).append(version)
+            if version.key.startswith(f"{prefix}/"):
+                found.setdefault(version.key, []).append(version)
     for key, versions in found.items():
         data = sorted(
             (each for each in versions if not each.is_marker),
@@ -68,5 +76,7 @@ def _each(storage: Versioned, prefix: str, gone: frozenset[str]) -> Iterator[Sto
         )
         markers = [each for each in versions if each.is_marker]
         is_gone = key in gone and any(each.version_id != _ONLY_VERSION for each in data)
-        is_hidden = is_gone or not any(each.current for each in data)
-        yield Stored(key, key.removeprefix(f"{prefix}/"), data, markers, is_hidden)
+        is_marked = any(each.current for each in markers)
+        is_hidden = is_gone or (is_marked and not any(each.current for each in data))
+        removable = [each for each in markers if each.version_id != _ONLY_VERSION]
+        yield Stored(key, key.removeprefix(f"{prefix}/"), data, removable, is_hidden)

@@ -14,7 +14,7 @@ from pgstash.errors import StorageRefusedError
 from pgstash.storage.interface import ObjectVersion
 from pgstash.storage.s3.client import Requests
 from pgstash.storage.s3.codes import FORBIDDEN, REFUSALS
-from pgstash.storage.s3.errors import answered, is_unknown_request
+from pgstash.storage.s3.errors import answered, is_unknown_request, unreadable
 
 _DENIED = REFUSALS["AccessDenied"]
 
@@ -68,10 +68,14 @@ def _page(
         for kind, is_marker in (("Versions", False), ("DeleteMarkers", True))
         for each in page.get(kind, [])
     ]
+    if not all(each.version_id for each in found):
+        raise unreadable(f"list the versions under s3://{requests.bucket}/{prefix}")
     if not page.get("IsTruncated"):
         return found, None
     # The version is missing if the page ends with the last version of a key.
     after = {"KeyMarker": page["NextKeyMarker"]}
     if version_id := page.get("NextVersionIdMarker"):
         after["VersionIdMarker"] = version_id
+    if after == position:  # the store would return this page for ever
+        raise unreadable(f"list the versions under s3://{requests.bucket}/{prefix}")
     return found, after
