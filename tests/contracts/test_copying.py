@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
@@ -375,3 +376,44 @@ def test_one_place_under_two_urls_is_found_out() -> None:
     copy(source, coarse)
     assert not is_one(coarse)
     assert contents(coarse) == before
+
+
+class Changing(MemoryStorage):
+    """A store in which `pgstash keys` replaces a wrapped passphrase while it is being read."""
+
+    def __init__(self, *later: bytes) -> None:
+        super().__init__()
+        self.later = list(later)
+
+    @contextmanager
+    def read(
+        self, key: str, *, start: int = 0, length: int | None = None
+    ) -> Iterator[Iterator[bytes]]:
+        if key.endswith(names.AGE_ENDING) and self.later:
+            self.put(key, self.later.pop(0), self.head(key).metadata)
+        with super().read(key, start=start, length=length) as chunks:
+            yield chunks
+
+
+def test_a_wrapped_passphrase_that_changes_while_it_is_copied_arrives_whole() -> None:
+    more = [wrapped_for(each, "") for each in ("ann, ben", "ann, ben, and cem")]
+    source, target = Changing(*more), MemoryStorage()
+    made = store(source, make(SCRIPT, passphrase=KEY))
+    wrapped = f"p/{names.key_name(made.base, made.manifest.id)}"
+    source.put(wrapped, wrapped_for("ann", wrapped), {"id": made.manifest.id})
+    copy(source, target)
+    assert source.later == []
+    assert contents(target) == contents(source)
+
+
+def test_a_wrapped_passphrase_that_never_rests_is_an_error() -> None:
+    source, target = (
+        Changing(*(wrapped_for("a" * each, "") for each in range(4, 99))),
+        MemoryStorage(),
+    )
+    made = store(source, make(SCRIPT, passphrase=KEY))
+    wrapped = f"p/{names.key_name(made.base, made.manifest.id)}"
+    source.put(wrapped, wrapped_for("ann", wrapped), {"id": made.manifest.id})
+    with pytest.raises(CorruptedError, match="keeps changing while it is copied"):
+        copy(source, target)
+    assert f"p/{made.manifest.archive}" not in [each.key for each in target.list("p/")]

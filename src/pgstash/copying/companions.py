@@ -15,6 +15,8 @@ from pgstash.pipeline import age, decompression
 from pgstash.repository.catalog import Companion
 from pgstash.storage.interface import StoredObject
 
+_MOST_TRIES = 5
+
 CHANGES = frozenset({"key", "kms"})
 """The only kinds that ever change: a passphrase is wrapped again for other recipients."""
 
@@ -26,21 +28,43 @@ def copied(source: Place, target: Place, found: Iterable[Companion]) -> Iterator
     if the target has another one that must not change, StorageError.
     """
     for companion in found:
-        here = source.storage.head(companion.key)
-        refuse_unstorable(source, here)
-        name = companion.key.removeprefix(f"{source.prefix}/")
-        there = _head(target, f"{target.prefix}/{name}")
-        same = there if there and _is_same(here, there) else None
-        if there and companion.kind not in CHANGES:
-            if not same:
-                raise _differs(source, target, here, there)
-            continue
-        data = _read(source, here)
-        if same and data == _read(target, same):
-            continue
-        _refuse_damaged(source, companion, data)
-        target.storage.put(f"{target.prefix}/{name}", data, here.metadata)
-        yield len(data)
+        for _ in range(_MOST_TRIES):
+            here = source.storage.head(companion.key)
+            data = _brought(source, target, companion, here)
+            if data is not None:
+                yield len(data)
+            if companion.kind not in CHANGES or _is_unchanged(source, here):
+                break
+        else:
+            raise CorruptedError(
+                f"{source.storage.url(companion.key)} keeps changing while it is copied",
+                hint="Copy the backup again when `pgstash keys` has ended.",
+            )
+
+
+def _brought(
+    source: Place, target: Place, companion: Companion, here: StoredObject
+) -> bytes | None:
+    """Store a companion in the target and return its bytes; None if the target has them."""
+    refuse_unstorable(source, here)
+    name = companion.key.removeprefix(f"{source.prefix}/")
+    there = _head(target, f"{target.prefix}/{name}")
+    same = there if there and _is_same(here, there) else None
+    if there and companion.kind not in CHANGES:
+        if not same:
+            raise _differs(source, target, here, there)
+        return None
+    data = _read(source, here)
+    if same and data == _read(target, same):
+        return None
+    _refuse_damaged(source, companion, data)
+    target.storage.put(f"{target.prefix}/{name}", data, here.metadata)
+    return data
+
+
+def _is_unchanged(source: Place, here: StoredObject) -> bool:
+    """Return whether `pgstash keys` has not replaced an object since its head was read."""
+    return source.storage.head(here.key) == here
 
 
 def refuse_unstorable(source: Place, found: StoredObject) -> None:
