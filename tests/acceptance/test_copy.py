@@ -83,6 +83,7 @@ def test_the_latest_backup_is_copied_to_a_disk_and_read_there(primary: Path, dis
     assert (facts["status"], facts["exit_code"]) == ("success", 0)
     [copy] = facts["copies"]
     assert (copy["backup"], copy["status"], copy["sent_bytes"]) == (name, "present", 0)
+    assert copy["verified"] is None
 
 
 def test_all_backups_of_the_source_are_copied_and_no_others(primary: Path, disk: Path) -> None:

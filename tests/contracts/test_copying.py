@@ -111,7 +111,7 @@ def test_what_is_there_is_not_sent_again(storage: Storage) -> None:
     copy(source, storage)
     before = [(each.key, each.modified) for each in storage.list("p/")]
     done = copy(source, storage)
-    assert (done.already, done.sent_bytes) == (True, 0)
+    assert (done.already, done.sent_bytes, done.verified) == (True, 0, None)
     assert [(each.key, each.modified) for each in storage.list("p/")] == before
 
 

@@ -51,14 +51,14 @@ class Copied:
     """A backup that is complete in the target.
 
     ``sent_bytes`` were sent, none if everything was there ``already``. ``verified`` is whether the
-    archive was compared with a digest while it was sent.
+    archive was compared with a digest while it was sent; None if it was not sent.
     """
 
     name: str
     location: str
     sent_bytes: int
     already: bool
-    verified: bool
+    verified: bool | None
 
 
 def run(plan: Plan, backup: Backup, runtime: Runtime) -> Copied:
@@ -114,7 +114,7 @@ class _Copying:
         own = object_metadata.companions_of(self._backup, found.metadata)
         if self._is_there(found):
             sent = sum(companions.copied(self._plan.source, self._plan.target, own))
-            return self._copied(sent, already=not sent, verified=True)
+            return self._copied(sent, already=not sent, verified=None)
         expected = digests.of(source, self._backup, self._plan.access)
         try:
             return self._send(found, own, expected)
@@ -122,9 +122,9 @@ class _Copying:
             # Another process may have copied it in the meantime.
             if not self._is_there(found):
                 raise
-            return self._copied(0, already=True, verified=True)
+            return self._copied(0, already=True, verified=None)
 
-    def _copied(self, sent: int, *, already: bool, verified: bool) -> Copied:
+    def _copied(self, sent: int, *, already: bool, verified: bool | None) -> Copied:
         return Copied(self._backup.name, self._url, sent, already, verified)
 
     def _is_there(self, found: StoredObject) -> bool:

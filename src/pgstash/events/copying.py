@@ -31,8 +31,8 @@ class CopyProgressed(Event):
 class CopySucceeded(Event):
     """A backup is complete in the copy.
 
-    ``sent_bytes`` were sent, none if everything was there ``already``. If it is not ``verified``,
-    no digest was known to compare the archive with.
+    ``sent_bytes`` were sent, none if everything was there ``already``. If ``verified`` is
+    False, no digest was known to compare the archive with; None if the archive was not sent.
     """
 
     name: str
@@ -41,7 +41,7 @@ class CopySucceeded(Event):
     seconds: float
     sent_bytes: int
     already: bool
-    verified: bool
+    verified: bool | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,7 @@ def _copy_succeeded(event: events.CopySucceeded) -> None:
         size(event.sent_bytes),
     )
     LOGGER.info("Copy location: %s", event.location)
-    if not event.verified:
+    if event.verified is False:
         LOGGER.warning(
             "No digest of %s is known without its key. Only the size of the copy was compared",
             event.name,
