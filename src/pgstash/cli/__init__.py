@@ -15,6 +15,7 @@ from pgstash import __version__
 from pgstash.check import report
 from pgstash.check.finding import Part
 from pgstash.cli import backups, copy, drill, keys, policy, restore
+from pgstash.cli.arguments import Job
 from pgstash.cli.output import print_line
 from pgstash.cli.runner import Command, run
 from pgstash.counting import counted
@@ -75,7 +76,7 @@ def _options(
 
 
 @_cli.command()
-def once() -> None:
+def once(*, job: Job = None) -> None:
     """Back up the database once: for cron, a Kubernetes CronJob, or by hand.
 
     Afterwards, backups that the retention settings no longer keep are deleted, and the backup is
@@ -87,7 +88,7 @@ def once() -> None:
     def work(values: Settings, emit: Emit, interruption: Interruption) -> None:
         back_up_and_copy(values, Runtime(emit, interruption))
 
-    run(work)
+    run(work, Command(job=job))
 
 
 @_cli.command()
@@ -129,6 +130,7 @@ def prune(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what would be deleted; delete nothing.")
     ] = False,
+    job: Job = None,
 ) -> None:
     """Delete the backups that the retention settings no longer keep, and show why.
 
@@ -142,7 +144,7 @@ def prune(
     def work(values: Settings, _emit: Emit, _interruption: Interruption) -> None:
         remove_old_backups(values, event_log.explain, sources=source or [], dry_run=dry_run)
 
-    run(work, Command(needs=["storage"]))
+    run(work, Command(needs=["storage"], job=job))
 
 
 @_cli.command()
@@ -153,6 +155,7 @@ def check(
     ] = None,
     *,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    job: Job = None,
 ) -> None:
     """Check that a backup can be made, and explain how to fix whatever fails.
 
@@ -177,11 +180,11 @@ def check(
         if failed:
             raise CheckFailedError(f"{failed} of {counted(len(found), 'check')} failed")
 
-    run(work, Command(prints_findings=True))
+    run(work, Command(prints_findings=True, job=job))
 
 
 @_cli.command()
-def healthcheck() -> None:
+def healthcheck(*, job: Job = None) -> None:
     """Report health in one line, for a container HEALTHCHECK.
 
     Checks the configuration, the database, the store, and whether the newest backup is as recent
@@ -199,7 +202,7 @@ def healthcheck() -> None:
             typer.echo(scrub(f"unhealthy: {error.message}"))
             raise
 
-    run(work, Command(prints_findings=True))
+    run(work, Command(prints_findings=True, job=job))
 
 
 _cli.command("list")(backups.list_backups)

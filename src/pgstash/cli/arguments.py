@@ -69,6 +69,16 @@ From = Annotated[
 ]
 
 
+Job = Annotated[
+    str | None,
+    typer.Option(
+        "--job",
+        help="With DATABASES, the database whose backups are meant.",
+        metavar="DATABASE",
+    ),
+]
+
+
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 

@@ -14,6 +14,7 @@ import typer
 from pgstash.cli.arguments import (
     At,
     From,
+    Job,
     Json,
     Name,
     Source,
@@ -51,6 +52,7 @@ def list_backups(
         bool, typer.Option("--all", help=f"List all backups, not only the newest {_SHOWN}.")
     ] = False,
     origin: From = None,
+    job: Job = None,
     as_json: Json = False,
 ) -> None:
     """List the stored backups, newest first. Needs no encryption key.
@@ -94,15 +96,16 @@ def list_backups(
         print_table(_fitting([heads, *rows], line_width()))
 
     needs, given = needs_from(origin), given_by(origin)
-    run(work, Command(needs=needs, given=given, only_reads=True, stdout_is_data=True))
+    run(work, Command(needs=needs, given=given, only_reads=True, stdout_is_data=True, job=job))
 
 
-def show(
+def show(  # noqa: PLR0913 - one argument for each option
     name: Name = "latest",
     *,
     at: At = None,
     source: Source = None,
     origin: From = None,
+    job: Job = None,
     as_json: Json = False,
 ) -> None:
     """Show the manifest of a backup: its source, size, versions, tables and row counts."""
@@ -139,15 +142,16 @@ def show(
         print_table([["TABLE", "ROWS"], *sorted(tables)])
 
     needs, given = needs_of(wanted, origin), given_by(origin)
-    run(work, Command(needs=needs, given=given, only_reads=True, stdout_is_data=True))
+    run(work, Command(needs=needs, given=given, only_reads=True, stdout_is_data=True, job=job))
 
 
-def cat(
+def cat(  # noqa: PLR0913 - one argument for each option
     name: Name = "latest",
     *,
     at: At = None,
     source: Source = None,
     origin: From = None,
+    job: Job = None,
     unverified: Unverified = False,
 ) -> None:
     """Write the plain SQL of a backup to stdout.
@@ -173,7 +177,7 @@ def cat(
             sys.stdout.buffer.flush()
 
     needs, given = needs_of(wanted, origin), given_by(origin)
-    run(work, Command(needs=needs, given=given, only_reads=True, stdout_is_data=True))
+    run(work, Command(needs=needs, given=given, only_reads=True, stdout_is_data=True, job=job))
 
 
 def _about_frozen(frozen: Sequence[stored.Listed], of: int) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pgstash import events
-from pgstash.cli.arguments import Source, refuse_needless
+from pgstash.cli.arguments import Job, Source, refuse_needless
 from pgstash.cli.outcome import JsonOutcome, scrubbed
 from pgstash.cli.output import print_line
 from pgstash.cli.runner import Command, run
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pgstash.commands.copying import Request
 
 
-def copy(
+def copy(  # noqa: PLR0913 - one argument for each option
     name: Annotated[
         str,
         typer.Argument(
@@ -51,6 +51,7 @@ def copy(
         ),
     ] = False,
     source: Source = None,
+    job: Job = None,
     as_json: JsonOutcome = False,
 ) -> None:
     """Copy a backup to other stores, or to a folder such as a disk that is taken home.
@@ -70,7 +71,10 @@ def copy(
         with _reporting(values, emit, as_json=as_json) as listener:
             copying.copy_backups(values, request, Runtime(listener, interruption))
 
-    run(work, Command(needs=_needs(request), only_reads=True, stdout_is_data=as_json))
+    run(
+        work,
+        Command(needs=_needs(request), only_reads=True, stdout_is_data=as_json, job=job),
+    )
 
 
 def _needs(request: Request) -> Sequence[Need]:

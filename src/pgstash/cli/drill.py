@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from pgstash.cli.arguments import From, Source, given_by, needs_from, refuse_needless
+from pgstash.cli.arguments import From, Job, Source, given_by, needs_from, refuse_needless
 from pgstash.cli.outcome import JsonOutcome, reporting
 from pgstash.cli.runner import Command, run
 from pgstash.errors import PgstashError
@@ -17,7 +17,7 @@ from pgstash.settings import Settings
 from pgstash.signals import Interruption
 
 
-def drill(
+def drill(  # noqa: PLR0913 - one argument for each option
     name: Annotated[
         str,
         typer.Argument(metavar="BACKUP", help="latest, the name of a backup or the end of it."),
@@ -31,6 +31,7 @@ def drill(
     ] = False,
     source: Source = None,
     origin: From = None,
+    job: Job = None,
     as_json: JsonOutcome = False,
 ) -> None:
     """Prove that a backup restores: restore it into a scratch database, check it, drop it.
@@ -72,5 +73,5 @@ def drill(
 
     run(
         work,
-        Command(needs=needs_from(origin), given=given_by(origin), stdout_is_data=as_json),
+        Command(needs=needs_from(origin), given=given_by(origin), stdout_is_data=as_json, job=job),
     )

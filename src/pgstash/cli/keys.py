@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pgstash.cli.arguments import Json
+from pgstash.cli.arguments import Job, Json
 from pgstash.cli.output import print_line, print_table
 from pgstash.cli.runner import Command, run
 from pgstash.counting import counted
@@ -65,6 +65,7 @@ def list_(
     everything: Annotated[
         bool, typer.Option("--all", help=f"List all backups, not only the newest {_SHOWN}.")
     ] = False,
+    job: Job = None,
     as_json: Json = False,
 ) -> None:
     """List with which key each backup is read, newest first. Needs no identity.
@@ -82,7 +83,7 @@ def list_(
             return
         print_table([["NAME", "KEY"], *([each.name, shown(each)] for each in found)])
 
-    run(work, Command(needs=["storage"], only_reads=True, stdout_is_data=True))
+    run(work, Command(needs=["storage"], only_reads=True, stdout_is_data=True, job=job))
 
 
 def shown(found: KeyOf) -> str:
@@ -94,28 +95,34 @@ def shown(found: KeyOf) -> str:
 
 
 @app.command()
-def add(recipient: _Recipient, *, backup: _Backup = None, source: _Source = None) -> None:
+def add(
+    recipient: _Recipient, *, backup: _Backup = None, source: _Source = None, job: Job = None
+) -> None:
     """Let one more recipient read stored backups: all of a source, or one.
 
     Needs BACKUP_DECRYPTION_IDENTITY, or the permission to decrypt by AWS KMS. Only the wrapped
     passphrases are replaced; archives are neither read nor written. If it is interrupted, run it
     again.
     """
-    _change(recipient, removes=False, backup=backup, source=source)
+    _change(recipient, removes=False, backup=backup, source=source, job=job)
 
 
 @app.command()
-def remove(recipient: _Recipient, *, backup: _Backup = None, source: _Source = None) -> None:
+def remove(
+    recipient: _Recipient, *, backup: _Backup = None, source: _Source = None, job: Job = None
+) -> None:
     """Take a recipient off stored backups: all of a source, or one.
 
     RECIPIENT may be what `pgstash keys list` shows. Whoever held its secret key may have read the
     backups before, and copies of the objects stay readable. Needs BACKUP_DECRYPTION_IDENTITY, or
     the permission to decrypt by AWS KMS. If it is interrupted, run it again.
     """
-    _change(recipient, removes=True, backup=backup, source=source)
+    _change(recipient, removes=True, backup=backup, source=source, job=job)
 
 
-def _change(recipient: str, *, removes: bool, backup: str | None, source: str | None) -> None:
+def _change(
+    recipient: str, *, removes: bool, backup: str | None, source: str | None, job: str | None
+) -> None:
     from pgstash.commands import keys
     from pgstash.repository.rewrap import Change
 
@@ -136,7 +143,7 @@ def _change(recipient: str, *, removes: bool, backup: str | None, source: str | 
             done.number("not wrapped"),
         )
 
-    run(work, Command(needs=["storage"], only_reads=True))
+    run(work, Command(needs=["storage"], only_reads=True, job=job))
 
 
 def parsed(text: str, *, removes: bool) -> str:

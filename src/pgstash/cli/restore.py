@@ -10,6 +10,7 @@ import typer
 from pgstash.cli.arguments import (
     At,
     From,
+    Job,
     Name,
     Source,
     Unverified,
@@ -42,6 +43,7 @@ def restore(  # noqa: PLR0913 - one argument for each option
     at: At = None,
     source: Source = None,
     origin: From = None,
+    job: Job = None,
     create: Annotated[
         str | None,
         typer.Option(
@@ -228,6 +230,7 @@ def restore(  # noqa: PLR0913 - one argument for each option
             only_reads=True,
             stdout_is_data=as_json,
             opening=lambda values: target_of(values, request),
+            job=job,
         ),
     )
 

@@ -20,7 +20,7 @@ from pgstash.errors import (
 from pgstash.events import Emit, Event
 from pgstash.monitoring import event_log, log
 from pgstash.monitoring.redaction import Scrubber
-from pgstash.settings import Need, Settings
+from pgstash.settings import Need, Settings, jobs
 from pgstash.signals import Interruption, end_by
 
 Work = Callable[[Settings, Emit, Interruption], None]
@@ -44,7 +44,8 @@ class Command:
     ``only_reads``, invalid values of settings this command does not use are ignored. With
     ``stdout_is_data``, the whole log goes to stderr. With ``prints_findings``, no notifications are
     sent; the command prints its own findings. The event that ``opening`` returns is the first line
-    of the log.
+    of the log. ``job`` is the one of several that the command is for; without it, a command that
+    is for ``all_jobs`` gets the settings of all.
     """
 
     needs: Collection[Need] = _EVERYTHING
@@ -53,6 +54,8 @@ class Command:
     stdout_is_data: bool = False
     prints_findings: bool = False
     opening: Callable[[Settings], Event] | None = None
+    job: str | None = None
+    all_jobs: bool = False
 
 
 def run(work: Work, command: Command = Command()) -> NoReturn:
@@ -80,6 +83,7 @@ def _status_of(work: Work, command: Command, interruption: Interruption) -> int:
         values = settings.load(
             needs=command.needs, given=command.given, only_reads=command.only_reads
         )
+        values = jobs.of_job(values, command.job, may_be_all=command.all_jobs)
         log.start(
             Scrubber(values.secrets()),
             layout=values.log_format,

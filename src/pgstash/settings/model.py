@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
-from urllib.parse import unquote, urlsplit
 
 from pydantic import PrivateAttr, SecretStr
 
 from pgstash.format import kms
 from pgstash.postgres.server import conninfo
-from pgstash.settings import copy_to, regions, store_url, tags
+from pgstash.settings import copy_to, regions, secret_parts, store_url, tags
 from pgstash.settings.backup import (
     BackupSettings,
     ContentsSettings,
@@ -19,6 +18,7 @@ from pgstash.settings.backup import (
     HookSettings,
 )
 from pgstash.settings.copy_to import CopyStore, CopyToSettings
+from pgstash.settings.databases import ManyDatabasesSettings
 from pgstash.settings.declaration import Variable
 from pgstash.settings.encryption import EncryptionSettings
 from pgstash.settings.other_stores import OtherStoreSettings
@@ -34,7 +34,6 @@ from pgstash.settings.store_url import StoreUrl
 STRONG_KEY_LENGTH = 32
 ODD_VALUE_REMEDY = "Correct it, unless it is meant."
 _NOT_SECRET = ("#", "-----")  # the comments and the first line of a file of keys
-_TOKEN_LENGTH = 12  # shorter parts of a URL are words such as "services"
 
 
 Need = Literal["source", "storage", "target", "bucket", "copies"]
@@ -50,6 +49,7 @@ class Settings(
     LogSettings,
     DrillSettings,
     RestoreSettings,
+    ManyDatabasesSettings,
     ServiceSettings,
     RetentionSettings,
     HookSettings,
@@ -73,6 +73,7 @@ class Settings(
     _copies: Mapping[str, CopyStore] = PrivateAttr(default_factory=dict)
     _copy_name: str = PrivateAttr(default="")
     _primary: Settings | None = PrivateAttr(default=None)
+    _job: str = PrivateAttr(default="")
 
     @property
     def has_source(self) -> bool:
@@ -134,6 +135,11 @@ class Settings(
     def primary(self) -> Settings | None:
         """The settings of the primary, if these are of a copy."""
         return self._primary
+
+    @property
+    def job(self) -> str:
+        """The name of the job these are for, if one of several was chosen."""
+        return self._job
 
     def as_written(self, message: str) -> str:
         """Return a message about the store with its settings as they are named for this copy."""
@@ -233,7 +239,7 @@ class Settings(
         found += self.old_passphrases
         for web in (self.webhook_url, self.verify_webhook_url, self.healthcheck_ping_url):
             if web is not None:
-                found += _parts_of_url(web.get_secret_value())
+                found += secret_parts.of_url(web.get_secret_value())
         for url in servers:
             found += conninfo.secrets(url)
         for group in groups:
@@ -276,14 +282,6 @@ class Settings(
             *self._misspelt,
             *(f"{each} {ODD_VALUE_REMEDY}" for each in self._odd_values),
         ]
-
-
-def _parts_of_url(url: str) -> list[str]:
-    """Return the secret parts of a URL: messages of libraries may quote them separately."""
-    parts = urlsplit(url)
-    target = f"{parts.path}?{parts.query}" if parts.query else parts.path
-    longer = [part for part in (target, *parts.path.split("/")) if len(part) >= _TOKEN_LENGTH]
-    return longer + [part for part in (parts.password, unquote(parts.password or "")) if part]
 
 
 def is_secret(name: str) -> bool:

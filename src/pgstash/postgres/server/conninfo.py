@@ -137,6 +137,18 @@ def login_uri(url: str, database: str, user: str | None = None) -> str:
     return f"postgresql://{at}/{path}" + (f"?{urlencode(login, quote_via=quote)}" if login else "")
 
 
+def with_database(url: str, database: str) -> str:
+    """Return a URI that differs from ``url`` in its database alone; it has all secrets of it.
+
+    An empty ``url`` stands for libpq's variables.
+    """
+    given = conninfo.conninfo_to_dict(url)
+    rest = {key: str(value) for key, value in given.items() if key != "dbname" and value}
+    return f"postgresql:///{quote(database, safe='')}" + (
+        f"?{urlencode(rest, quote_via=quote)}" if rest else ""
+    )
+
+
 def completed(url: str, configured: str) -> str:
     """Return ``url`` with what it lacks from ``configured``, if both have the same login.
 
