@@ -59,3 +59,15 @@ def test_which_job(two: list[Database], tmp_path: Path) -> None:
         assert refused.returncode == 1
         assert problem in refused.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_the_policy_of_all_of_them() -> None:
+    """A policy is for the prefix with the folders of all databases, or for that of one."""
+    settings = {"S3_BUCKET": "shop", "S3_REGION": "eu-central-1", "DATABASES": "*"}
+    for job, resource in (
+        ([], "arn:aws:s3:::shop/postgres-backups/*/backup_*.proof_*"),
+        (["--job", "shop"], "arn:aws:s3:::shop/postgres-backups/shop/backup_*.proof_*"),
+    ):
+        printed = run_pgstash(["policy", "reader", *job], environment(**settings))
+        statements = json.loads(printed.stdout)["Statement"]
+        assert resource in [each["Resource"] for each in statements]

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from pgstash.cli.arguments import Job
 from pgstash.cli.output import print_line
 from pgstash.cli.runner import Command, run
 from pgstash.events import Emit
@@ -23,16 +24,22 @@ def policy(
             "drills."
         ),
     ],
+    *,
+    job: Job = None,
 ) -> None:
     """Print the permissions that an S3 key needs, as an IAM policy in JSON.
 
     Each role has the least permissions for the configured bucket and prefix. Nothing is requested
     from the store, and no access key is needed. With STORAGE_ROLE=writer, the permissions of the
-    writer are enough for backups.
+    writer are enough for backups. With DATABASES, they are for the backups of all databases, or of
+    that of --job.
     """
     from pgstash.commands.policy import policy_of
 
     def work(values: Settings, _emit: Emit, _interruption: Interruption) -> None:
         print_line(json.dumps(policy_of(role, values), indent=2))
 
-    run(work, Command(needs=["bucket"], only_reads=True, stdout_is_data=True))
+    run(
+        work,
+        Command(needs=["bucket"], only_reads=True, stdout_is_data=True, job=job, all_jobs=True),
+    )

@@ -32,5 +32,6 @@ def policy_of(role: Role, settings: Settings) -> dict[str, Any]:
         locked=settings.s3_object_lock_days is not None,
         recipients=settings.kms_recipients,
         versions=settings.prune_versions,
+        folders=bool(settings.databases) and not settings.job,
     )
     return policy.policy(role, place)

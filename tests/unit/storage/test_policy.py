@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from pgstash.storage.s3.policy import ROLES, Place, policy
@@ -47,6 +49,17 @@ def test_what_a_role_may_not_do(role: str, action: str, resource: str) -> None:
 )
 def test_what_a_role_may_do(role: str, action: str, resource: str) -> None:
     assert allows(policy(role, PLACE), Wanted(action, resource))  # type: ignore[arg-type] # roles are text here
+
+
+def test_a_reader_of_many_databases_stores_their_proofs() -> None:
+    """Each database has its backups in a folder below the prefix."""
+    printed = policy("reader", replace(PLACE, folders=True))
+    for folder, allowed in (("shop/", True), ("eu/=53hop/", True), ("", False)):
+        proof = PROOF.replace("backup_", f"{folder}backup_")
+        assert allows(printed, Wanted("s3:PutObject", proof)) == allowed
+    archive = ARCHIVE.replace("backup_", "shop/backup_")
+    assert allows(printed, Wanted("s3:GetObject", archive))
+    assert not allows(printed, Wanted("s3:PutObject", archive))
 
 
 @pytest.mark.parametrize("role", ROLES)

@@ -26,7 +26,8 @@ class Place:
     ``region`` decides in which partition of AWS the bucket is. ``kms_key`` is the key of KMS that
     encrypts them: its id or alias, or the ARN of either. Objects may have tags (``tagged``)
     and locks (``locked``). ``recipients`` are the ARNs of the keys of KMS that backups are
-    encrypted for. With ``versions``, pruning removes the versions of objects.
+    encrypted for. With ``versions``, pruning removes the versions of objects. With ``folders``, the
+    backups of each database are in a folder below the prefix.
     """
 
     bucket: str
@@ -37,6 +38,7 @@ class Place:
     locked: bool = False
     recipients: Sequence[str] = ()
     versions: bool = False
+    folders: bool = False
 
     @property
     def _partition(self) -> str:
@@ -149,7 +151,7 @@ def _reader(place: Place) -> list[Statement]:
     return [
         place.of_listing("s3:ListBucket"),
         place.of_objects("s3:GetObject"),
-        place.of_storing(names=_PROOFS),
+        place.of_storing(names=f"*/{_PROOFS}" if place.folders else _PROOFS),
         *place.of_recipients("kms:Decrypt"),
         *place.of_key("kms:GenerateDataKey", "kms:Decrypt"),
     ]
