@@ -66,8 +66,8 @@ class Faulty:
     def list(self, prefix: str, *, start_after: str = "") -> Iterator[StoredObject]:
         yield from self.inner.list(prefix, start_after=start_after)
 
-    def folders(self, within: str = "") -> Sequence[str]:
-        return self.inner.folders(within)
+    def folders(self, within: str = "", *, complete: bool = False) -> Sequence[str]:
+        return self.inner.folders(within, complete=complete)
 
     def head(self, key: str) -> StoredObject:
         self.may_fail()

@@ -420,3 +420,12 @@ def test_another_program_understands_the_requests(
         upload(storage)
     storage.delete(["a/key", "missing", "z", "a/ä b?#%"])
     assert visible(storage) == []
+
+
+def test_folders_are_listed_page_by_page(gcs: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("support.gcs_server.PAGE", 2)
+    storage = gcs()
+    for key in ("p/1", "p/a/1", "p/a/2", "p/b/1", "p/c/1", "p/d/1", "p-other/e/1"):
+        storage.put(key, b"", {})
+    assert storage.folders("p/", complete=True) == ["p/a/", "p/b/", "p/c/", "p/d/"]
+    assert storage.folders("p/") == ["p/a/"]

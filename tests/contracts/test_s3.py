@@ -866,3 +866,16 @@ def test_a_content_md5_that_is_refused_is_sent_once(
     with pytest.raises(StorageRefusedError, match="The Content-MD5 is not valid"):
         s3(endpoint=http.endpoint).put("small", b"a few bytes", {})
     assert rule.applied == 2
+
+
+def test_folders_are_listed_page_by_page(s3: Callable[..., S3Storage]) -> None:
+    def limit(params: dict[str, object], **_: object) -> None:
+        params["MaxKeys"] = 2
+
+    storage = s3()
+    client = storage._client  # noqa: SLF001 - the store then returns small pages
+    client.meta.events.register("provide-client-params.s3.ListObjectsV2", limit)
+    for key in ("p/1", "p/a/1", "p/a/2", "p/b/1", "p/c/1", "p/d/1", "p-other/e/1"):
+        storage.put(key, b"", {})
+    assert storage.folders("p/", complete=True) == ["p/a/", "p/b/", "p/c/", "p/d/"]
+    assert storage.folders("p/") == ["p/a/"]

@@ -78,6 +78,36 @@ def test_the_folders_of_a_folder(storage: Storage) -> None:
     assert list(storage.folders("none/")) == []
 
 
+def test_a_folder_may_have_any_name(storage: Storage) -> None:
+    wanted = ["'\"<>", "100%25", "=53hop", "a b", "a+b&c=d", "p", "q?x#y", "ünï"]
+    for name in wanted:
+        storage.put(f"p/{name}/backup", b"x", {})
+        storage.put(f"p/{name}/deeper/backup", b"x", {})
+    for other in ("p-other/x/backup", "p/backup", "other"):
+        storage.put(other, b"x", {})
+    for complete in (False, True):
+        found = storage.folders("p/", complete=complete)
+        assert list(found) == [f"p/{name}/" for name in wanted]
+        assert list(storage.folders("none/", complete=complete)) == []
+
+
+@pytest.mark.parametrize(
+    "storage",
+    # To store so much takes the others a while. Pages of S3 and GCS: see their own tests.
+    [
+        *("memory", "directory"),
+        *(pytest.param(each, marks=pytest.mark.long) for each in ("s3", "gcs", *SLOW)),
+    ],
+    indirect=True,
+)
+def test_more_folders_than_one_page_holds(storage: Storage) -> None:
+    wanted = [f"many/{number:04}/" for number in range(1003)]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda folder: storage.put(f"{folder}key", b"", {}), wanted))
+    assert list(storage.folders("many/", complete=True)) == wanted
+    assert set(storage.folders("many/")) <= set(wanted)
+
+
 def test_pieces_of_any_length_are_written_in_order(storage: Storage) -> None:
     pieces = [NOISE[:1], b"", NOISE[1:1000], NOISE[1000 : PART + 7], NOISE[PART + 7 :]]
     with storage.upload("key", metadata={"id": "1"}, expected_size=len(NOISE)) as upload:

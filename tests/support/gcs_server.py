@@ -205,11 +205,14 @@ class _Handler(BaseHTTPRequestHandler):
             objects = self.gcs.objects(bucket)
             found = sorted(name for name in objects if name.startswith(prefix) and name >= first)
             rests = [name[len(prefix) :] for name in found]
-            if delimiter and (inner := [rest for rest in rests if delimiter in rest]):
-                folders = {rest.partition(delimiter)[0] for rest in inner}
-                page["prefixes"] = [f"{prefix}{each}{delimiter}" for each in sorted(folders)]
-                found = [f"{prefix}{rest}" for rest in rests if delimiter not in rest]
-            page["items"] = [objects[name].resource() for name in found[:most]]
+            if delimiter:  # a page counts objects and folders together
+                cut = (rest.partition(delimiter) for rest in rests)
+                found = sorted({f"{prefix}{name}{slash}" for name, slash, _ in cut})
+                page["prefixes"] = [
+                    name for name in found[:most] if name.endswith(delimiter) and name != prefix
+                ]
+            listed = [name for name in found[:most] if name not in page.get("prefixes", ())]
+            page["items"] = [objects[name].resource() for name in listed]
         if found[most:]:
             page["nextPageToken"] = found[most]
         self._json(200, page)

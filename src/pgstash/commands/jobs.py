@@ -1,11 +1,14 @@
-"""The jobs of a server: one for each of its databases that DATABASES selects."""
+"""The jobs of a server: one for each of its databases that DATABASES selects, or that is stored."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from pgstash import events
 from pgstash.commands.source import source_password
+from pgstash.commands.storage import open_storage
 from pgstash.postgres.server import databases
+from pgstash.repository import databases as stored_databases
 from pgstash.settings import Settings, jobs
 
 
@@ -51,3 +54,13 @@ def on_server(settings: Settings) -> Jobs:
         invalid=selected(found.invalid),
         foreign=selected(found.foreign),
     )
+
+
+def stored(settings: Settings) -> list[Job]:
+    """Return the jobs that have backups, by name, whether or not DATABASES selects them.
+
+    The server is not asked: it, or a database, may be gone. Raises StorageError.
+    """
+    storage = open_storage(settings, events.ignore)
+    names = stored_databases.with_backups(storage, settings.backup_prefix)
+    return [Job(name, jobs.of_database(settings, name)) for name in names]

@@ -108,11 +108,12 @@ class Storage(Protocol):
         within one folder: SeaweedFS lists ``b/1`` before ``b-1``.
         """
 
-    def folders(self, within: str = "") -> Sequence[str]:
+    def folders(self, within: str = "", *, complete: bool = False) -> Sequence[str]:
         """Return the folders directly within a folder, in order: ``a/b/`` within ``a/``.
 
-        Without ``within``, those of the whole store: ``a/``. If the folder has more than about
-        1,000 entries, some may be missing.
+        ``within`` ends with a slash. Without it, the folders are those of the whole store: ``a/``.
+        Unless ``complete``, one request is sent, and some may be missing if the folder has more
+        than about 1,000 entries.
         """
 
     def head(self, key: str) -> StoredObject:

@@ -49,8 +49,9 @@ class MemoryStorage:
         for stored in entries:
             yield replace(stored, metadata={})
 
-    def folders(self, within: str = "") -> Sequence[str]:
-        """Return the folders directly within a folder; see the interface."""
+    def folders(self, within: str = "", *, complete: bool = False) -> Sequence[str]:
+        """Return the folders directly within a folder, always all of them."""
+        del complete
         with self._lock:
             rests = [key.removeprefix(within) for key in self._entries if key.startswith(within)]
         return sorted({f"{within}{rest.partition('/')[0]}/" for rest in rests if "/" in rest})

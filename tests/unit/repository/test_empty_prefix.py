@@ -34,9 +34,9 @@ class Store(MemoryStorage):
         self._ask("list", prefix)
         return super().list(prefix, start_after=start_after)
 
-    def folders(self, within: str = "") -> Sequence[str]:
+    def folders(self, within: str = "", *, complete: bool = False) -> Sequence[str]:
         self._ask("folders", within)
-        return super().folders(within)
+        return super().folders(within, complete=complete)
 
     def _ask(self, what: str, where: str) -> None:
         self.asked[what] += 1

@@ -89,15 +89,21 @@ class AzureStorage:
         found = [*next(pages, ())]
         return found, getattr(pages, "continuation_token", None)
 
-    def folders(self, within: str = "") -> Sequence[str]:
-        """Return the folders directly within a folder, of the first page that the store returns."""
+    def folders(self, within: str = "", *, complete: bool = False) -> Sequence[str]:
+        """Return the folders directly within a folder, of the first page or of all pages."""
+        folders: set[str] = set()
+        position: str | None = None
 
-        def ask() -> Sequence[str]:
+        def ask() -> str | None:
             found = self._container.walk_blobs(name_starts_with=within or None, delimiter="/")
-            page = next(found.by_page(), ())
-            return sorted(each.name for each in page if isinstance(each, BlobPrefix))
+            pages = found.by_page(position)
+            folders.update(each.name for each in next(pages, ()) if isinstance(each, BlobPrefix))
+            return getattr(pages, "continuation_token", None)
 
-        return self._requests.call(f"list the folders of {self.url(within)}", ask)
+        doing = f"list the folders of {self.url(within)}"
+        while (position := self._requests.call(doing, ask)) and complete:
+            pass
+        return sorted(folders)
 
     def head(self, key: str) -> StoredObject:
         """Return one object with its metadata. Raises ObjectNotFoundError."""

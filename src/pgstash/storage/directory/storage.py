@@ -80,11 +80,12 @@ class DirectoryStorage:
             if status := self._file_status(entry):
                 yield stored_object(key, status, {})
 
-    def folders(self, within: str = "") -> Sequence[str]:
-        """Return the folders directly within a folder, except hidden ones, all of them.
+    def folders(self, within: str = "", *, complete: bool = False) -> Sequence[str]:
+        """Return the folders directly within a folder, except hidden ones, always all of them.
 
         A folder need not contain an object.
         """
+        del complete
         demand_root(self._root)
         found = self._scan(within)
         return sorted(

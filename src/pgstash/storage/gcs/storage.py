@@ -76,10 +76,16 @@ class GcsStorage:
 
         return self._requests.call(doing, ask)
 
-    def folders(self, within: str = "") -> Sequence[str]:
-        """Return the folders directly within a folder, of the first page that the store returns."""
-        doing = f"list the folders of {self.url(within)}"
-        return sorted(self._page(doing, {"prefix": within, "delimiter": "/"}).get("prefixes", []))
+    def folders(self, within: str = "", *, complete: bool = False) -> Sequence[str]:
+        """Return the folders directly within a folder, of the first page or of all pages."""
+        query = {"prefix": within, "delimiter": "/"}
+        found: set[str] = set()
+        while True:
+            page = self._page(f"list the folders of {self.url(within)}", query)
+            found.update(page.get("prefixes", []))
+            if not complete or not page.get("nextPageToken"):
+                return sorted(found)
+            query["pageToken"] = page["nextPageToken"]
 
     def head(self, key: str) -> StoredObject:
         """Return one object with its metadata. Raises ObjectNotFoundError."""

@@ -113,17 +113,25 @@ class S3Storage:
 
         return self._requests.call(doing, ask)
 
-    def folders(self, within: str = "") -> Sequence[str]:
-        """Return the folders directly within a folder, of the first page that the store returns.
+    def folders(self, within: str = "", *, complete: bool = False) -> Sequence[str]:
+        """Return the folders directly within a folder, of the first page or of all pages.
 
         https://docs.aws.amazon.com/AmazonS3/latest/userguide/using-prefixes.html
         """
+        found: set[str] = set()
+        position: dict[str, Any] = {}
 
-        def ask() -> Sequence[str]:
-            page = self._client.list_objects_v2(Bucket=self._bucket, Prefix=within, Delimiter="/")
-            return sorted(each["Prefix"] for each in page.get("CommonPrefixes", []))
+        def ask() -> str | None:
+            page = self._client.list_objects_v2(
+                Bucket=self._bucket, Prefix=within, Delimiter="/", **position
+            )
+            found.update(each["Prefix"] for each in page.get("CommonPrefixes", []))
+            return page["NextContinuationToken"] if page.get("IsTruncated") else None
 
-        return self._requests.call(f"list the folders of {self.url(within)}", ask)
+        doing = f"list the folders of {self.url(within)}"
+        while (more := self._requests.call(doing, ask)) and complete:
+            position = {"ContinuationToken": more}
+        return sorted(found)
 
     def head(self, key: str) -> StoredObject:
         """Return one object with its metadata; raise ObjectNotFoundError."""

@@ -1,0 +1,37 @@
+"""The databases that have backups under a prefix that many databases share.
+
+Each has its folder there: :mod:`pgstash.format.folders`. Other folders are ignored.
+"""
+
+from __future__ import annotations
+
+from pgstash.format import names
+from pgstash.format.folders import database_of, folder_of
+from pgstash.repository.object_metadata import in_parallel
+from pgstash.storage.interface import Storage
+
+
+def with_folder(storage: Storage, prefix: str) -> list[str]:
+    """Return the databases that have a folder, sorted; it may hold no backup.
+
+    One request is sent for about 1,000 folders. Raises StorageError.
+    """
+    within = f"{prefix}/"
+    found = storage.folders(within, complete=True)
+    databases = (database_of(folder.removeprefix(within).removesuffix("/")) for folder in found)
+    return sorted(database for database in databases if database)
+
+
+def with_backups(storage: Storage, prefix: str) -> list[str]:
+    """Return the databases that have at least one backup, sorted.
+
+    One more request is sent for each folder, several at once. Raises StorageError.
+    """
+    databases = with_folder(storage, prefix)
+    found = in_parallel(lambda name: _has_backup(storage, f"{prefix}/{folder_of(name)}"), databases)
+    return [name for name, there in zip(databases, found, strict=True) if there]
+
+
+def _has_backup(storage: Storage, prefix: str) -> bool:
+    listed = storage.list(f"{prefix}/backup_")
+    return any(names.ARCHIVE_NAME.fullmatch(each.key.removeprefix(f"{prefix}/")) for each in listed)
