@@ -14,7 +14,7 @@ import typer
 from pgstash import __version__
 from pgstash.check import report
 from pgstash.check.finding import Part
-from pgstash.cli import backups, copy, drill, keys, policy, restore
+from pgstash.cli import backups, copy, drill, keys, policy, restore, status
 from pgstash.cli.arguments import Job
 from pgstash.cli.output import print_line
 from pgstash.cli.runner import Command, run
@@ -205,6 +205,7 @@ def healthcheck(*, job: Job = None) -> None:
     run(work, Command(prints_findings=True, job=job))
 
 
+_cli.command()(status.status)
 _cli.command("list")(backups.list_backups)
 _cli.command()(backups.show)
 _cli.command()(backups.cat)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -25,7 +25,14 @@ from pgstash.cli.arguments import (
     needs_of,
     refuse_needless,
 )
-from pgstash.cli.output import line_width, print_line, print_table, table_width, writing
+from pgstash.cli.output import (
+    line_width,
+    print_line,
+    print_table,
+    shown_copies,
+    table_width,
+    writing,
+)
 from pgstash.cli.runner import Command, run
 from pgstash.counting import counted
 from pgstash.events import BackupChosen, Emit, Event
@@ -92,7 +99,7 @@ def list_backups(
         rows = [_row(each, now, by_source=by_source) for each in found]
         if values.copy_names:
             heads.append("COPIES")
-            rows = [[*row, _copies(each)] for row, each in zip(rows, copied, strict=True)]
+            rows = [[*row, shown_copies(each)] for row, each in zip(rows, copied, strict=True)]
         print_table(_fitting([heads, *rows], line_width()))
 
     needs, given = needs_from(origin), given_by(origin)
@@ -234,12 +241,6 @@ def _row(listed: stored.Listed, now: datetime, *, by_source: bool) -> list[str]:
         "yes" if backup.encrypted else "no",
         iso(backup.proven) if backup.proven else _ABSENT,
     ]
-
-
-def _copies(copies: Mapping[str, bool | None]) -> str:
-    known = {True: "", None: "?"}
-    named = [f"{name}{known[there]}" for name, there in copies.items() if there in known]
-    return ", ".join(named) or _ABSENT
 
 
 def _fitting(table: Sequence[Sequence[str]], width: int | None) -> Sequence[Sequence[str]]:

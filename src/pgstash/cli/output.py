@@ -6,7 +6,7 @@ import contextlib
 import shutil
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from pgstash.errors import OutputError
 from pgstash.monitoring import log
@@ -42,6 +42,28 @@ def table_width(rows: Sequence[Sequence[str]]) -> int:
     """Return the number of characters in the longest line of a printed table."""
     widths = _widths(rows)
     return sum(widths) + 2 * (len(widths) - 1)
+
+
+def without_columns(
+    table: Sequence[Sequence[str]], width: int | None, heads: Sequence[str]
+) -> Sequence[Sequence[str]]:
+    """Return a table without columns: those with these heads, one after the other, until it fits.
+
+    Without a ``width`` all of them are left out.
+    """
+    columns = {cells[0]: cells for cells in zip(*table, strict=True)}
+    for head in heads:
+        if width is not None and table_width(list(zip(*columns.values(), strict=True))) <= width:
+            break
+        columns.pop(head, None)
+    return list(zip(*columns.values(), strict=True))
+
+
+def shown_copies(copies: Mapping[str, bool | None]) -> str:
+    """Return the copies that have a backup, with a question mark if that is unknown."""
+    known = {True: "", None: "?"}
+    named = [f"{name}{known[there]}" for name, there in copies.items() if there in known]
+    return ", ".join(named) or "-"
 
 
 def _widths(rows: Sequence[Sequence[str]]) -> list[int]:

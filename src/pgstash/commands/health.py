@@ -49,9 +49,11 @@ def healthcheck(settings: Settings) -> str:
 
 def stale_at(settings: Settings) -> freshness.StaleAt:
     """Return the rule of the schedule; an interval counts from the backup itself."""
-    return lambda last: schedule.stale_at(
-        schedule.chosen(
-            settings.backup_schedule, settings.tz, settings.backup_interval, anchor=last
-        ),
-        last,
+    return lambda last: schedule.stale_at(schedule_of(settings, last), last)
+
+
+def schedule_of(settings: Settings, last: datetime) -> schedule.Schedule:
+    """Return the schedule after a backup that started at ``last``."""
+    return schedule.chosen(
+        settings.backup_schedule, settings.tz, settings.backup_interval, anchor=last
     )

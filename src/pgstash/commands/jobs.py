@@ -26,7 +26,8 @@ class Jobs:
 
     ``missing`` are databases that DATABASES names and the server does not have. The others are
     selected, but cannot be backed up, each for its reason in
-    :class:`pgstash.postgres.server.databases.Databases`.
+    :class:`pgstash.postgres.server.databases.Databases`. ``system`` identifies the server, if it
+    discloses that.
     """
 
     jobs: list[Job]
@@ -34,6 +35,7 @@ class Jobs:
     closed: list[str]
     invalid: list[str]
     foreign: list[str]
+    system: str | None
 
 
 def on_server(settings: Settings) -> Jobs:
@@ -53,6 +55,7 @@ def on_server(settings: Settings) -> Jobs:
         closed=selected(found.closed),
         invalid=selected(found.invalid),
         foreign=selected(found.foreign),
+        system=found.system,
     )
 
 

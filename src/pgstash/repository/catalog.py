@@ -98,11 +98,15 @@ class Catalog:
     suspects: Sequence[Companion]
 
 
-def read(storage: Storage, prefix: str) -> Catalog:
-    """Read the catalog from one listing. Raises StorageError."""
+def read(storage: Storage, prefix: str, *, since: datetime | None = None) -> Catalog:
+    """Read the catalog from one listing, only of backups that started after ``since`` if given.
+
+    Raises StorageError.
+    """
     archives: dict[str, tuple[str, datetime, StoredObject]] = {}
     companions: dict[str, list[Companion]] = {}
-    for stored in storage.list(f"{prefix}/backup_"):
+    after = f"{prefix}/{names.base_name(since)}" if since else ""
+    for stored in storage.list(f"{prefix}/backup_", start_after=after):
         name = stored.key.removeprefix(f"{prefix}/")
         if found := names.ARCHIVE_NAME.fullmatch(name):
             if started := names.started_of(found[1]):

@@ -23,13 +23,14 @@ class Databases:
 
     ``closed`` ones take no connections (``datallowconn``); ``invalid`` ones can only be dropped.
     The names of ``foreign`` ones are not UTF-8, so that no URI contains them; they are shown with
-    escapes.
+    escapes. ``system`` is the system identifier of the server, None if it is not disclosed.
     """
 
     usable: list[str]
     closed: list[str]
     invalid: list[str]
     foreign: list[str]
+    system: str | None
 
 
 def listed(url: str, password: Password | None = None) -> Databases:
@@ -38,7 +39,7 @@ def listed(url: str, password: Password | None = None) -> Databases:
     Raises DatabaseError.
     """
     server = login.inspect(url, password)
-    found = Databases([], [], [], [])
+    found = Databases([], [], [], [], server.database.system)
     with query.asking(server, "the list of databases") as ask:
         rows = ask(_DATABASES)
     for name, allowed, limit in rows:
