@@ -7,6 +7,7 @@ import ctypes
 import json
 import sys
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -14,7 +15,7 @@ import typer
 from pgstash import __version__
 from pgstash.check import report
 from pgstash.check.finding import Part
-from pgstash.cli import backups, copy, drill, keys, policy, restore, status
+from pgstash.cli import backups, config, copy, drill, keys, policy, restore, status
 from pgstash.cli.arguments import Job
 from pgstash.cli.output import print_line
 from pgstash.cli.runner import Command, run
@@ -25,7 +26,7 @@ from pgstash.monitoring import event_log
 from pgstash.monitoring.redaction import Scrubber
 from pgstash.runtime import Runtime
 from pgstash.service import loop
-from pgstash.settings import Settings
+from pgstash.settings import Settings, name_config
 from pgstash.signals import Interruption
 
 _M_ARENA_MAX = -8  # of glibc's malloc.h
@@ -62,6 +63,11 @@ def _show_version(*, value: bool) -> None:
         raise typer.Exit
 
 
+def _name_config(path: Path | None) -> None:
+    if path is not None:
+        name_config(path)
+
+
 @_cli.callback()
 def _options(
     *,
@@ -71,6 +77,16 @@ def _options(
             "--version", help="Show the version and exit.", callback=_show_version, is_eager=True
         ),
     ] = False,
+    config_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--config",
+            help="A configuration file with stores, servers and databases, instead of "
+            "PGSTASH_CONFIG.",
+            metavar="PATH",
+            callback=_name_config,
+        ),
+    ] = None,
 ) -> None:
     """Take the options that come before a command."""
 
@@ -213,4 +229,5 @@ _cli.command()(restore.restore)
 _cli.command()(drill.drill)
 _cli.command()(copy.copy)
 _cli.add_typer(keys.app)
+_cli.add_typer(config.app)
 _cli.command()(policy.policy)

@@ -73,8 +73,9 @@ Job = Annotated[
     str | None,
     typer.Option(
         "--job",
-        help="With DATABASES, the database whose backups are meant.",
-        metavar="DATABASE",
+        help="The job that is meant: with DATABASES a database, with a configuration file "
+        "SERVER/DATABASE.",
+        metavar="JOB",
     ),
 ]
 

@@ -20,7 +20,7 @@ from pgstash.errors import (
 from pgstash.events import Emit, Event
 from pgstash.monitoring import event_log, log
 from pgstash.monitoring.redaction import Scrubber
-from pgstash.settings import Need, Settings, jobs
+from pgstash.settings import Need, Request, Settings, jobs
 from pgstash.signals import Interruption, end_by
 
 Work = Callable[[Settings, Emit, Interruption], None]
@@ -45,7 +45,8 @@ class Command:
     ``stdout_is_data``, the whole log goes to stderr. With ``prints_findings``, no notifications are
     sent; the command prints its own findings. The event that ``opening`` returns is the first line
     of the log. ``job`` is the one of several that the command is for; without it, a command that
-    is for ``all_jobs`` gets the settings of all.
+    is for ``all_jobs`` gets the settings of all. With ``whole_file``, all of the configuration file
+    must be right, and not only what the command uses.
     """
 
     needs: Collection[Need] = _EVERYTHING
@@ -56,6 +57,7 @@ class Command:
     opening: Callable[[Settings], Event] | None = None
     job: str | None = None
     all_jobs: bool = False
+    whole_file: bool = False
 
 
 def run(work: Work, command: Command = Command()) -> NoReturn:
@@ -80,10 +82,7 @@ def _status_of(work: Work, command: Command, interruption: Interruption) -> int:
         stdout_is_data=command.stdout_is_data,
     )
     try:
-        values = settings.load(
-            needs=command.needs, given=command.given, only_reads=command.only_reads
-        )
-        values = jobs.of_job(values, command.job, may_be_all=command.all_jobs)
+        values = _settings_for(command)
         log.start(
             Scrubber(values.secrets()),
             layout=values.log_format,
@@ -131,6 +130,13 @@ def _status_of(work: Work, command: Command, interruption: Interruption) -> int:
         log.LOGGER.exception("Unexpected error. Please report it.")
         return EXIT_UNEXPECTED
     return 0
+
+
+def _settings_for(command: Command) -> Settings:
+    request = Request(command.needs, command.given, command.only_reads)
+    if command.whole_file:
+        jobs.check_file(request)
+    return jobs.chosen(request, command.job, may_be_all=command.all_jobs)
 
 
 def _log_beginning(values: Settings, command: Command) -> None:

@@ -92,7 +92,7 @@ def dump_options(settings: Settings) -> list[str]:
 
 def _hooks(settings: Settings) -> hooks.Hooks:
     secrets = settings.secrets()
-    visible = hooks.visible(environment(), secret_variables(), Scrubber(secrets).knows)
+    visible = hooks.visible(environment(), secret_variables(settings), Scrubber(secrets).knows)
 
     def hook(name: str) -> hooks.Hook | None:
         command: str | None = getattr(settings, name)

@@ -1,4 +1,4 @@
-"""The jobs of a server: one for each of its databases that DATABASES selects, or that is stored."""
+"""All jobs: one for each database that is selected or stored, of one server or several."""
 
 from __future__ import annotations
 
@@ -7,14 +7,16 @@ from dataclasses import dataclass, field
 from pgstash import events
 from pgstash.commands.source import source_password
 from pgstash.commands.storage import open_storage
+from pgstash.errors import ConfigurationError, DatabaseError
 from pgstash.postgres.server import databases
 from pgstash.repository import databases as stored_databases
 from pgstash.settings import Settings, jobs
+from pgstash.settings.config.file import Config
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One job. Its name is that of its database."""
+    """One job. Its name is that of its database, in a file with the server: ``eu/shop``."""
 
     name: str
     settings: Settings = field(repr=False)
@@ -22,24 +24,33 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Jobs:
-    """The jobs of a server, by name, and what it lacks.
+    """The jobs of a server, or of all servers, by name, and what is not as it should be.
 
-    ``missing`` are databases that DATABASES names and the server does not have. The others are
+    ``missing`` are databases that DATABASES names and the server does not have. The next ones are
     selected, but cannot be backed up, each for its reason in
-    :class:`pgstash.postgres.server.databases.Databases`. ``system`` identifies the server, if it
-    discloses that.
+    :class:`pgstash.postgres.server.databases.Databases`. ``unreachable`` are the servers of the
+    configuration file whose databases are not known, because they did not answer. ``system``
+    identifies the only server, if it discloses that.
     """
 
     jobs: list[Job]
-    missing: list[str]
-    closed: list[str]
-    invalid: list[str]
-    foreign: list[str]
-    system: str | None
+    missing: list[str] = field(default_factory=list)
+    closed: list[str] = field(default_factory=list)
+    invalid: list[str] = field(default_factory=list)
+    foreign: list[str] = field(default_factory=list)
+    unreachable: dict[str, DatabaseError] = field(default_factory=dict)
+    system: str | None = None
 
 
 def on_server(settings: Settings) -> Jobs:
-    """Ask the server for its databases, and return their jobs. Raises DatabaseError."""
+    """Ask the server for its databases, or all servers of the file, and return their jobs.
+
+    Only for settings of several jobs. Raises DatabaseError for the only server, and
+    ConfigurationError for the file.
+    """
+    config = settings.origin.config
+    if config is not None and not settings.origin.server:
+        return _of_file(config)
     chosen = jobs.selection(settings)
     if chosen is None:
         raise AssertionError("only for settings with DATABASES")
@@ -59,11 +70,63 @@ def on_server(settings: Settings) -> Jobs:
     )
 
 
+def _of_file(config: Config) -> Jobs:
+    every, problems = Jobs([]), list[str]()
+    for server in config.servers:
+        try:
+            found = _of_server_in_file(config, server)
+        except ConfigurationError as error:
+            problems += error.problems
+            continue
+        except DatabaseError as error:
+            every.unreachable[server] = error
+            continue
+        every.jobs.extend(Job(job.settings.job, job.settings) for job in found.jobs)
+        for names, more in (
+            (every.missing, found.missing),
+            (every.closed, found.closed),
+            (every.invalid, found.invalid),
+            (every.foreign, found.foreign),
+        ):
+            names.extend(f"{server}/{name}" for name in more)
+    if problems:
+        raise ConfigurationError(list(dict.fromkeys(problems)))
+    return every
+
+
+def _of_server_in_file(config: Config, server: str) -> Jobs:
+    settings = config.server(server)
+    if jobs.selection(settings) is not None:
+        return on_server(settings)
+    only = config.only_database(settings)
+    return Jobs([Job(only, jobs.of_database(settings, only))])
+
+
 def stored(settings: Settings) -> list[Job]:
     """Return the jobs that have backups, by name, whether or not DATABASES selects them.
 
-    The server is not asked: it, or a database, may be gone. Raises StorageError.
+    No server is asked: it, or a database, may be gone. Raises StorageError, and ConfigurationError
+    for the configuration file.
     """
-    storage = open_storage(settings, events.ignore)
-    names = stored_databases.with_backups(storage, settings.backup_prefix)
+    config = settings.origin.config
+    if config is not None and not settings.origin.server:
+        return [job for server in config.servers for job in _stored_in_file(config, server)]
+    names = _with_backups(settings)
     return [Job(name, jobs.of_database(settings, name)) for name in names]
+
+
+def _with_backups(settings: Settings) -> list[str]:
+    storage = open_storage(settings, events.ignore)
+    return stored_databases.with_backups(storage, settings.backup_prefix)
+
+
+def _stored_in_file(config: Config, server: str) -> list[Job]:
+    settings = config.server(server)
+    names = _with_backups(settings)
+    elsewhere = list(config.elsewhere(settings))
+    found = [jobs.of_database(settings, name) for name in names if name not in elsewhere]
+    for name in elsewhere:
+        own = jobs.of_database(settings, name)
+        if stored_databases.has_backup(open_storage(own, events.ignore), own.backup_prefix):
+            found.append(own)
+    return sorted((Job(own.job, own) for own in found), key=lambda job: job.name)

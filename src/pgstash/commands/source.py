@@ -28,18 +28,19 @@ def source_password(settings: Settings, seconds: float = SECONDS) -> Password | 
     The command may run for ``seconds``.
     """
     command = settings.database_password_command
-    return _password("DATABASE_PASSWORD_COMMAND", command, seconds) if command else None
+    name = "DATABASE_PASSWORD_COMMAND"
+    return _password(settings, name, command, seconds) if command else None
 
 
 def target_password(settings: Settings) -> Password | None:
     """Return the same for the target of a restore."""
     command = settings.restore_password_command
-    return _password("RESTORE_PASSWORD_COMMAND", command) if command else None
+    return _password(settings, "RESTORE_PASSWORD_COMMAND", command) if command else None
 
 
-def _password(name: str, command: str, seconds: float = SECONDS) -> Password:
+def _password(settings: Settings, name: str, command: str, seconds: float = SECONDS) -> Password:
     # It may log in to a cloud by what the environment holds, but needs no secret of pgstash's own.
-    hidden = secret_variables()
+    hidden = secret_variables(settings)
     visible = {key: value for key, value in environment().items() if key not in hidden}
     learn = partial(redaction.learn, origin=name)
     return PasswordCommand(name, hooks.words(command), visible, learn, seconds)

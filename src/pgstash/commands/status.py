@@ -27,6 +27,7 @@ from pgstash.repository import databases as stored_databases
 from pgstash.repository.catalog import Backup
 from pgstash.repository.object_metadata import in_parallel
 from pgstash.settings import Settings, jobs
+from pgstash.settings.config.file import Config
 from pgstash.storage.interface import Storage
 
 Condition = Literal["unknown", "never", "stale", "ok", "gone"]
@@ -96,6 +97,9 @@ def overview(settings: Settings, now: datetime, emit: events.Emit) -> Overview:
     Raises StorageError if the store does not answer. If it refuses to list the backups of a job,
     the job is unknown. A copy that cannot be read is a warning.
     """
+    config = settings.origin.config
+    if config is not None and not settings.origin.server:
+        return _of_file(config, now, emit)
     storage = open_storage(settings, emit)
     many = jobs.selection(settings) is not None and not settings.job
     known = _of_server(settings, storage) if many else _one(settings)
@@ -105,6 +109,31 @@ def overview(settings: Settings, now: datetime, emit: events.Emit) -> Overview:
         emit(events.Warned(f"The copy {name} cannot be read: {problem}"))
     found.sort(key=lambda line: (_WORST_FIRST.index(line.condition), line.since or now, line.job))
     return Overview(now, found, known.unanswered)
+
+
+def _of_file(config: Config, now: datetime, emit: events.Emit) -> Overview:
+    """Return the state of all jobs of a configuration file."""
+    lines, unanswered = list[Line](), list[str]()
+    for server in config.servers:
+        of_server = config.server(server)
+        many = jobs.selection(of_server) is not None
+        other = list(config.elsewhere(of_server)) if many else [config.only_database(of_server)]
+        every = [of_server] * many + [jobs.of_database(of_server, each) for each in other]
+        for settings in every:
+            try:
+                found = overview(settings, now, emit)
+            except StorageError as error:
+                name = settings.job or f"{server}/*"
+                lines.append(Line(name, "unknown", reason=error.message))
+                continue
+            unanswered += [f"{server}: {found.unanswered}"] if found.unanswered else []
+            if settings.job:
+                lines += found.lines
+            else:
+                own = [each for each in found.lines if each.job not in other]
+                lines += [replace(each, job=f"{server}/{each.job}") for each in own]
+    lines.sort(key=lambda line: (_WORST_FIRST.index(line.condition), line.since or now, line.job))
+    return Overview(now, lines, "; ".join(dict.fromkeys(unanswered)))
 
 
 def _one(settings: Settings) -> _Known:

@@ -28,10 +28,11 @@ def with_backups(storage: Storage, prefix: str) -> list[str]:
     One more request is sent for each folder, several at once. Raises StorageError.
     """
     databases = with_folder(storage, prefix)
-    found = in_parallel(lambda name: _has_backup(storage, f"{prefix}/{folder_of(name)}"), databases)
+    found = in_parallel(lambda name: has_backup(storage, f"{prefix}/{folder_of(name)}"), databases)
     return [name for name, there in zip(databases, found, strict=True) if there]
 
 
-def _has_backup(storage: Storage, prefix: str) -> bool:
+def has_backup(storage: Storage, prefix: str) -> bool:
+    """Return whether there is a backup under a prefix. Raises StorageError."""
     listed = storage.list(f"{prefix}/backup_")
     return any(names.ARCHIVE_NAME.fullmatch(each.key.removeprefix(f"{prefix}/")) for each in listed)

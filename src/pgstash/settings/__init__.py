@@ -14,12 +14,20 @@ from pgstash.settings.model import (
     is_secret,
     variable_of,
 )
-from pgstash.settings.sources import environment, load, log_format, secret_variables
+from pgstash.settings.sources import (
+    Request,
+    environment,
+    load,
+    log_format,
+    name_config,
+    secret_variables,
+)
 from pgstash.settings.spelling import misspelt
 
 __all__ = [
     "ODD_VALUE_REMEDY",
     "Need",
+    "Request",
     "Settings",
     "Variable",
     "environment",
@@ -27,6 +35,7 @@ __all__ = [
     "load",
     "log_format",
     "misspelt",
+    "name_config",
     "secret_variables",
     "variable_of",
 ]

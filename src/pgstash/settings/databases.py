@@ -59,8 +59,15 @@ def _checked(text: str) -> str:
 
 
 class ManyDatabasesSettings(Group):
-    """Several databases of one server."""
+    """Several databases of one server, or a file that describes many servers."""
 
+    pgstash_config: str | None = setting(
+        "Many databases",
+        "the path of a file in TOML format",
+        "A configuration file with stores, servers, and exceptions for single databases. Its "
+        "values take precedence over the environment. `--config` has the same effect.",
+        default=None,
+    )
     databases: Annotated[str, AfterValidator(_checked)] | None = setting(
         "Many databases",
         "patterns such as *,!test_*",

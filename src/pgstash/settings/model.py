@@ -21,6 +21,7 @@ from pgstash.settings.copy_to import CopyStore, CopyToSettings
 from pgstash.settings.databases import ManyDatabasesSettings
 from pgstash.settings.declaration import Variable
 from pgstash.settings.encryption import EncryptionSettings
+from pgstash.settings.origin import Origin
 from pgstash.settings.other_stores import OtherStoreSettings
 from pgstash.settings.service import (
     DrillSettings,
@@ -34,7 +35,6 @@ from pgstash.settings.store_url import StoreUrl
 STRONG_KEY_LENGTH = 32
 ODD_VALUE_REMEDY = "Correct it, unless it is meant."
 _NOT_SECRET = ("#", "-----")  # the comments and the first line of a file of keys
-
 
 Need = Literal["source", "storage", "target", "bucket", "copies"]
 """What must be configured for a command.
@@ -73,7 +73,7 @@ class Settings(
     _copies: Mapping[str, CopyStore] = PrivateAttr(default_factory=dict)
     _copy_name: str = PrivateAttr(default="")
     _primary: Settings | None = PrivateAttr(default=None)
-    _job: str = PrivateAttr(default="")
+    _origin: Origin = PrivateAttr(default=Origin())
 
     @property
     def has_source(self) -> bool:
@@ -88,7 +88,7 @@ class Settings(
     @property
     def source_url(self) -> str:
         """The connection string of the source; empty if only libpq's variables are set."""
-        return self.database_url.get_secret_value() if self.database_url else ""
+        return _plain(self.database_url)
 
     @property
     def store(self) -> StoreUrl | None:
@@ -139,7 +139,12 @@ class Settings(
     @property
     def job(self) -> str:
         """The name of the job these are for, if one of several was chosen."""
-        return self._job
+        return self._origin.job
+
+    @property
+    def origin(self) -> Origin:
+        """Which job these are for, and the configuration file that they come from, if any."""
+        return self._origin
 
     def as_written(self, message: str) -> str:
         """Return a message about the store with its settings as they are named for this copy."""
@@ -168,9 +173,7 @@ class Settings(
     @property
     def passphrase(self) -> str | None:
         """The passphrase for new backups; None if they are not encrypted with one."""
-        if not self.backup_encryption or self.backup_encryption_key is None or self.recipients:
-            return None
-        return self.backup_encryption_key.get_secret_value()
+        return self.reading_passphrase if self.backup_encryption and not self.recipients else None
 
     @property
     def recipients(self) -> list[str]:
@@ -188,30 +191,27 @@ class Settings(
     @property
     def target_url(self) -> str:
         """The connection string of the target; empty if none is given."""
-        return self.restore_url.get_secret_value() if self.restore_url else ""
+        return _plain(self.restore_url)
 
     @property
     def scratch_url(self) -> str | None:
         """The connection string of the server for drills; None for a throwaway one."""
-        return self.verify_database_url.get_secret_value() if self.verify_database_url else None
+        return _plain(self.verify_database_url) or None
 
     @property
     def reading_passphrase(self) -> str | None:
         """The passphrase for reading backups, even if new ones are not encrypted."""
-        key = self.backup_encryption_key
-        return key.get_secret_value() if key else None
+        return _plain(self.backup_encryption_key) or None
 
     @property
     def old_passphrases(self) -> list[str]:
         """The passphrases that only read."""
-        keys = self.backup_encryption_old_keys
-        return keys.get_secret_value().splitlines() if keys else []
+        return _plain(self.backup_encryption_old_keys).splitlines()
 
     @property
     def identity(self) -> str | None:
         """The secret keys of recipients, as text."""
-        keys = self.backup_decryption_identity
-        return keys.get_secret_value() if keys else None
+        return _plain(self.backup_decryption_identity) or None
 
     @property
     def only_reads_with_key(self) -> bool:
@@ -235,17 +235,14 @@ class Settings(
         public = {url for url in servers if not conninfo.secrets(url)}
         found = [value for value in secret if value not in public] + self._identity_secrets
         lines = (self.identity or "").splitlines()
-        found += [line for line in lines if not line.startswith(_NOT_SECRET)]
-        found += self.old_passphrases
-        for web in (self.webhook_url, self.verify_webhook_url, self.healthcheck_ping_url):
-            if web is not None:
-                found += secret_parts.of_url(web.get_secret_value())
+        found += self.old_passphrases + [each for each in lines if not each.startswith(_NOT_SECRET)]
+        webs = (self.webhook_url, self.verify_webhook_url, self.healthcheck_ping_url)
+        found += [part for web in webs if web for part in secret_parts.of_url(_plain(web))]
         for url in servers:
             found += conninfo.secrets(url)
         for group in groups:
-            for azure in (group.azure_storage_connection_string, group.azure_storage_sas_token):
-                if azure is not None:
-                    found += store_url.secret_parts(azure.get_secret_value())
+            azure = (group.azure_storage_connection_string, group.azure_storage_sas_token)
+            found += [part for each in azure for part in store_url.secret_parts(_plain(each))]
         return found + (self._primary.secrets() if self._primary else [])
 
     @property
@@ -277,11 +274,16 @@ class Settings(
         """Return warnings: a weak passphrase, copies that are left out, misspelt settings, …."""
         weak = [self.weak_key] if self.weak_key else []
         return [
+            *self._origin.warnings,
             *weak,
             *self._left_out,
             *self._misspelt,
             *(f"{each} {ODD_VALUE_REMEDY}" for each in self._odd_values),
         ]
+
+
+def _plain(secret: SecretStr | None) -> str:
+    return secret.get_secret_value() if secret else ""
 
 
 def is_secret(name: str) -> bool:

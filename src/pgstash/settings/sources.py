@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Iterator, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
@@ -29,10 +30,30 @@ _READ = (
 
 _KEYS_OF_NEW_BACKUPS = ("BACKUP_ENCRYPTION_KEY", "BACKUP_ENCRYPTION_RECIPIENTS")
 
+CONFIG_VARIABLE = "PGSTASH_CONFIG"
+
 _OPTIONS = {
     "RESTORE_URL": "--to",
     "STORAGE_URL": "--from",
 }  # what the command line calls a variable that it sets
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a command needs; see :func:`load`."""
+
+    needs: Collection[Need] = ("source", "storage")
+    given: Mapping[str, str] = field(default_factory=dict, repr=False)
+    only_reads: bool = False
+
+    @property
+    def unused(self) -> set[str]:
+        """The settings whose invalid values are ignored."""
+        return {
+            name
+            for name in Settings.model_fields
+            if self.only_reads and variable_of(name).group not in _READ
+        }
 
 
 def load(
@@ -55,7 +76,21 @@ def load(
     """
     problems: list[str] = []
     of_file = env_file.read(dotenv, problems)
-    values = of_file | {k: v for k, v in environ.items() if v}
+    return checked_values(environ, of_file, Request(needs, given, only_reads), problems)
+
+
+def checked_values(
+    environ: MutableMapping[str, str],
+    of_file: Mapping[str, str],
+    request: Request,
+    problems: list[str],
+) -> Settings:
+    """Return the settings as :func:`load` does; ``of_file`` is what a file contains.
+
+    ``problems`` are those that were found before.
+    """
+    needs, given, only_reads = request.needs, request.given, request.only_reads
+    values = {**of_file} | {k: v for k, v in environ.items() if v}
     configured = _configured_target(values) if "RESTORE_URL" in given else ""
     for variable in given:
         values.pop(f"{variable}_FILE", None)
@@ -66,11 +101,7 @@ def load(
         values=values,
         everything={**environ, **values},
         needs=needs,
-        unused={
-            name
-            for name in Settings.model_fields
-            if only_reads and variable_of(name).group not in _READ
-        },
+        unused=request.unused,
         labels={variable: _OPTIONS.get(variable, variable) for variable in given}
         | aws.label_of_region(values),
         problems=problems,
@@ -203,11 +234,20 @@ def _settle_libpq(
             environ.pop(variable, None)
 
 
-def secret_variables() -> set[str]:
-    """Return the names of variables that contain a secret of pgstash, or name a file that does."""
+def secret_variables(settings: Settings | None = None) -> set[str]:
+    """Return the names of variables that contain a secret of pgstash, or name a file that does.
+
+    Those of ``settings`` include the variables that a configuration file takes values from.
+    """
     names = [name.upper() for name in Settings.model_fields if is_secret(name)]
     of_copies = filter(copy_to.is_secret, os.environ)
-    return {*names, *(f"{name}_FILE" for name in names), *of_copies}
+    others = settings.origin.referenced if settings else ()
+    return {*names, *(f"{name}_FILE" for name in names), *of_copies, *others}
+
+
+def name_config(path: Path) -> None:
+    """Let this process, and its children, read a configuration file."""
+    os.environ[CONFIG_VARIABLE] = str(path.absolute())
 
 
 def environment() -> dict[str, str]:

@@ -154,3 +154,10 @@ def secret_parts(value: str) -> list[str]:
 def identity_secrets(values: Mapping[str, str]) -> list[str]:
     """Return the secrets of an identity of Azure in the environment."""
     return [values[name] for name in _SECRET if values.get(name)]
+
+
+def without_prefix(url: str) -> str:
+    """Return the same URL of a bucket or a container, without the prefix in it."""
+    found = parse(url.strip())
+    place = f"{found.account}/{found.name}" if found.account else found.name
+    return f"{found.scheme}://{place}"

@@ -82,6 +82,8 @@ def test_defaults() -> None:
         "dump_idle_timeout": 3600,
         "dump_jobs": 2,
         "storage_url": None,
+        "databases": None,
+        "pgstash_config": None,
         "azure_storage_connection_string": None,
         "azure_storage_key": None,
         "azure_storage_sas_token": None,
@@ -333,6 +335,7 @@ def test_every_setting_with_bounds_has_a_test_above() -> None:
     elsewhere |= {"BACKUP_ENCRYPTION_RECIPIENTS", "BACKUP_DECRYPTION_IDENTITY"}
     elsewhere |= {"BACKUP_ENCRYPTION_OLD_KEYS"}  # test_encryption_settings.py
     elsewhere |= {"COPY_TO"}  # test_copies.py
+    elsewhere |= {"DATABASES", "PGSTASH_CONFIG"}  # test_databases.py, test_config_file.py
     tried = {variable for variable, _, _ in BOUNDS}
     assert tried | free_text | elsewhere == {name.upper() for name in Settings.model_fields}
 
