@@ -6,17 +6,24 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from faults import other_places
+from faults.other_places import Container, GoogleBucket, OtherStore
 from faults.scene import Bucket, Folder, Place, Scene
 from support.fake_tools import FakePgDump
 from support.proxy import HttpProxy, TcpProxy
+from support.tiers import later
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from support.azurite import AzuriteServer
+    from support.gcs_server import GcsServer
     from support.postgres import Database, MakeDatabase
     from support.swift import SwiftServer
 
+
+PLACES = ["bucket", "folder", "container", "google_bucket"]
 
 # A fake one knows no table of contents: it would be asked twice.
 ONE_PG_DUMP = {"DUMP_JOBS": "1"}
@@ -48,7 +55,19 @@ def bucket(swift_server: SwiftServer, s3_bucket: str) -> Bucket:
     return Bucket(swift_server.client, s3_bucket, settings)
 
 
-@pytest.fixture(params=[pytest.param("folder", marks=pytest.mark.long), "bucket"])
+@pytest.fixture
+def container(azurite_server: AzuriteServer, azure_container: str) -> Container:
+    settings = azurite_server.settings(azure_container) | {"RETRY_DELAY": "0.1"}
+    return Container(azurite_server.client.get_container_client(azure_container), settings)
+
+
+@pytest.fixture
+def google_bucket(gcs_server: GcsServer, gcs_bucket: str) -> GoogleBucket:
+    settings = gcs_server.settings(gcs_bucket) | {"RETRY_DELAY": "0.1"}
+    return GoogleBucket(gcs_server, gcs_bucket, settings)
+
+
+@pytest.fixture(params=later(PLACES, *PLACES[1:]))
 def place(request: pytest.FixtureRequest) -> Place:
     chosen: Place = request.getfixturevalue(request.param)
     return chosen
@@ -89,3 +108,24 @@ def tcp(swift_server: SwiftServer) -> Iterator[TcpProxy]:
     """Stands before the store and breaks connections."""
     with TcpProxy(swift_server.port) as proxy:
         yield proxy
+
+
+@pytest.fixture(params=["azure", "google"])
+def other(request: pytest.FixtureRequest) -> Iterator[OtherStore]:
+    """A store other than S3, behind a proxy that breaks requests."""
+    name = "container" if request.param == "azure" else "google_bucket"
+    server = "azurite_server" if request.param == "azure" else "gcs_server"
+    kind = other_places.azure() if request.param == "azure" else other_places.google()
+    port = request.getfixturevalue(server).port
+    with HttpProxy(port, kind.operation_of) as proxy:
+        yield OtherStore(kind, request.getfixturevalue(name), proxy)
+
+
+@pytest.fixture
+def other_scene(database: Database, other: OtherStore, fake_tools: Path) -> Iterator[Scene]:
+    """A source, and the way to that store through its proxy."""
+    through = other.kind.through(other.http)
+    scene = Scene(database, other.place, fake_tools, {**ONE_PG_DUMP, **through})
+    scene.fake(FakePgDump())
+    yield scene
+    scene.kill_processes()

@@ -6,13 +6,16 @@ import gzip
 import os
 from datetime import UTC, datetime
 from functools import cache, partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from pgstash import events
+from pgstash import settings as settings_of_pgstash
+from pgstash.commands.storage import open_storage
 from pgstash.drill import run as drill
 from pgstash.drill.checks import Expected
 from pgstash.drill.scratch import Place
@@ -34,7 +37,11 @@ from support.stored import CLOSING, Made, make
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from faults.scene import Place as FaultPlace
+    from pgstash.storage.interface import Storage
     from support.postgres import Cluster, Database, MakeDatabase
+
+    Damage = tuple[str, bool, Callable[[Storage], object], str]
 
 PASSPHRASE = "correct horse battery staple, and more"
 LARGE_OBJECTS = (
@@ -44,6 +51,7 @@ LARGE_OBJECTS = (
 )
 ROWS = b"COPY public.a (n) FROM stdin;\n" + b"".join(b"%d\n" % n for n in range(500)) + b"\\.\n\n"
 SCRIPT = b"CREATE TABLE public.a (n integer);\n\n" + LARGE_OBJECTS + ROWS + CLOSING
+NO_FILE = Path("/nonexistent/.env")
 BASES = ("backup_20260131_020000", "backup_20260201_020000")
 
 
@@ -55,7 +63,7 @@ def backups(*, encrypted: bool) -> tuple[Made, Made]:
     return first.with_manifest(tables=tables), second.with_manifest(tables=tables)
 
 
-def _changed(storage: MemoryStorage, key: str, change: Callable[[bytes], bytes]) -> None:
+def _changed(storage: Storage, key: str, change: Callable[[bytes], bytes]) -> None:
     with storage.read(key) as chunks:
         before = b"".join(chunks)
     after = change(before)
@@ -90,7 +98,7 @@ def _swapped(made: Made, one: int, other: int) -> bytes:
 
 
 @st.composite
-def damage(draw: st.DrawFn) -> tuple[str, bool, Callable[[MemoryStorage], object], str]:
+def damage(draw: st.DrawFn) -> Damage:
     """Return what is done in words, whether the backup is encrypted, the deed, and the key."""
     encrypted = draw(st.booleans())
     made, other = backups(encrypted=encrypted)
@@ -98,7 +106,7 @@ def damage(draw: st.DrawFn) -> tuple[str, bool, Callable[[MemoryStorage], object
     at, bit = draw(st.floats(0, 1)), draw(st.integers(0, 7))
     passphrase = PASSPHRASE
     kind = draw(st.sampled_from(["flip", "cut", "append", "swap", "another's", "gone", "key"]))
-    deed: Callable[[MemoryStorage], object] = lambda _storage: None  # noqa: E731 - one of many
+    deed: Callable[[Storage], object] = lambda _storage: None  # noqa: E731 - one of many
     match kind:
         case "flip":
             assume(
@@ -126,7 +134,7 @@ def damage(draw: st.DrawFn) -> tuple[str, bool, Callable[[MemoryStorage], object
     return f"{kind} of {key}", encrypted, deed, passphrase
 
 
-def _opened(storage: MemoryStorage, passphrase: str) -> archive.Archive:
+def _opened(storage: Storage, passphrase: str) -> archive.Archive:
     access = Access(passphrase, unverified=False, only_encrypted=False)
     return archive.open_stored(
         storage, catalog.find(catalog.read(storage, "p"), "latest", datetime.now(UTC)), access
@@ -144,11 +152,33 @@ def target(newest_cluster: Cluster) -> Database:
 def test_any_damage(
     newest_cluster: Cluster,
     target: Database,
-    done: tuple[str, bool, Callable[[MemoryStorage], object], str],
+    done: Damage,
 ) -> None:
+    assert_found(newest_cluster, target, done, MemoryStorage())
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("place", ["folder", "bucket", "container", "google_bucket"])
+@given(done=damage())
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_damage_in_each_store(
+    newest_cluster: Cluster,
+    target: Database,
+    request: pytest.FixtureRequest,
+    place: str,
+    done: Damage,
+) -> None:
+    found: FaultPlace = request.getfixturevalue(place)
+    loaded = settings_of_pgstash.load(found.settings, NO_FILE, needs=["storage"], only_reads=True)
+    storage = open_storage(loaded, events.ignore)
+    storage.delete([each.key for each in storage.list("")])
+    assert_found(newest_cluster, target, done, storage)
+
+
+def assert_found(newest_cluster: Cluster, target: Database, done: Damage, storage: Storage) -> None:
+    """Neither a restore nor a drill takes the damaged backup, and nothing is left of either."""
     what, encrypted, deed, passphrase = done
     made, _ = backups(encrypted=encrypted)
-    storage = MemoryStorage()
     made.store(storage)
     deed(storage)
     environment = clean_environment(target.bin_dir)

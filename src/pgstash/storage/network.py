@@ -34,13 +34,23 @@ def unanswered(exc: BaseException, cannot: str, endpoint: str) -> StorageError:
             hint=f"Check {endpoint} and the DNS of this machine.",
         )
     if any(isinstance(each, TimeoutError) for each in causes):
-        return StorageUnreachableError(f"{cannot}: the store does not answer in time")
+        return overloaded(f"{cannot}: the store does not answer in time", endpoint)
     if any(isinstance(each, ConnectionRefusedError) for each in causes):
         return StorageUnreachableError(
             f"{cannot}: no connection to the store ({text})", hint=f"Check {endpoint}."
         )
     return StorageUnreachableError(
         f"{cannot}: the connection broke ({text})", hint=f"Check {endpoint} and the network."
+    )
+
+
+def overloaded(message: str, endpoint: str) -> StorageUnreachableError:
+    """Return the error for a store that cannot serve at the moment.
+
+    ``endpoint`` is what the user can check: the settings of S3 say nothing about another store.
+    """
+    return StorageUnreachableError(
+        message, hint=f"The store may be down or overloaded. Check {endpoint} and the network."
     )
 
 

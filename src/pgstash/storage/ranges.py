@@ -25,6 +25,7 @@ def exactly(data: bytes, length: int, doing: str) -> bytes:
     """Return the bytes of a response. Raises StorageUnreachableError unless they are ``length``."""
     if len(data) != length:
         raise StorageUnreachableError(
-            f"cannot {doing}: the response has {len(data)} bytes instead of {length}"
+            f"cannot {doing}: the response has {len(data)} bytes instead of {length}",
+            hint="Something between pgstash and the store may cut off responses. Try again.",
         )
     return data

@@ -17,10 +17,9 @@ from pgstash.errors import (
     ObjectNotFoundError,
     StorageError,
     StorageRefusedError,
-    StorageUnreachableError,
     UploadError,
 )
-from pgstash.storage.network import unanswered
+from pgstash.storage.network import overloaded, unanswered
 
 ENDPOINT = "AZURE_STORAGE_ENDPOINT and the account in STORAGE_URL"
 
@@ -130,7 +129,7 @@ def translate(exc: AzureError, doing: str) -> StorageError:  # noqa: PLR0911 - a
             )
         return unanswered(exc, cannot, ENDPOINT)
     if answer.code in TRANSIENT or answer.status in TRANSIENT_STATUS:
-        return StorageUnreachableError(f"{cannot}: the store answered {answer}")
+        return overloaded(f"{cannot}: the store answered {answer}", ENDPOINT)
     if answer.is_taken:
         return ObjectExistsError(f"{cannot}: the name is taken ({answer})")
     if answer.is_missing:
@@ -149,8 +148,8 @@ def translate(exc: AzureError, doing: str) -> StorageError:  # noqa: PLR0911 - a
         wrong, hint = refusal
         return StorageRefusedError(f"{cannot}: {wrong} ({answer})", hint=hint)
     if answer.is_a_server_error:
-        return StorageUnreachableError(f"{cannot}: the store answered {answer}")
+        return overloaded(f"{cannot}: the store answered {answer}", ENDPOINT)
     return StorageRefusedError(
         f"{cannot}: the store answered {answer}",
-        hint="" if answer.code else f"Check {ENDPOINT}: is that Azure Blob Storage?",
+        hint=f"Check {ENDPOINT}." if answer.code else f"Check {ENDPOINT}: is that Azure?",
     )

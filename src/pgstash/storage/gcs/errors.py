@@ -15,7 +15,7 @@ from pgstash.errors import (
     StorageRefusedError,
     StorageUnreachableError,
 )
-from pgstash.storage.network import causes_of, unanswered
+from pgstash.storage.network import causes_of, overloaded, unanswered
 
 ENDPOINT = "the connection to storage.googleapis.com, and STORAGE_EMULATOR_HOST"
 
@@ -93,7 +93,7 @@ def _is_about_the_network(exc: GoogleAuthError) -> bool:
 def _answered(answer: ResponseError, cannot: str) -> StorageError:  # noqa: PLR0911 - a table
     status, reason = answer.status, answer.reason
     if status in TRANSIENT_STATUS or reason in TRANSIENT or answer.is_a_server_error:
-        return StorageUnreachableError(f"{cannot}: the store answered {answer}")
+        return overloaded(f"{cannot}: the store answered {answer}", ENDPOINT)
     if status == PRECONDITION_FAILED:
         return ObjectExistsError(f"{cannot}: the name is taken ({answer})")
     if status == NOT_FOUND and answer.of_object:

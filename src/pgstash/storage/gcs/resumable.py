@@ -109,7 +109,10 @@ class ResumableUpload:
             body = PartReader(data[start - self._sent :]).body()
             answer = self._put(f"bytes {start}-{end - 1}/*", body, (INCOMPLETE,))
             if _kept_by(answer) != end:
-                raise StorageUnreachableError(f"cannot store {self.url}: a part was kept in part")
+                raise StorageUnreachableError(
+                    f"cannot store {self.url}: a part was kept in part",
+                    hint="The store may be overloaded. Run the backup again.",
+                )
         self._interrupted = False
 
     def _put(
