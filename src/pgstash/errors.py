@@ -209,6 +209,8 @@ class StorageRefusedError(StorageError, exit_code=21):
         "Check S3_BUCKET, S3_ACCESS_KEY_ID, S3_SECRET_ACCESS_KEY, S3_REGION and the permissions of "
         "the key."
     )
+    locked: bool = False
+    """Whether a lock of the store protects the object, which is a normal state."""
 
 
 class UploadError(StorageError, exit_code=22, retryable=True):

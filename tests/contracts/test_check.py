@@ -122,6 +122,16 @@ def test_what_cannot_be_deleted_is_named(
     assert f"left behind: s3://{s3()._bucket}/{keys[0]}" in findings["delete"].found  # noqa: SLF001
 
 
+def test_a_lock_of_the_bucket_is_no_failure(behind: S3Storage, http: HttpProxy) -> None:
+    for operation in ("DeleteObject", "DeleteObjects"):
+        http.rule(operation, Answer(409, "ObjectLockedByBucketPolicy"))
+    findings = look(behind)
+    assert wrong(findings) == {}
+    assert findings["delete"].found == (
+        "the store has locked the object; pruning removes it when the lock ends"
+    )
+
+
 def test_parts_that_cannot_be_aborted_are_a_warning(
     s3: Callable[..., S3Storage], http: HttpProxy
 ) -> None:

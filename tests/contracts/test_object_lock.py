@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -15,15 +16,22 @@ from pgstash.prune import retention
 from pgstash.prune import run as prune
 from pgstash.repository.owners import Owners
 from pgstash.runtime import Runtime
+from pgstash.storage.interface import locked
 from pgstash.storage.memory import MemoryStorage
 from pgstash.storage.s3.config import Objects, S3Config
 from pgstash.storage.s3.storage import S3Storage
-from support.proxy import Answer, HttpProxy
+from support.azurite import operation_of
+from support.proxy import Answer, HttpProxy, Rewrite
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
+    from pgstash.storage.azure.storage import AzureStorage
+    from pgstash.storage.gcs.storage import GcsStorage
     from pgstash.storage.interface import Storage
+    from support.azurite import AzuriteServer
+    from support.gcs_server import GcsServer
+    from support.proxy import Reply
     from support.seaweedfs import SeaweedServer
     from support.swift import SwiftServer
 
@@ -83,10 +91,10 @@ def reported(heard: list[events.Event]) -> list[str]:
 
 
 @pytest.mark.parametrize("dry_run", [False, True])
-@pytest.mark.parametrize("locked", ["sql", "manifest", "globals"])
-def test_a_backup_stays_whole_until_its_last_lock_ends(locked: str, dry_run: bool) -> None:  # noqa: FBT001 - a parameter
+@pytest.mark.parametrize("kind", ["sql", "manifest", "globals"])
+def test_a_backup_stays_whole_until_its_last_lock_ends(kind: str, dry_run: bool) -> None:  # noqa: FBT001 - a parameter
     ended = NOW - timedelta(days=1)
-    storage = Locked(**{"sql": ended, locked: NOW + timedelta(days=30)})
+    storage = Locked(**{"sql": ended, kind: NOW + timedelta(days=30)})
     store(storage)
     before = [found.key for found in storage.list("")]
     for _ in range(2):
@@ -123,6 +131,141 @@ def test_a_locked_leftover_stays_too() -> None:
         companion(NEW, "manifest.json"),
         archive(NEW),
     ]
+
+
+# Stores that show a lock only when they refuse a deletion.
+
+
+class Refusing(MemoryStorage):
+    """A store that refuses to delete what is named so, for a lock or for another reason."""
+
+    def __init__(self, part: str, refusal: StorageRefusedError) -> None:
+        super().__init__()
+        self.part = part
+        self.refusal = refusal
+
+    def delete(self, keys: Iterable[str]) -> None:
+        wanted = list(keys)
+        if any(self.part in key for key in wanted):
+            raise self.refusal
+        super().delete(wanted)
+
+
+@pytest.mark.parametrize(
+    ("part", "named"),
+    [
+        (f"{OLD}.sql.gz", f"{OLD}.sql.gz"),
+        (".globals.", f"{OLD}.{ID}.globals.gz"),
+        ("pgstash-check-", f"pgstash-check-{ID}"),
+    ],
+)
+def test_a_lock_that_shows_when_it_refuses_a_deletion_is_no_failure(part: str, named: str) -> None:
+    storage = Refusing(part, locked("a rule of the bucket has locked the object"))
+    store(storage)
+    storage.put(f"db/pgstash-check-{ID}", b"", {"id": ID})
+    heard = run(storage, NOW + timedelta(days=2))
+    [line] = reported(heard)
+    assert line == (
+        f"Not removed, because the store has locked 1 expired item: {named} until an unknown time"
+    )
+    assert not any(isinstance(each, events.Warned) for each in heard)
+    left = [found.key for found in storage.list("")]
+    assert f"db/{named}" in left
+    if named.endswith(".sql.gz"):  # then its companions stay, too
+        assert companion(OLD, "manifest.json") in left
+
+
+def test_a_refusal_for_another_reason_stays_a_failure() -> None:
+    storage = Refusing(OLD, StorageRefusedError("the store denies access"))
+    store(storage)
+    with pytest.raises(StorageRefusedError, match="denies access"):
+        run(storage)
+    assert archive(OLD) in [found.key for found in storage.list("")]
+
+
+R2_LOCK = Answer(409, "ObjectLockedByBucketPolicy", "The object is locked by the bucket policy.")
+
+
+def test_a_bucket_lock_of_r2(http: HttpProxy, s3: Callable[..., S3Storage]) -> None:
+    storage = s3(endpoint=http.endpoint, retry_attempts=0)
+    store(storage)
+    http.rule("DeleteObjects", R2_LOCK)
+    http.rule("DeleteObject", R2_LOCK)
+    [line] = reported(run(storage))
+    assert f"locked 1 expired item: {OLD}.sql.gz until an unknown time" in line
+    assert archive(OLD) in [found.key for found in s3().list("")]
+
+
+@pytest.mark.parametrize("code", ["BlobImmutableDueToPolicy", "BlobImmutableDueToLegalHold"])
+def test_a_policy_of_a_container(
+    azure: Callable[..., AzureStorage], azurite_server: AzuriteServer, code: str
+) -> None:
+    with HttpProxy(azurite_server.port, operation_of) as proxy:
+        port = int(proxy.endpoint.rpartition(":")[2])
+        storage = azure(endpoint=azurite_server.endpoint_at(port), retry_attempts=0)
+        store(storage)
+        proxy.rule("DeleteBlob", Answer(409, code))
+        [line] = reported(run(storage))
+    assert f"locked 1 expired item: {OLD}.sql.gz until an unknown time" in line
+    assert archive(OLD) in [found.key for found in azure().list("")]
+
+
+@pytest.mark.parametrize("hold", [False, True])
+def test_a_policy_of_azure_for_one_blob(
+    azure: Callable[..., AzureStorage],
+    azurite_server: AzuriteServer,
+    hold: bool,  # noqa: FBT001 - a parameter
+) -> None:
+    def protected(reply: Reply) -> Reply:
+        lock = ("x-ms-immutability-policy-until-date", "Fri, 02 Jan 2099 03:04:05 GMT")
+        return replace(
+            reply, headers=[*reply.headers, ("x-ms-legal-hold", "true") if hold else lock]
+        )
+
+    with HttpProxy(azurite_server.port, operation_of) as proxy:
+        port = int(proxy.endpoint.rpartition(":")[2])
+        storage = azure(endpoint=azurite_server.endpoint_at(port), retry_attempts=0)
+        store(storage)
+        assert storage.locked_until(archive(OLD)) is None
+        proxy.rule("HeadBlob", Rewrite(protected))
+        [line] = reported(run(storage))
+    until = "an unknown time" if hold else "2099-01-02 03:04 UTC"
+    assert f"locked 1 expired item: {OLD}.sql.gz until {until}" in line
+    assert archive(OLD) in [found.key for found in azure().list("")]
+
+
+@pytest.mark.parametrize(
+    ("kept", "until"),
+    [
+        ({"retentionExpirationTime": "2099-01-02T03:04:05.123Z"}, "2099-01-02 03:04 UTC"),
+        ({"temporaryHold": True}, "an unknown time"),
+        ({"eventBasedHold": True}, "an unknown time"),
+    ],
+    ids=str,
+)
+def test_a_retention_policy_of_google(
+    gcs: Callable[..., GcsStorage],
+    gcs_server: GcsServer,
+    gcs_bucket: str,
+    kept: dict[str, Any],
+    until: str,
+) -> None:
+    storage = gcs()
+    store(storage)
+    assert storage.locked_until(archive(OLD)) is None
+    for stored in gcs_server.objects(gcs_bucket).values():
+        stored.kept = kept
+    with pytest.raises(StorageRefusedError, match="protects the object") as caught:
+        storage.delete([archive(OLD)])
+    assert caught.value.locked
+    before = [found.key for found in storage.list("")]
+    [line] = reported(run(storage))
+    assert f"locked 1 expired item: {OLD}.sql.gz until {until}" in line
+    assert [found.key for found in storage.list("")] == before
+    for stored in gcs_server.objects(gcs_bucket).values():
+        stored.kept = {"retentionExpirationTime": "2020-01-02T03:04:05Z"}
+    assert reported(run(storage)) == []
+    assert archive(OLD) not in [found.key for found in storage.list("")]
 
 
 def test_all_objects_of_a_backup_are_locked_until_the_same_midnight() -> None:

@@ -47,6 +47,8 @@ class Stored:
     metadata: dict[str, str]
     generation: int
     updated: str = field(default_factory=lambda: datetime.now(UTC).isoformat())
+    kept: dict[str, Any] = field(default_factory=dict)
+    """What its resource has about locks; a deletion is refused until the times in it."""
 
     def resource(self) -> dict[str, Any]:
         return {
@@ -57,7 +59,20 @@ class Stored:
             "updated": self.updated,
             "crc32c": checksum(self.data),
             "metadata": self.metadata,
+            **self.kept,
         }
+
+    @property
+    def locked(self) -> str | None:
+        """The reason for which it may not be deleted now.
+
+        https://cloud.google.com/storage/docs/json_api/v1/status-codes#403-forbidden
+        """
+        if self.kept.get("temporaryHold") or self.kept.get("eventBasedHold"):
+            return "objectUnderActiveHold"
+        until = self.kept.get("retentionExpirationTime")
+        past = until is None or datetime.fromisoformat(until) <= datetime.now(UTC)
+        return None if past else "retentionPolicyNotMet"
 
 
 @dataclass
@@ -223,6 +238,8 @@ class _Handler(BaseHTTPRequestHandler):
             if self.command == "DELETE":
                 if query.get("ifGenerationMatch") not in (None, str(found.generation)):
                     raise RefusedError(412, "conditionNotMet")
+                if found.locked:
+                    raise RefusedError(403, found.locked)
                 del self.gcs.buckets[bucket][name]
                 self._send(204, b"")
                 return

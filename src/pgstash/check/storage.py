@@ -14,7 +14,12 @@ from datetime import datetime
 
 from pgstash.check import bucket_rules, tls
 from pgstash.check.finding import Finding, clock, skipped
-from pgstash.errors import ConfigurationError, ObjectNotFoundError, StorageError
+from pgstash.errors import (
+    ConfigurationError,
+    ObjectNotFoundError,
+    StorageError,
+    StorageRefusedError,
+)
 from pgstash.format import trial_objects
 from pgstash.storage import part_size as parts
 from pgstash.storage.interface import Identified, PendingUpload, Storage, Upload
@@ -156,6 +161,9 @@ class _Probe:
             self._left.discard(self._key)
             return Finding("delete", "ok", "the object is gone")
         except StorageError as error:
+            if isinstance(error, StorageRefusedError) and error.locked:
+                found = "the store has locked the object; pruning removes it when the lock ends"
+                return Finding("delete", "ok", found)
             left = f"; left behind: {self._storage.url(self._key)}"
             return Finding("delete", "failure", error.message + left, _DELETE)
         return Finding("delete", "failure", "the object was deleted, but it still exists", _DELETE)

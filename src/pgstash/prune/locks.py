@@ -5,15 +5,17 @@ A request to delete such an object would only hide it, in front of a version tha
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from datetime import datetime
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 
 from pgstash import events
 from pgstash.counting import counted
 from pgstash.errors import ObjectNotFoundError, StorageRefusedError
+from pgstash.prune.journal import Journal
 from pgstash.storage.interface import Locking, ObjectVersion, Storage
 
 _MOST_NAMED = 5
+_UNKNOWN = datetime.max.replace(tzinfo=UTC)
 
 
 class Locks:
@@ -60,12 +62,38 @@ class Locks:
         except (ObjectNotFoundError, StorageRefusedError):
             return None  # the request to delete it shows what is wrong
 
+    def deletes(self, key: str, journal: Journal) -> bool:
+        """Delete one object, and return whether it is gone; see :meth:`permit`."""
+        return self.permit(key.rpartition("/")[2], lambda: self._storage.delete([key]), journal)
+
+    def permit(self, name: str, action: Callable[[], None], journal: Journal) -> bool:
+        """Run a deletion, and return whether it succeeded; ``name`` is what is reported.
+
+        The locks of some stores show only when they refuse it. That is no failure. Other errors
+        are recorded in the ``journal``; see :meth:`pgstash.prune.journal.Journal.keep_going`.
+        """
+        refused = False
+
+        def attempt() -> None:
+            nonlocal refused
+            try:
+                action()
+            except StorageRefusedError as error:
+                if not error.locked:
+                    raise
+                refused = True
+
+        succeeded = journal.succeeds(attempt)
+        if refused:
+            self._found[name] = _UNKNOWN
+        return succeeded and not refused
+
     def report(self, emit: events.Emit) -> None:
         """Report all of them in one line, those whose lock ends first by name."""
         if not self._found:
             return
         first = sorted(self._found.items(), key=lambda found: found[1])
-        named = [f"{name} until {until:%Y-%m-%d %H:%M} UTC" for name, until in first[:_MOST_NAMED]]
+        named = [f"{name} {_until(until)}" for name, until in first[:_MOST_NAMED]]
         more = [f"and {len(first) - _MOST_NAMED} more"] if len(first) > _MOST_NAMED else []
         emit(
             events.Informed(
@@ -73,3 +101,9 @@ class Locks:
                 f"{', '.join([*named, *more])}"
             )
         )
+
+
+def _until(moment: datetime) -> str:
+    if moment == _UNKNOWN:
+        return "until an unknown time"
+    return f"until {moment:%Y-%m-%d %H:%M} UTC"

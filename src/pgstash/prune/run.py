@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import partial
 from itertools import islice
 
 from pgstash import events
@@ -219,10 +218,11 @@ class _Run:
                 for decision in batch
             }
             archives = [decision.backup.key for decision in batch]
+            failures = len(self._journal.errors)
             gone = self._delete(archives)
             yield from (decision for decision in batch if decision.backup.key in gone)
             self._delete([key for each in archives if each in gone for key in companions[each]])
-            if not gone:
+            if not gone and len(self._journal.errors) > failures:
                 raise self._journal.errors[0]
 
     def _companions_to_remove(self, backup: Backup) -> list[str]:
@@ -239,9 +239,7 @@ class _Run:
         except StorageUnreachableError:
             raise
         except StorageError:
-            return {
-                key for key in keys if self._journal.succeeds(partial(self._storage.delete, [key]))
-            }
+            return {key for key in keys if self._locks.deletes(key, self._journal)}
         return set(keys)
 
     def _sweep(self, stored: Catalog, sources: Sequence[Identity]) -> Iterator[str]:

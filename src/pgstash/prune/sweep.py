@@ -67,8 +67,15 @@ class Sweep:
                 and self._now - each.modified >= ORPHAN_AGE
             ]
         for key in found:
-            if self._dry_run or self._journal.succeeds(partial(self._storage.delete, [key])):
+            if not self._is_locked(key) and self._removes(key):
                 yield self._swept(key, "`pgstash check` left it")
+
+    def _is_locked(self, key: str) -> bool:
+        return self._locks.hold(key.rpartition("/")[2], [key])
+
+    def _removes(self, key: str) -> bool:
+        """Delete an object, unless this is a dry run; return whether it is gone, or would be."""
+        return self._dry_run or self._locks.deletes(key, self._journal)
 
     def orphans(self, companions: Sequence[Companion], claim: Claim) -> Iterator[str]:
         """Delete the companions of claimed sources that have no archive; yield their keys."""
@@ -77,17 +84,15 @@ class Sweep:
             with self._journal.keep_going():
                 found = object_metadata.orphan(self._storage, companion)
             own = found is not None and claim.covers(Origin.of(found, companion.modified))
-            if own and self._locks.hold(companion.key.rpartition("/")[2], [companion.key]):
-                continue
-            delete = partial(self._storage.delete, [companion.key])
-            if own and (self._dry_run or self._journal.succeeds(delete)):
+            if own and not self._is_locked(companion.key) and self._removes(companion.key):
                 yield self._swept(companion.key, "no backup belongs to it")
 
     def uploads(self, uploads: Sequence[PendingUpload]) -> Iterator[str]:
         """Abort the uploads; yield their keys."""
         for upload in uploads:
             abort = partial(self._storage.abort, upload)
-            if self._dry_run or self._journal.succeeds(abort):
+            name = upload.key.rpartition("/")[2]
+            if self._dry_run or self._locks.permit(name, abort, self._journal):
                 days = (self._now - upload.started).days
                 yield self._swept(upload.key, f"an upload that began {days} days ago")
 

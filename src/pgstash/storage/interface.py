@@ -196,6 +196,15 @@ class Versioned(Protocol):
         """Remove versions and markers for good. A missing one is not an error."""
 
 
+def locked(message: str) -> StorageRefusedError:
+    """Return the error for an object that a lock of the store protects from deletion."""
+    error = StorageRefusedError(
+        message, hint="Set a retention of backups that is longer than the lock."
+    )
+    error.locked = True
+    return error
+
+
 def beyond_the_end(
     url: str, size: int | None, start: int, length: int | None
 ) -> ObjectDamagedError:

@@ -47,7 +47,7 @@ def unanswered(exc: BaseException, cannot: str, endpoint: str) -> StorageError:
 def overloaded(message: str, endpoint: str) -> StorageUnreachableError:
     """Return the error for a store that cannot serve at the moment.
 
-    ``endpoint`` is what the user can check: the settings of S3 say nothing about another store.
+    ``endpoint`` is what the user can check: the settings of S3 are not those of another store.
     """
     return StorageUnreachableError(
         message, hint=f"The store may be down or overloaded. Check {endpoint} and the network."

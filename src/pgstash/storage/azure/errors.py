@@ -19,6 +19,7 @@ from pgstash.errors import (
     StorageRefusedError,
     UploadError,
 )
+from pgstash.storage.interface import locked
 from pgstash.storage.network import overloaded, unanswered
 
 ENDPOINT = "AZURE_STORAGE_ENDPOINT and the account in STORAGE_URL"
@@ -140,10 +141,7 @@ def translate(exc: AzureError, doing: str) -> StorageError:  # noqa: PLR0911 - a
             hint="Did someone else write to the same name, or delete it?",
         )
     if answer.code in IMMUTABLE:
-        return StorageRefusedError(
-            f"{cannot}: a policy or a legal hold protects the blob ({answer})",
-            hint="Set a retention of backups that is longer than that of the policy.",
-        )
+        return locked(f"{cannot}: a policy or a legal hold protects the blob ({answer})")
     if refusal := REFUSALS.get(answer.code) or OF_STATUS.get(answer.status):
         wrong, hint = refusal
         return StorageRefusedError(f"{cannot}: {wrong} ({answer})", hint=hint)

@@ -117,6 +117,21 @@ class AzureStorage:
             raise ObjectNotFoundError(f"cannot {doing}: there is no such object")
         return _stored(found, names.decoded(found.metadata)), str(found.etag)
 
+    def locked_until(self, key: str, version_id: str | None = None) -> datetime | None:
+        """Return when the lock of a blob ends; see :class:`pgstash.storage.interface.Locking`.
+
+        A legal hold has no end. The policy of a container shows only when it refuses a deletion.
+        https://learn.microsoft.com/azure/storage/blobs/immutable-version-level-worm-policies
+        """
+        found = self._requests.call(
+            f"read the lock of {self.url(key)}",
+            partial(self._requests.blob(key).get_blob_properties, version_id=version_id),
+        )
+        if found.has_legal_hold:
+            return datetime.max.replace(tzinfo=UTC)
+        until = found.immutability_policy.expiry_time if found.immutability_policy else None
+        return until.astimezone(UTC) if isinstance(until, datetime) else None
+
     @contextmanager
     def read(
         self, key: str, *, start: int = 0, length: int | None = None

@@ -15,6 +15,7 @@ from pgstash.errors import (
     StorageRefusedError,
     StorageUnreachableError,
 )
+from pgstash.storage.interface import locked
 from pgstash.storage.network import causes_of, overloaded, unanswered
 
 ENDPOINT = "the connection to storage.googleapis.com, and STORAGE_EMULATOR_HOST"
@@ -104,10 +105,7 @@ def _answered(answer: ResponseError, cannot: str) -> StorageError:  # noqa: PLR0
             hint="Check the bucket in STORAGE_URL, or create it.",
         )
     if reason in RETAINED:
-        return StorageRefusedError(
-            f"{cannot}: a retention policy or a hold protects the object ({answer})",
-            hint="Set a retention of backups that is longer than that of the policy.",
-        )
+        return locked(f"{cannot}: a retention policy or a hold protects the object ({answer})")
     if reason in FULL:
         return StorageRefusedError(
             f"{cannot}: a quota is used up ({answer})",

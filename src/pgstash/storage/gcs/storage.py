@@ -100,6 +100,27 @@ class GcsStorage:
 
         return self._requests.call(f"read the metadata of {self.url(key)}", ask)
 
+    def locked_until(self, key: str, version_id: str | None = None) -> datetime | None:
+        """Return when the lock of an object ends; see :class:`pgstash.storage.interface.Locking`.
+
+        A hold has no end. https://cloud.google.com/storage/docs/json_api/v1/objects#resource
+        """
+        request = Request(
+            "GET", self._requests.path_of(key), {"generation": version_id} if version_id else None
+        )
+
+        def ask() -> datetime | None:
+            found = self._requests.send(request).json()
+            if found.get("temporaryHold") or found.get("eventBasedHold"):
+                return datetime.max.replace(tzinfo=UTC)
+            own = (found.get("retention") or {}).get("retainUntilTime")
+            ends = [each for each in (found.get("retentionExpirationTime"), own) if each]
+            return max(
+                (datetime.fromisoformat(each).astimezone(UTC) for each in ends), default=None
+            )
+
+        return self._requests.call(f"read the lock of {self.url(key)}", ask)
+
     @contextmanager
     def read(
         self, key: str, *, start: int = 0, length: int | None = None

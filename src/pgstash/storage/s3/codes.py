@@ -100,6 +100,15 @@ REFUSALS["InvalidStorageClass"] = (
     "the store does not know the storage class",
     "Check S3_STORAGE_CLASS.",
 )
+# A rule of the bucket protects the object: https://developers.cloudflare.com/r2/api/error-codes/
+LOCKED = {"ObjectLockedByBucketPolicy"}
+REFUSALS |= dict.fromkeys(
+    LOCKED,
+    (
+        "a rule of the bucket has locked the object",
+        "Set a retention of backups that is longer than the lock.",
+    ),
+)
 # Temporary credentials that are no longer valid; a HEAD request gets only the status for it.
 EXPIRED = {
     "ExpiredToken",

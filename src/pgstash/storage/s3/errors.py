@@ -36,6 +36,7 @@ from pgstash.storage.s3.codes import (
     GATEWAY_GAVE_UP,
     GONE,
     INSUFFICIENT_STORAGE,
+    LOCKED,
     MISSING,
     NO_TLS,
     NOT_IMPLEMENTED,
@@ -222,7 +223,9 @@ def _answered(answer: Answer, cannot: str) -> StorageError:  # noqa: PLR0911 - a
         )
     if refusal := REFUSALS.get(code) or OF_STATUS.get(status):
         wrong, hint = refusal
-        return StorageRefusedError(f"{cannot}: {wrong} ({answer})", hint=hint)
+        refused = StorageRefusedError(f"{cannot}: {wrong} ({answer})", hint=hint)
+        refused.locked = code in LOCKED
+        return refused
     if code in MISSING or (not code and status < FIRST_SERVER_ERROR):
         return _not_a_store(f"{cannot}: the store answered {answer}")
     if answer.is_a_server_error:
