@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import json
-import sys
-from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from pgstash import __version__
-from pgstash.check import report
-from pgstash.check.finding import Part
-from pgstash.cli import backups, config, copy, drill, keys, policy, restore, status
+from pgstash.cli import (
+    backups,
+    check,
+    config,
+    copy,
+    drill,
+    keys,
+    listing,
+    policy,
+    restore,
+    status,
+)
+from pgstash.cli.all_jobs import AllJobs, in_turn, refuse_both, require_several
 from pgstash.cli.arguments import Job
-from pgstash.cli.output import print_line
 from pgstash.cli.runner import Command, run
-from pgstash.counting import counted
-from pgstash.errors import CheckFailedError, PgstashError
+from pgstash.errors import PgstashError
 from pgstash.events import Emit
 from pgstash.monitoring import event_log
 from pgstash.monitoring.redaction import Scrubber
@@ -147,56 +152,31 @@ def prune(
         bool, typer.Option("--dry-run", help="Show what would be deleted; delete nothing.")
     ] = False,
     job: Job = None,
+    all_jobs: AllJobs = False,
 ) -> None:
     """Delete the backups that the retention settings no longer keep, and show why.
 
     Only backups of the configured source are deleted, never its newest one, and only objects that
     pgstash made. `pgstash check` lists other sources under the prefix. Leftovers of failed backups
     are deleted too, but only if a lock in the source database shows that no backup is running;
-    everything else works without the database.
+    everything else works without the database. --all-jobs prunes the backups of each database that
+    has some, also of those that are gone; the newest backup of each stays.
     """
+    refuse_both(job, all_jobs=all_jobs)
+    from pgstash.commands import jobs
     from pgstash.commands.prune import remove_old_backups
 
-    def work(values: Settings, _emit: Emit, _interruption: Interruption) -> None:
-        remove_old_backups(values, event_log.explain, sources=source or [], dry_run=dry_run)
+    def work(values: Settings, _emit: Emit, interruption: Interruption) -> None:
+        def one(settings: Settings) -> None:
+            remove_old_backups(settings, event_log.explain, sources=source or [], dry_run=dry_run)
 
-    run(work, Command(needs=["storage"], job=job))
+        if not all_jobs:
+            one(values)
+            return
+        require_several(values)
+        in_turn(jobs.stored(values), lambda each: one(each.settings), interruption)
 
-
-@_cli.command()
-def check(
-    part: Annotated[
-        Part | None,
-        typer.Argument(help="Check this part only; `webhook` sends a test notification."),
-    ] = None,
-    *,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-    job: Job = None,
-) -> None:
-    """Check that a backup can be made, and explain how to fix whatever fails.
-
-    Checks the configuration, the login, the client tools, the privileges of the role and the
-    connection, and writes objects to the store that it removes again. Exit status 0 means that no
-    check failed, 40 that one did; a warning is not a failure.
-    """
-    from pgstash.commands import check as preflight
-
-    def work(values: Settings, emit: Emit, _interruption: Interruption) -> None:
-        scrub = Scrubber(values.secrets()).scrub
-        found = []
-        for finding in preflight.check(values, part, emit):
-            clean = replace(finding, found=scrub(finding.found), remedy=scrub(finding.remedy))
-            found.append(clean)
-            if not as_json:
-                print_line("\n".join(report.lines(clean, colour=sys.stdout.isatty())))
-        failed = sum(finding.state == "failure" for finding in found)
-        if as_json:
-            findings = [asdict(finding) for finding in found]
-            print_line(json.dumps({"failed": failed, "findings": findings}))
-        if failed:
-            raise CheckFailedError(f"{failed} of {counted(len(found), 'check')} failed")
-
-    run(work, Command(prints_findings=True, job=job))
+    run(work, Command(needs=["storage"], job=job, all_jobs=all_jobs, sums_up=all_jobs))
 
 
 @_cli.command()
@@ -222,7 +202,8 @@ def healthcheck(*, job: Job = None) -> None:
 
 
 _cli.command()(status.status)
-_cli.command("list")(backups.list_backups)
+_cli.command()(check.check)
+_cli.command("list")(listing.list_backups)
 _cli.command()(backups.show)
 _cli.command()(backups.cat)
 _cli.command()(restore.restore)

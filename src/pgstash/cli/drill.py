@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 import typer
 
+from pgstash.cli.all_jobs import AllJobs, in_turn, refuse_both, require_several
 from pgstash.cli.arguments import From, Job, Source, given_by, needs_from, refuse_needless
 from pgstash.cli.outcome import JsonOutcome, reporting
 from pgstash.cli.runner import Command, run
@@ -32,6 +34,7 @@ def drill(  # noqa: PLR0913 - one argument for each option
     source: Source = None,
     origin: From = None,
     job: Job = None,
+    all_jobs: AllJobs = False,
     as_json: JsonOutcome = False,
 ) -> None:
     """Prove that a backup restores: restore it into a scratch database, check it, drop it.
@@ -41,37 +44,67 @@ def drill(  # noqa: PLR0913 - one argument for each option
     constraints and sequences, and the conditions of MIN_TABLE_COUNT and VERIFY_SQL. Exit status 0
     means that the backup passed and the proof is stored next to it.
     """
-    if all_unproven and name != "latest":
-        raise typer.BadParameter(
-            "cannot be combined with the name of a backup", param_hint="--all-unproven"
-        )
-    from pgstash.commands.drill import drill_backup, unproven
+    option = "--all-unproven" if all_unproven else "--all-jobs"
+    if (all_unproven or all_jobs) and name != "latest":
+        raise typer.BadParameter("cannot be combined with the name of a backup", param_hint=option)
+    refuse_needless(source, name)
+    refuse_both(job, all_jobs=all_jobs)
+    from pgstash.commands import jobs
     from pgstash.commands.origin import of_copy
 
-    refuse_needless(source, name)
+    wanted = _Wanted(name, source, all_unproven=all_unproven, as_json=as_json)
 
     def work(configured: Settings, emit: Emit, interruption: Interruption) -> None:
-        values = of_copy(configured, origin)
-
-        def one(backup: str, source: str | None = None) -> None:
-            with reporting(values, emit, as_json=as_json) as heard:
-                drill_backup(values, backup, Runtime(heard, interruption), source=source)
-
-        if not all_unproven:
-            one(name, source)
+        values, runtime = of_copy(configured, origin), Runtime(emit, interruption)
+        if not all_jobs:
+            _drill(values, wanted, runtime)
             return
-        failures = []
-        for each in unproven(values, emit, source):
-            try:
-                one(each)
-            except PgstashError as error:
-                log.LOGGER.debug("Traceback of the failure", exc_info=error)
-                failures.append(error)
-            interruption.raise_if_interrupted()
-        if failures:
-            raise failures[0]
+        require_several(configured)
+        in_turn(
+            jobs.stored(values), lambda each: _drill(each.settings, wanted, runtime), interruption
+        )
 
     run(
         work,
-        Command(needs=needs_from(origin), given=given_by(origin), stdout_is_data=as_json, job=job),
+        Command(
+            needs=needs_from(origin),
+            given=given_by(origin),
+            stdout_is_data=as_json,
+            job=job,
+            all_jobs=all_jobs,
+            sums_up=all_jobs,
+        ),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """What is drilled of each job, and how the outcome is printed."""
+
+    name: str
+    source: str | None
+    all_unproven: bool
+    as_json: bool
+
+
+def _drill(values: Settings, wanted: _Wanted, runtime: Runtime) -> None:
+    """Drill one backup of a job, or all unproven ones. Raises the first failure."""
+    from pgstash.commands.drill import drill_backup, unproven
+
+    def one(backup: str, source: str | None = None) -> None:
+        with reporting(values, runtime.emit, as_json=wanted.as_json) as heard:
+            drill_backup(values, backup, replace(runtime, emit=heard), source=source)
+
+    if not wanted.all_unproven:
+        one(wanted.name, wanted.source)
+        return
+    failures = []
+    for each in unproven(values, runtime.emit, wanted.source):
+        try:
+            one(each)
+        except PgstashError as error:
+            log.LOGGER.debug("Traceback of the failure", exc_info=error)
+            failures.append(error)
+        runtime.interruption.raise_if_interrupted()
+    if failures:
+        raise failures[0]

@@ -40,7 +40,7 @@ def reporting(settings: Settings, emit: events.Emit, *, as_json: bool) -> Iterat
     if not as_json:
         yield emit
         return
-    outcome = _Outcome(emit)
+    outcome = _Outcome(emit, settings.job)
     scrub = Scrubber(settings.secrets()).scrub
     try:
         yield outcome
@@ -54,9 +54,10 @@ def reporting(settings: Settings, emit: events.Emit, *, as_json: bool) -> Iterat
 class _Outcome:
     """Collects the events of one restore or drill."""
 
-    def __init__(self, emit: events.Emit) -> None:
-        """Pass all events on to ``emit``."""
+    def __init__(self, emit: events.Emit, job: str) -> None:
+        """Pass all events on to ``emit``. The ``job``, if it is one of several, is printed too."""
         self._emit = emit
+        self._job: Mapping[str, object] = {"job": job} if job else {}
         self._target: Mapping[str, object] = {}
         self._end: Mapping[str, object] = {}
         self._warnings: list[str] = []
@@ -80,7 +81,7 @@ class _Outcome:
     def print(self, scrub: Callable[[str], str]) -> None:
         """Print the outcome without secrets, if there is one. Raises OutputError."""
         if self._end:
-            facts = {**self._end, "to_do": self._to_do, "warnings": self._warnings}
+            facts = {**self._job, **self._end, "to_do": self._to_do, "warnings": self._warnings}
             print_line(json.dumps(scrubbed(facts, scrub)))
 
 

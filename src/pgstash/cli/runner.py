@@ -45,8 +45,9 @@ class Command:
     ``stdout_is_data``, the whole log goes to stderr. With ``prints_findings``, no notifications are
     sent; the command prints its own findings. The event that ``opening`` returns is the first line
     of the log. ``job`` is the one of several that the command is for; without it, a command that
-    is for ``all_jobs`` gets the settings of all. With ``whole_file``, all of the configuration file
-    must be right, and not only what the command uses.
+    is for ``all_jobs`` gets the settings of all. The last error of one that ``sums_up`` is logged
+    in any case. With ``whole_file``, all of the configuration file must be right, and not only what
+    the command uses.
     """
 
     needs: Collection[Need] = _EVERYTHING
@@ -58,6 +59,7 @@ class Command:
     job: str | None = None
     all_jobs: bool = False
     whole_file: bool = False
+    sums_up: bool = False
 
 
 def run(work: Work, command: Command = Command()) -> NoReturn:
@@ -119,7 +121,7 @@ def _status_of(work: Work, command: Command, interruption: Interruption) -> int:
         )
         return error.exit_code
     except PgstashError as error:
-        if not reported or isinstance(error, OutputError):
+        if not reported or command.sums_up or isinstance(error, OutputError):
             hint = f"\n{error.hint}" if error.hint else ""
             log.LOGGER.log(log.FAILURE, "%s%s", error.message, hint)
         log.LOGGER.debug("Traceback of the failure", exc_info=error)

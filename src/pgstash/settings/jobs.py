@@ -82,9 +82,11 @@ def of_job(settings: Settings, name: str | None, *, may_be_all: bool) -> Setting
     if name is None:
         if chosen is None or may_be_all:
             return settings
-        raise ConfigurationError(
-            ["DATABASES is set, so there are several jobs. Name a database with --job."]
+        problem = (
+            "DATABASES is set, so there are several jobs. Name a database with --job. To list, "
+            "drill, prune or check all of them, give --all-jobs."
         )
+        raise ConfigurationError([problem])
     if chosen is None:
         raise ConfigurationError([f"--job {name} is given, but DATABASES is not set."])
     if not chosen.has(name):
