@@ -9,6 +9,7 @@ from typing import Protocol
 from pgstash import events
 from pgstash.backup import dump_workers, parallel_dump, single_dump, start_retries
 from pgstash.format.manifest import Member
+from pgstash.postgres.dump.moment import Moment
 from pgstash.postgres.dump.owners_and_privileges import Objects
 from pgstash.postgres.dump.schema_dump import CompositionError
 from pgstash.processes import hooks
@@ -24,6 +25,10 @@ class Stream(Protocol):
     @property
     def owners(self) -> Objects | CompositionError | None:
         """The script of owners and privileges, or why there is none; None if nobody made one."""
+
+    @property
+    def moment(self) -> Moment | None:
+        """The moment of the server just before the snapshot; None if it is unknown."""
 
     @property
     def raw_bytes(self) -> int:

@@ -11,6 +11,7 @@ from pgstash.format import metadata as stored_metadata
 from pgstash.format.iso_time import iso
 from pgstash.pipeline import encryption
 from pgstash.pipeline.sql_scanner import split_name
+from pgstash.postgres.dump.moment import Moment
 from pgstash.postgres.tools.installed import ClientTools
 
 
@@ -24,6 +25,11 @@ def encryption_of(key: encryption.Key | None, rounds: int) -> manifests.Encrypti
         rounds=rounds,
         salt=key.salt.hex(),
     )
+
+
+def snapshot_of(moment: Moment | None) -> manifests.Snapshot | None:
+    """Return the moment of the snapshot as the manifest records it."""
+    return manifests.Snapshot(moment.time, moment.wal) if moment else None
 
 
 def tables(rows_by_name: Mapping[bytes, int], codec: str) -> list[manifests.Table]:

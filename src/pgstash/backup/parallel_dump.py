@@ -37,6 +37,7 @@ from pgstash.postgres.dump import (
 )
 from pgstash.postgres.dump import snapshot as copying
 from pgstash.postgres.dump.baseline import Baseline
+from pgstash.postgres.dump.moment import Moment
 from pgstash.postgres.dump.owners_and_privileges import Objects
 from pgstash.postgres.dump.schema_dump import CompositionError, Script
 from pgstash.postgres.dump.snapshot import LockRefusedError
@@ -87,6 +88,7 @@ class ParallelDump:
         self.members: list[Member] = []
         self.rows: dict[bytes, int] = dict.fromkeys(workers.tables, 0)
         self.raw_bytes = 0
+        self.moment: Moment | None = None
         self._plan = plan
         self._statements = statements
         self._workers = workers

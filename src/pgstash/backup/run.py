@@ -235,6 +235,7 @@ def _manifest(job: Job, contents: _Contents, sent: _Sent, digests: Digests) -> M
         schema_sha256=digests.schema,
         statistics_sha256=digests.statistics,
         left_out=contents.left_out,
+        snapshot=facts.snapshot_of(sent.stream.moment),
     )
 
 

@@ -16,6 +16,7 @@ from pgstash.pipeline.sections import Sections
 from pgstash.pipeline.sql_scanner import Part, SqlScanner, split_name
 from pgstash.postgres.dump import baseline, extension_tables
 from pgstash.postgres.dump.baseline import Baseline, Changed
+from pgstash.postgres.dump.moment import Moment
 from pgstash.postgres.dump.pg_dump import dump
 from pgstash.postgres.tools import patterns
 
@@ -46,6 +47,7 @@ class SingleDump:
         """Take over a started dump; it must hold no rows of the ``spared`` tables."""
         self.members: list[Member] = []
         self.watch: Watch = iter
+        self.moment: Moment | None = None
         self._plan = plan
         self._name = name
         self._chunks = chunks

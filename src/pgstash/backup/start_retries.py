@@ -9,13 +9,15 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from pgstash import events
 from pgstash.backup.dump_workers import Plan
 from pgstash.errors import DatabaseError, TableRewrittenError
+from pgstash.postgres.dump import moment
 from pgstash.postgres.dump.baseline import Baseline
 from pgstash.postgres.dump.failure_cause import DisturbedError, failed_to_lock
+from pgstash.postgres.dump.moment import Moment
 from pgstash.postgres.dump.snapshot import LockRefusedError
 
 # The pauses are no multiples of each other, so that they do not keep time with a periodic job.
@@ -23,7 +25,14 @@ _FIRST_PAUSE = 0.2  # seconds
 _GROWTH = 1.6
 _LONGEST_PAUSE = 4.0  # seconds
 
-Made = TypeVar("Made")
+
+class Dated(Protocol):
+    """A dump that knows the moment of the server just before its snapshot."""
+
+    moment: Moment | None
+
+
+Made = TypeVar("Made", bound=Dated)
 
 
 class Retries:
@@ -74,6 +83,7 @@ def started(
     while True:
         with contextlib.ExitStack() as stack:
             baseline = Baseline(plan.ask, plan.server.codec)
+            before = moment.of(plan.server, plan.tool_run.emit)
             try:
                 made = prepare(stack, baseline)
             except DatabaseError as error:
@@ -83,6 +93,7 @@ def started(
                     raise _last(error, retries) from error
                 plan.tool_run.emit(events.Notice(f"Trying again: {error.message}"))
             else:
+                made.moment = before
                 yield made
                 return
         retries.wait()

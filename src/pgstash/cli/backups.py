@@ -135,6 +135,7 @@ def _about(manifest: manifests.Manifest) -> list[tuple[str, str]]:
         ("name", manifest.archive),
         ("started", manifest.started),
         ("finished", manifest.finished),
+        *([("snapshot", _snapshot(manifest.snapshot))] if manifest.snapshot else []),
         ("size", f"{size(manifest.stored_bytes)} stored, {size(manifest.raw_bytes)} plain"),
         ("sha256", manifest.sha256),
         ("database", f"{database.name} on {database.host}:{database.port}"),
@@ -151,6 +152,10 @@ def _about(manifest: manifests.Manifest) -> list[tuple[str, str]]:
         ("id", manifest.id),
         ("rows", f"{rows} in {counted(len(manifest.tables), 'table')}"),
     ]
+
+
+def _snapshot(found: manifests.Snapshot) -> str:
+    return f"{found.time}, WAL position {found.wal}" if found.wal else found.time
 
 
 def _encryption(found: manifests.Encryption | None) -> str:

@@ -140,6 +140,18 @@ class Compression:
 
 
 @dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The moment of the server just before the snapshot of the dump.
+
+    ``time`` is that of the server's clock, UTC in ISO 8601. ``wal`` is the position in its WAL as
+    ``pg_lsn``, on a standby that of the last replayed record; None if it is not disclosed.
+    """
+
+    time: str
+    wal: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Manifest:
     """The description of one archive. Sizes are in bytes, times are UTC in ISO 8601.
 
@@ -152,7 +164,8 @@ class Manifest:
     ``globals_passwords`` is whether the stored roles include the hashes of their passwords.
     ``privilege_roles`` are the roles in the script of owners and privileges.
     ``statistics_sha256`` is the digest of the script of statistics for the planner.
-    ``left_out`` are tables whose rows pg_dump skips without an error.
+    ``left_out`` are tables whose rows pg_dump skips without an error. ``snapshot`` is None if it is
+    unknown.
     """
 
     format: int
@@ -182,6 +195,7 @@ class Manifest:
     schema_sha256: str | None = None
     statistics_sha256: str | None = None
     left_out: Sequence[LeftOut] = field(default_factory=list)
+    snapshot: Snapshot | None = None
 
 
 # There are tens of thousands of tables and members, so they are rows under one list of columns.
@@ -191,7 +205,7 @@ _TABULAR: Mapping[str, type[Table | Member]] = {"tables": Table, "members": Memb
 def dump(manifest: Manifest, authenticate: Authenticate | None) -> bytes:
     """Return the manifest as JSON, with an HMAC if there is a key."""
     value: dict[str, Any] = {each.name: getattr(manifest, each.name) for each in fields(manifest)}
-    for name in ("database", "compression", "encryption"):
+    for name in ("database", "compression", "encryption", "snapshot"):
         value[name] = asdict(value[name]) if value[name] else None
     value["extensions"] = [asdict(extension) for extension in manifest.extensions]
     value["left_out"] = [asdict(table) for table in manifest.left_out]
