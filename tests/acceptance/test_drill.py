@@ -336,7 +336,7 @@ def test_a_server_that_lets_nobody_in_is_told_with_the_reason(
     tmp_path: Path, scratch: Path
 ) -> None:
     made(tmp_path)
-    sooner = pieces.program(
+    sooner = pieces.statements(
         "from pgstash.postgres.scratch import throwaway_server",
         "throwaway_server._SECONDS_TO_START = 9.0",
     )
@@ -347,7 +347,7 @@ def test_a_server_that_lets_nobody_in_is_told_with_the_reason(
         TMPDIR=str(scratch),
         PGSSLNEGOTIATION="direct",
     )
-    done = run_pgstash(["drill"], env, command=sooner)
+    done = run_pgstash(["drill"], env, statements=sooner)
     assert_failed(
         done, tmp_path, 43, "logging in to the throwaway server failed: ", "sslnegotiation=direct"
     )

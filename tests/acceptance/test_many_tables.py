@@ -72,8 +72,8 @@ def run(
     """Run pgstash; return how often it did what is counted, and the statements by first word."""
     counts = folder / "counts"
     before = len(server.log)
-    command = pieces.program(DEFAULTS, COUNTING.format(path=str(counts)))
-    done = run_pgstash(arguments, env, command=command)
+    statements = pieces.statements(DEFAULTS, COUNTING.format(path=str(counts)))
+    done = run_pgstash(arguments, env, statements=statements)
     assert (done.returncode, done.stderr) == (0, ""), done.stdout
     log = server.log[before:]
     reporters = REPORTER.findall(log)

@@ -45,7 +45,7 @@ def test_tools_that_are_newer_than_server_and_backup(
     backup = pieces.back_up(source, tmp_path)
     assert backup.manifest["client"].startswith(f"{older}.")
     env = restoring(tmp_path, on, bin_dir(newer)) | {"DEBUG": "true"}
-    done = run_pgstash(["restore", "--create", NAME], env, command=pieces.program())
+    done = run_pgstash(["restore", "--create", NAME], env, statements=pieces.statements())
     try:
         assert done.returncode == 0, done.stderr
         told = f"pg_restore {newer} cannot restore into PostgreSQL {older}"

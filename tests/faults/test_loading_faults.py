@@ -15,7 +15,7 @@ import pytest
 from faults.scene import Bucket, wait_until
 from support import backups, pieces
 from support.backups import PASSPHRASE, PREFIX
-from support.cli import COMMAND, environment, run_pgstash, started_pgstash
+from support.cli import environment, run_pgstash, started_pgstash
 from support.compare import compare
 from support.postgres import PASSWORD, Cluster, Database, bin_dir, temporary_database
 from support.postgres import test_majors as majors_under_test
@@ -49,11 +49,11 @@ def restore(
     folder: Path,
     on: Cluster,
     *arguments: str,
-    command: Sequence[str | Path] = (COMMAND,),
+    statements: Sequence[str] = (),
     **more: str,
 ) -> subprocess.CompletedProcess[str]:
     env = restore_environment(folder, on, **more)
-    return run_pgstash(["restore", "--create", NAME, *arguments], env, command=command)
+    return run_pgstash(["restore", "--create", NAME, *arguments], env, statements=statements)
 
 
 @pytest.fixture(autouse=True)
@@ -169,9 +169,8 @@ def test_what_the_server_refuses(
     assert_nothing_left(newest_cluster)
 
 
-def program(*statements: str) -> Sequence[str]:
-    """Return a command that is pgstash, with these statements run before."""
-    return pieces.program("from pgstash.restore import parallel_restore", *statements)
+# What a statement about it needs before.
+IMPORT = "from pgstash.restore import parallel_restore"
 
 
 def test_a_role_that_goes_meanwhile(
@@ -193,7 +192,7 @@ def test_a_role_that_goes_meanwhile(
         with started_pgstash(
             ["restore", "--create", NAME],
             restore_environment(folder, newest_cluster),
-            command=program(stop.statement),
+            command=pieces.program(IMPORT, stop.statement),
         ) as process:
             with stop.reached():
                 newest_cluster.maintenance.run_sql(f"DROP ROLE {role}")
@@ -437,7 +436,7 @@ def test_the_schema_is_gone(
     pieces.back_up(source, tmp_path)
     [schema] = (tmp_path / PREFIX).glob("backup_*.schema.gz")
     schema.unlink()
-    done = restore(tmp_path, newest_cluster, command=program(BY_ONE_ALONE))
+    done = restore(tmp_path, newest_cluster, statements=pieces.statements(IMPORT, BY_ONE_ALONE))
     assert done.returncode == 0, done.stderr
     said = done.stderr.splitlines()
     assert len(said) == 1
@@ -492,13 +491,13 @@ def test_a_server_that_is_older_than_pg_dump(
     """As where no other major is installed: what the older does not know is left out."""
     source, on = make_database("mixed", on=clusters.get(older)), clusters.get(older)
     env = environment(bin_dir(newer), **backups.settings(source, tmp_path))
-    done = run_pgstash(["once"], env, command=pieces.program())
+    done = run_pgstash(["once"], env, statements=pieces.statements())
     assert (done.returncode, done.stderr) == (0, "")
     assert backups.stored(tmp_path)[0].manifest["client"].startswith(f"{newer}.")
     env = restore_environment(tmp_path, on) | {"PATH": env["PATH"]}
     arguments = ["restore", "--create", NAME]
     try:
-        done = run_pgstash(arguments, env, command=program(BY_ONE_ALONE))
+        done = run_pgstash(arguments, env, statements=pieces.statements(IMPORT, BY_ONE_ALONE))
         assert (done.returncode, done.stderr) == (0, "")
         made = Database(on, NAME)
         assert compare(source.conninfo, made.conninfo, bin_dir=source.bin_dir) == []
@@ -509,7 +508,7 @@ def test_a_server_that_is_older_than_pg_dump(
 def stored_in_bucket(source: Database, bucket: Bucket) -> None:
     small = ("snapshot.CHUNK_BYTES = 16 * 1024", "member_writer.MEMBER_BYTES = 64 * 1024")
     env = environment(source.bin_dir, DATABASE_URL=source.uri, **bucket.settings)
-    done = run_pgstash(["once"], env, command=pieces.program(*small))
+    done = run_pgstash(["once"], env, statements=pieces.statements(*small))
     assert (done.returncode, done.stderr) == (0, "")
 
 

@@ -63,7 +63,7 @@ class InPieces(Scene):
 
     def once(self, **settings: str) -> subprocess.CompletedProcess[str]:
         env = self.environment(**settings)
-        return run_pgstash(["once"], env, command=pieces.program(*self.more), timeout=60)
+        return run_pgstash(["once"], env, statements=pieces.statements(*self.more), timeout=60)
 
     def started(self, **settings: str) -> AbstractContextManager[subprocess.Popen[str]]:
         env = self.environment(**settings)

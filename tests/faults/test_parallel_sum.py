@@ -53,7 +53,7 @@ def test_a_table_that_no_piece_holds_or_two(
     tools = changed(tmp_path / "bin", database.bin_dir, CHANGES[what])
     scene = Scene(database, folder, tools)
     only_big = "snapshot._SMALLEST = 1024 * 1024"
-    done = run_pgstash(["once"], scene.environment(), command=pieces.program(only_big))
+    done = run_pgstash(["once"], scene.environment(), statements=pieces.statements(only_big))
     if what == "nothing":
         assert done.returncode == 0, done.stderr
         assert len(complete_archives(scene.place)) == 1

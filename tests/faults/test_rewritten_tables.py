@@ -54,9 +54,9 @@ class Table(Scene):
     more: tuple[str, ...] = ()
 
     def once(self, **settings: str) -> subprocess.CompletedProcess[str]:
-        command = pieces.program(*self.more)
+        statements = pieces.statements(*self.more)
         env = self.environment(DEBUG="true", **settings)
-        return run_pgstash(["once"], env, command=command, timeout=60)
+        return run_pgstash(["once"], env, statements=statements, timeout=60)
 
     def started(self, **settings: str) -> AbstractContextManager[subprocess.Popen[str]]:
         command = pieces.program(*self.more)

@@ -165,9 +165,9 @@ def written_to(
     assert database.run_sql(BALANCE) == BALANCED
 
 
-def back_up(database: Database, folder: Path, command: Sequence[str]) -> str:
+def back_up(database: Database, folder: Path, statements: Sequence[str]) -> str:
     env = environment(database.bin_dir, **backups.settings(database, folder))
-    done = run_pgstash(["once"], env, command=command, timeout=60)
+    done = run_pgstash(["once"], env, statements=statements, timeout=60)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr
 
@@ -195,7 +195,7 @@ def test_money_that_moves_during_the_dump(
 ) -> None:
     for _ in range(runs):
         with written_to(money, *WRITERS) as done:
-            said = back_up(money, tmp_path, pieces.program(pieces.slow(0.03)))
+            said = back_up(money, tmp_path, pieces.statements(pieces.slow(0.03)))
         assert ONE_PG_DUMP not in said
         assert min(done.values()) > 0, done
         assert balance_after_restore(tmp_path, make_database) == BALANCED
@@ -209,7 +209,7 @@ def test_money_in_tables_that_are_rewritten_around_the_dump(
     by_several = 0
     for _ in range(runs):
         with written_to(money, *WRITERS, *LOCKERS):
-            said = back_up(money, tmp_path, pieces.program(pieces.slow(0.03)))
+            said = back_up(money, tmp_path, pieces.statements(pieces.slow(0.03)))
         assert balance_after_restore(tmp_path, make_database) == BALANCED
         by_several += ONE_PG_DUMP not in said
     assert by_several
@@ -226,7 +226,7 @@ def test_a_table_that_is_rewritten_between_the_snapshot_and_the_lock(
     (talk / "go on 2").touch()
     said = []
     running = threading.Thread(
-        target=lambda: said.append(back_up(money, folder, pieces.program(stop.statement)))
+        target=lambda: said.append(back_up(money, folder, pieces.statements(stop.statement)))
     )
     running.start()
     with stop.reached(), money.connect() as session:
@@ -257,9 +257,9 @@ def test_a_small_table_that_is_rewritten_before_the_second_lock(
     (folder := tmp_path / "storage").mkdir()
     stop = pieces.Stop(pieces.CUT, talk)
     (talk / "go on 1").touch()
-    program = pieces.program(f"snapshot._SMALLEST = {smallest}", stop.statement)
+    statements = pieces.statements(f"snapshot._SMALLEST = {smallest}", stop.statement)
     said: list[str] = []
-    running = threading.Thread(target=lambda: said.append(back_up(source, folder, program)))
+    running = threading.Thread(target=lambda: said.append(back_up(source, folder, statements)))
     running.start()
     with stop.reached(), source.connect() as session:
         session.execute(f"BEGIN; {rewrite}; INSERT INTO t SELECT generate_series(1, 500); COMMIT")

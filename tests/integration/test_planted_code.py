@@ -244,7 +244,7 @@ def test_no_statement_in_a_name_is_run(
     with mallory.connect() as session:
         session.execute("BEGIN")
         session.execute(f'LOCK TABLE public."{name}" IN ACCESS EXCLUSIVE MODE'.encode())
-        done = run_pgstash(["once"], env, command=pieces.program())
+        done = run_pgstash(["once"], env, statements=pieces.statements())
     assert done.returncode in (13, 14), done.stdout + done.stderr
     assert QUOTED[statement] in done.stderr
     assert mallory.run_sql("SELECT is_called FROM e.calls") == "f\n"

@@ -114,7 +114,7 @@ def test_a_row_that_is_lost_on_the_way_fails_the_backup(narrow: Database, tmp_pa
         "copy_reader.Reader._run = losing"
     )
     env = environment(narrow.bin_dir, **backups.settings(narrow, tmp_path))
-    done = run_pgstash(["once"], env, command=pieces.program(losing), timeout=60)
+    done = run_pgstash(["once"], env, statements=pieces.statements(losing), timeout=60)
     assert done.returncode == 13, done.stdout + done.stderr
     assert re.search(r"the server sent \d+ rows of public\.t, but \d+ were counted", done.stderr)
     assert backups.stored(tmp_path) == []
@@ -137,7 +137,7 @@ def test_a_round_trip_through_small_pipes(make_database: MakeDatabase, tmp_path:
     )
     (folder := tmp_path / "storage").mkdir()
     env = environment(database.bin_dir, **backups.settings(database, folder))
-    done = run_pgstash(["once"], env, command=pieces.program(*small), timeout=120)
+    done = run_pgstash(["once"], env, statements=pieces.statements(*small), timeout=120)
     assert (done.returncode, done.stderr) == (0, ""), done.stdout + done.stderr
     target = make_database()
     backups.stored(folder)[0].restore(target)

@@ -99,7 +99,7 @@ def free_port() -> int:
 
 
 @functools.cache
-def _folder_of_servers() -> Path:
+def folder_of_servers() -> Path:
     """Return a folder with a short path, as sockets need, that the server's user can get to.
 
     It is in memory if there is room for all servers: the many small files of a new database cost
@@ -114,7 +114,7 @@ def _folder_of_servers() -> Path:
 @contextlib.contextmanager
 def folder_for_throwaway_servers() -> Iterator[Path]:
     """Make a folder for ``TMPDIR``: with a short path, and the server's user may enter."""
-    folder = Path(tempfile.mkdtemp(prefix="drills-", dir=_folder_of_servers()))
+    folder = Path(tempfile.mkdtemp(prefix="drills-", dir=folder_of_servers()))
     folder.chmod(0o777)
     try:
         yield folder
@@ -247,7 +247,7 @@ class Cluster:
 
     def __enter__(self) -> Self:
         self._folder = Path(
-            tempfile.mkdtemp(prefix=f"pgstash-postgresql-{self.major}-", dir=_folder_of_servers())
+            tempfile.mkdtemp(prefix=f"pgstash-postgresql-{self.major}-", dir=folder_of_servers())
         )
         try:
             if user := server_user():

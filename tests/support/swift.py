@@ -12,6 +12,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -24,6 +25,7 @@ import boto3
 import pytest
 from botocore.config import Config
 
+from support.postgres import folder_of_servers
 from support.swift_cluster import ACCESS_KEY, HOST, SECRET_ACCESS_KEY
 
 if TYPE_CHECKING:
@@ -164,9 +166,21 @@ class SwiftServer:
 
 
 @pytest.fixture(scope="session")
-def swift_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SwiftServer]:
-    """One cluster for the whole run."""
-    with SwiftServer(tmp_path_factory.mktemp("swift") / "cluster") as server:
+def swift_server() -> Iterator[SwiftServer]:
+    """One cluster for the whole run, in memory if there is room and Linux allows user xattrs there.
+
+    Linux does from 6.6.
+    """
+    where = folder_of_servers()
+    try:
+        with tempfile.NamedTemporaryFile(dir=where) as file:
+            os.setxattr(file.fileno(), "user.pgstash", b"x")
+    except OSError:
+        where = Path(tempfile.gettempdir())
+    with (
+        tempfile.TemporaryDirectory(prefix="pgstash-swift-", dir=where) as folder,
+        SwiftServer(Path(folder) / "cluster") as server,
+    ):
         yield server
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 HOST = "127.0.0.1"
 ACCESS_KEY = "test:tester"
 SECRET_ACCESS_KEY = "swift-test-secret"
+PAGE = 100  # keys: few, so that listings of tests have several pages
 
 SWIFT_CONF = """\
 [swift-hash]
@@ -83,6 +84,7 @@ use = egg:swift#s3api
 location = us-east-1
 max_upload_part_num = 10000
 max_parts_listing = 1000
+max_bucket_listing = {page}
 [filter:tempauth]
 use = egg:swift#tempauth
 user_test_tester = {secret} .admin
@@ -110,7 +112,9 @@ def write_configuration(root: Path, ports: dict[str, int]) -> None:
     for kind, port in ports.items():
         head = COMMON.format(host=HOST, port=port, user=getpass.getuser(), root=root)
         if kind == "proxy":
-            (root / "proxy.conf").write_text(head + PROXY.format(secret=SECRET_ACCESS_KEY))
+            (root / "proxy.conf").write_text(
+                head + PROXY.format(secret=SECRET_ACCESS_KEY, page=PAGE)
+            )
             continue
         (root / f"{kind}.conf").write_text(head + BACKEND.format(kind=kind))
         ring = RingBuilder(part_power=4, replicas=1, min_part_hours=0)

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,9 @@ class Tree:
         ignored = shutil.ignore_patterns("__pycache__")
         shutil.copytree(ROOT / "src", root / "src", ignore=ignored)
 
+    @cached_property
     def modules(self) -> dict[str, Path]:
+        """The files of the modules, as the sources have them."""
         found = {}
         for path in (self.root / "src").rglob("*.py"):
             parts = path.relative_to(self.root / "src").with_suffix("").parts
@@ -53,7 +56,7 @@ class Tree:
         return found
 
     def plant(self, module: str, line: str) -> None:
-        with self.modules()[module].open("a") as file:
+        with self.modules[module].open("a") as file:
             file.write(f"\n{line}\n")
 
     def run(self, *command: str) -> subprocess.CompletedProcess[str]:
@@ -100,7 +103,7 @@ def test_one_forbidden_import_is_enough(tree: Tree, module: str) -> None:
 
 def test_what_is_forbidden_is_found_in_every_module_outside_its_package(tree: Tree) -> None:
     expected = set()
-    for module in tree.modules():
+    for module in tree.modules:
         for library, allowed in PACKAGES.items():
             tree.plant(module, f"import {library}")
             if not re.fullmatch(allowed, module):
@@ -144,7 +147,7 @@ def test_an_import_of_a_neighbour_is_found_in_each_layer(
 
 
 def test_a_module_that_no_layer_names_is_found(tree: Tree) -> None:
-    (tree.modules()["pgstash"].with_name("extra.py")).write_text('"""A module of no layer."""\n')
+    (tree.modules["pgstash"].with_name("extra.py")).write_text('"""A module of no layer."""\n')
     done = tree.run("lint-imports", "--no-cache")
     assert done.returncode == 1
     assert "extra" in done.stdout
@@ -160,12 +163,12 @@ def test_a_module_that_no_layer_names_is_found(tree: Tree) -> None:
     ],
 )
 def test_only_settings_may_read_the_environment(tree: Tree, line: str) -> None:
-    modules = sorted(tree.modules())
+    modules = sorted(tree.modules)
     for module in modules:
         tree.plant(module, line)
     done = tree.run(
         "ruff", "check", "--no-cache", "--select", "TID251", "--output-format", "concise"
     )
     found = set(re.findall(r"^(src/\S+?\.py):\d+:\d+: TID251 ", done.stdout, re.MULTILINE))
-    paths = {str(path.relative_to(tree.root)) for path in tree.modules().values()}
+    paths = {str(path.relative_to(tree.root)) for path in tree.modules.values()}
     assert found == {path for path in paths if not path.startswith("src/pgstash/settings/")}
