@@ -121,11 +121,17 @@ def _text(descriptor: int) -> str:
 
 def _requested(path: str) -> Sequence[str]:
     """Fork for each request; return in the fork, which is set up as it asks, its statements."""
-    import pgstash  # noqa: PLC0415 - the process that tests must not load it by this module
+    # The process that tests must not load them by this module.
+    import pgstash  # noqa: PLC0415
+    from pgstash.storage.s3 import identity  # noqa: PLC0415
 
     for module in pkgutil.walk_packages(pgstash.__path__, "pgstash."):
         if not module.name.endswith("__main__"):
             importlib.import_module(module.name)
+    # The descriptions of services that a client reads: most of the time that it takes.
+    identity.isolated_session().create_client(
+        "s3", "us-east-1", aws_access_key_id="-", aws_secret_access_key="-"
+    )
     gc.collect()
     gc.freeze()  # the memory is shared for as long as nothing looks through it
     with socket.socket(socket.AF_UNIX) as listener:
