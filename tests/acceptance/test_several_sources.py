@@ -29,11 +29,7 @@ if TYPE_CHECKING:
     from pgstash.settings import Settings
     from support.postgres import MakeDatabase
 
-DAYS = 30
-DOWN = range(5, 21)
-"""On these days nobody can back the second database up."""
-
-KEPT = timedelta(days=7)
+KEPT = timedelta(days=3)
 
 
 class Service:
@@ -46,7 +42,8 @@ class Service:
         self.heard: list[events.Event] = []
 
     def settings(self, **different: str) -> Settings:
-        return settings.load(dict(self.env | {"DUMP_JOBS": "1"} | different), Path("/none"))
+        usual = {"DUMP_JOBS": "1", "BACKUP_RETENTION_DAYS": str(KEPT.days)}
+        return settings.load(dict(self.env | usual | different), Path("/none"))
 
     def run(self, now: datetime, **different: str) -> None:
         made = back_up(
@@ -85,20 +82,28 @@ def unused_port() -> int:
         return port
 
 
-def test_thirty_days_side_by_side(
-    make_database: MakeDatabase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("days", "down"),
+    [(14, range(4, 9)), pytest.param(30, range(5, 21), marks=pytest.mark.long)],
+)
+def test_days_side_by_side(
+    days: int,
+    down: range,
+    make_database: MakeDatabase,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """One cannot be backed up for 16 days: nothing of it is deleted meanwhile."""
+    """On the days ``down`` one cannot be backed up: nothing of it is deleted meanwhile."""
     first, second = make_database(), make_database()
     second.run_sql("CREATE TABLE t AS SELECT n FROM generate_series(1, 5000) n")
     shop, blog = Service(first, tmp_path), Service(second, tmp_path)
     monkeypatch.setenv("PATH", shop.env["PATH"])
     broken = f"postgresql://postgres@127.0.0.1:{unused_port()}/{blog.name}"
-    began = datetime.now(UTC).replace(microsecond=0) - timedelta(days=DAYS)
+    began = datetime.now(UTC).replace(microsecond=0) - timedelta(days=days)
     of_blog: set[str] = set()
-    for day in range(DAYS):
+    for day in range(days):
         now = began + timedelta(days=day)
-        if day in DOWN:
+        if day in down:
             with pytest.raises(DatabaseUnreachableError):
                 blog.run(now, DATABASE_URL=broken)
         else:

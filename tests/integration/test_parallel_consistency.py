@@ -120,6 +120,9 @@ def vacuum(session: Session, chance: random.Random) -> None:
 
 
 WRITERS = (move, move, pair, replace_account)
+# Seconds after each transaction: long enough to leave the backup some of the processor, and short
+# enough for many transactions between two pieces.
+REST = 0.01
 # They want a table for themselves, and do not wait long for it.
 LOCKERS = (refill, vacuum)
 
@@ -144,7 +147,7 @@ def written_to(
                     ):
                         writer(session, chance)
                         done[writer.__name__] += 1
-                    time.sleep(chance.uniform(0.3, 1.0) if writer in LOCKERS else 0.001)
+                    time.sleep(chance.uniform(0.3, 1.0) if writer in LOCKERS else REST)
         except BaseException as error:  # noqa: BLE001 - told in the thread of the test
             failures.append(error)
 
