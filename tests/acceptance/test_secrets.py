@@ -15,7 +15,7 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from support.cli import COMMAND, environment, started_pgstash
+from support.cli import environment, run_pgstash, started_pgstash
 from support.fake_tools import FakePgDump, install_pg_dump, recorded_calls
 from support.hooks import Receiver, receiving
 from support.postgres import Cluster, Clusters, Database, MakeDatabase
@@ -110,9 +110,7 @@ def env(
 
 
 def run(env: dict[str, str]) -> tuple[int, str]:
-    done = subprocess.run(
-        [COMMAND, "once"], env=env, capture_output=True, text=True, check=False, timeout=120
-    )
+    done = run_pgstash(["once"], env, timeout=120)
     return done.returncode, done.stdout + done.stderr
 
 
