@@ -281,6 +281,49 @@ def test_a_backup_that_is_pruned_meanwhile_becomes_no_copy() -> None:
     assert catalog.read(target, "p").backups == []
 
 
+class Lost(MemoryStorage):
+    """A store whose bucket is removed: some requests then find no object."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lost = False
+        self.then_lost: list[Lost] = []
+        """The stores that are lost when an object of this one was read."""
+
+    @contextmanager
+    def read(self, key: str, **more: Any) -> Iterator[Iterator[bytes]]:
+        with super().read(key, **more) as chunks:
+            yield chunks
+        for each in self.then_lost:
+            each.lost = True
+
+    def put(self, key: str, data: bytes, metadata: Mapping[str, str]) -> None:
+        self._find(key)
+        super().put(key, data, metadata)
+
+    def head(self, key: str) -> StoredObject:
+        self._find(key)
+        return super().head(key)
+
+    def _find(self, key: str) -> None:
+        if self.lost:
+            raise ObjectNotFoundError(f"cannot find {key}")
+
+    def check(self) -> None:
+        if self.lost:
+            raise StorageRefusedError("the bucket does not exist")
+
+
+@pytest.mark.parametrize("lost", ["source", "target"])
+def test_a_bucket_that_is_removed_is_not_reported_as_a_pruned_backup(lost: str) -> None:
+    source, target = Lost(), Lost()
+    filled(source)
+    backup = catalog.read(source, "p").backups[0]
+    source.then_lost.append(source if lost == "source" else target)
+    with pytest.raises(StorageRefusedError, match="the bucket does not exist"):
+        copying.run(plan(source, target, lambda: None), backup, Runtime(ignore))
+
+
 def test_two_copies_at_the_same_time_leave_one() -> None:
     source, target = filled(MemoryStorage()), MemoryStorage()
     backup = catalog.read(source, "p").backups[0]

@@ -117,6 +117,7 @@ class _Outcome:
                     | {
                         "location": event.location,
                         "sent_bytes": event.sent_bytes,
+                        "inside_bytes": event.inside_bytes,
                         "verified": event.verified,
                         "exit_code": 0,
                     }

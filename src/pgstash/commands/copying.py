@@ -122,6 +122,7 @@ class Copier:
                 sent_bytes=done.sent_bytes,
                 already=done.already,
                 verified=done.verified,
+                inside_bytes=done.inside_bytes,
             )
         )
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
 
 from pgstash import events
 from pgstash.copying import companions, digests
@@ -25,7 +26,7 @@ from pgstash.repository import object_metadata
 from pgstash.repository.access import Access
 from pgstash.repository.catalog import Backup, Companion
 from pgstash.runtime import Runtime
-from pgstash.storage.interface import StoredObject, Upload, archived
+from pgstash.storage.interface import CopiesInside, Original, StoredObject, Upload, archived
 from pgstash.workers import Crew, crew
 
 _SECONDS_TO_END = 1.0
@@ -50,8 +51,9 @@ class Plan:
 class Copied:
     """A backup that is complete in the target.
 
-    ``sent_bytes`` were sent, none if everything was there ``already``. ``verified`` is whether the
-    archive was compared with a digest while it was sent; None if it was not sent.
+    ``sent_bytes`` were sent, none if everything was there ``already``. ``inside_bytes`` were copied
+    by the store itself, and only read. ``verified`` is whether the archive was compared with a
+    digest while it was copied; None if it was not copied.
     """
 
     name: str
@@ -59,6 +61,7 @@ class Copied:
     sent_bytes: int
     already: bool
     verified: bool | None
+    inside_bytes: int = 0
 
 
 def run(plan: Plan, backup: Backup, runtime: Runtime) -> Copied:
@@ -67,11 +70,14 @@ def run(plan: Plan, backup: Backup, runtime: Runtime) -> Copied:
     What the target has already is not sent again, except companions that have changed. Raises
     CorruptedError if the backup is damaged in the source, ObjectExistsError if the target has
     another backup of its name, ObjectDamagedError if the target's own copy is damaged,
-    ObjectNotFoundError if it was removed from the source meanwhile, and StorageError.
+    ObjectNotFoundError if it was removed from the source meanwhile, and StorageError, also if the
+    bucket of either place was removed.
     """
     try:
         return _Copying(plan, backup, runtime).run()
     except ObjectNotFoundError as error:
+        for place in (plan.source, plan.target):
+            place.storage.check()  # its bucket may be missing
         raise ObjectNotFoundError(
             f"{backup.name} was removed from {plan.source.url} while it was being copied: "
             f"{error.message}",
@@ -80,13 +86,15 @@ def run(plan: Plan, backup: Backup, runtime: Runtime) -> Copied:
 
 
 class _Sent:
-    """The number of bytes of the archive that were sent so far, and their digest.
+    """The number of bytes of the archive that were copied so far, and their digest.
 
+    ``inside`` has the numbers of those that the store of the copy took from the source itself.
     ``more`` is the number of bytes of its companions.
     """
 
     def __init__(self) -> None:
         self.bytes = 0
+        self.inside: list[int] = []  # several threads append
         self.more = 0
         self.digest = hashlib.sha256()
 
@@ -167,9 +175,7 @@ class _Copying:
                 if team.stopping:
                     return
 
-        with self._plan.target.storage.upload(
-            self._key, metadata=found.metadata, expected_size=found.size
-        ) as upload:
+        with self._upload(found, sent) as upload:
             # In a thread: a target that takes nothing must not delay the end.
             sending = crew(
                 [send],
@@ -187,7 +193,19 @@ class _Copying:
             with self._runtime.interruption.defer_signals():
                 upload.commit()
         verified = expected.sha256 is not None
-        return self._copied(sent.bytes + sent.more, already=False, verified=verified)
+        inside = sum(sent.inside)
+        return replace(
+            self._copied(sent.bytes - inside + sent.more, already=False, verified=verified),
+            inside_bytes=inside,
+        )
+
+    def _upload(self, found: StoredObject, sent: _Sent) -> AbstractContextManager[Upload]:
+        """Return the upload of the archive, whose bytes the store may copy itself."""
+        target = self._plan.target.storage
+        if isinstance(target, CopiesInside):
+            original = Original(self._plan.source.storage, found, sent.inside.append)
+            return target.upload_copy(self._key, original)
+        return target.upload(self._key, metadata=found.metadata, expected_size=found.size)
 
     def _send_archive(
         self, upload: Upload, found: StoredObject, sent: _Sent, team: Crew[None]

@@ -20,7 +20,7 @@ class CopyStarted(Event):
 
 @dataclass(frozen=True, slots=True)
 class CopyProgressed(Event):
-    """Bytes of the archive sent so far, of ``total``."""
+    """Bytes of the archive copied so far, of ``total``: sent, or copied by the store itself."""
 
     name: str
     sent_bytes: int
@@ -31,8 +31,9 @@ class CopyProgressed(Event):
 class CopySucceeded(Event):
     """A backup is complete in the copy.
 
-    ``sent_bytes`` were sent, none if everything was there ``already``. If ``verified`` is
-    False, no digest was known to compare the archive with; None if the archive was not sent.
+    ``sent_bytes`` were sent, none if everything was there ``already``. ``inside_bytes`` were copied
+    by the store itself. If ``verified`` is False, no digest was known to compare the archive with;
+    None if the archive was not copied.
     """
 
     name: str
@@ -42,6 +43,7 @@ class CopySucceeded(Event):
     sent_bytes: int
     already: bool
     verified: bool | None
+    inside_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

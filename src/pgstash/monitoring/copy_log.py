@@ -18,13 +18,15 @@ def _copy_succeeded(event: events.CopySucceeded) -> None:
     if event.already:
         LOGGER.info("%s is complete in %s already: %s", event.name, event.copy, event.location)
         return
+    inside = f", {size(event.inside_bytes)} copied inside the store" if event.inside_bytes else ""
     LOGGER.log(
         SUCCESS,
-        "Copied %s to %s in %s (%s sent)",
+        "Copied %s to %s in %s (%s sent%s)",
         event.name,
         event.copy,
         seconds(event.seconds),
         size(event.sent_bytes),
+        inside,
     )
     LOGGER.info("Copy location: %s", event.location)
     if event.verified is False:

@@ -9,7 +9,7 @@ all of them. Keys are
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -155,6 +155,31 @@ class Storage(Protocol):
 
     def abort(self, upload: PendingUpload) -> None:
         """Remove a pending upload and its parts. If it is gone, that is not an error."""
+
+
+@dataclass(frozen=True, slots=True)
+class Original:
+    """An object to copy, in another place. It was ``found`` there.
+
+    ``copied_inside`` is called with numbers of bytes that the store of the copy took from there
+    itself. Several threads call it.
+    """
+
+    storage: Storage
+    found: StoredObject
+    copied_inside: Callable[[int], None]
+
+
+@runtime_checkable
+class CopiesInside(Protocol):
+    """A store that may copy bytes from one of its buckets to another itself."""
+
+    def upload_copy(self, key: str, original: Original) -> AbstractContextManager[Upload]:
+        """Start to upload what is written, which must be the bytes of an original, in order.
+
+        It gets the metadata of the original. See :meth:`Storage.upload`. Bytes are not sent if the
+        store copies them itself, and they are then the same as those written.
+        """
 
 
 @runtime_checkable

@@ -52,7 +52,7 @@ MISSING = {"404", "NoSuchKey", "NoSuchVersion", "NotFound"}
 GONE = MISSING | {"NoSuchUpload"}
 # Google's store returns InvalidArgument for a request that it does not know.
 UNKNOWN_REQUEST = {"405", "501", "InvalidArgument", "MethodNotAllowed", "NotImplemented"}
-OF_ONE_OBJECT = {"GetObject", "HeadObject"}
+OF_ONE_OBJECT = {"GetObject", "HeadObject", "UploadPartCopy"}
 OF_ONE_UPLOAD = {"AbortMultipartUpload", "CompleteMultipartUpload", "ListParts", "UploadPart"}
 REDIRECTED = {
     "301",

@@ -6,9 +6,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
-from urllib.parse import quote, urlencode
+from urllib.parse import quote, urlencode, urlsplit
 
 from pgstash.format import trial_objects
+
+# All endpoints of one of these domains reach the same buckets.
+_OF_AWS = (".amazonaws.com", ".amazonaws.com.cn")
+_PORTS = {"http": 80, "https": 443}
 
 
 def _forget(_secrets: Sequence[str]) -> None:
@@ -121,6 +125,14 @@ class S3Config:
     connections: int = 16
     connect_timeout: float = 10.0
     read_timeout: float = 60.0
+
+    @property
+    def provider(self) -> str:
+        """Which store it is: one store can copy from one of its buckets to another."""
+        parts = urlsplit(self.endpoint or "https://s3.amazonaws.com")
+        host = parts.hostname or ""
+        of_aws = next((domain for domain in _OF_AWS if host.endswith(domain)), "")
+        return of_aws or f"{host}:{parts.port or _PORTS.get(parts.scheme)}"
 
     @property
     def signer(self) -> Signer:

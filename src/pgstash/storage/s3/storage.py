@@ -11,13 +11,14 @@ from pgstash import events
 from pgstash.errors import ConfigurationError, StorageError
 from pgstash.storage import part_size as parts
 from pgstash.storage.bucket_rules import BucketRules
-from pgstash.storage.interface import ObjectVersion, PendingUpload, StoredObject
+from pgstash.storage.interface import ObjectVersion, Original, PendingUpload, StoredObject
 from pgstash.storage.multipart_upload import MultipartUpload
 from pgstash.storage.part_reader import PartReader
 from pgstash.storage.s3 import bucket_rules, deletion, object_lock, versions
 from pgstash.storage.s3.client import Requests, archived_class, lowered
 from pgstash.storage.s3.codes import ARCHIVED
 from pgstash.storage.s3.config import S3Config
+from pgstash.storage.s3.copied import CopiedMultipart, Inside, Source
 from pgstash.storage.s3.download import Download
 from pgstash.storage.s3.errors import unreadable, upload_is_gone
 from pgstash.storage.s3.multipart import S3Multipart
@@ -45,6 +46,8 @@ class S3Storage:
         self._part_size = size
         self._max_parts = config.max_parts
         self._may_grow = parts.may_grow(config.endpoint)
+        self._provider = config.provider
+        self._inside = Inside(emit)
         self._emit = emit
         self._requests = Requests(config, emit)
         self._client = self._requests.client
@@ -193,14 +196,32 @@ class S3Storage:
 
         Its parts have the configured size, or the sizes that :mod:`.part_size` chooses.
         """
-        if self._part_size is None:
-            sizes = parts.sizes_for(
-                expected_size, usual_size, self._max_parts, may_grow=self._may_grow
-            )
-        else:
-            sizes = parts.equal(self._part_size, self._max_parts)
         kind = S3Multipart if self._may_read else UnreadableMultipart
+        sizes = self._sizes(expected_size, usual_size)
         return MultipartUpload(kind(self._requests, key, metadata), sizes, self._emit)
+
+    def upload_copy(self, key: str, original: Original) -> MultipartUpload:
+        """Begin a multipart upload; see :class:`pgstash.storage.interface.CopiesInside`.
+
+        The store is asked to copy the parts itself if the original is in one of its buckets, and
+        until it has refused once.
+        """
+        storage, found = original.storage, original.found
+        if (
+            not isinstance(storage, S3Storage)
+            or storage._provider != self._provider  # noqa: SLF001 - of this class
+            or not self._inside.works
+        ):
+            return self.upload(key, metadata=found.metadata, expected_size=found.size)
+        sizes = self._sizes(found.size, None)
+        source = Source(storage._requests, original, sizes.first)  # noqa: SLF001 - of this class
+        multipart = CopiedMultipart(self._requests, key, source, self._inside)
+        return MultipartUpload(multipart, sizes, self._emit)
+
+    def _sizes(self, expected_size: int, usual_size: int | None) -> parts.Sizes:
+        if self._part_size is not None:
+            return parts.equal(self._part_size, self._max_parts)
+        return parts.sizes_for(expected_size, usual_size, self._max_parts, may_grow=self._may_grow)
 
     def delete(self, keys: Iterable[str]) -> None:
         """Delete objects, up to 1,000 per request. A missing object is not an error."""
