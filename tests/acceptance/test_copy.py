@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shlex
@@ -134,6 +135,9 @@ def test_a_damaged_backup_is_not_copied(primary: Path, disk: Path) -> None:
         ([], "--to"),
         (["--to", "offsite"], "offsite is not in COPY_TO"),
         (["--to", "s3://bucket/prefix"], "COPY_<NAME>_STORAGE_URL"),
+        (["--to", "s3://bucket/prefix"], "S3_ACCESS_KEY_ID is missing"),
+        (["--to", "s3://me:hunter2@bucket"], "--to must not contain credentials"),
+        (["--to", "ftp://host/x"], "--to does not begin with file://"),
         (["--to", "file://host/x"], "absolute path"),
     ],
 )
@@ -144,6 +148,7 @@ def test_a_place_that_cannot_be_used_is_explained(
     done = run_pgstash(["copy", *to], reader(primary))
     assert done.returncode == 1
     assert problem in done.stderr
+    assert "hunter2" not in done.stderr
 
 
 def test_the_primary_is_no_place_for_a_copy(primary: Path, tmp_path: Path) -> None:
@@ -326,3 +331,44 @@ def test_a_backup_sends_the_same_while_a_copy_hangs_and_the_end_removes_its_uplo
         if each["Key"].endswith(".sql.gz") and "privileges" not in each["Key"]
     ]
     assert "Uploads" not in client.list_multipart_uploads(Bucket=copies)
+
+
+def test_another_bucket_is_named_by_its_url_and_gets_the_bytes_inside_the_store(
+    swift_server: SwiftServer, s3_bucket: str
+) -> None:
+    copies, client = swift_server.create_bucket(), swift_server.client
+    made = make(CLOSING, base=FIRST)
+    large = bytes(range(256)) * (11 * 4096)
+    digest = hashlib.sha256(large).hexdigest()
+    id_ = {"id": made.manifest.id}
+    for key, data, facts in (
+        (made.manifest_key, made.packed_manifest(), id_ | {"sha256": digest}),
+        (made.key, large, id_ | SHOP),
+    ):
+        own = key.replace("p/", "shop/")
+        client.put_object(Bucket=s3_bucket, Key=own, Body=data, Metadata=facts)
+
+    with HttpProxy(swift_server.port) as proxy:
+        env = environment(**to(proxy.endpoint, swift_server, s3_bucket))
+        env |= {"STORAGE_URL": f"s3://{s3_bucket}/shop", "S3_PART_SIZE": "5"}
+        del env["S3_BUCKET"]
+        done = run_pgstash(["copy", "--to", f"s3://{copies}/other/place", "--json"], env)
+        assert done.returncode == 0, done.stderr
+        [copy] = json.loads(done.stdout)["copies"]
+        assert copy["location"] == f"s3://{copies}/other/place/{made.manifest.archive}"
+        assert copy["inside_bytes"] == len(large)
+        assert copy["sent_bytes"] == len(made.packed_manifest())
+        assert sum(each.size for each in proxy.requests) < 10_000
+
+        own_prefix = run_pgstash(["copy", "--all", "--to", f"s3://{copies}"], env)
+        assert own_prefix.returncode == 0, own_prefix.stderr
+        assert "sent, 12MB copied inside the store)" in own_prefix.stdout
+        same = run_pgstash(["copy", "--to", f"s3://{s3_bucket}/shop"], env)
+        assert same.returncode == 1
+        assert "is the place that the backups are in" in same.stderr
+        listed = run_pgstash(["list", "--from", f"s3://{copies}/shop"], env)
+        assert FIRST in listed.stdout
+    for prefix in ("other/place", "shop"):
+        found = client.get_object(Bucket=copies, Key=f"{prefix}/{made.manifest.archive}")
+        assert found["Body"].read() == large
+        assert found["Metadata"] == id_ | SHOP

@@ -9,13 +9,16 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pgstash import events
+from pgstash.commands.copying import Request as CopyRequest
+from pgstash.commands.copying import copy_backups
 from pgstash.copying import run as copying
 from pgstash.copying.place import Place
-from pgstash.errors import CorruptedError, StorageRefusedError
+from pgstash.errors import ConfigurationError, CorruptedError, StorageRefusedError
 from pgstash.format import metadata
 from pgstash.repository import catalog
 from pgstash.repository.access import Access
 from pgstash.runtime import Runtime
+from pgstash.settings import load
 from pgstash.storage.interface import Original
 from pgstash.storage.memory import MemoryStorage
 from pgstash.storage.s3.config import S3Config
@@ -25,9 +28,11 @@ from support.tiers import later
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
+    from pathlib import Path
 
     from pgstash.storage.interface import Storage
     from pgstash.storage.s3.storage import S3Storage
+    from support.azurite import AzuriteServer
     from support.swift import SwiftServer
 
 MIB = 1024 * 1024
@@ -303,6 +308,86 @@ def test_another_real_store_copies_inside_or_gets_the_bytes(seaweedfs: S3Storage
         assert b"".join(chunks) == LARGE
     assert seaweedfs.head("copy").metadata == seaweedfs.head(found.key).metadata
     assert sum(inside) in (0, len(LARGE))
+
+
+@pytest.fixture
+def primary(
+    swift_server: SwiftServer,
+    s3_bucket: str,
+    s3: Callable[..., S3Storage],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> str:
+    """A bucket with a backup, configured in the environment."""
+    large(s3())
+    monkeypatch.chdir(tmp_path)
+    for name, value in {
+        "S3_ENDPOINT": swift_server.endpoint,
+        "S3_BUCKET": s3_bucket,
+        "S3_ACCESS_KEY_ID": swift_server.access_key_id,
+        "S3_SECRET_ACCESS_KEY": swift_server.secret_access_key,
+        "S3_PART_SIZE": "5",
+        "BACKUP_PREFIX": "p",
+    }.items():
+        monkeypatch.setenv(name, value)
+    return s3_bucket
+
+
+def copy_to(url: str) -> list[events.CopySucceeded]:
+    heard: list[events.Event] = []
+    settings = load(needs=["storage"], only_reads=True)
+    copy_backups(settings, CopyRequest([url]), Runtime(heard.append))
+    return [each for each in heard if isinstance(each, events.CopySucceeded)]
+
+
+def test_a_url_is_opened_with_the_settings_of_the_primary(
+    primary: str, s3: Callable[..., S3Storage], swift_server: SwiftServer
+) -> None:
+    bucket = swift_server.create_bucket()
+    for url, place in ((f"s3://{bucket}", "p"), (f"s3://{bucket}/a/b/", "a/b")):
+        [copied] = copy_to(url)
+        assert copied.copy == url
+        assert copied.inside_bytes == len(LARGE)
+        assert contents(s3(bucket=bucket), place) == contents(s3())
+    with pytest.raises(ConfigurationError, match="is the place that the backups are in"):
+        copy_to(f"s3://{primary}/p")
+
+
+def test_a_url_may_name_a_store_of_another_kind(
+    primary: str,
+    s3: Callable[..., S3Storage],
+    azure: Callable[..., Storage],
+    azurite_server: AzuriteServer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    del primary
+    url = f"{azure().url().rstrip('/')}/elsewhere"
+    monkeypatch.setenv("AZURE_STORAGE_ENDPOINT", azurite_server.endpoint)
+    monkeypatch.setenv("AZURE_STORAGE_KEY", azurite_server.key)
+    [copied] = copy_to(url)
+    assert copied.inside_bytes == 0
+    assert contents(azure(), "elsewhere") == contents(s3())
+
+
+def test_a_url_whose_store_is_not_configured_is_explained(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("STORAGE_URL", tmp_path.as_uri())
+    with pytest.raises(ConfigurationError) as caught:
+        copy_to("s3://bucket/prefix")
+    problems = "\n".join(caught.value.problems)
+    assert "S3_ENDPOINT is missing" in problems
+    assert "set COPY_<NAME>_STORAGE_URL" in problems
+    for wrong, problem in (
+        ("s3://key:hunter2@bucket", "must not contain credentials"),
+        ("ftp://host/x", "does not begin with file://"),
+        ("offsite", "is not in COPY_TO"),
+        (str(tmp_path), "is the folder that the backups are in"),
+    ):
+        with pytest.raises(ConfigurationError, match=f"--to .*{problem}") as caught:
+            copy_to(wrong)
+        assert "hunter2" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

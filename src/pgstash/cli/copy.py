@@ -38,8 +38,9 @@ def copy(  # noqa: PLR0913 - one argument for each option
         list[str] | None,
         typer.Option(
             "--to",
-            help="Copy to this place: a name in COPY_TO, or an existing folder (a path with a /, "
-            "or file:///folder). May be given several times. Without it, to all of COPY_TO.",
+            help="Copy to this place: a name in COPY_TO, an existing folder (a path with a /), or "
+            "the URL of another store, which is opened with the settings of the primary. May be "
+            "given several times. Without it, to all of COPY_TO.",
             metavar="PLACE",
         ),
     ] = None,
