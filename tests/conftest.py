@@ -38,9 +38,10 @@ SETTINGS = (
     "AWS_",
     "AZURE_",
     "BACKUP_",
+    "BLACKOUT",
     "COMPRESSION_",
     "COPY_",
-    "DATABASE_",
+    "DATABASE",
     "DEBUG",
     "DUMP_",
     "EXCLUDE_",
@@ -51,6 +52,7 @@ SETTINGS = (
     "HOOK_",
     "LOCK_",
     "LOG_",
+    "MAX_",
     "MIN_TABLE_",
     "PG",
     "PRUNE_",
@@ -65,6 +67,7 @@ SETTINGS = (
     "TZ",
     "VERIFY_",
     "WEBHOOK_",
+    "WORKERS",
 )
 KEPT = ("PGSTASH_TEST_",)
 

@@ -39,6 +39,7 @@
     ├── HookError                     50   a hook failed or took too long
     ├── RequiredTableError            51   a required table is missing or empty
     ├── OutputError                   52   the output cannot be written to stdout
+    ├── JobsFailedError               53   at least one of several jobs failed
     └── RestoreError
         ├── TargetNotEmptyError       60   the target is not empty, and --overwrite was not given
         ├── TargetDatabaseError       61   the new database could not be created or put in place
@@ -335,6 +336,10 @@ class OutputError(PgstashError, exit_code=52):
     """The output could not be written to stdout; what was written is incomplete."""
 
     default_hint = "Is the destination disk full?"
+
+
+class JobsFailedError(PgstashError, exit_code=53):
+    """At least one job of several failed; the others ran anyway. The log shows why."""
 
 
 class RestoreError(PgstashError):

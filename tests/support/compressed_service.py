@@ -18,7 +18,7 @@ import typer
 
 from pgstash.cli.runner import run
 from pgstash.commands.backup import back_up
-from pgstash.commands.service import schedule_of
+from pgstash.commands.schedules import schedule_of
 from pgstash.errors import PgstashError
 from pgstash.runtime import Runtime
 from pgstash.service import loop

@@ -20,6 +20,7 @@ from pgstash.cli import (
     listing,
     policy,
     restore,
+    runs,
     status,
 )
 from pgstash.cli.all_jobs import AllJobs, in_turn, refuse_both, require_several
@@ -29,8 +30,6 @@ from pgstash.errors import PgstashError
 from pgstash.events import Emit
 from pgstash.monitoring import event_log
 from pgstash.monitoring.redaction import Scrubber
-from pgstash.runtime import Runtime
-from pgstash.service import loop
 from pgstash.settings import Settings, name_config
 from pgstash.signals import Interruption
 
@@ -96,45 +95,8 @@ def _options(
     """Take the options that come before a command."""
 
 
-@_cli.command()
-def once(*, job: Job = None) -> None:
-    """Back up the database once: for cron, a Kubernetes CronJob, or by hand.
-
-    Afterwards, backups that the retention settings no longer keep are deleted, and the backup is
-    copied to the stores of COPY_TO; if only that fails, it is a warning. Exit status 0 means that a
-    complete backup is in the store.
-    """
-    from pgstash.commands.backup import back_up_and_copy
-
-    def work(values: Settings, emit: Emit, interruption: Interruption) -> None:
-        back_up_and_copy(values, Runtime(emit, interruption))
-
-    run(work, Command(job=job))
-
-
-@_cli.command()
-def backup() -> None:
-    """Run as a service: back up now, then repeatedly on a schedule.
-
-    BACKUP_SCHEDULE sets the times of further runs; without it, a run starts every BACKUP_INTERVAL
-    seconds. A failed run is logged. If another try may succeed, it follows in a minute, then after
-    twice the time, until the next scheduled run. With BACKUP_ON_START=false the first run is due
-    when the newest stored backup is an interval old. SIGTERM or SIGINT ends the service and a
-    running backup. With VERIFY_INTERVAL the service also runs drills, like `pgstash drill`.
-    """
-    from pgstash.commands import service
-
-    def work(values: Settings, emit: Emit, interruption: Interruption) -> None:
-        with service.health_port(values, emit) as emit_all:
-            runtime = Runtime(emit_all, interruption)
-            with service.copies(values, runtime) as copy:
-                loop.run(
-                    lambda given: service.back_up_and_drill(values, given, copy),
-                    service.plan(values, runtime),
-                    runtime,
-                )
-
-    run(work)
+_cli.command()(runs.once)
+_cli.command()(runs.backup)
 
 
 @_cli.command()

@@ -80,6 +80,10 @@ Job = Annotated[
 ]
 
 
+ReportTo = Annotated[int | None, typer.Option("--report-to", hidden=True)]
+"""The descriptor where a process that runs a job for another one reports its failure."""
+
+
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 

@@ -8,7 +8,15 @@ from typing import Annotated
 import typer
 
 from pgstash.cli.all_jobs import AllJobs, in_turn, refuse_both, require_several
-from pgstash.cli.arguments import From, Job, Source, given_by, needs_from, refuse_needless
+from pgstash.cli.arguments import (
+    From,
+    Job,
+    ReportTo,
+    Source,
+    given_by,
+    needs_from,
+    refuse_needless,
+)
 from pgstash.cli.outcome import JsonOutcome, reporting
 from pgstash.cli.runner import Command, run
 from pgstash.errors import PgstashError
@@ -36,6 +44,7 @@ def drill(  # noqa: PLR0913 - one argument for each option
     job: Job = None,
     all_jobs: AllJobs = False,
     as_json: JsonOutcome = False,
+    report_to: ReportTo = None,
 ) -> None:
     """Prove that a backup restores: restore it into a scratch database, check it, drop it.
 
@@ -73,6 +82,7 @@ def drill(  # noqa: PLR0913 - one argument for each option
             job=job,
             all_jobs=all_jobs,
             sums_up=all_jobs,
+            report_to=report_to,
         ),
     )
 

@@ -14,12 +14,15 @@ from pgstash.errors import (
     EXIT_UNEXPECTED,
     ConfigurationError,
     Interrupted,
+    JobsFailedError,
     OutputError,
     PgstashError,
 )
 from pgstash.events import Emit, Event
 from pgstash.monitoring import event_log, log
 from pgstash.monitoring.redaction import Scrubber
+from pgstash.processes import outcome
+from pgstash.processes.outcome import Outcome
 from pgstash.settings import Need, Request, Settings, jobs
 from pgstash.signals import Interruption, end_by
 
@@ -47,7 +50,8 @@ class Command:
     of the log. ``job`` is the one of several that the command is for; without it, a command that
     is for ``all_jobs`` gets the settings of all. The last error of one that ``sums_up`` is logged
     in any case. With ``whole_file``, all of the configuration file must be right, and not only what
-    the command uses.
+    the command uses. A process that runs a job for another one reports its failure to the
+    descriptor ``report_to``.
     """
 
     needs: Collection[Need] = _EVERYTHING
@@ -60,6 +64,7 @@ class Command:
     all_jobs: bool = False
     whole_file: bool = False
     sums_up: bool = False
+    report_to: int | None = None
 
 
 def run(work: Work, command: Command = Command()) -> NoReturn:
@@ -90,6 +95,7 @@ def _status_of(work: Work, command: Command, interruption: Interruption) -> int:
             layout=values.log_format,
             debug=values.debug,
             stdout_is_data=command.stdout_is_data,
+            job=values.job,
         )
         _log_beginning(values, command)
         if command.prints_findings:
@@ -98,7 +104,7 @@ def _status_of(work: Work, command: Command, interruption: Interruption) -> int:
             return 0
         from pgstash.commands.notifications import listening
 
-        with listening(values) as emit:
+        with listening(values, live=command.report_to is None) as emit:
 
             def noted(event: Event) -> None:
                 nonlocal reported
@@ -121,10 +127,11 @@ def _status_of(work: Work, command: Command, interruption: Interruption) -> int:
         )
         return error.exit_code
     except PgstashError as error:
-        if not reported or command.sums_up or isinstance(error, OutputError):
+        if not reported or command.sums_up or isinstance(error, OutputError | JobsFailedError):
             hint = f"\n{error.hint}" if error.hint else ""
             log.LOGGER.log(log.FAILURE, "%s%s", error.message, hint)
         log.LOGGER.debug("Traceback of the failure", exc_info=error)
+        _report(error, values, command)
         return error.exit_code
     except typer.BadParameter:  # a time for --at that TZ makes no time of: reported by typer
         raise
@@ -139,6 +146,13 @@ def _settings_for(command: Command) -> Settings:
     if command.whole_file:
         jobs.check_file(request)
     return jobs.chosen(request, command.job, may_be_all=command.all_jobs)
+
+
+def _report(error: PgstashError, values: Settings, command: Command) -> None:
+    """Report the failure to the process that started this one, if one did."""
+    if command.report_to is not None:
+        message = Scrubber(values.secrets()).scrub(error.message)
+        outcome.report(command.report_to, Outcome(message, error.retryable, type(error).__name__))
 
 
 def _log_beginning(values: Settings, command: Command) -> None:

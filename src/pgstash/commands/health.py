@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 
 from pgstash import events
 from pgstash.check import freshness
+from pgstash.commands.schedules import anchored
 from pgstash.commands.source import owners_of, source_password
 from pgstash.commands.storage import open_storage
 from pgstash.errors import StaleBackupError
@@ -49,11 +50,5 @@ def healthcheck(settings: Settings) -> str:
 
 def stale_at(settings: Settings) -> freshness.StaleAt:
     """Return the rule of the schedule; an interval counts from the backup itself."""
-    return lambda last: schedule.stale_at(schedule_of(settings, last), last)
-
-
-def schedule_of(settings: Settings, last: datetime) -> schedule.Schedule:
-    """Return the schedule after a backup that started at ``last``."""
-    return schedule.chosen(
-        settings.backup_schedule, settings.tz, settings.backup_interval, anchor=last
-    )
+    anchored_at = anchored(settings)
+    return lambda last: schedule.stale_at(anchored_at(last), last)

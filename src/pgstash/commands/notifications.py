@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 from pgstash import events
+from pgstash.format.folders import folder_of
 from pgstash.monitoring import event_log, progress
 from pgstash.monitoring.redaction import Scrubber
 from pgstash.settings import Settings
@@ -17,14 +19,26 @@ if TYPE_CHECKING:
     from pgstash.monitoring import http_delivery, webhook
 
 
+_JOB = "{job}"
+"""What stands for the folder of a job in the URL of the dead-man switch."""
+
+
+def _folder(settings: Settings) -> str:
+    """Return the folder of a job; in a configuration file, after that of its server."""
+    server, job = settings.origin.server, settings.job
+    database = job.removeprefix(f"{server}/") if server else job
+    return "-".join(folder_of(each) for each in (server, database) if each)
+
+
 @contextlib.contextmanager
-def listening(settings: Settings) -> Iterator[events.Emit]:
+def listening(settings: Settings, *, live: bool = True) -> Iterator[events.Emit]:
     """Yield an emitter that passes each event to log, progress, webhooks and dead-man switch.
 
+    Progress is shown ``live`` on a terminal, unless several processes share it.
     The end of the block waits, for a limited time, until everything is delivered.
     """
     with contextlib.ExitStack() as stack:
-        listeners = [event_log.listen, stack.enter_context(progress.listen())]
+        listeners = [event_log.listen, stack.enter_context(progress.listen(live=live))]
         listeners += stack.enter_context(_messengers(settings))
 
         def emit(event: events.Event) -> None:
@@ -56,7 +70,9 @@ def _messengers(settings: Settings) -> Iterator[list[events.Emit]]:
 
     if ping:
         to_ping = courier("The healthcheck ping")
-        listeners.append(webhook.Ping(ping.get_secret_value(), to_ping, scrubber))
+        # Only here: otherwise the name of the job would be part of a secret.
+        own = ping.get_secret_value().replace(_JOB, quote(_folder(settings), safe=""))
+        listeners.append(webhook.Ping(own, to_ping, scrubber))
 
     def webhook_to(url: SecretStr, what: str, operations: Collection[webhook.Operation]) -> None:
         listeners.append(

@@ -12,6 +12,7 @@ from pgstash.check import freshness
 from pgstash.commands import copies_after_backup, health
 from pgstash.commands.backup import back_up
 from pgstash.commands.drill import drill_backup
+from pgstash.commands.schedules import blackout_of, schedule_of
 from pgstash.commands.source import configured_source, owners_of, source_that_answers
 from pgstash.commands.storage import open_storage
 from pgstash.errors import ConfigurationError, PgstashError
@@ -20,9 +21,7 @@ from pgstash.monitoring import health_server, log, messages
 from pgstash.monitoring.redaction import Scrubber
 from pgstash.repository import catalog
 from pgstash.runtime import Runtime
-from pgstash.service import schedule
 from pgstash.service.retries import NextRun, Retries
-from pgstash.service.schedule import Schedule
 from pgstash.settings import Settings
 from pgstash.signals import kept_for_this_thread
 from pgstash.storage.interface import Storage
@@ -30,19 +29,18 @@ from pgstash.storage.interface import Storage
 RequestCopies = Callable[[Identity], None]
 
 
-def schedule_of(settings: Settings, anchor: datetime) -> Schedule:
-    """Return when backups are due; an interval is counted from ``anchor``."""
-    return schedule.chosen(settings.backup_schedule, settings.tz, settings.backup_interval, anchor)
-
-
 def plan(settings: Settings, runtime: Runtime) -> Retries:
     """Return the plan of the runs. The first is due now, or counted from the newest backup."""
     first = None if settings.backup_on_start else first_run(settings, runtime)
+    blackout, now = blackout_of(settings), runtime.now()
+    if (over := blackout.over(first.at if first else now)) > now:
+        first = NextRun(over, reason=first.reason if first else "BLACKOUT prevents an earlier one")
     return Retries(
-        schedule_of(settings, first.at if first else runtime.now()),
+        schedule_of(settings, first.at if first else now),
         runtime,
         first,
         exit_on_first_failure=settings.exit_on_first_failure,
+        blackout=blackout,
     )
 
 

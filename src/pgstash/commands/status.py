@@ -10,8 +10,9 @@ from typing import Literal
 from pgstash import events
 from pgstash.check import state
 from pgstash.check.state import State
-from pgstash.commands import copies, health
+from pgstash.commands import copies
 from pgstash.commands.jobs import Job, on_server
+from pgstash.commands.schedules import schedule_of
 from pgstash.commands.source import configured_source, owners_of, source_that_answers
 from pgstash.commands.storage import open_storage
 from pgstash.copying import behind
@@ -240,9 +241,9 @@ class _Look:
         return state.Plan(
             prefix=settings.backup_prefix,
             source=self._source(job),
-            schedule=lambda last: health.schedule_of(settings, last),
+            schedule=lambda last: schedule_of(settings, last),
             window=state.window(
-                health.schedule_of(settings, self._now),
+                schedule_of(settings, self._now),
                 self._now,
                 kept_days=settings.backup_retention_days,
                 drilled=drilled if isinstance(drilled, int) else 0,

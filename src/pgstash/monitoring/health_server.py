@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Protocol
 
 from pgstash import __version__, events
 from pgstash.errors import ConfigurationError
@@ -174,8 +175,16 @@ class Health:
         }
 
 
+class Probed(Protocol):
+    """What `/readyz` reports."""
+
+    def facts(self) -> tuple[bool, dict[str, object]]:
+        """Return whether the service is healthy, and the body of the answer."""
+        ...
+
+
 @contextlib.contextmanager
-def serving(port: int, health: Health) -> Iterator[int]:
+def serving(port: int, health: Probed) -> Iterator[int]:
     """Serve on all interfaces until the end of the block; yield the port.
 
     Port 0 is any free one. Raises ConfigurationError if the port is not available.
@@ -217,7 +226,7 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True
     block_on_close = False
 
-    def __init__(self, listener: socket.socket, health: Health) -> None:
+    def __init__(self, listener: socket.socket, health: Probed) -> None:
         super().__init__(listener.getsockname()[:2], _Handler, bind_and_activate=False)
         self.socket.close()
         self.socket = listener

@@ -42,11 +42,12 @@ Format = Literal["text", "json"]
 class _Formatter(logging.Formatter):
     """Formats a record, including its traceback, and scrubs the result."""
 
-    def __init__(self, scrubber: Scrubber, *, layout: Format, colour: bool) -> None:
+    def __init__(self, scrubber: Scrubber, *, layout: Format, colour: bool, job: str) -> None:
         super().__init__()
         self._scrubber = scrubber
         self._layout = layout
         self._colour = colour
+        self._job = scrubber.scrub(job)
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line, or the lines if the message has several."""
@@ -54,10 +55,13 @@ class _Formatter(logging.Formatter):
         message = self._scrubbed(record)
         if self._layout == "json":
             line = {"timestamp": time, "level": record.levelname, "message": message}
+            if self._job:
+                line["job"] = self._job
             return json.dumps(line)  # in ASCII, which any encoding of stdout can carry
         # A line feed or an escape sequence in a name must not forge a line of its own.
         message = "\n  ".join(printable(line) for line in message.split("\n"))
-        line_text = f"{time} {record.levelname} {message}"
+        job = f"[{printable(self._job)}] " if self._job else ""
+        line_text = f"{time} {record.levelname} {job}{message}"
         colour = _COLOURS.get(record.levelname) if self._colour else None
         return f"{colour}{line_text}{_RESET}" if colour else line_text
 
@@ -132,10 +136,17 @@ class _Handler(logging.Handler):
             stream.flush()
 
 
-def start(scrubber: Scrubber, *, layout: Format, debug: bool, stdout_is_data: bool = False) -> None:
+def start(
+    scrubber: Scrubber,
+    *,
+    layout: Format,
+    debug: bool,
+    stdout_is_data: bool = False,
+    job: str = "",
+) -> None:
     """Send all records through the scrubber, including those of libraries and uncaught exceptions.
 
-    With ``stdout_is_data`` none goes to stdout.
+    With ``stdout_is_data`` none goes to stdout. Each line names its ``job``, if that is given.
     """
     root = logging.getLogger()
     for handler in root.handlers[:]:
@@ -149,7 +160,7 @@ def start(scrubber: Scrubber, *, layout: Format, debug: bool, stdout_is_data: bo
             reconfigure(errors="backslashreplace")  # show characters that cannot be encoded
     for handler in (out, err):
         colour = handler.stream is not None and handler.stream.isatty()
-        handler.setFormatter(_Formatter(scrubber, layout=layout, colour=colour))
+        handler.setFormatter(_Formatter(scrubber, layout=layout, colour=colour, job=job))
         root.addHandler(handler)
     root.setLevel(logging.DEBUG if debug else logging.INFO)
     for name in _CHATTY:

@@ -17,9 +17,9 @@ _SECONDS_BETWEEN_LOOKS = 1.0
 
 
 @contextmanager
-def listen() -> Iterator[Emit]:
+def listen(*, live: bool = True) -> Iterator[Emit]:
     """Yield an event listener that shows progress in the form that suits stderr."""
-    if sys.stderr is not None and sys.stderr.isatty():
+    if live and sys.stderr is not None and sys.stderr.isatty():
         with _live_line() as listener:
             yield listener
     else:

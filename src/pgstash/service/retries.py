@@ -7,6 +7,8 @@ from datetime import datetime, timedelta
 
 from pgstash.errors import ConfigurationError, PgstashError
 from pgstash.runtime import FollowUp, Runtime
+from pgstash.service.attempt import Attempt, reason_of
+from pgstash.service.blackout import Blackout
 from pgstash.service.schedule import Schedule
 
 FIRST_DELAY = timedelta(minutes=1)
@@ -15,6 +17,7 @@ FIRST_DELAY = timedelta(minutes=1)
 _MOST_DOUBLINGS = 20  # two years; a schedule is due before that
 _SPREAD = 0.25
 
+NEVER = Blackout()
 
 AFTER_FAILURE = "the last one failed, and another try may succeed"
 
@@ -47,8 +50,12 @@ class Retries:
         first: NextRun | None = None,
         *,
         exit_on_first_failure: bool = False,
+        blackout: Blackout = NEVER,
     ) -> None:
-        """Start without a failure; the ``first`` run is due now unless it is given."""
+        """Start without a failure; the ``first`` run is due now unless it is given.
+
+        Tries before the next scheduled time are outside the blackout too.
+        """
         self._schedule = schedule
         self._now = runtime.now
         self._random = runtime.random
@@ -56,15 +63,24 @@ class Retries:
         self._failures = 0
         self._delay: timedelta | None = None
         self._reported: set[str] = set()
+        self._blackout = blackout
         self._next = first or NextRun(self._started)
         self._may_exit = exit_on_first_failure
         self._outcome: FollowUp | None = None
+        self._delay_if_retried = self._delay_after(1)
 
     def begin(self) -> None:
         """Begin a run: the planned one."""
         if not self._next.early:
             self._reported.clear()
         self._started, self._outcome, self._delay = self._now(), None, None
+        self._delay_if_retried = self._delay_after(self._failures + 1)
+
+    def attempt(self) -> Attempt:
+        """Return the run that has begun, for another process that decides what follows it."""
+        scheduled = self._schedule.after(self._started)
+        early, reported = self._next.early, frozenset(self._reported)
+        return Attempt(scheduled, self._delay_if_retried, early=early, reported=reported)
 
     def follow_up(self, error: BaseException) -> FollowUp:
         """Return what follows the failure of the present run; decided once for each run."""
@@ -75,12 +91,12 @@ class Retries:
     def _after(self, error: BaseException) -> FollowUp:
         if not isinstance(error, Exception) or self.ends_service(error):
             return FollowUp()
-        reason = type(error).__name__
+        reason = reason_of(error)
         repeated = self._next.early and reason in self._reported
         self._reported.add(reason)
         self._failures += 1
         if isinstance(error, PgstashError) and error.retryable:
-            self._delay = self._delay_after(self._failures)
+            self._delay = self._delay_if_retried
         self._next = self._plan(self._started)
         return FollowUp(self._next.at, early=self._next.early, repeated=repeated)
 
@@ -113,7 +129,7 @@ class Retries:
         scheduled = self._schedule.after(since)
         if self._delay is None:
             return NextRun(scheduled)
-        soon = self._now() + self._delay
+        soon = self._blackout.over(self._now() + self._delay)
         if soon < scheduled:
             return NextRun(soon, early=True, reason=AFTER_FAILURE)
         return NextRun(scheduled)

@@ -7,6 +7,7 @@ than the interval or the machine was suspended, the next run is due now, once.
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Protocol
@@ -75,6 +76,15 @@ class Cron:
         while (found := next(due).astimezone(UTC)) <= moment:
             pass
         return found
+
+
+def spread_anchor(name: str, seconds: int) -> datetime:
+    """Return an anchor for the interval of one of many jobs: the same for the same name, always.
+
+    Then the jobs do not all begin at once, and a restart does not change when they begin.
+    """
+    digest = hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()
+    return _ANY_DAY + timedelta(seconds=int.from_bytes(digest[:8]) % seconds)
 
 
 def chosen(expression: str | None, zone: str, seconds: int, anchor: datetime) -> Schedule:

@@ -17,6 +17,7 @@ from pgstash.settings.model import (
 from pgstash.settings.sources import (
     Request,
     environment,
+    environment_of_jobs,
     load,
     log_format,
     name_config,
@@ -31,6 +32,7 @@ __all__ = [
     "Settings",
     "Variable",
     "environment",
+    "environment_of_jobs",
     "is_secret",
     "load",
     "log_format",

@@ -77,3 +77,19 @@ class ManyDatabasesSettings(Group):
         "and invalid ones are left out.",
         default=None,
     )
+    workers: int = setting(
+        "Many databases",
+        "a whole number from 1 to 64",
+        "How many processes run backups and drills at once. Each takes the memory of one backup.",
+        default=2,
+        ge=1,
+        le=64,
+    )
+    max_backups: int = setting(
+        "Many databases",
+        "a whole number from 1 to 64",
+        "How many databases of one server are backed up at once, at most `WORKERS`.",
+        default=1,
+        ge=1,
+        le=64,
+    )

@@ -37,7 +37,7 @@ class ServiceSettings(Group):
         "true or false",
         "Make a backup whenever `pgstash backup` starts. With `false`, the first one is due when "
         "the newest stored backup of the source is as old as the schedule allows; if there is "
-        "none, at once. For platforms that deploy often.",
+        "none, at once. For platforms that deploy often. With `DATABASES`, `false` is the default.",
         default=True,
     )
     exit_on_first_failure: bool = setting(
@@ -51,9 +51,16 @@ class ServiceSettings(Group):
     tz: str = setting(
         "Service",
         "the name of a time zone, such as Europe/Berlin",
-        "The time zone of `BACKUP_SCHEDULE`, and of `--at` if no offset is given. The log and the "
-        "names of backups are always in UTC.",
+        "The time zone of `BACKUP_SCHEDULE`, of `BLACKOUT`, and of `--at` if no offset is given. "
+        "The log and the names of backups are always in UTC.",
         default="UTC",
+    )
+    blackout: Annotated[str, AfterValidator(validators.blackout)] | None = setting(
+        "Service",
+        "times of the day such as 22:00-06:00, separated by commas",
+        "When `pgstash backup` starts nothing, in the time zone `TZ`: no backup, no drill, and no "
+        "further attempt. What is due then starts at the end of it. What runs already goes on.",
+        default=None,
     )
     webhook_url: Annotated[SecretStr, AfterValidator(validators.web_url)] | None = setting(
         "Service",
@@ -71,7 +78,8 @@ class ServiceSettings(Group):
         "Service",
         "a valid http:// or https:// URL",
         "A dead-man switch like Healthchecks.io: `<url>/start`, `<url>` or `<url>/fail` is "
-        "requested when a backup starts, succeeds or fails.",
+        "requested when a backup starts, succeeds or fails. With `DATABASES`, `{job}` in it stands "
+        "for the folder of the database.",
         default=None,
     )
     health_port: int | None = setting(
@@ -91,6 +99,16 @@ class ServiceSettings(Group):
         if info.data.get("backup_schedule", "wrong") is not None:
             schedule.check_zone(name)
         return name
+
+    @field_validator("blackout")
+    @classmethod
+    def _in_a_zone(cls, windows: str | None, info: ValidationInfo) -> str | None:
+        if windows is not None and "tz" in info.data:
+            try:
+                schedule.check_zone(info.data["tz"])
+            except ValueError as error:
+                raise validators.ExplainedError(str(error), variable="TZ") from None
+        return windows
 
 
 class RestoreSettings(Group):

@@ -250,6 +250,17 @@ def name_config(path: Path) -> None:
     os.environ[CONFIG_VARIABLE] = str(path.absolute())
 
 
+def environment_of_jobs(dotenv: Path = Path(".env")) -> dict[str, str]:
+    """Return the environment for a child that reads all settings itself, as this process did.
+
+    The password that this process read from a file for libpq is left out: the child reads it too.
+    """
+    environ = environment()
+    if "PGPASSWORD_FILE" in {**env_file.read(dotenv, []), **environ}:
+        environ.pop("PGPASSWORD", None)
+    return environ
+
+
 def environment() -> dict[str, str]:
     """Return the environment of the process, from which child processes get theirs."""
     return dict(os.environ)

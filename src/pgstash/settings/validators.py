@@ -17,6 +17,7 @@ from pgstash.postgres.dump import required_tables as required
 from pgstash.postgres.server import conninfo
 from pgstash.postgres.tools import pg_dump_options
 from pgstash.processes import hooks
+from pgstash.service import blackout as blackouts
 from pgstash.service import schedule
 from pgstash.settings import store_url, tags
 
@@ -199,6 +200,12 @@ def cron(expression: str) -> str:
     """Return a cron expression."""
     schedule.Cron(expression)
     return expression
+
+
+def blackout(windows: str) -> str:
+    """Return windows of the day."""
+    blackouts.parse(windows)
+    return windows
 
 
 def command(line: str) -> str:

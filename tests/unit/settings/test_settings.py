@@ -136,6 +136,9 @@ def test_defaults() -> None:
         "backup_on_start": True,
         "exit_on_first_failure": False,
         "tz": "UTC",
+        "blackout": None,
+        "workers": 2,
+        "max_backups": 1,
         "backup_retention_days": 7,
         "retention_keep_last": None,
         "retention_keep_daily": None,
@@ -210,6 +213,11 @@ BOUNDS: list[tuple[str, list[str], list[str]]] = [
     ("WEBHOOK_ON_SUCCESS", ["true", "FALSE", "1", "0", "yes", "no"], ["2", "maybe"]),
     ("GLOBALS_PASSWORDS", ["false", "0"], ["2", "maybe"]),
     ("BACKUP_ON_START", ["true", "FALSE", "1", "0", "yes", "no"], ["2", "maybe"]),
+    ("BLACKOUT", ["22:00-06:00", "00:00-23:59, 09:30-10:00"], ["22-6", ","]),
+    ("BLACKOUT", [], ["00:00-00:00", "06:00-18:00,18:00-06:00"]),
+    ("DATABASES", ["*,!test_*", "shop"], [",", "!"]),
+    ("WORKERS", ["1", "64"], ["0", "65", "all"]),
+    ("MAX_BACKUPS", ["1", "64"], ["0", "65", "1.5"]),
     ("EXIT_ON_FIRST_FAILURE", ["true", "FALSE", "1", "0", "yes", "no"], ["2", "maybe"]),
     ("WEBHOOK_ON_FAILURE", ["on", "off"], ["ja"]),
     ("DEBUG", ["true", "false"], ["debug"]),
@@ -421,6 +429,8 @@ def test_the_time_zone_matters_to_a_schedule_alone() -> None:
     [said] = problems(scheduled | {"TZ": "Mars/Olympus"})
     assert said.startswith("TZ is not the name of a time zone")
     assert load(VALID | {"TZ": ":/etc/localtime"}).tz == ":/etc/localtime"
+    [said] = problems(VALID | {"BLACKOUT": "22:00-06:00", "TZ": "Mars/Olympus"})
+    assert said.startswith("TZ is not the name of a time zone")
     both = problems(VALID | {"BACKUP_SCHEDULE": "daily", "TZ": "Mars/Olympus"})
     assert [problem.split()[0] for problem in both] == ["BACKUP_SCHEDULE", "TZ"]
 

@@ -16,7 +16,9 @@ from pgstash.settings.config.values import Reference, RefusedError, holds_secret
 from pgstash.settings.copy_to import CopyStore
 from pgstash.settings.model import Settings
 
-OF_THE_PROCESS = frozenset({"debug", "exit_on_first_failure", "health_port", "log_format"})
+OF_THE_PROCESS = frozenset(
+    {"debug", "exit_on_first_failure", "health_port", "log_format", "workers"}
+)
 """Settings that jobs cannot have each for its own."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}", re.ASCII)

@@ -1,0 +1,141 @@
+"""Children that run jobs: how they end is known, whatever they do, and none stays behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from pgstash.errors import Interrupted
+from pgstash.processes import outcome
+from pgstash.processes.children import Children, Ended
+from pgstash.processes.outcome import Outcome
+from pgstash.signals import Interruption
+
+REPORT = """
+import json, os, signal, sys, time
+descriptor = int(sys.argv[-1].partition("=")[2])
+def report(text):
+    os.write(descriptor, text.encode())
+"""
+ENOUGH = 60.0  # seconds, on any machine
+
+
+@contextmanager
+def running(*scripts: str, grace: float = 5.0) -> Iterator[Children[str]]:
+    children: Children[str] = Children(
+        dict(os.environ), [sys.executable, "-c", f"{REPORT}\nexec(sys.argv[1])"]
+    )
+    with children.ending(grace):
+        for number, script in enumerate(scripts):
+            children.start(str(number), [script])
+        yield children
+
+
+def ends(children: Children[str]) -> list[Ended[str]]:
+    found: list[Ended[str]] = []
+    give_up = time.monotonic() + ENOUGH
+    while children and time.monotonic() < give_up:
+        found += children.wait(ENOUGH)
+    return sorted(found, key=lambda each: each.key)
+
+
+def test_each_end_is_known() -> None:
+    failing = json.dumps({"message": "no server", "retryable": True, "error": "XError"})
+    with running("", f"report({failing!r}); sys.exit(10)", "sys.exit(70)") as children:
+        assert ends(children) == [
+            Ended("0", 0, None),
+            Ended("1", 10, Outcome("no server", retryable=True, error="XError")),
+            Ended("2", 70, None),
+        ]
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        "report('garbage'); sys.exit(13)",
+        'report(\'{"message": 1, "retryable": true, "error": ""}\'); sys.exit(13)',
+        "report('[' * 100_000); sys.exit(13)",
+        "report('\"' + 'x' * 300_000 + '\"'); sys.exit(13)",
+        "os.write(descriptor, bytes(range(256))); sys.exit(13)",
+    ],
+    ids=["no json", "other types", "deep", "long", "no text"],
+)
+def test_garbage_is_no_outcome(script: str) -> None:
+    with running(script) as children:
+        assert ends(children) == [Ended("0", 13, None)]
+
+
+def test_a_child_that_is_killed() -> None:
+    with running("os.kill(os.getpid(), signal.SIGKILL)") as children:
+        assert ends(children) == [Ended("0", -signal.SIGKILL, None)]
+
+
+def test_a_child_that_closes_its_pipe_early_is_waited_for() -> None:
+    with running("os.close(descriptor); time.sleep(1); sys.exit(5)") as children:
+        assert ends(children) == [Ended("0", 5, None)]
+
+
+def test_a_pipe_that_somebody_else_keeps_open() -> None:
+    script = "os.fork() or (time.sleep(3), os._exit(0)); os._exit(6)"
+    with running(script) as children:
+        found: list[Ended[str]] = []
+        give_up = time.monotonic() + ENOUGH
+        while not found and time.monotonic() < give_up:
+            found = children.wait(0.1)
+        assert found == [Ended("0", 6, None)]
+
+
+def test_the_wait_ends_in_time() -> None:
+    with running("time.sleep(100)") as children:
+        assert children.wait(0.1) == []
+        assert len(children) == 1
+
+
+def test_the_end_of_the_block_ends_all_children(tmp_path: Path) -> None:
+    """Also the one that ignores SIGTERM."""
+    ready = tmp_path / "ready"
+    deaf = (
+        f"signal.signal(signal.SIGTERM, signal.SIG_IGN); open({str(ready)!r}, 'w'); time.sleep(100)"
+    )
+    with running("time.sleep(100)", deaf, grace=2) as children:
+        while not ready.exists():
+            children.wait(0.1)
+        began = time.monotonic()
+    assert not children
+    assert 2 <= time.monotonic() - began < ENOUGH
+
+
+def test_a_signal_ends_the_wait() -> None:
+    timer = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM))
+    with Interruption().installed(), running("time.sleep(100)") as children:
+        timer.start()
+        with pytest.raises(Interrupted):
+            children.wait(ENOUGH)
+    assert not children
+
+
+def test_a_program_that_is_missing() -> None:
+    children: Children[str] = Children({}, ["/nonexistent"])
+    with children.ending():
+        with pytest.raises(FileNotFoundError):
+            children.start("a", [])
+        assert not children
+        assert children.wait(0) == []
+
+
+def test_an_outcome_is_read_as_it_was_reported() -> None:
+    reading, writing = os.pipe()
+    outcome.report(writing, Outcome("x" * 5000, retryable=False))
+    assert outcome.read(os.read(reading, 65536)) == Outcome("x" * 2000, retryable=False)
+    os.close(reading)
+    outcome.report(writing, Outcome("nobody reads it", retryable=True))
+    os.close(writing)
