@@ -48,7 +48,8 @@
         ├── TargetLacksError          59   the target is missing roles, extensions or objects
         ├── TableNotStoredError       58   no such table, or no restore of single tables
         ├── WrongTargetError          57   RESTORE_URL leads to another database than the backup's
-        └── SuperuserRequiredError    56   the role may not create all objects of the backup
+        ├── SuperuserRequiredError    56   the role may not create all objects of the backup
+        └── NotAllRecoveredError      55   not all databases of a server are back
 
     Interrupted                    128+n   SIGINT or SIGTERM (not a failure of pgstash)
 
@@ -317,10 +318,7 @@ class WrongClockError(HealthError, exit_code=44):
 class HookError(PgstashError, exit_code=50):
     """A hook could not be started, failed, or took longer than ``HOOK_TIMEOUT``."""
 
-    default_hint = (
-        "The log has the output of the command. Run the command by hand. If it only needs more "
-        "time, raise HOOK_TIMEOUT."
-    )
+    default_hint = "Run the command in the log by hand. If it needs more time, raise HOOK_TIMEOUT."
 
 
 class RequiredTableError(PgstashError, exit_code=51):
@@ -369,9 +367,7 @@ class TargetLostError(RestoreError, exit_code=63):
     default_hint = "Check the target server's log for that time, then restore again."
 
 
-class TargetLacksError(
-    RestoreError, exit_code=59
-):  # sysexits.h uses 64 and above for other meanings
+class TargetLacksError(RestoreError, exit_code=59):  # sysexits.h uses 64 and above
     """The target is missing roles, extensions or objects that the backup refers to."""
 
 
@@ -385,6 +381,10 @@ class WrongTargetError(RestoreError, exit_code=57):
 
 class SuperuserRequiredError(RestoreError, exit_code=56):
     """The role may not create all objects of the backup, and they are not left out."""
+
+
+class NotAllRecoveredError(RestoreError, exit_code=55):
+    """A recovery of a whole server did not bring all databases and roles back."""
 
 
 class Interrupted(BaseException):

@@ -19,6 +19,7 @@ from pgstash.cli import (
     keys,
     listing,
     policy,
+    recover,
     restore,
     runs,
     status,
@@ -169,6 +170,7 @@ _cli.command("list")(listing.list_backups)
 _cli.command()(backups.show)
 _cli.command()(backups.cat)
 _cli.command()(restore.restore)
+_cli.command()(recover.recover)
 _cli.command()(drill.drill)
 _cli.command()(copy.copy)
 _cli.add_typer(keys.app)

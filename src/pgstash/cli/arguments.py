@@ -87,6 +87,15 @@ ReportTo = Annotated[int | None, typer.Option("--report-to", hidden=True)]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
+Mark = Annotated[
+    bool,
+    typer.Option(
+        "--mark",
+        help="Mark the restored database, so that `pgstash recover` skips it from then on.",
+    ),
+]
+
+
 Unverified = Annotated[
     bool,
     typer.Option(

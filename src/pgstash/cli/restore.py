@@ -11,6 +11,7 @@ from pgstash.cli.arguments import (
     At,
     From,
     Job,
+    Mark,
     Name,
     Source,
     Unverified,
@@ -140,6 +141,7 @@ def restore(  # noqa: PLR0913 - one argument for each option
             metavar="NAME",
         ),
     ] = None,
+    mark: Mark = False,
     unverified: Unverified = False,
     dry_run: Annotated[
         bool,
@@ -163,6 +165,7 @@ def restore(  # noqa: PLR0913 - one argument for each option
     if to is not None and not to.strip():
         # An unset variable of the shell must not turn this into a restore to RESTORE_URL.
         raise typer.BadParameter("is empty", param_hint="--to")
+    _refuse_marking(table, mark=mark)
     _refuse_replacing(create, table, replace=replace, closed=no_owner or no_privileges)
     if create is not None and overwrite:
         raise typer.BadParameter("cannot be combined with --create", param_hint="--overwrite")
@@ -211,6 +214,7 @@ def restore(  # noqa: PLR0913 - one argument for each option
         no_owner=no_owner,
         no_privileges=no_privileges,
         no_analyze=no_analyze,
+        mark=mark,
         dry_run=dry_run,
         replace=replace,
         skip_superuser_objects=skip_superuser_objects,
@@ -289,3 +293,8 @@ def _refuse_replacing(
             "cannot be combined with --no-owner or --no-privileges: no application could connect",
             param_hint="--replace",
         )
+
+
+def _refuse_marking(table: list[str] | None, *, mark: bool) -> None:
+    if mark and table:
+        raise typer.BadParameter("cannot be combined with --table", param_hint="--mark")

@@ -29,7 +29,7 @@ from pgstash.postgres.restore import (
 from pgstash.postgres.restore.psql import Psql
 from pgstash.postgres.restore.request import Request
 from pgstash.postgres.restore.target import Outcome
-from pgstash.postgres.server import conninfo, login, pooler
+from pgstash.postgres.server import conninfo, login, marks, pooler
 from pgstash.postgres.server.connection import Password, Server
 from pgstash.postgres.server.lock_waits import warn_of_lock_waits
 from pgstash.postgres.tools import installed, pg_dump_options
@@ -96,6 +96,7 @@ def _run(plan: Plan, wanted: str, find: Callable[[], Archive], runtime: Runtime)
     try:
         archive = find()
         state.name = archive.name
+        state.target.mark = archive.name if plan.request.mark else ""
         started = events.RestoreStarted(
             archive.name, host, plan.into(database), plan.request.dry_run, of=_of(archive)
         )
@@ -244,7 +245,7 @@ def _restore(plan: Plan, archive: Archive, runtime: Runtime, state: State) -> in
                 into.major, progress.counted(_script(archive, strategy, tool_run, progress))
             )
             with preflight.explained(manifest, server, locks, request):
-                _feed(psql, itertools.chain(read, owned.giving.script()), plan, into, emit)
+                _feed(psql, itertools.chain(read, _ending(owned, request, state)), plan, into, emit)
         finally:
             # What is in a staging database does not count before the database gets its name.
             if request.create is None:
@@ -285,6 +286,12 @@ def _feed(psql: Psql, script: Iterator[bytes], plan: Plan, into: Server, emit: e
             psql.feed(chunk)
         pooler.refuse_swapping_again(into, emit)
         psql.finish()
+
+
+def _ending(owned: owners.Owners, request: Request, state: State) -> Iterator[bytes]:
+    yield from owned.giving.script()
+    if request.create is None and state.target.mark:
+        yield marks.of_psql(state.target.mark)
 
 
 def _observed(script: Iterator[bytes], observe: Callable[[bytes], None]) -> Iterator[bytes]:

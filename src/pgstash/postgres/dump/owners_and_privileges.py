@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from pgstash.postgres.dump.pg_dump import CLOSING
 from pgstash.postgres.dump.schema_dump import ENTRY, CompositionError, plain
-from pgstash.postgres.server import description, query
+from pgstash.postgres.server import description, marks, query
 from pgstash.postgres.server.connection import Server
 from pgstash.postgres.server.quoting import identifier
 from pgstash.postgres.tools import toc
@@ -66,9 +66,12 @@ _THIS = 'DATABASE :"DBNAME"'
 # written as one literal, the list would become one name; written as it is stored, it could be
 # anything. These can be set in a session.
 _LISTS = "'local_preload_libraries', 'search_path', 'session_preload_libraries', 'temp_tablespaces'"
+# The mark of a restored database: another one, restored from this backup, has its own.
+_MARK = f"application_name={marks.BEGINNING}"
 # The statements for the database, in order. The privileges are granted from nothing, by those who
 # granted them.
-_DATABASE = r"""
+_DATABASE = (
+    r"""
     WITH d AS (
         SELECT d.*, r.rolname AS owner
         FROM pg_catalog.pg_database d JOIN pg_catalog.pg_roles r ON r.oid = d.datdba
@@ -82,6 +85,7 @@ _DATABASE = r"""
         FROM d JOIN pg_catalog.pg_db_role_setting s ON s.setdatabase = d.oid
         LEFT JOIN pg_catalog.pg_roles r ON r.oid = s.setrole
         CROSS JOIN pg_catalog.unnest(s.setconfig) WITH ORDINALITY AS setting(text, place)
+        WHERE NOT pg_catalog.starts_with(setting.text, '{mark}')
     )
     SELECT statement FROM (
         SELECT 1, 0::pg_catalog.int8, 0::pg_catalog.int8,
@@ -134,7 +138,10 @@ _DATABASE = r"""
         FROM d
     ) AS statements(kind, role, place, statement)
     ORDER BY kind, role, place
-""".replace("{this}", _THIS).replace("{lists}", _LISTS)
+""".replace("{this}", _THIS)
+    .replace("{lists}", _LISTS)
+    .replace("{mark}", _MARK)
+)
 
 # Who owns an object, or has a privilege on one. The first superuser is in no such list.
 _ROLES = """
@@ -148,8 +155,11 @@ _ROLES = """
         WHERE s.refclassid = 'pg_catalog.pg_authid'::pg_catalog.regclass
               AND s.deptype IN ('o', 'a')
         UNION SELECT datdba FROM d
-        UNION SELECT s.setrole FROM d JOIN pg_catalog.pg_db_role_setting s ON s.setdatabase = d.oid)
-"""
+        UNION SELECT s.setrole FROM d JOIN pg_catalog.pg_db_role_setting s
+            ON s.setdatabase = d.oid AND EXISTS (
+                SELECT FROM pg_catalog.unnest(s.setconfig) AS setting
+                WHERE NOT pg_catalog.starts_with(setting, '{mark}')))
+""".replace("{mark}", _MARK)
 
 # Before version 15, pg_dump writes the privileges on this schema, but not its owner. On any server
 # it belongs to whom initdb gave it to: the first superuser, or the owner of the database.

@@ -33,6 +33,8 @@ _HASH = re.compile(
 # Dates in another DateStyle might be read as other dates.
 _ISO = re.compile(r"-?infinity|\d{4,6}-\d\d-\d\d \d\d:\d\d:\d\d(\.\d+)?[+-]\d\d(:\d\d){0,2}")
 
+_RIGHTS = ("SUPERUSER", "CREATEROLE", "CREATEDB", "REPLICATION", "BYPASSRLS")
+
 # Only superusers may set them, and roles that were granted it.
 _NO_LOG = {
     "log_statement": "none",
@@ -48,13 +50,15 @@ _NO_LOG = {
 class Login:
     """Whether a role of the source ``can_login``, and the hash of its password, if it is known.
 
-    ``limit`` is its number of sessions, and ``until`` when the password expires.
+    ``limit`` is its number of sessions, and ``until`` when the password expires. ``rights`` are
+    what it may do on the whole server, such as CREATEDB; no restore gives them.
     """
 
     can_login: bool = False
     password: str | None = field(default=None, repr=False)
     limit: int | None = None
     until: str | None = None
+    rights: tuple[str, ...] = field(default=(), compare=False)
 
 
 UNKNOWN = Login()
@@ -77,11 +81,13 @@ def read(script: bytes, *, passwords: bool) -> dict[str, Login]:
         )
         if until is not None and not _ISO.fullmatch(until):
             password = None
+        attributes = match["attributes"].split()
         login = Login(
-            can_login="LOGIN" in match["attributes"].split(),
+            can_login="LOGIN" in attributes,
             password=password,
             limit=None if match["limit"] is None else int(match["limit"]),
             until=until,
+            rights=tuple(each for each in attributes if each in _RIGHTS),
         )
         found.setdefault(name, login)  # the first is the one that creates the role
     return found
@@ -90,7 +96,8 @@ def read(script: bytes, *, passwords: bool) -> dict[str, Login]:
 def keep_out_of_log(session: query.Connection) -> None:
     """Keep statements of this session out of the server's log, if the login may do so."""
     for name, value in _NO_LOG.items():
-        with contextlib.suppress(psycopg.errors.InsufficientPrivilege):  # the documents name it
+        # The documents name what the login may not set.
+        with contextlib.suppress(psycopg.errors.InsufficientPrivilege), session.transaction():
             session.execute("SELECT pg_catalog.set_config(%s, %s, false)", [name, value])
 
 
@@ -111,7 +118,8 @@ def give(session: query.Connection, name: str, login: Login, emit: Emit) -> bool
     if login.until is not None:
         statement += sql.SQL(" VALID UNTIL {}").format(sql.Literal(login.until))
     try:
-        session.execute(statement)
+        with session.transaction():
+            session.execute(statement)
     except psycopg.Error as error:
         if error.sqlstate is None:
             raise

@@ -12,6 +12,7 @@ from pgstash.counting import counted
 from pgstash.events import Emit, Warned
 from pgstash.postgres.restore.target import connected
 from pgstash.postgres.server.connection import Server
+from pgstash.postgres.server.query import Connection
 from pgstash.postgres.server.quoting import identifier
 
 _NAME = r"""(?:"(?:[^"]|"")+"|[^",;\s]+)"""
@@ -91,21 +92,33 @@ def give(
     A membership in a role that was there before would give the new role its privileges, and one of
     such a role would give it more: they are for somebody to decide, as is what the server refuses.
     """
-    left: list[str] = []
     with connected(server) as session:
-        for each in memberships:
-            if not {each.group, each.member} & {*created}:
-                continue
-            statement = each.statement(server.major)
-            if statement is None or not {each.group, each.member} <= {*created}:
-                left.append(each.by_hand(server.major))
-                continue
-            try:
+        give_in(session, server.major, memberships, created, emit)
+
+
+def give_in(
+    session: Connection,
+    major: int,
+    memberships: Sequence[Membership],
+    created: Collection[str],
+    emit: Emit,
+) -> None:
+    """Do the same in a session with a server of this major, which may be in a transaction."""
+    left: list[str] = []
+    for each in memberships:
+        if not {each.group, each.member} & {*created}:
+            continue
+        statement = each.statement(major)
+        if statement is None or not {each.group, each.member} <= {*created}:
+            left.append(each.by_hand(major))
+            continue
+        try:
+            with session.transaction():
                 session.execute(statement.encode())
-            except psycopg.Error as error:
-                if error.sqlstate is None:
-                    raise
-                left.append(statement)
+        except psycopg.Error as error:
+            if error.sqlstate is None:
+                raise
+            left.append(statement)
     if left:
         more = f" and {len(left) - _SHOWN} more" if len(left) > _SHOWN else ""
         emit(

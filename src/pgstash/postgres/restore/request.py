@@ -21,7 +21,8 @@ class Request:
     ``dry_run`` changes nothing. Restored objects get the owners of the source, unless
     ``no_owner``, and its privileges, unless ``no_privileges``; and so does a new database itself.
     Statistics for the planner are updated at the end, unless ``no_analyze``. Objects that the
-    restoring role may not create are left out with ``skip_superuser_objects``.
+    restoring role may not create are left out with ``skip_superuser_objects``. With ``mark``, the
+    database is marked as restored from the backup, for a recovery of the whole server.
     """
 
     create: str | None = None
@@ -39,6 +40,7 @@ class Request:
     no_privileges: bool = False
     replace: bool = False
     no_analyze: bool = False
+    mark: bool = False
     skip_superuser_objects: bool = False
 
     @property

@@ -13,6 +13,7 @@ from pgstash.counting import counted
 from pgstash.events import Emit, Warned
 from pgstash.postgres.restore.target import connected
 from pgstash.postgres.server.connection import Server
+from pgstash.postgres.server.query import Connection
 from pgstash.postgres.server.quoting import identifier
 
 _NAME = r"""(?:"(?:[^"]|"")+"|[^",;\s]+)"""
@@ -75,17 +76,25 @@ def give(server: Server, settings: Sequence[Setting], created: Collection[str], 
 
     Raises TargetLostError.
     """
-    left: list[tuple[Setting, str]] = []
     with connected(server) as session:
-        for each in settings:
-            if each.role not in created:
-                continue
-            try:
+        give_in(session, settings, created, emit)
+
+
+def give_in(
+    session: Connection, settings: Sequence[Setting], created: Collection[str], emit: Emit
+) -> None:
+    """Do the same in a session, which may be in a transaction."""
+    left: list[tuple[Setting, str]] = []
+    for each in settings:
+        if each.role not in created:
+            continue
+        try:
+            with session.transaction():
                 session.execute(each.statement)
-            except (psycopg.Error, UnicodeError) as error:
-                if isinstance(error, psycopg.Error) and error.sqlstate is None:
-                    raise
-                left.append((each, " ".join(str(error).split())))
+        except (psycopg.Error, UnicodeError) as error:
+            if isinstance(error, psycopg.Error) and error.sqlstate is None:
+                raise
+            left.append((each, " ".join(str(error).split())))
     if left:
         some = "; ".join(
             f"{each.name} of {identifier(each.role)} ({reason})" for each, reason in left[:_SHOWN]

@@ -32,12 +32,15 @@ from pgstash.postgres.restore.target import (
     said,
     seen_from,
 )
+from pgstash.postgres.server import marks
 from pgstash.postgres.server.connection import Server
 from pgstash.runtime import Runtime
 
 _MARK_BYTES = 4
 
-_INCOMPLETE = "an incomplete restore by pgstash"
+INCOMPLETE = "an incomplete restore by pgstash"
+"""The comment of a staging database until it is complete."""
+
 _COMMENT = "COMMENT ON DATABASE {} IS {}"
 # Otherwise the comment is already that of the source.
 _IS_MARKED = (
@@ -105,7 +108,7 @@ def created(
                     ),
                     runtime,
                 )
-            session.execute(_comment(staging, _INCOMPLETE))
+            session.execute(_comment(staging, INCOMPLETE))
             # A dump without GRANTs has no REVOKEs either, so PUBLIC may call every function in it.
             session.execute(
                 sql.SQL("REVOKE CONNECT ON DATABASE {} FROM PUBLIC").format(sql.Identifier(staging))
@@ -174,8 +177,10 @@ def _rename(server: Server, staging: str, name: str, state: TargetState, runtime
         swap = replacement.Swap(name, staging, state.replaced, runtime.now())
     try:
         with connected(server) as session:
-            if session.execute(_IS_MARKED, [_INCOMPLETE, staging]).fetchone() == (True,):
+            if session.execute(_IS_MARKED, [INCOMPLETE, staging]).fetchone() == (True,):
                 session.execute(_comment(staging, None))
+            if state.mark:
+                session.execute(marks.statement(staging, state.mark))
         if swap:
             replacement.run(server, swap, state)
         else:
@@ -208,10 +213,11 @@ def _renamed(server: Server, staging: str, name: str, seconds: float) -> bool:
 
 
 def _staging_name(name: str) -> str:
-    return _beginning(name) + secrets.token_hex(_MARK_BYTES)
+    return beginning(name) + secrets.token_hex(_MARK_BYTES)
 
 
-def _beginning(name: str) -> str:
+def beginning(name: str) -> str:
+    """Return what the names of the staging databases for a database begin with."""
     mark = "_pgstash_"
     room = LONGEST_NAME - len(mark) - 2 * _MARK_BYTES
     return name.encode()[:room].decode(errors="ignore") + mark
@@ -219,7 +225,7 @@ def _beginning(name: str) -> str:
 
 def _warn_of_earlier(session: Connection[tuple[Any, ...]], name: str, emit: Emit) -> None:
     """Warn of staging databases that other restores to this name left, or are restoring into."""
-    asked = {"begin": _beginning(name), "incomplete": _INCOMPLETE}
+    asked = {"begin": beginning(name), "incomplete": INCOMPLETE}
     for found, incomplete in session.execute(_EARLIER, asked).fetchall():
         what = (
             "is incomplete: a restore into it is running, or was killed"

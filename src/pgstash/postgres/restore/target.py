@@ -53,7 +53,8 @@ class TargetState:
 
     ``leftover`` is the name of a database that was to be dropped, and could not be. ``replaced`` is
     the OID of the database that the restored one is to replace, and ``kept`` describes it once
-    that is done. It is not done if the target ``refused`` owners or privileges.
+    that is done. It is not done if the target ``refused`` owners or privileges. ``mark`` is the
+    backup that a new database is marked as restored from, if it is.
     """
 
     outcome: Outcome = Outcome.NOTHING
@@ -61,6 +62,7 @@ class TargetState:
     replaced: int | None = None
     refused: bool = False
     kept: str = ""
+    mark: str = ""
 
     @property
     def description(self) -> str:

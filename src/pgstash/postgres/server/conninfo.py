@@ -149,6 +149,18 @@ def with_database(url: str, database: str) -> str:
     )
 
 
+def with_some_database(url: str, database: str) -> str:
+    """Return ``url``, or a URI that differs in this database if it names none.
+
+    A string that is no valid URI is returned as it is.
+    """
+    try:
+        named = parse(url).get("dbname")
+    except ValueError:
+        return url
+    return url if named else with_database(url, database)
+
+
 def completed(url: str, configured: str) -> str:
     """Return ``url`` with what it lacks from ``configured``, if both have the same login.
 
