@@ -244,6 +244,43 @@ def test_recipients_are_changed_by_kms(scene: Scene, tmp_path: Path) -> None:
     assert "PostgreSQL database dump complete" in done.stdout
 
 
+def test_an_alias_that_leads_to_another_key_by_now(scene: Scene, tmp_path: Path) -> None:
+    """The user is about to delete the key that it led to before."""
+    folder = tmp_path / "copy"
+    subprocess.run(["cp", "-a", scene.folder, folder], check=True)
+    env = scene.env() | {"STORAGE_URL": folder.as_uri()}
+    done = run_pgstash(["keys", "add", ALIAS], env)
+    assert "1 had it already" in done.stdout + done.stderr
+    scene.service.aliases = {ALIAS: OTHER}
+    done = run_pgstash(["keys", "add", ALIAS], env)
+    assert f"{ALIAS} was added to the recipients" in done.stdout + done.stderr
+    assert listed(scene, folder) == ([FAR, KEY, ALIAS], 3)
+    [wrapped] = folder.rglob("*.key.kms")
+    assert json.loads(wrapped.read_text())["keys"][-1]["key"] == OTHER
+    scene.service.arns = (OTHER,)
+    done = run_pgstash(["cat"], env)
+    assert done.returncode == 0, done.stderr
+    done = run_pgstash(["keys", "remove", KEY], env)
+    assert done.returncode == 0, done.stderr
+    done = run_pgstash(["keys", "add", ALIAS], env)
+    assert "1 had it already" in done.stdout + done.stderr
+
+
+def test_a_drill_where_kms_may_be_used(scene: Scene, tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    subprocess.run(["cp", "-a", scene.folder, folder], check=True)
+    maintenance = scene.source.cluster.maintenance.uri
+    env = scene.env(VERIFY_DATABASE_URL=maintenance) | {"STORAGE_URL": folder.as_uri()}
+    scene.service.refusals = [Refusal(400, "DisabledException", arn=KEY)]  # the other one opens it
+    done = run_pgstash(["drill"], env)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(list(folder.rglob("backup_*.proof_*"))) == 1
+    scene.service.refusals = [Refusal(400, "KMSInvalidStateException")]
+    done = run_pgstash(["drill"], env)
+    assert done.returncode == 30, done.stdout + done.stderr
+    assert "aws kms cancel-key-deletion" in done.stderr
+
+
 def test_pruning_removes_the_wrapped_passphrase_of_a_failed_backup(
     scene: Scene, tmp_path: Path
 ) -> None:

@@ -356,3 +356,14 @@ def test_how_a_backup_is_opened_by_hand() -> None:
     assert name in cut[1]
     assert f"--encryption-context pgstash-backup={made.manifest.id} " in decrypt[1]
     assert "--region us-west-2 " in decrypt[1]
+
+
+def test_an_object_of_any_size_is_not_read_into_memory() -> None:
+    """Whoever can write to the store can put anything in its place."""
+    storage = MemoryStorage()
+    made = make(b"SELECT 1;\n" + CLOSING, passphrase=PASSPHRASE)
+    name = names.kms_name(made.base, made.manifest.id)
+    storage.put(f"p/{name}", b"x" * (age.LARGEST + 1), {})
+    error = failure(lambda: configured.by_hand(storage, "p/", made.manifest))
+    assert isinstance(error, CorruptedError)
+    assert "larger than any that pgstash writes" in error.message

@@ -300,7 +300,7 @@ def test_what_is_damaged_is_neither_restored_nor_proven(
     assert "Traceback" not in done.stderr
     assert other_scene.database.run_sql("SELECT relname FROM pg_class WHERE relname = 'a'") == ""
     scratch = other_scene.database.cluster.maintenance.uri
-    drilled = run(other_scene, ["drill"], VERIFY_SCRATCH_URL=scratch)
+    drilled = run(other_scene, ["drill"], VERIFY_DATABASE_URL=scratch)
     assert drilled.returncode in (26, 31), drilled.stderr
     assert [key for key in other.place.objects() if ".proof_" in key] == []
 

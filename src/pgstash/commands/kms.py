@@ -16,6 +16,7 @@ from pgstash.format.manifest import FORMAT, Manifest
 from pgstash.kms import wrapping
 from pgstash.kms.config import KmsConfig
 from pgstash.monitoring import redaction
+from pgstash.repository import keys
 from pgstash.settings import Settings
 from pgstash.storage.directory.storage import DirectoryStorage
 from pgstash.storage.interface import Storage
@@ -44,8 +45,8 @@ def by_hand(storage: Storage, prefix: str, found: Manifest) -> list[tuple[str, s
     """
     name = names.kms_name(found.archive.removesuffix(".sql.gz.enc"), found.id)
     try:
-        with storage.read(f"{prefix}{name}") as chunks:
-            wraps = stored.load(name, b"".join(chunks), found.id)
+        own = keys.Stored(name, {}, None, None, f"{prefix}{name}", found.id)
+        wraps = keys.kms_wraps(storage, own)
     except ObjectNotFoundError:
         return []
     region = stored.region_of(wraps[0].key)

@@ -209,10 +209,12 @@ def _change_kms(storage: Storage, stored: keys.Stored, change: Change, access: A
     """Change the keys of KMS of a backup, whose list everyone can read."""
     wraps = keys.kms_wraps(storage, stored)
     fitting = [each for each in wraps if change.recipient in (each.recipient, each.key)]
-    if stored.is_wrapped and change.removes != bool(fitting):
+    # An alias may lead to another key now, and the user may be about to delete the former one.
+    may_have_moved = not change.removes and stored_kms.is_alias(change.recipient)
+    if stored.is_wrapped and change.removes != bool(fitting) and not may_have_moved:
         return "unchanged"
     left = [each for each in wraps if each not in fitting]
-    if not left and stored.kms is not None and stored.wrapped is None:
+    if change.removes and not left and stored.kms is not None and stored.wrapped is None:
         raise _no_other(stored.name)
     # As above: only an identity shows that a public key is left that opens it.
     only_public = change.removes and not left
@@ -223,7 +225,10 @@ def _change_kms(storage: Storage, stored: keys.Stored, change: Change, access: A
     )
     _refuse_another(storage, stored, passphrase)
     if not change.removes:
-        left += wrapping.wrap(access.kms(), passphrase, stored.id, [change.recipient])
+        [made] = wrapping.wrap(access.kms(), passphrase, stored.id, [change.recipient])
+        if any(each.key == made.key for each in fitting):
+            return "unchanged"
+        left += [*(replace(each, recipient=each.key) for each in fitting), made]
     packed = stored_kms.dump(stored.id, left) if left else b""
     neighbour = stored.kms or stored.wrapped or ""
     key = stored.kms or neighbour.removesuffix(names.AGE_ENDING) + names.KMS_ENDING
