@@ -337,6 +337,38 @@ def test_an_outage_is_posted_once_for_each_database(
     assert not any(prefixes(store).values())
 
 
+def test_drills_follow_backups(make_database: MakeDatabase, tmp_path: Path, scratch: Path) -> None:
+    """One that fails makes the service unready, and concerns no other database."""
+    well, empty = make_database(), make_database()
+    well.run_sql("CREATE TABLE t AS SELECT 1 AS n")
+    (store := tmp_path / "store").mkdir()
+    port = free_port()
+    env = environment(
+        well.bin_dir,
+        **backups.settings(Database(well.cluster, "postgres"), store),
+        DATABASES=f"{well.name},{empty.name}",
+        HEALTH_PORT=str(port),
+        VERIFY_INTERVAL="86400",
+        MIN_TABLE_COUNT="1",
+        TMPDIR=str(scratch),
+    )
+    with serving(env, tmp_path) as (_, log):
+        log.wait_for(rf"SUCCESS \[{well.name}\] Drill passed")
+        log.wait_for(rf"FAILURE \[{empty.name}\] Drill failed")
+        log.wait_for(rf"INFO The drill of {empty.name} failed with exit status 42$")
+        jobs = ask(port)["jobs"]
+        assert isinstance(jobs, dict)
+        assert jobs[empty.name]["status"] == "drill failed"
+        assert jobs[empty.name]["last_failed_drill"]["status"] == 42
+        assert jobs[well.name]["status"] == "ready"
+    # The proof is found in the store, so only the other one has a drill to come.
+    with serving(env | {"BACKUP_ON_START": "true"}, tmp_path) as (_, log):
+        log.wait_for(rf"SUCCESS \[{well.name}\] Backup completed")
+        log.wait_for(rf"FAILURE \[{empty.name}\] Drill failed")
+        proofs = list((store / PREFIX / well.name).glob("backup_*.proof_*"))
+    assert len(proofs) == 1
+
+
 @pytest.mark.long
 def test_the_memory_of_an_idle_service(
     make_database: MakeDatabase, swift_server: SwiftServer, s3_bucket: str, tmp_path: Path
