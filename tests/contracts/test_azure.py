@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -413,3 +414,13 @@ def test_what_cannot_be_used_is_a_problem_of_the_configuration(
     with pytest.raises(ConfigurationError, match=word) as caught:
         azure(**different).check()
     assert "not base64" not in str(caught.value)
+
+
+def test_folders_are_listed_page_by_page(azure: Make) -> None:
+    storage = azure()
+    container = storage._container  # noqa: SLF001 - the store then returns small pages
+    container.walk_blobs = partial(container.walk_blobs, results_per_page=2)  # type: ignore[method-assign]
+    for key in ("p/1", "p/a/1", "p/a/2", "p/b/1", "p/c/1", "p/d/1", "p-other/e/1"):
+        storage.put(key, b"", {})
+    assert storage.folders("p/", complete=True) == ["p/a/", "p/b/", "p/c/", "p/d/"]
+    assert len(storage.folders("p/")) < 4
