@@ -11,7 +11,7 @@ from pydantic import AfterValidator
 from pgstash.settings.declaration import Group, setting
 
 _NOT = "!"
-_WILD = frozenset("*?[")
+_WILD = frozenset("*?")
 
 OF_PROVIDERS = frozenset({"azure_maintenance", "azure_sys", "cloudsqladmin", "rdsadmin"})
 """Databases of managed servers that no customer may log in to: only their own name selects them.
@@ -31,16 +31,21 @@ class Selection:
 
     def has(self, database: str) -> bool:
         """Return whether a database is selected."""
-        if any(fnmatchcase(database, pattern) for pattern in self.left_out):
+        if any(_matches(database, pattern) for pattern in self.left_out):
             return False
         if database in OF_PROVIDERS:
             return database in self.taken
-        return any(fnmatchcase(database, pattern) for pattern in self.taken)
+        return any(_matches(database, pattern) for pattern in self.taken)
 
     @property
     def named(self) -> list[str]:
         """The databases that are selected by their name: each of them must exist."""
         return [name for name in self.taken if not _WILD.intersection(name) and self.has(name)]
+
+
+def _matches(database: str, pattern: str) -> bool:
+    # Brackets are no sets of characters here: a database may have them in its name.
+    return fnmatchcase(database, pattern.replace("[", "[[]"))
 
 
 def parse(text: str) -> Selection:

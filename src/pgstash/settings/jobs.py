@@ -49,6 +49,8 @@ def chosen(request: Request, name: str | None, *, may_be_all: bool) -> Settings:
     """
     from pgstash.settings.config import file  # noqa: PLC0415 - it makes jobs with this module
 
+    if name == "":
+        raise ConfigurationError(["--job is empty. Give it the name of a job."])
     config = file.opened(request)
     if config is None:
         found = load(needs=request.needs, given=request.given, only_reads=request.only_reads)

@@ -26,17 +26,19 @@ def load(**different: str) -> settings.Settings:
 @pytest.mark.parametrize(
     ("patterns", "selected"),
     [
-        ("*", ["shop", "Shop", "test_1", "a,b"]),
-        ("*,!test_*", ["shop", "Shop", "a,b"]),
-        ("!test_*, !a?b", ["shop", "Shop"]),
+        ("*", ["shop", "Shop", "shop[1]", "test_1", "a,b"]),
+        ("*,!test_*", ["shop", "Shop", "shop[1]", "a,b"]),
+        ("!test_*, !a?b", ["shop", "Shop", "shop[1]"]),
         ("shop", ["shop"]),
-        ("s*,rdsadmin", ["shop", "rdsadmin"]),
+        ("s*,rdsadmin", ["shop", "shop[1]", "rdsadmin"]),
         ("rds*", []),
         ("[ab],b*", ["a,b"][:0]),
+        ("shop[1]", ["shop[1]"]),
+        ("*,!shop[1]", ["shop", "Shop", "test_1", "a,b"]),
     ],
 )
 def test_what_is_selected(patterns: str, selected: list[str]) -> None:
-    there = ["shop", "Shop", "test_1", "a,b", "rdsadmin"]
+    there = ["shop", "Shop", "shop[1]", "test_1", "a,b", "rdsadmin"]
     chosen = databases.parse(patterns)
     assert [name for name in there if chosen.has(name)] == selected
 
@@ -44,6 +46,7 @@ def test_what_is_selected(patterns: str, selected: list[str]) -> None:
 def test_databases_that_are_named() -> None:
     assert databases.parse("shop,blog*,!x,rdsadmin").named == ["shop", "rdsadmin"]
     assert databases.parse("shop,!s*").named == []
+    assert databases.parse("shop[1]").named == ["shop[1]"]
 
 
 @pytest.mark.parametrize("wrong", [",", "shop,", "!", "shop, ! ,x"])
@@ -105,6 +108,16 @@ def test_a_copy_has_the_prefix_of_the_job() -> None:
 def test_a_job_that_there_is_not(patterns: str, name: str | None, problem: str) -> None:
     with pytest.raises(ConfigurationError, match=problem):
         jobs.of_job(load(DATABASES=patterns), name, may_be_all=False)
+
+
+def test_a_job_without_a_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """An unset variable of a script is no job: its prefix would be the one above all jobs."""
+    monkeypatch.chdir(tmp_path)
+    for name, value in BASE.items():
+        monkeypatch.setenv(name, value)
+    assert jobs.chosen(settings.Request(), "shop", may_be_all=True).job == "shop"
+    with pytest.raises(ConfigurationError, match="--job is empty"):
+        jobs.chosen(settings.Request(), "", may_be_all=True)
 
 
 def test_without_a_job() -> None:
