@@ -500,3 +500,76 @@ def test_two_jobs_in_one_place(opened: Opened) -> None:
             "another backup_prefix."
         ),
     ]
+
+
+OTHER = """
+[servers.us]
+database_url = "postgresql://h/shop"
+storage_url = "file:///tmp"
+backup_encryption = false
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        (
+            f"{MANY}[servers.eu.database.shop]\nbackup_prefix = 'postgres-backups/eu/=53hop'",
+            "servers.eu.database.shop has the same store and prefix as the job eu/Shop. ",
+        ),
+        (
+            f"{OTHER}[servers.us.database.shop]\nbackup_prefix = 'postgres-backups/eu/a'\n{MANY}",
+            "servers.us.database.shop has the same store and prefix as the job eu/a. ",
+        ),
+        (
+            f"{SERVER}{OTHER}[servers.us.database.shop]\nbackup_prefix='postgres-backups/eu/shop'",
+            "servers.us.database.shop has the same store and prefix as the job eu/shop. ",
+        ),
+        (
+            f"""
+            {MANY}
+            backup_prefix = "p"
+            copy_to = "both"
+            {OTHER.replace("tmp", "var")}
+            backup_prefix = "p"
+            copy_to = "both"
+            [stores.both]
+            storage_url = "file:///usr"
+            """,
+            (
+                "The copy both of servers.us has the same store and prefix as the copy both of "
+                "servers.eu. "
+            ),
+        ),
+        (
+            f"""
+            {MANY}
+            backup_prefix = "p"
+            {OTHER.replace("tmp", "var")}
+            [servers.us.database.shop]
+            copy_to = "other"
+            backup_prefix = "p/a"
+            copy_other_storage_url = "file:///tmp"
+            """,
+            (
+                "The copy other of servers.us.database.shop has the same store and prefix as the "
+                "job eu/a. "
+            ),
+        ),
+    ],
+)
+def test_a_place_in_the_folders_of_a_server(opened: Opened, text: str, problem: str) -> None:
+    assert checked(opened(text)) == [f"{problem}Give it another backup_prefix."]
+
+
+@pytest.mark.parametrize("prefix", ["postgres-backups/eu/test_1", "postgres-backups/eu/b", "p"])
+def test_a_place_that_no_job_has(opened: Opened, prefix: str) -> None:
+    """The folder of a database that is not selected, or whose backups are elsewhere."""
+    text = f"""
+        {MANY}
+        [servers.eu.database.b]
+        backup_prefix = "elsewhere"
+        [servers.eu.database.a]
+        backup_prefix = "{prefix}"
+        """
+    assert checked(opened(text)) == []

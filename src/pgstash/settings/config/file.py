@@ -13,6 +13,7 @@ from pathlib import Path
 from pgstash.errors import ConfigurationError
 from pgstash.settings import copies, env_file, jobs, places
 from pgstash.settings.config import sections, toml_file
+from pgstash.settings.config.clashes import Claims
 from pgstash.settings.config.layers import as_copy
 from pgstash.settings.config.loading import Loader, Place, refuse
 from pgstash.settings.config.sections import Depth, Section, joined
@@ -97,25 +98,23 @@ class Config:
 
     def check(self) -> None:
         """Check all sections, and that no two jobs would write to one place."""
-        problems, taken = list[str](), dict[tuple[str, ...], str]()
+        problems, claims = list[str](), Claims()
         for store in self._stores.values():
             problems += store.problems
         for server in self._servers:
             with _noted(problems):
                 of_server = self.server(server)
-                problems += _taken(taken, of_server, joined("servers", server))
+                claims.add_server(of_server, joined("servers", server))
                 if not jobs.selection(of_server):
                     self.only_database(of_server)
                 for database in self.exceptions(server):
                     with _noted(problems):
-                        problems += self._wrong_exception(of_server, database, taken)
+                        problems += self._wrong_exception(of_server, database, claims)
         with _noted(problems):
             self.process()
-        refuse(problems)
+        refuse([*problems, *claims.problems()])
 
-    def _wrong_exception(
-        self, of_server: Settings, database: str, taken: dict[tuple[str, ...], str]
-    ) -> Iterator[str]:
+    def _wrong_exception(self, of_server: Settings, database: str, claims: Claims) -> Iterator[str]:
         server = of_server.origin.server
         chosen = jobs.selection(of_server)
         only = jobs.database_of(of_server)
@@ -125,8 +124,8 @@ class Config:
             yield f"{where} is of no job: {unselected(server, database, of_server)}"
         elif not chosen and only and only != database:
             yield f"{where} is of no job: the only job of {server} is {server}/{only}."
-        elif places.of(own) != places.of(jobs.regular(of_server, database)):
-            yield from _taken(taken, own, where)
+        else:
+            claims.add_job(own, jobs.regular(of_server, database), where)
 
     @staticmethod
     def only_database(of_server: Settings) -> str:
@@ -233,14 +232,6 @@ def _noted(problems: list[str]) -> Iterator[None]:
         yield
     except ConfigurationError as error:
         problems += error.problems
-
-
-def _taken(taken: dict[tuple[str, ...], str], settings: Settings, where: str) -> Iterator[str]:
-    """Yield a problem if another section has the same place for backups."""
-    place = places.of(settings)
-    other = taken.setdefault(place, where) if place else where
-    if other != where:
-        yield f"{where} has the same store and prefix as {other}. Give it another backup_prefix."
 
 
 def unselected(server: str, database: str, settings: Settings) -> str:
