@@ -60,7 +60,7 @@ def test_jobs_of_two_servers(make_database: MakeDatabase, tmp_path: Path) -> Non
         f"eu/{one.name}": "ok",
         f"us/{two.name}": "ok",
     }
-    refused = run_pgstash(["once"], env)
+    refused = run_pgstash(["show"], env)
     assert refused.returncode == 1
     assert "Name one with --job SERVER/DATABASE." in refused.stderr
 
