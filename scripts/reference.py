@@ -1,9 +1,10 @@
-"""Writes .env.example, docs/reference/settings.md, exit-codes.md and cli.md from the code."""
+"""Writes .env.example, and settings.md, exit-codes.md, cli.md and the schema in docs/reference."""
 
 from __future__ import annotations
 
 import argparse
 import inspect
+import json
 import sys
 import textwrap
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from typer.testing import CliRunner
 from pgstash import cli
 from pgstash.errors import EXIT_UNEXPECTED, EXIT_USAGE, PgstashError
 from pgstash.settings import Settings, Variable, is_secret, variable_of
+from pgstash.settings.config.schema import schema
 from pgstash.settings.copy_to import INHERITED, CopyStore
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -63,6 +65,7 @@ def pages() -> dict[str, str]:
         "docs/reference/settings.md": _settings(),
         "docs/reference/exit-codes.md": _exit_codes(),
         "docs/reference/cli.md": _command_line(),
+        "docs/reference/pgstash.schema.json": _schema(),
     }
 
 
@@ -83,6 +86,12 @@ def main() -> int:
     for name in stale:
         print(f"{name} differs from the code: run scripts/reference" if check else f"{name}: new")
     return 1 if check and stale else 0
+
+
+def _schema() -> str:
+    mark = json.dumps(MARK.format(source="src/pgstash/settings"))
+    text = json.dumps(schema(), indent=2, ensure_ascii=False)
+    return f'{{ "$comment": {mark},{text[1:]}\n'
 
 
 def _groups() -> dict[str, list[tuple[str, Variable]]]:

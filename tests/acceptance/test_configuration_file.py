@@ -100,3 +100,30 @@ def test_a_file_with_problems(tmp_path: Path) -> None:
     assert "hidden-secret" not in refused.stderr + refused.stdout
     without = run_pgstash(["config", "check"], env | {"DATABASE_URL": "postgresql://h/d"})
     assert without.returncode == 1
+
+
+def test_a_file_from_the_environment(make_database: MakeDatabase, tmp_path: Path) -> None:
+    """Its job has the backups that were made before."""
+    database = make_database()
+    store, path = tmp_path / "store", tmp_path / "pgstash.toml"
+    store.mkdir()
+    env = environment(
+        database.bin_dir, DATABASE_URL=database.uri, STORAGE_URL=store.as_uri(), DUMP_JOBS="1"
+    )
+    made = run_pgstash(["once"], env)
+    assert made.returncode == 0, made.stderr
+    printed = run_pgstash(["config", "from-env"], env)
+    assert printed.returncode == 0, printed.stderr
+    path.write_text(printed.stdout)
+    arguments: list[str | Path] = [
+        "--config",
+        path,
+        "list",
+        "--job",
+        f"main/{database.name}",
+        "--json",
+    ]
+    listed = run_pgstash(arguments, env)
+    assert [each["database"] for each in json.loads(listed.stdout)] == [database.name]
+    schema = run_pgstash(["config", "schema"], environment())
+    assert json.loads(schema.stdout)["required"] == ["servers"]

@@ -22,6 +22,7 @@ PAGES = [
     "docs/reference/settings.md",
     "docs/reference/exit-codes.md",
     "docs/reference/cli.md",
+    "docs/reference/pgstash.schema.json",
 ]
 
 

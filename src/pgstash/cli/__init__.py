@@ -39,7 +39,8 @@ _M_ARENA_MAX = -8  # of glibc's malloc.h
 _cli = typer.Typer(
     name="pgstash",
     help="PostgreSQL backups that prove they restore.\n\n"
-    "Settings are read from environment variables and from a .env file in the working directory.",
+    "Settings are read from environment variables, from a .env file in the working directory, and "
+    "from the configuration file that --config or PGSTASH_CONFIG names.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,

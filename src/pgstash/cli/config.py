@@ -10,6 +10,7 @@ import typer
 from pgstash.cli.arguments import Job, Json
 from pgstash.cli.output import print_line, print_table
 from pgstash.cli.runner import Command, run
+from pgstash.errors import ConfigurationError
 from pgstash.events import Emit
 from pgstash.monitoring import log
 from pgstash.settings import Settings
@@ -37,6 +38,31 @@ def check() -> None:
         print_line(config.summary(values))
 
     run(work, Command(prints_findings=True, all_jobs=True, whole_file=True))
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON schema of the configuration file, for editors and checks elsewhere."""
+    from pgstash.settings.config.schema import schema as made
+
+    print_line(json.dumps(made(), indent=2, ensure_ascii=False))
+
+
+@app.command("from-env")
+def from_env() -> None:
+    """Print a configuration file that means the same as the environment and .env.
+
+    Its job keeps the prefix, so that the backups that are stored are its backups. Secrets are not
+    printed: the file refers to their variables and files.
+    """
+    from pgstash.settings.config import from_environment
+
+    def work(values: Settings, _emit: Emit, _interruption: Interruption) -> None:
+        if values.origin.config is not None:
+            raise ConfigurationError(["PGSTASH_CONFIG names a file already. Unset it."])
+        print_line(from_environment.text().rstrip("\n"))
+
+    run(work, Command(stdout_is_data=True, prints_findings=True, all_jobs=True))
 
 
 @app.command()

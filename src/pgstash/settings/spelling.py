@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import re
 from collections.abc import Collection, Mapping
 
@@ -84,15 +85,21 @@ def close_to(setting: str, names: Mapping[str, str]) -> list[str]:
     return [
         name
         for name, value in names.items()
-        if value
-        and name not in known
-        and difflib.get_close_matches(name.upper(), targets, n=1, cutoff=_CLOSE)
+        if value and name not in known and _closest(name.upper(), tuple(targets), _CLOSE)
     ]
 
 
-def _known() -> list[str]:
+@functools.cache
+def _known() -> tuple[str, ...]:
     known = [name.upper() for name in Settings.model_fields]
-    return known + [f"{name.upper()}_FILE" for name in Settings.model_fields if is_secret(name)]
+    files = [f"{name.upper()}_FILE" for name in Settings.model_fields if is_secret(name)]
+    return (*known, *files)
+
+
+@functools.lru_cache(maxsize=4096)  # the same environment is checked for each of many jobs
+def _closest(name: str, known: tuple[str, ...], cutoff: float) -> list[str]:
+    """Return the name that is almost this one, in a list; an empty list if there is none."""
+    return difflib.get_close_matches(name, known, n=1, cutoff=cutoff)
 
 
 def misspelt(names: Collection[str], of_file: Collection[str] = ()) -> list[str]:
@@ -103,11 +110,11 @@ def misspelt(names: Collection[str], of_file: Collection[str] = ()) -> list[str]
     known = _known()
     found = []
     for name in names:
-        close = difflib.get_close_matches(name, known, n=1, cutoff=0.92)
+        close = _closest(name, known, 0.92)
         if name in known or (close and close[0] in names):
             continue
         if not close and _is_like_ours(name, known, in_file=name in of_file):
-            close = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
+            close = _closest(name, known, 0.8)
             if not close:
                 found.append(f"{name} is not a pgstash setting; it is ignored.")
         if close:

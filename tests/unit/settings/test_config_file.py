@@ -9,6 +9,7 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict
 
 from pgstash.errors import ConfigurationError
+from pgstash.monitoring.redaction import Scrubber
 from pgstash.settings import Request, Settings, jobs, secret_variables
 from pgstash.settings.config import file
 
@@ -259,6 +260,7 @@ def test_problems_name_their_path_in_the_file(opened: Opened) -> None:
         backup_intervall = 7
         BACKUP_INTERVAL = 7
         database_url_file = "/run/x"
+        copy_off_s3_secret_access_key_file = "/run/x"
         dump_jobs = [1]
         webhook_url = {{ environment = "X" }}
         health_port = 80
@@ -279,6 +281,10 @@ def test_problems_name_their_path_in_the_file(opened: Opened) -> None:
         (
             "servers.eu.database_url_file is not a setting of this file. Write database_url = { "
             "file = … }."
+        ),
+        (
+            "servers.eu.copy_off_s3_secret_access_key_file is not a setting of this file. Write "
+            "copy_off_s3_secret_access_key = { file = … }."
         ),
         "servers.eu.dump_jobs must be a whole number from 1 to 64.",
         (
@@ -573,3 +579,15 @@ def test_a_place_that_no_job_has(opened: Opened, prefix: str) -> None:
         backup_prefix = "{prefix}"
         """
     assert checked(opened(text)) == []
+
+
+def test_secrets_of_all_servers_are_removed_from_output(opened: Opened) -> None:
+    """A command for several jobs has the settings of none, so it would not know them otherwise."""
+    text = MANY.replace("backup@db", "backup:Zx81-not-to-be-shown@db")
+    config = opened(f"allow_plaintext_secrets = true\n{text}")
+    config.process()
+    config.job("eu/shop")
+    message = "login refused: Zx81-not-to-be-shown"
+    assert Scrubber().scrub(message) == message
+    config.server("eu")
+    assert Scrubber().scrub(message) == "login refused: ***"

@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 
 from pgstash.errors import ConfigurationError
+from pgstash.monitoring import redaction
 from pgstash.settings import copies, env_file, jobs, places
 from pgstash.settings.config import sections, toml_file
 from pgstash.settings.config.clashes import Claims
@@ -59,8 +60,12 @@ class Config:
         return self._loaded([self._defaults], replace(self.request, needs=()), Place())
 
     def server(self, name: str) -> Settings:
-        """Return the settings of a server: those of its jobs without exceptions."""
-        return self._read(Place(name))
+        """Return the settings of a server: those of its jobs without exceptions.
+
+        From then on, the process removes their secrets from all output. So do other methods for
+        commands that work for several jobs; the secrets of a single job are known anyway.
+        """
+        return _learnt(self._read(Place(name)), name)
 
     def job(self, name: str) -> Settings:
         """Return the settings of a job, by its name: ``server/database``."""
@@ -73,9 +78,9 @@ class Config:
             refuse([f"--job {name} names no database. Write {server}/DATABASE."])
         only = ""
         if database in self.exceptions(server):
-            found = self.of_exception(server, database)
+            found = self._exception(server, database)
         else:
-            of_server = self.server(server)
+            of_server = self._read(Place(server))
             found = jobs.regular(of_server, database)
             only = jobs.database_of(of_server)
         chosen = jobs.selection(found)
@@ -87,6 +92,9 @@ class Config:
 
     def of_exception(self, server: str, database: str) -> Settings:
         """Return the settings of a database that has a section of its own."""
+        return _learnt(self._exception(server, database), server)
+
+    def _exception(self, server: str, database: str) -> Settings:
         return jobs.named(self._read(Place(server, database)), database)
 
     def elsewhere(self, of_server: Settings) -> Iterator[str]:
@@ -103,7 +111,7 @@ class Config:
             problems += store.problems
         for server in self._servers:
             with _noted(problems):
-                of_server = self.server(server)
+                of_server = self._read(Place(server))
                 claims.add_server(of_server, joined("servers", server))
                 if not jobs.selection(of_server):
                     self.only_database(of_server)
@@ -119,7 +127,7 @@ class Config:
         chosen = jobs.selection(of_server)
         only = jobs.database_of(of_server)
         where = joined("servers", server, "database", database)
-        own = self.of_exception(server, database)
+        own = self._exception(server, database)
         if chosen is not None and not chosen.has(database):
             yield f"{where} is of no job: {unselected(server, database, of_server)}"
         elif not chosen and only and only != database:
@@ -144,11 +152,13 @@ class Config:
         if len(self._servers) != 1:
             return None
         (server,) = self._servers
-        found = self.server(server)
+        found = self._read(Place(server))
         database = jobs.database_of(found)
         if jobs.selection(found) or not database:
             return None
-        return jobs.of_database(found, database)
+        if database in self.exceptions(server):
+            return self._exception(server, database)
+        return jobs.regular(found, database)
 
     @property
     def _named_servers(self) -> str:
@@ -232,6 +242,11 @@ def _noted(problems: list[str]) -> Iterator[None]:
         yield
     except ConfigurationError as error:
         problems += error.problems
+
+
+def _learnt(settings: Settings, server: str) -> Settings:
+    redaction.learn(settings.secrets(), origin=f"servers.{server}")
+    return settings
 
 
 def unselected(server: str, database: str, settings: Settings) -> str:

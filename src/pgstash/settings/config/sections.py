@@ -10,9 +10,8 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any
 
-from pgstash.settings import copy_to
 from pgstash.settings.config.toml_file import PLAINTEXT, Document
-from pgstash.settings.config.values import Reference, RefusedError, holds_secret, read
+from pgstash.settings.config.values import Reference, RefusedError, holds_secret, read, setting_of
 from pgstash.settings.copy_to import CopyStore
 from pgstash.settings.model import Settings
 
@@ -150,7 +149,8 @@ def section(table: object, path: str, depth: Depth, *, may_have_secrets: bool) -
 
 def is_allowed(key: str, depth: Depth) -> bool:
     """Return whether a section may have a setting. Keys are in lower case."""
-    return key in SETTINGS[depth] or (key == key.lower() and bool(copy_to.setting_of(key.upper())))
+    of_copy = key == key.lower() and key not in Settings.model_fields
+    return key in SETTINGS[depth] or (of_copy and bool(setting_of(key)))
 
 
 def _refusal(key: str, depth: Depth) -> str:

@@ -71,7 +71,7 @@ def read(key: str, value: object, *, may_be_secret: bool) -> str | Reference:
     if isinstance(value, dict):
         return _reference(value)
     text = _text(name, value)
-    if text and not may_be_secret and _has_secret(name, text):
+    if text and not may_be_secret and has_secret(name, text):
         raise RefusedError(
             f"holds a secret. Write {REFERENCES}, or allow secrets in this file with "
             f"{PLAINTEXT} = true."
@@ -80,10 +80,9 @@ def read(key: str, value: object, *, may_be_secret: bool) -> str | Reference:
 
 
 def setting_of(key: str) -> str:
-    """Return the setting that a key sets, also one of a copy."""
-    if key in Settings.model_fields:
-        return key
-    return copy_to.setting_of(key.upper()).lower()
+    """Return the setting that a key sets, also one of a copy; "" if it sets none."""
+    name = key if key in Settings.model_fields else copy_to.setting_of(key.upper()).lower()
+    return name if name in Settings.model_fields else ""
 
 
 def holds_secret(key: str) -> bool:
@@ -127,7 +126,8 @@ def _reference(value: dict[str, object]) -> Reference:
     raise RefusedError(f"must be a value, or one of {REFERENCES}.")
 
 
-def _has_secret(name: str, text: str) -> bool:
+def has_secret(name: str, text: str) -> bool:
+    """Return whether the value of a setting is, or contains, a secret."""
     if not is_secret(name) or name == _PUBLIC:
         return False
     if name in _CONNECTIONS:
