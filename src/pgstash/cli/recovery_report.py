@@ -19,6 +19,7 @@ _ABSENT = "-"
 _WORDS = {
     "restored": "restored",
     "there": "there already",
+    "incomplete": "INCOMPLETE",
     "empty": "nothing to restore",
     "planned": "can be restored",
     "failed": "NOT RESTORED",
@@ -27,7 +28,7 @@ _WORDS = {
 
 def failure(report: Report, *, dry_run: bool) -> NotAllRecoveredError:
     """Return the error for a recovery that did not bring everything back."""
-    failed = [each.database for each in report.results if each.state == "failed"]
+    failed = [each.database for each in report.results if each.is_missing]
     missing = [f"{len(failed)} of {counted(len(report.results), 'database')}"] if failed else []
     if report.roles_refused:
         missing.append(counted(len(report.roles_refused), "role"))
@@ -49,7 +50,7 @@ def show(report: Report, scrub: Callable[[str], str], *, dry_run: bool) -> None:
     rows = [["DATABASE", "STATE", "BACKUP", "TIME", "SIZE", "ROWS", seconds]]
     print_table(rows + [_row(each) for each in report.results])
     for result in report.results:
-        if result.state == "failed":
+        if result.is_missing:
             line(f"\n{result.database} ({result.exit_code}): {result.message}")
             if result.hint:
                 line(result.hint)

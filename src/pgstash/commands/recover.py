@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pgstash import events
 from pgstash.commands import origin
@@ -18,10 +18,10 @@ from pgstash.commands.recovery_results import Report, Result
 from pgstash.commands.source import target_password
 from pgstash.commands.storage import open_storage
 from pgstash.counting import counted
-from pgstash.errors import ConfigurationError
+from pgstash.errors import ConfigurationError, TargetLostError
 from pgstash.format.iso_time import iso
 from pgstash.monitoring.messages import span
-from pgstash.postgres.restore import logins, present, server_roles
+from pgstash.postgres.restore import logins, present, role_differences, server_roles
 from pgstash.postgres.restore.present import Present
 from pgstash.postgres.server import conninfo, disk_room, login
 from pgstash.postgres.server.connection import Server
@@ -106,7 +106,7 @@ def _recover(
     commands = [_command(each, settings, request) for each in ordered]
     at_a_time = _at_a_time(there, settings, request, emit) if commands else 1
     with contextlib.closing(own_commands.run(commands, at_a_time, emit)) as runs:
-        for result in _results(runs, open_ones, request):
+        for result in _results(runs, open_ones, server, request):
             results.report(result, emit)
             ended.append(result)
     return ended, roles_refused
@@ -150,6 +150,15 @@ def _roles(
     stored = server_roles.gathered(each.roles for each in newest if each.roles)
     if lacking := [each.database for each in chosen if each.roles is None]:
         emit(events.Warned(f"No roles are stored with the backups of {', '.join(lacking)}"))
+    lacking = role_differences.statements(stored, role_differences.on(server), server.major)
+    if lacking:
+        emit(
+            events.Warned(
+                "Roles that were on the target before are not changed, and lack what they had on "
+                "the lost server. Give them what is still wanted:\n" + "\n".join(lacking),
+                to_do=True,
+            )
+        )
     if request.dry_run:
         missing = server_roles.missing(server, stored)
         if not missing or server_roles.may_create(server):
@@ -255,7 +264,20 @@ def _command(chosen: Chosen, settings: Settings, request: Request) -> OwnCommand
 
 
 def _results(
-    runs: Iterator[Ended], chosen: Mapping[str, Chosen], request: Request
+    runs: Iterator[Ended], chosen: Mapping[str, Chosen], server: Server, request: Request
 ) -> Iterator[Result]:
     for ended in runs:
-        yield results.after(ended, chosen[ended.command.name], dry_run=request.dry_run)
+        result = results.after(ended, chosen[ended.command.name], dry_run=request.dry_run)
+        if result.state == "restored":
+            result = _with_mark(result, server)
+        yield result
+
+
+def _with_mark(result: Result, server: Server) -> Result:
+    """Return the result of a restore that succeeded, as the mark of the database has it."""
+    try:
+        mark = present.on(server).databases.get(result.database)
+    except TargetLostError as error:
+        unknown = f"Could not find out whether it has its owners and privileges: {error.message}"
+        return replace(result, warnings=[*result.warnings, unknown])
+    return results.incomplete(result, mark) if mark and mark.refused else result

@@ -60,7 +60,8 @@ class Chosen:
     ``job`` is the name of its job; without one, it is directly under the prefix. ``is_empty`` is
     whether it holds nothing of a user, as the maintenance database usually does. ``source_bytes``
     is the size of the database. ``roles`` are those of its server. ``estimate`` is in seconds, if
-    there is a proof.
+    there is a proof. ``source`` is the digest of its source, and ``system``
+    identifies the server of it.
     """
 
     database: str
@@ -72,6 +73,8 @@ class Chosen:
     has_settings: bool
     roles: Script | None = field(repr=False)
     estimate: float | None = None
+    source: str = ""
+    system: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +114,8 @@ class _Reader:
                 is_empty=database == MAINTENANCE and _holds_nothing(opened, manifest),
                 has_settings=bool(manifest.database.settings),
                 roles=_roles(opened, manifest, self.emit),
+                source=manifest.database.identity.digest,
+                system=manifest.database.system,
                 estimate=_estimate(self.storage, settings, found.backup)
                 if self.wish.estimates
                 else None,

@@ -11,11 +11,14 @@ from typing import Any, Literal
 
 from pgstash import events
 from pgstash.commands.recovery_choice import MAINTENANCE, Chosen, Unusable
-from pgstash.errors import EXIT_UNEXPECTED, TargetDatabaseError
+from pgstash.errors import EXIT_UNEXPECTED, SuperuserRequiredError, TargetDatabaseError
+from pgstash.format import names
 from pgstash.postgres.restore.present import Present
+from pgstash.postgres.server import marks
+from pgstash.postgres.server.marks import Mark
 from pgstash.processes.own_commands import Ended
 
-State = Literal["restored", "there", "empty", "planned", "failed"]
+State = Literal["restored", "there", "incomplete", "empty", "planned", "failed"]
 
 _LAST_LINES = 5
 
@@ -24,7 +27,8 @@ _LAST_LINES = 5
 class Result:
     """What became of one database.
 
-    It is ``there`` if an earlier recovery restored it, and ``empty`` if it is the maintenance
+    It is ``there`` if an earlier recovery restored it, ``incomplete`` if it lacks owners or
+    privileges, and ``empty`` if it is the maintenance
     database, and its backup holds nothing. ``seconds`` are estimated if it is only ``planned``.
     """
 
@@ -41,6 +45,11 @@ class Result:
     warnings: Sequence[str] = ()
     to_do: Sequence[str] = ()
 
+    @property
+    def is_missing(self) -> bool:
+        """Whether it is not back, or not all of it."""
+        return self.state in ("failed", "incomplete")
+
 
 @dataclass(frozen=True, slots=True)
 class Report:
@@ -53,7 +62,7 @@ class Report:
     @property
     def is_whole(self) -> bool:
         """Whether all databases and roles are back, or would be."""
-        return not self.roles_refused and all(each.state != "failed" for each in self.results)
+        return not self.roles_refused and not any(each.is_missing for each in self.results)
 
 
 def unusable(found: Unusable) -> Result:
@@ -83,8 +92,10 @@ def settled(chosen: Chosen, there: Present, *, any_time: bool) -> Result | None:
     name = chosen.database
     running = there.running_for(name)
     mark = there.databases.get(name)
-    if mark == chosen.backup.name or (mark and any_time):
-        return replace(of(chosen, "there"), backup=mark)
+    is_own = chosen.system is not None and chosen.system == there.system
+    other = mark and mark.source and chosen.source and mark.source != chosen.source
+    if mark and (is_own or not other) and (mark.backup == chosen.backup.name or any_time):
+        return _there(chosen, mark)
     if name == MAINTENANCE and not mark and not running:
         settings = "its settings (ALTER DATABASE … SET) are not restored"
         warnings = [settings] if chosen.has_settings else []
@@ -95,9 +106,18 @@ def settled(chosen: Chosen, there: Present, *, any_time: bool) -> Result | None:
     if running:
         problem = f"a restore into it is running: its database is still called {running}"
         hint = "Wait until it has ended, and run the same command again."
+    elif mark and other and not is_own:
+        problem = f"the target has a database of that name, restored from {mark.backup} of "
+        problem += "another server"
+        hint = f"Rename or drop the database {name}, and run the same command again."
     elif mark:
-        problem = f"it was restored from {mark} before, and --at asks for {chosen.backup.name}"
+        problem = f"it was restored from {mark.backup} before, and --at asks for "
+        problem += chosen.backup.name
         hint = f"Drop the database {name}, and run the same command again; or replace it with "
+        hint += "`pgstash restore --replace`."
+    elif name in there.databases and is_own:
+        problem = "the backup is of the target itself, and the database is there"
+        hint = "Recover to another server; or go back to the backup with "
         hint += "`pgstash restore --replace`."
     elif name in there.databases:
         problem = "the target has a database of that name, which no recovery has made"
@@ -105,6 +125,35 @@ def settled(chosen: Chosen, there: Present, *, any_time: bool) -> Result | None:
     if not problem:
         return None
     return of(chosen, "failed", message=problem, hint=hint, exit_code=TargetDatabaseError.exit_code)
+
+
+def _there(chosen: Chosen, mark: Mark) -> Result:
+    """Return the result of a database that an earlier recovery restored, maybe an older backup."""
+    result = of(chosen, "there")
+    if mark.backup != chosen.backup.name:
+        newer = (
+            f"it is as of {mark.backup}, and {chosen.backup.name} is stored. To have that, drop "
+        )
+        newer += f"the database {chosen.database}, and run the same command again"
+        started = names.started_of(mark.backup.partition(".")[0])
+        result = Result(chosen.database, "there", mark.backup, started, to_do=[newer])
+    return incomplete(result, mark) if mark.refused else result
+
+
+def incomplete(result: Result, mark: Mark) -> Result:
+    """Return the result of a database that is restored, but lacks owners or privileges."""
+    text = f"{mark.backup} {mark.source}".strip()
+    done = marks.statement(result.database, text).as_string()
+    return replace(
+        result,
+        state="incomplete",
+        message="it is restored, but lacks owners or privileges: the target refused them, or the "
+        "backup has none. Until it has them, only the restoring role and superusers may be able to "
+        "connect",
+        hint="Run as a superuser what the restore reported as left to do. Then tell the next "
+        f"recovery, as the restoring role: {done}",
+        exit_code=SuperuserRequiredError.exit_code,
+    )
 
 
 def after(ended: Ended, chosen: Chosen, *, dry_run: bool) -> Result:
@@ -142,6 +191,8 @@ def report(result: Result, emit: events.Emit) -> None:
     name = result.database
     if result.state == "failed":
         emit(events.Warned(f"{name} is not restored: {result.message}"))
+    elif result.state == "incomplete":
+        emit(events.Warned(f"{name}: {result.message}"))
     elif result.state == "restored":
         emit(
             events.Informed(

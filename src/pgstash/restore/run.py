@@ -96,7 +96,7 @@ def _run(plan: Plan, wanted: str, find: Callable[[], Archive], runtime: Runtime)
     try:
         archive = find()
         state.name = archive.name
-        state.target.mark = archive.name if plan.request.mark else ""
+        state.target.mark = marks.text_of(archive.name, archive.manifest, wanted=plan.request.mark)
         started = events.RestoreStarted(
             archive.name, host, plan.into(database), plan.request.dry_run, of=_of(archive)
         )

@@ -17,6 +17,7 @@ from pgstash.commands.recovery_choice import Chosen, Unusable, Wish, choose
 from pgstash.commands.storage import open_storage
 from pgstash.format.folders import folder_of
 from pgstash.postgres.restore.present import Present
+from pgstash.postgres.server import marks
 from pgstash.processes.own_commands import Ended, OwnCommand
 from pgstash.repository.catalog import Backup
 from pgstash.settings import databases
@@ -144,6 +145,14 @@ PRESENT = Present({"postgres": None, "template1": None}, [], 40)
         ({}, {"shop": "backup_other.sql.gz"}, False, "failed", "--at asks for"),
         ({}, {"running": "shop_pgstash_01234567"}, True, "failed", "is running"),
         ({}, {"running": "shopping_pgstash_01234567"}, True, None, ""),
+        ({"source": "ab"}, {"shop": f"{NAME} ab"}, True, "there", ""),
+        ({"source": "ab"}, {"shop": NAME}, True, "there", ""),
+        ({"source": "cd"}, {"shop": f"{NAME} ab"}, True, "failed", "of another server"),
+        ({"source": "cd"}, {"shop": f"{NAME} ab"}, False, "failed", "of another server"),
+        ({"source": "cd", "system": "7"}, {"shop": f"{NAME} ab"}, True, "there", ""),
+        ({"source": "cd", "system": "7"}, {"shop": None}, True, "failed", "the target itself"),
+        ({"source": "ab"}, {"shop": f"{NAME} ab refused"}, True, "incomplete", "lacks owners"),
+        ({}, {"shop": f"{NAME} refused"}, False, "incomplete", "lacks owners"),
         ({"database": "postgres"}, {}, True, None, ""),
         ({"database": "postgres", "is_empty": True}, {}, True, "empty", ""),
         ({"database": "postgres"}, {"postgres": NAME}, True, "there", ""),
@@ -157,14 +166,37 @@ def test_what_needs_no_restore(
     words: str,
 ) -> None:
     running = [name for name in [there.get("running")] if name]
-    databases_ = {name: mark for name, mark in there.items() if name != "running"}
-    present = Present({**PRESENT.databases, **databases_}, running, 40)
+    databases_ = {
+        name: marks.read(mark) if mark else None
+        for name, mark in there.items()
+        if name != "running"
+    }
+    present = Present({**PRESENT.databases, **databases_}, running, 40, "7")
     found = results.settled(replace(CHOSEN, **changes), present, any_time=any_time)
     assert (found.state if found else None) == state
     assert words in (found.message if found else "")
     if state == "failed" and found:
         assert found.exit_code == 61
         assert found.hint
+
+
+def test_an_older_backup_is_not_passed_off_as_the_newest() -> None:
+    """A backup was made after the database was restored: the report has the time of the older."""
+    older = "backup_20251231_230000.sql.gz"
+    present = replace(PRESENT, databases={"shop": marks.Mark(older)})
+    found = results.settled(CHOSEN, present, any_time=True)
+    assert found
+    assert (found.backup, found.started) == (older, datetime(2025, 12, 31, 23, tzinfo=UTC))
+    assert (found.stored_bytes, found.rows) == (None, None)
+    assert NAME in found.to_do[0]
+
+
+def test_what_the_target_refused_is_missing_until_somebody_has_given_it() -> None:
+    mark = marks.read(marks.refused(f"{NAME} ab"))
+    found = results.incomplete(results.of(CHOSEN, "restored"), mark)
+    assert not results.Report([found], []).is_whole
+    assert f"SET application_name TO 'pgstash restored {NAME} ab'" in found.hint
+    assert found.exit_code == 56
 
 
 def test_settings_of_the_maintenance_database_are_reported() -> None:

@@ -9,6 +9,7 @@ from pgstash.postgres.restore import target
 from pgstash.postgres.restore.staging_database import INCOMPLETE, beginning
 from pgstash.postgres.server import marks
 from pgstash.postgres.server.connection import Server
+from pgstash.postgres.server.marks import Mark
 
 _RUNNING = """
     SELECT d.datname FROM pg_catalog.pg_database d
@@ -28,15 +29,17 @@ _FREE_SESSIONS = """
 
 @dataclass(frozen=True, slots=True)
 class Present:
-    """The databases of a server by name, each with the backup that its mark names, if any.
+    """The databases of a server by name, each with its mark, if any.
 
+    ``system`` identifies it, if the login may read that.
     ``running`` are staging databases that a restore is connected to, and ``free_sessions`` is how
     many more sessions the server accepts from this login.
     """
 
-    databases: Mapping[str, str | None]
+    databases: Mapping[str, Mark | None]
     running: list[str]
     free_sessions: int
+    system: str | None = None
 
     def running_for(self, database: str) -> str | None:
         """Return the staging database that a restore of this database is connected to."""
@@ -51,9 +54,10 @@ def on(server: Server) -> Present:
         running = session.execute(_RUNNING, [INCOMPLETE]).fetchall()
         free = session.execute(_FREE_SESSIONS).fetchone() or (0,)
     return Present(
-        {_text(name): _text(mark) if mark else None for name, mark in databases},
+        {_text(name): marks.read(_text(mark)) if mark else None for name, mark in databases},
         [_text(name) for (name,) in running],
         free[0],
+        server.database.system,
     )
 
 

@@ -180,7 +180,8 @@ def _rename(server: Server, staging: str, name: str, state: TargetState, runtime
             if session.execute(_IS_MARKED, [INCOMPLETE, staging]).fetchone() == (True,):
                 session.execute(_comment(staging, None))
             if state.mark:
-                session.execute(marks.statement(staging, state.mark))
+                mark = marks.refused(state.mark) if state.refused else state.mark
+                session.execute(marks.statement(staging, mark))
         if swap:
             replacement.run(server, swap, state)
         else:

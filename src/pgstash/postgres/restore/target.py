@@ -54,7 +54,7 @@ class TargetState:
     ``leftover`` is the name of a database that was to be dropped, and could not be. ``replaced`` is
     the OID of the database that the restored one is to replace, and ``kept`` describes it once
     that is done. It is not done if the target ``refused`` owners or privileges. ``mark`` is the
-    backup that a new database is marked as restored from, if it is.
+    text that the database is marked with as restored from a backup, if it is.
     """
 
     outcome: Outcome = Outcome.NOTHING

@@ -1,16 +1,23 @@
 """The mark of a restored database: `pgstash recover` finds by it what it need not restore again.
 
-It is a setting of the restoring role in that database alone, and names the backup. Every role may
-set ``application_name`` for itself, and most clients set their own. The mark appears together with
-the database, or is committed with its rows. A comment would be seen by others, and is the source's.
+It is a setting of the restoring role in that database alone, and names the backup and its source.
+Every role may set ``application_name`` for itself, and most clients set their own. The mark appears
+together with the database, or is committed with its rows. A comment would be seen by others, and is
+the source's.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from psycopg import sql
+
+from pgstash.format.manifest import Manifest
 
 BEGINNING = "pgstash restored "
 """What the value of a mark begins with; the name of the backup follows."""
+
+_REFUSED = "refused"
 
 _SETTING = f"application_name={BEGINNING}"
 
@@ -23,18 +30,50 @@ OF_DATABASES = """
         LIMIT 1)
     FROM pg_catalog.pg_database d
 """.replace("{mark}", _SETTING)
-"""Selects the name of each database, and the backup that its mark names."""
+"""Selects the name of each database, and the text of its mark."""
 
 
-def statement(database: str, backup: str) -> sql.Composed:
-    """Return the statement that marks a database as restored from a backup."""
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """The backup that a database is restored from, and the digest of its source, if it is known.
+
+    Backups of two servers can have the same name. ``refused`` is whether the target lacks owners or
+    privileges, because it refused them, or the backup has none.
+    """
+
+    backup: str
+    source: str = ""
+    refused: bool = False
+
+
+def read(text: str) -> Mark:
+    """Read what a mark consists of after its beginning."""
+    backup, *more = text.split(" ")
+    source = next((each for each in more if each != _REFUSED), "")
+    return Mark(backup, source, refused=_REFUSED in more)
+
+
+def text_of(backup: str, manifest: Manifest | None, *, wanted: bool = True) -> str:
+    """Return the text of the mark of a backup; empty if none is ``wanted``."""
+    if not wanted:
+        return ""
+    return f"{backup} {manifest.database.identity.digest}" if manifest else backup
+
+
+def refused(text: str) -> str:
+    """Return the text of the mark of a database that lacks owners or privileges."""
+    return f"{text} {_REFUSED}"
+
+
+def statement(database: str, text: str) -> sql.Composed:
+    """Return the statement that gives a database the mark with this text."""
     return sql.SQL("ALTER ROLE CURRENT_USER IN DATABASE {} SET application_name TO {};").format(
-        sql.Identifier(database), sql.Literal(BEGINNING + backup)
+        sql.Identifier(database), sql.Literal(BEGINNING + text)
     )
 
 
-def of_psql(backup: str) -> bytes:
+def of_psql(text: str) -> bytes:
     """Return the same for the database of a session of psql."""
-    name = sql.Literal(BEGINNING + backup).as_string()
-    text = f'\nALTER ROLE CURRENT_USER IN DATABASE :"DBNAME" SET application_name TO {name};\n'
-    return text.encode()
+    value = sql.Literal(BEGINNING + text).as_string()
+    given = f'\nALTER ROLE CURRENT_USER IN DATABASE :"DBNAME" SET application_name TO {value};\n'
+    return given.encode()
