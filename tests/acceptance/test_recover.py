@@ -230,7 +230,8 @@ def test_what_is_in_the_way_stops_nothing_else(lost: Lost, target: Cluster) -> N
     report = recover(lost, target, 55, user="limited")
     found = states(report)
     assert found["shop"] == found["latin"] == "failed"
-    assert found["Ünï"] == found[HOSTILE] == "restored"
+    # Everything in them belongs to a superuser of the lost server, and nobody else may connect.
+    assert found["Ünï"] == found[HOSTILE] == "incomplete"
     by_name = {each["database"]: each for each in report["databases"]}
     assert by_name["shop"]["exit_code"] == 59
     assert "app" in by_name["shop"]["message"]
@@ -245,12 +246,27 @@ def test_what_is_in_the_way_stops_nothing_else(lost: Lost, target: Cluster) -> N
     assert done.returncode == 55
     assert re.search(r"^shop +restored +backup_", done.stdout, re.MULTILINE)
     assert re.search(r"^latin +NOT RESTORED", done.stdout, re.MULTILINE)
-    assert re.search(r"^Ünï +there already", done.stdout, re.MULTILINE)
+    assert re.search(r"^Ünï +INCOMPLETE +backup_", done.stdout, re.MULTILINE)
     assert "Rename or drop the database latin" in done.stdout
-    assert "1 of 5 databases not restored" in done.stderr
+    assert "3 of 5 databases not restored" in done.stderr
 
     target.maintenance.run_sql("ALTER DATABASE latin RENAME TO theirs")
     assert states(recover(lost, target, 0, "--only=l*"))["latin"] == "restored"
+
+
+def test_what_the_target_refuses_is_not_back(lost: Lost, target: Cluster) -> None:
+    """Nor for the next run, until somebody has marked the database as complete."""
+    target.maintenance.run_sql(
+        f"CREATE ROLE maker LOGIN CREATEDB CREATEROLE PASSWORD '{sql_quoted()}';"
+        "ALTER ROLE maker SET createrole_self_grant = '';"
+    )
+    for _ in range(2):
+        report = recover(lost, target, 55, "--only=shop", user="maker")
+        [shop] = report["databases"]
+        assert (shop["state"], shop["exit_code"]) == ("incomplete", 56), shop
+    done = shop["hint"].partition(": ")[2].replace("CURRENT_USER", "maker")
+    target.maintenance.run_sql(done)
+    assert states(recover(lost, target, 0, "--only=shop", user="maker")) == {"shop": "there"}
 
 
 def sql_quoted() -> str:
@@ -307,6 +323,28 @@ def test_a_kill_in_the_middle(lost: Lost, target: Cluster) -> None:
     assert found.pop("postgres") == "empty"
     assert found == {name: "there" if name in done_before else "restored" for name in NAMES}
     assert Database(target, "shop").run_sql("SELECT count(*) FROM orders") == "20\n"
+
+
+def test_privileges_in_the_maintenance_database_are_not_nothing(
+    target: Cluster, tmp_path: Path
+) -> None:
+    target.maintenance.run_sql(
+        "CREATE ROLE reader; GRANT CREATE ON SCHEMA public TO reader;"
+        "REVOKE CONNECT ON DATABASE postgres FROM PUBLIC;"
+    )
+    own = Lost(target, tmp_path)
+    own.once("postgres")
+    report = recover(own, target, 0, "--dry-run")
+    [found] = report["databases"]
+    assert found["state"] == "planned"
+    assert "GRANT … ON DATABASE" in found["to_do"][0]
+    target.maintenance.run_sql(
+        "REVOKE CREATE ON SCHEMA public FROM reader; GRANT CONNECT ON DATABASE postgres TO PUBLIC;"
+    )
+    time.sleep(1.1)
+    own.once("postgres")
+    [found] = recover(own, target, 0, "--dry-run")["databases"]
+    assert (found["state"], found["to_do"]) == ("empty", [])
 
 
 def test_nothing_is_started_that_cannot_be_meant(lost: Lost, target: Cluster) -> None:

@@ -83,8 +83,9 @@ def recover(  # noqa: PLR0913 - one argument for each option
     are restored. Exit status 0 means that everything is back, 55 that something is not: the report
     names it, with the reason.
     """
+    from pgstash.commands.maintenance_database import MAINTENANCE
     from pgstash.commands.recover import Request, recover
-    from pgstash.commands.recovery_choice import MAINTENANCE, Wish
+    from pgstash.commands.recovery_choice import Wish
     from pgstash.commands.stored import Wanted
     from pgstash.postgres.server import conninfo
 

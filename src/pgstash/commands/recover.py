@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 from pgstash import events
 from pgstash.commands import origin
 from pgstash.commands import recovery_results as results
-from pgstash.commands.recovery_choice import MAINTENANCE, Chosen, Unusable, Wish, choose
+from pgstash.commands.maintenance_database import MAINTENANCE
+from pgstash.commands.recovery_choice import Chosen, Unusable, Wish, choose
 from pgstash.commands.recovery_results import Report, Result
 from pgstash.commands.source import target_password
 from pgstash.commands.storage import open_storage

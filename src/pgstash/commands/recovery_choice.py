@@ -2,42 +2,31 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
 from pgstash import events
-from pgstash.commands import jobs
-from pgstash.commands.stored import Search, Wanted
-from pgstash.errors import BackupNotFoundError, CorruptedError, PgstashError, StorageError
+from pgstash.commands import jobs, maintenance_database
+from pgstash.commands.maintenance_database import MAINTENANCE
+from pgstash.commands.source import owners_of
+from pgstash.commands.stored import Found, Search, Wanted
+from pgstash.errors import (
+    BackupNotFoundError,
+    CorruptedError,
+    PgstashError,
+    SourceUnclearError,
+    StorageError,
+)
 from pgstash.format.manifest import Manifest
 from pgstash.postgres.restore.server_roles import Script
-from pgstash.postgres.tools import toc
-from pgstash.repository import archive, catalog, empty_prefix, object_metadata
+from pgstash.repository import archive, catalog, databases, empty_prefix, object_metadata
 from pgstash.repository.archive import Archive
 from pgstash.runtime import utc_now
 from pgstash.settings import Settings
 from pgstash.settings.databases import Selection
 from pgstash.storage.interface import Storage
 
-MAINTENANCE = "postgres"
-"""The database that is on every server, and is used to log in."""
-
-_OF_DATABASE = {b"ENCODING", b"STDSTRINGS", b"SEARCHPATH", b"DATABASE", b"DATABASE PROPERTIES"}
-_OF_INITDB = {
-    (b"SCHEMA", b"public"),
-    (b"EXTENSION", b"plpgsql"),
-    (b"COMMENT", b"SCHEMA public"),
-    (b"COMMENT", b"EXTENSION plpgsql"),
-    (b"COMMENT", b"DATABASE postgres"),
-}
-# What pg_dump writes around the objects; a line of anything else is one of an object.
-_NOTHING = re.compile(
-    rb"|--.*|SET \w+ = [^;]*;|SELECT pg_catalog\.set_config\('search_path', '', false\);"
-    rb"|\\(?:un)?restrict \w+"
-)
-_LONGEST_EMPTY = 64 * 1024  # bytes
 _RESTORE_SECONDS = "restore-seconds"
 
 
@@ -61,7 +50,7 @@ class Chosen:
     whether it holds nothing of a user, as the maintenance database usually does. ``source_bytes``
     is the size of the database. ``roles`` are those of its server. ``estimate`` is in seconds, if
     there is a proof. ``source`` is the digest of its source, and ``system``
-    identifies the server of it.
+    identifies the server of it. ``notes`` are for the report.
     """
 
     database: str
@@ -75,6 +64,7 @@ class Chosen:
     estimate: float | None = None
     source: str = ""
     system: str | None = None
+    notes: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +88,8 @@ class _Reader:
     def read(self, settings: Settings, name: str, *, job: str | None) -> Chosen | Unusable:
         """Choose the backup of a job, or one directly under the prefix, and read its manifest."""
         try:
-            search = Search(settings, self.storage, self.emit, utc_now, may_guess=False)
-            found = search.find(Wanted("latest", at=self.wish.at))
+            stored = catalog.read(self.storage, settings.backup_prefix).backups
+            found = self._find(settings, stored)
             opened = archive.open_stored(self.storage, found.backup, found.access)
             manifest = opened.manifest
             if manifest is None:
@@ -111,17 +101,56 @@ class _Reader:
                 backup=found.backup,
                 rows=sum(table.rows for table in manifest.tables),
                 source_bytes=manifest.database.bytes,
-                is_empty=database == MAINTENANCE and _holds_nothing(opened, manifest),
+                is_empty=database == MAINTENANCE
+                and maintenance_database.holds_nothing(opened, manifest),
                 has_settings=bool(manifest.database.settings),
                 roles=_roles(opened, manifest, self.emit),
                 source=manifest.database.identity.digest,
                 system=manifest.database.system,
+                notes=(
+                    *self._notes(found.backup, stored, manifest, database),
+                    *maintenance_database.notes(opened, database),
+                ),
                 estimate=_estimate(self.storage, settings, found.backup)
                 if self.wish.estimates
                 else None,
             )
         except PgstashError as error:
             return Unusable(name, error.message, error.hint, error.exit_code)
+
+    def _find(self, settings: Settings, stored: Sequence[catalog.Backup]) -> Found:
+        """Return the newest backup; if the database has moved, that of the newest source."""
+        search = Search(settings, self.storage, self.emit, utc_now, may_guess=False)
+        try:
+            return search.find(Wanted("latest", at=self.wish.at))
+        except SourceUnclearError:
+            source = owners_of(self.storage).successor(self._until(stored))
+            if source is None:
+                raise
+            return search.find(Wanted("latest", at=self.wish.at, source=source.label))
+
+    def _until(self, stored: Sequence[catalog.Backup]) -> Sequence[catalog.Backup]:
+        return [each for each in stored if not self.wish.at or each.started <= self.wish.at]
+
+    def _notes(
+        self,
+        backup: catalog.Backup,
+        stored: Sequence[catalog.Backup],
+        manifest: Manifest,
+        database: str,
+    ) -> Iterator[str]:
+        """Yield what is not as a person may expect."""
+        if manifest.database.name != database:
+            yield (
+                f"its backups are of a database called {manifest.database.name}. Rename it if "
+                "that is its name"
+            )
+        newest = self._until(stored)[-1:]
+        if newest and newest[0] != backup:
+            yield (
+                f"{newest[0].name} is newer than {backup.name}, but of another source, or dated in "
+                "the future"
+            )
 
 
 def choose(
@@ -149,11 +178,10 @@ def choose(
         _add(found, read(settings, name, job=None), settings, wish)
     elif not stored:
         raise empty_prefix.error(storage, settings.backup_prefix)
-    for name in _elsewhere(settings):
-        if not wish.only or wish.only.has(name):
-            hint = f"`pgstash restore --job {settings.origin.server}/{name} --create {name}`"
-            problem = "it has a store or a prefix of its own in the configuration file"
-            found[name] = Unusable(name, problem, f"Restore it alone: {hint}", 1)
+    for each in _others(settings, storage):
+        # Of a database with another primary store only, the copy has backups here.
+        if not wish.only or wish.only.has(each.database):
+            found[each.database] = (settings.copy_name and found.get(each.database)) or each
     for name in wish.only.named if wish.only else ():
         if name not in found:
             hint = "`pgstash recover --dry-run` without --only shows all databases with backups."
@@ -161,10 +189,17 @@ def choose(
     return [found[name] for name in sorted(found)]
 
 
-def _elsewhere(settings: Settings) -> Iterable[str]:
-    """Return the databases of a server in a configuration file that are stored in another place."""
-    config = settings.origin.config
-    return config.elsewhere(settings) if config and not settings.copy_name else ()
+def _others(settings: Settings, storage: Storage) -> Iterator[Unusable]:
+    """Yield what has backups in another place, or in a folder that is of no database."""
+    server, config, prefix = settings.origin.server, settings.origin.config, settings.backup_prefix
+    for name in config.elsewhere(settings.primary or settings) if config else ():
+        hint = f"`pgstash restore --job {server}/{name} --create {name}`"
+        problem = "it has a store or a prefix of its own in the configuration file"
+        yield Unusable(name, problem, f"Restore it alone: {hint}", 1)
+    for folder in databases.other_folders(storage, prefix):
+        problem = f"the folder {prefix}/{folder} has backups, but is not one of DATABASES"
+        hint = f"Restore them alone: set BACKUP_PREFIX={prefix}/{folder} for `pgstash restore`. "
+        yield Unusable(folder, problem, f"{hint}Or leave them out: --only '!{folder}'.", 1)
 
 
 def _add(
@@ -179,19 +214,19 @@ def _add(
     other = found.get(direct.database)
     if isinstance(direct, Unusable):
         found.setdefault(direct.database, direct)
-    elif other is None and settings.databases:
+        return
+    if other and not (isinstance(other, Chosen) and other.backup.started < direct.backup.started):
+        return
+    if settings.databases:
+        which = "newest backups" if other else "backups"
         found[direct.database] = Unusable(
             direct.database,
-            f"its backups are directly under {settings.backup_prefix}, from before DATABASES was "
-            "set",
+            f"its {which} are directly under {settings.backup_prefix}, from a time when DATABASES "
+            "was not set",
             "To restore it too, unset DATABASES, and run the same command again.",
             1,
         )
-    elif other is None or (
-        not settings.databases
-        and isinstance(other, Chosen)
-        and other.backup.started < direct.backup.started
-    ):
+    else:
         found[direct.database] = direct
 
 
@@ -206,28 +241,6 @@ def _roles(opened: Archive, manifest: Manifest, emit: events.Emit) -> Script | N
     # Without encryption, anyone who can write to the store could have put a login there.
     passwords = manifest.globals_passwords and manifest.encryption is not None
     return Script(script, passwords, manifest.database.system)
-
-
-def _holds_nothing(opened: Archive, manifest: Manifest) -> bool:
-    """Return whether a backup certainly holds nothing that a user made."""
-    if manifest.tables:
-        return False
-    try:
-        if not opened.is_seekable:
-            return manifest.raw_bytes <= _LONGEST_EMPTY and _is_empty(opened)
-        contents = toc.read(opened.schema())
-    except (PgstashError, toc.TocError):
-        return False
-    return contents is not None and all(
-        each.description in _OF_DATABASE or (each.description, each.tag) in _OF_INITDB
-        for each in contents.entries
-    )
-
-
-def _is_empty(opened: Archive) -> bool:
-    """Return whether a script makes nothing. Raises what :meth:`Archive.script` raises."""
-    with opened.script() as chunks:
-        return all(_NOTHING.fullmatch(line) for line in b"".join(chunks).splitlines())
 
 
 def _estimate(storage: Storage, settings: Settings, backup: catalog.Backup) -> float | None:

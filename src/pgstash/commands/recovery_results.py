@@ -10,7 +10,8 @@ from datetime import datetime
 from typing import Any, Literal
 
 from pgstash import events
-from pgstash.commands.recovery_choice import MAINTENANCE, Chosen, Unusable
+from pgstash.commands.maintenance_database import MAINTENANCE
+from pgstash.commands.recovery_choice import Chosen, Unusable
 from pgstash.errors import EXIT_UNEXPECTED, SuperuserRequiredError, TargetDatabaseError
 from pgstash.format import names
 from pgstash.postgres.restore.present import Present
@@ -79,8 +80,16 @@ def unusable(found: Unusable) -> Result:
 def of(chosen: Chosen, state: State, **more: Any) -> Result:  # noqa: ANN401 - fields of Result
     """Return the result of a backup."""
     backup = chosen.backup
+    to_do = [*chosen.notes, *more.pop("to_do", ())]
     return Result(
-        chosen.database, state, backup.name, backup.started, backup.size, chosen.rows, **more
+        chosen.database,
+        state,
+        backup.name,
+        backup.started,
+        backup.size,
+        chosen.rows,
+        to_do=to_do,
+        **more,
     )
 
 
@@ -95,7 +104,7 @@ def settled(chosen: Chosen, there: Present, *, any_time: bool) -> Result | None:
     is_own = chosen.system is not None and chosen.system == there.system
     other = mark and mark.source and chosen.source and mark.source != chosen.source
     if mark and (is_own or not other) and (mark.backup == chosen.backup.name or any_time):
-        return _there(chosen, mark)
+        return _there(chosen, mark, is_own=is_own)
     if name == MAINTENANCE and not mark and not running:
         settings = "its settings (ALTER DATABASE … SET) are not restored"
         warnings = [settings] if chosen.has_settings else []
@@ -127,8 +136,11 @@ def settled(chosen: Chosen, there: Present, *, any_time: bool) -> Result | None:
     return of(chosen, "failed", message=problem, hint=hint, exit_code=TargetDatabaseError.exit_code)
 
 
-def _there(chosen: Chosen, mark: Mark) -> Result:
-    """Return the result of a database that an earlier recovery restored, maybe an older backup."""
+def _there(chosen: Chosen, mark: Mark, *, is_own: bool) -> Result:
+    """Return the result of a database that an earlier recovery restored, maybe an older backup.
+
+    If the backup is the target's own, the database has lived on, and nobody needs to drop it.
+    """
     result = of(chosen, "there")
     if mark.backup != chosen.backup.name:
         newer = (
@@ -136,7 +148,9 @@ def _there(chosen: Chosen, mark: Mark) -> Result:
         )
         newer += f"the database {chosen.database}, and run the same command again"
         started = names.started_of(mark.backup.partition(".")[0])
-        result = Result(chosen.database, "there", mark.backup, started, to_do=[newer])
+        result = Result(
+            chosen.database, "there", mark.backup, started, to_do=[] if is_own else [newer]
+        )
     return incomplete(result, mark) if mark.refused else result
 
 
@@ -150,8 +164,8 @@ def incomplete(result: Result, mark: Mark) -> Result:
         message="it is restored, but lacks owners or privileges: the target refused them, or the "
         "backup has none. Until it has them, only the restoring role and superusers may be able to "
         "connect",
-        hint="Run as a superuser what the restore reported as left to do. Then tell the next "
-        f"recovery, as the restoring role: {done}",
+        hint="Run as a superuser what the restore reported as left to do. Then mark the "
+        f"database as complete, as the restoring role: {done}",
         exit_code=SuperuserRequiredError.exit_code,
     )
 

@@ -30,4 +30,6 @@ def database_of(folder: str) -> str | None:
         database = stored.decode("utf-8")
     except UnicodeDecodeError:
         return None
+    if "\0" in database:  # no database has such a name
+        return None
     return database if folder_of(database) == folder else None

@@ -1,6 +1,6 @@
 """The databases that have backups under a prefix that many databases share.
 
-Each has its folder there: :mod:`pgstash.format.folders`. Other folders are ignored.
+Each has its folder there: :mod:`pgstash.format.folders`. Other folders are of no database.
 """
 
 from __future__ import annotations
@@ -30,6 +30,20 @@ def with_backups(storage: Storage, prefix: str) -> list[str]:
     databases = with_folder(storage, prefix)
     found = in_parallel(lambda name: has_backup(storage, f"{prefix}/{folder_of(name)}"), databases)
     return [name for name, there in zip(databases, found, strict=True) if there]
+
+
+def other_folders(storage: Storage, prefix: str) -> list[str]:
+    """Return the folders with backups that are of no database, sorted. Raises StorageError."""
+    within = f"{prefix}/"
+    found = (
+        folder.removeprefix(within).removesuffix("/")
+        for folder in storage.folders(within, complete=True)
+    )
+    return sorted(
+        name
+        for name in found
+        if database_of(name) is None and has_backup(storage, f"{prefix}/{name}")
+    )
 
 
 def has_backup(storage: Storage, prefix: str) -> bool:

@@ -122,6 +122,18 @@ class Owners:
         found = self.first(catalog.by_proof(backups, until), source)
         return found[0] if found else None
 
+    def successor(self, backups: Sequence[Backup]) -> Identity | None:
+        """Return the source whose backups are all newer than those of others, if there is one.
+
+        The database has moved to another server since. Of sources that were backed up at the same
+        time, none took the place of the other.
+        """
+        origins = self.origins(backups)
+        known = identity.sources(origins)
+        newest = known[0] if known else None
+        own = self.of(backups, [newest]) if newest else []
+        return newest if own and own == list(backups[-len(own) :]) else None
+
     def choose(
         self,
         backups: Sequence[Backup],

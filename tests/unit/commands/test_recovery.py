@@ -131,6 +131,81 @@ def test_backups_directly_under_the_prefix(tmp_path: Path) -> None:
     assert same.job == name
 
 
+def test_newer_backups_directly_under_the_prefix_are_not_left_for_older_ones(
+    tmp_path: Path,
+) -> None:
+    place(tmp_path, "vectors", "1.3/encrypted")
+    place(tmp_path, "", "2.1/encrypted")
+    found = chosen(tmp_path, environ={**KEY, "DATABASES": "*"})["vectors"]
+    assert isinstance(found, Unusable)
+    assert "newest backups are directly under p" in found.message
+    newest = chosen(tmp_path, environ=KEY)["vectors"]
+    assert isinstance(newest, Chosen)
+    assert newest.job is None
+
+
+def test_a_folder_with_backups_of_no_database_is_reported(tmp_path: Path) -> None:
+    place(tmp_path, "vectors")
+    place(tmp_path, "Shop")
+    place(tmp_path, "a=00b")
+    found = chosen(tmp_path)
+    assert isinstance(found["vectors"], Chosen)
+    for folder in ("Shop", "a=00b"):
+        other = found[folder]
+        assert isinstance(other, Unusable)
+        assert f"BACKUP_PREFIX=p/{folder}" in other.hint
+    assert [*chosen(tmp_path, Wish(only=databases.parse("!Shop,!a=*")))] == ["vectors"]
+
+
+def test_backups_of_a_database_of_another_name_are_reported(tmp_path: Path) -> None:
+    place(tmp_path, "shop")
+    place(tmp_path, "vectors")
+    found = chosen(tmp_path)
+    assert isinstance(found["shop"], Chosen)
+    assert "a database called vectors" in found["shop"].notes[0]
+    assert results.of(found["shop"], "restored", to_do=["d"]).to_do == [*found["shop"].notes, "d"]
+    assert isinstance(found["vectors"], Chosen)
+    assert found["vectors"].notes == ()
+
+
+def test_a_database_that_has_moved_comes_back_from_its_last_server(tmp_path: Path) -> None:
+    place(tmp_path, "vectors", "1.3/encrypted")
+    place(tmp_path, "vectors", "2.1/encrypted")
+    found = chosen(tmp_path, environ=KEY)["vectors"]
+    assert isinstance(found, Chosen), found
+    assert found.backup.name == "backup_20261130_123311.sql.gz.enc"
+    at = datetime(2026, 11, 30, 12, 33, tzinfo=UTC)
+    before = chosen(tmp_path, Wish(at=at), environ=KEY)["vectors"]
+    assert isinstance(before, Chosen), before
+    assert before.system != found.system
+
+    # Two servers that were backed up at the same time: one may be for tests.
+    assert before.system
+    assert found.system
+    other = tmp_path / "other"
+    place(other, "vectors", "1.3/encrypted")
+    place(other, "vectors", "2.1/encrypted")
+    last = other / "p/vectors/.backup_20261130_123311.sql.gz.enc.metadata.json"
+    last.write_text(last.read_text().replace(found.system, before.system))
+    unclear = chosen(other, environ=KEY)["vectors"]
+    assert isinstance(unclear, Unusable)
+    assert unclear.exit_code == 27
+
+
+def test_a_newer_backup_of_another_source_is_reported(tmp_path: Path) -> None:
+    """The settings name a server that the database has left since."""
+    place(tmp_path, "vectors", "1.3/encrypted")
+    place(tmp_path, "vectors", "2.1/encrypted")
+    stale = json.loads(
+        next((tmp_path / "p/vectors").glob(".*20261129*.enc.metadata.json")).read_text()
+    )
+    source = f"postgresql://{stale['host']}:{stale['port']}/postgres"
+    found = chosen(tmp_path, environ={**KEY, "DATABASE_URL": source, "DATABASES": "*"})["vectors"]
+    assert isinstance(found, Chosen), found
+    assert found.backup.name.startswith("backup_20261129")
+    assert "backup_20261130_123311.sql.gz.enc is newer" in found.notes[0]
+
+
 PRESENT = Present({"postgres": None, "template1": None}, [], 40)
 
 
@@ -189,6 +264,10 @@ def test_an_older_backup_is_not_passed_off_as_the_newest() -> None:
     assert (found.backup, found.started) == (older, datetime(2025, 12, 31, 23, tzinfo=UTC))
     assert (found.stored_bytes, found.rows) == (None, None)
     assert NAME in found.to_do[0]
+    own = replace(CHOSEN, system="7"), replace(present, system="7")
+    alive = results.settled(*own, any_time=True)
+    assert alive
+    assert (alive.state, alive.to_do) == ("there", [])
 
 
 def test_what_the_target_refused_is_missing_until_somebody_has_given_it() -> None:

@@ -46,7 +46,7 @@ def test_the_name_can_be_read_from_the_folder(database: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "other", ["", "Shop", "a.b", "=", "=4", "=4G", "=61", "=2F", "=ff", "shop\n"]
+    "other", ["", "Shop", "a.b", "=", "=4", "=4G", "=61", "=2F", "=ff", "shop\n", "a=00b"]
 )
 def test_what_is_no_folder_of_a_database(other: str) -> None:
     assert database_of(other) is None

@@ -40,6 +40,8 @@ def test_other_folders_are_ignored() -> None:
     assert databases.with_folder(stored, "p") == ["shop"]
     assert databases.with_backups(stored, "p") == ["shop"]
     assert databases.with_backups(stored, "none") == []
+    assert databases.other_folders(stored, "p") == ["=6", "=61", "=ff", "Shop", "a b"]
+    assert databases.other_folders(store(f"p/Shop/{MANIFEST}"), "p") == []
 
 
 def test_a_folder_without_a_backup_does_not_count() -> None:
