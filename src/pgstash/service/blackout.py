@@ -11,6 +11,8 @@ from pgstash.service.schedule import Schedule
 
 _WINDOW = re.compile(r"([01]\d|2[0-3]):([0-5]\d)-([01]\d|2[0-3]):([0-5]\d)", re.ASCII)
 _MINUTES_OF_A_DAY = 24 * 60
+_STEP = timedelta(seconds=1)
+"""An end is always later; whatever a time zone does, the search for it goes on and ends."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +45,7 @@ class Blackout:
             ends = [_end(each, local, zone) for each in self.windows if each.has(clock)]
             if not ends:
                 return moment.astimezone(UTC)
-            moment = max(ends)
+            moment = max(*ends, moment + _STEP)
 
 
 def _end(window: Window, local: datetime, zone: ZoneInfo) -> datetime:
