@@ -147,9 +147,15 @@ def test_servers_of_a_configuration_file(make_database: MakeDatabase, tmp_path: 
         assert f"SUCCESS [{server}/{database.name}] Backup completed" in done.stdout
     assert len(list(store.rglob("backup_????????_??????.sql.gz"))) == 2
 
-    with serving(env, tmp_path) as (_, log):
+    port = free_port()
+    with serving(env | {"HEALTH_PORT": str(port)}, tmp_path) as (_, log):
         log.wait_for(r"FAILURE Backup failed .*: all databases of away: ")
         log.wait_for(r"INFO 2 databases to back up: 0 due now, the next one at ")
+        ready = ask(port)
+        assert (ready["status"], ready["not_ready"]) == ("not ready", 1)
+        found = ready["jobs"]
+        assert isinstance(found, dict)
+        assert found["all databases of away"]["status"] == "unavailable"
 
 
 def test_the_password_may_be_in_a_file(make_database: MakeDatabase, tmp_path: Path) -> None:
@@ -295,7 +301,8 @@ def test_a_child_that_is_killed_and_a_signal_in_the_middle(
         os.kill(first[0], signal.SIGKILL)
         for pid in of_first:  # this one hangs; pg_dump ends when nobody reads what it writes
             os.kill(pid, signal.SIGKILL)
-        log.wait_for(r"WARNING The backup of .* failed: .* SIGKILL.*; next attempt at ")
+        log.wait_for(r"FAILURE Backup failed after .*: .*: the process was ended by SIGKILL")
+        log.wait_for(r"INFO The backup of .* failed; next attempt at ")
         log.wait_for(r"(?:Uploading(?:.|\n)*){3}")
         running = children_of(process.pid)
         assert len(running) == 2

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import signal
+import urllib.error
+import urllib.request
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 import pytest
 
 from pgstash import events, settings
-from pgstash.commands import job_survey, jobs, once_for_all, service_of_jobs
+from pgstash.commands import job_runs, job_survey, jobs, once_for_all, service_of_jobs
+from pgstash.commands.notifications import listening
 from pgstash.errors import DatabaseUnreachableError, Interrupted, JobsFailedError
 from pgstash.format.folders import folder_of
+from pgstash.processes.children import Ended
 from pgstash.runtime import Runtime, utc_now
+from pgstash.service.dispatcher import Run
 from support import backups
 from support.backups import PREFIX
-from support.postgres import Database
+from support.hooks import receiving
+from support.postgres import Database, free_port
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -98,6 +105,129 @@ def test_once_for_all(
     assert heard.messages(events.Informed)[-1].endswith("does not have: was here")
 
 
+def test_a_database_that_is_named_and_takes_no_connections_has_failed(
+    database: Database, heard: Heard
+) -> None:
+    server = Database(database.cluster, "postgres")
+    change = f'ALTER DATABASE "{database.name}" ALLOW_CONNECTIONS'
+    server.run_sql(f"{change} false")
+    try:
+        with pytest.raises(JobsFailedError) as caught:
+            once_for_all.back_up_all(settings.load(), Runtime(heard))
+    finally:
+        server.run_sql(f"{change} true")
+    assert caught.value.message.splitlines() == [
+        "1 of 1 job failed",
+        f"{database.name}: it takes no connections",
+    ]
+    [missed] = [each for each in heard.events if isinstance(each, events.BackupFailed)]
+    assert missed.name == database.name
+
+
+@pytest.mark.parametrize("once", [True, False])
+def test_a_failure_that_its_process_could_not_post_is_posted(
+    database: Database,
+    monkeypatch: pytest.MonkeyPatch,
+    once: bool,  # noqa: FBT001 - parameter
+) -> None:
+    """For no single database: a URL of pings that has a place for its name is not used."""
+    environment = {**settings.environment_of_jobs(), "COMPRESSION_LEVEL": "none"}
+    seen: list[events.BackupFailed] = []
+
+    def hear(event: events.Event) -> None:
+        if isinstance(event, events.BackupFailed):
+            seen.append(event)
+
+    def hear_and_end(event: events.Event) -> None:
+        hear(event)
+        if "next attempt" in str(event):
+            raise Interrupted(signal.SIGTERM)
+
+    for module in (once_for_all, service_of_jobs):
+        monkeypatch.setattr(module, "environment_of_jobs", lambda: environment)
+    with receiving() as receiver:
+        hook, ping = receiver.url("/hook"), receiver.url("/ping/{job}")
+        values = settings.load(given={"WEBHOOK_URL": hook, "HEALTHCHECK_PING_URL": ping})
+        with listening(values) as post:
+
+            def emit(event: events.Event) -> None:
+                post(event)
+                (hear if once else hear_and_end)(event)
+
+            run = once_for_all.back_up_all if once else service_of_jobs.serve
+            with pytest.raises(JobsFailedError if once else Interrupted):
+                run(values, Runtime(emit))
+        assert receiver.targets == ["/hook"]
+    [failed] = seen
+    assert (failed.name, failed.database) == (database.name, database.name)
+    assert (failed.error, failed.exit_code) == ("RunError", 1)
+    assert (failed.next_attempt is None) == once
+
+
+def test_a_listing_that_fails_for_an_hour_is_posted_and_makes_the_service_unready(
+    database: Database, make_database: MakeDatabase, monkeypatch: pytest.MonkeyPatch, heard: Heard
+) -> None:
+    """Backups of the known databases go on, but a new one would be missed."""
+    used = make_database()
+    port = free_port()
+    monkeypatch.setattr(service_of_jobs, "LISTING", timedelta(0))
+    monkeypatch.setattr(service_of_jobs, "LONGEST_NAP", 0.2)
+    passed = timedelta(0)
+
+    def hear(event: events.Event) -> None:
+        nonlocal passed
+        heard(event)
+        if "due now" in str(event):
+            Database(database.cluster, "postgres").run_sql(f'DROP DATABASE "{used.name}"')
+        elif "could not be listed" in str(event):
+            passed = 2 * service_of_jobs.UNLISTED
+        elif isinstance(event, events.BackupFailed):
+            assert event.name == "all databases"
+            with pytest.raises(urllib.error.HTTPError) as caught:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=30)
+            jobs = json.load(caught.value)["jobs"]
+            assert jobs["all databases"]["status"] == "unavailable"
+            raise Interrupted(signal.SIGTERM)
+
+    values = settings.load(given={"DATABASE_URL": used.uri, "HEALTH_PORT": str(port)})
+    with pytest.raises(Interrupted):
+        service_of_jobs.serve(values, Runtime(hear, now=lambda: utc_now() + passed))
+
+
+def test_the_store_decides_when_a_database_that_comes_back_is_due(
+    database: Database, monkeypatch: pytest.MonkeyPatch, heard: Heard
+) -> None:
+    monkeypatch.setattr(service_of_jobs, "LISTING", timedelta(0))
+    monkeypatch.setattr(service_of_jobs, "LONGEST_NAP", 0.2)
+    monkeypatch.setenv("DATABASES", f"{database.name}*")
+    once_for_all.back_up_all(settings.load(), Runtime(heard))
+    server = Database(database.cluster, "postgres")
+    change = f'ALTER DATABASE "{database.name}" ALLOW_CONNECTIONS'
+
+    def hear(event: events.Event) -> None:
+        heard(event)
+        if "due now" in str(event):
+            server.run_sql(f"{change} true")
+        elif database.name in str(event) and "no connections" not in str(event):
+            raise Interrupted(signal.SIGTERM)
+
+    server.run_sql(f"{change} false")
+    try:
+        with pytest.raises(Interrupted):
+            service_of_jobs.serve(settings.load(), Runtime(hear))
+    finally:
+        server.run_sql(f"{change} true")
+    again = f"Databases with backups are there again: {database.name}"
+    assert heard.messages(events.Informed)[-1] == again
+
+
+def test_a_signal_without_a_name_is_a_failure() -> None:
+    failure = job_runs.failure_of(Ended(Run("a", "backup"), -40, None))
+    assert failure is not None
+    assert "signal 40" in failure.message
+    assert failure.retryable
+
+
 def test_a_store_that_does_not_answer_is_asked_once(
     database: Database, monkeypatch: pytest.MonkeyPatch, heard: Heard
 ) -> None:
@@ -133,6 +263,8 @@ def test_the_service_lists_again(
     with pytest.raises(Interrupted):
         service_of_jobs.serve(settings.load(), Runtime(hear, now=now_and_drop))
     assert heard.messages(events.Informed)[0] == "1 database to back up: 1 due now"
+    [missed] = [each for each in heard.events if isinstance(each, events.BackupFailed)]
+    assert (missed.name, missed.exit_code) == (database.name, 11)
     assert database.name in heard.messages(events.Warned)[-1]
 
 

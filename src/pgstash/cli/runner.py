@@ -81,7 +81,7 @@ def run(work: Work, command: Command = Command()) -> NoReturn:
 
 
 def _status_of(work: Work, command: Command, interruption: Interruption) -> int:
-    reported = False
+    reported, values = False, None
     log.start(
         Scrubber(),
         layout=settings.log_format(),
@@ -131,12 +131,13 @@ def _status_of(work: Work, command: Command, interruption: Interruption) -> int:
             hint = f"\n{error.hint}" if error.hint else ""
             log.LOGGER.log(log.FAILURE, "%s%s", error.message, hint)
         log.LOGGER.debug("Traceback of the failure", exc_info=error)
-        _report(error, values, command)
+        _report(error, values, command, posted=reported)
         return error.exit_code
     except typer.BadParameter:  # a time for --at that TZ makes no time of: reported by typer
         raise
-    except Exception:  # noqa: BLE001 - the last resort: log whatever it is
+    except Exception as error:  # noqa: BLE001 - the last resort: log whatever it is
         log.LOGGER.exception("Unexpected error. Please report it.")
+        _report(error, values, command, posted=reported)
         return EXIT_UNEXPECTED
     return 0
 
@@ -148,11 +149,17 @@ def _settings_for(command: Command) -> Settings:
     return jobs.chosen(request, command.job, may_be_all=command.all_jobs)
 
 
-def _report(error: PgstashError, values: Settings, command: Command) -> None:
-    """Report the failure to the process that started this one, if one did."""
-    if command.report_to is not None:
-        message = Scrubber(values.secrets()).scrub(error.message)
-        outcome.report(command.report_to, Outcome(message, error.retryable, type(error).__name__))
+def _report(error: Exception, values: Settings | None, command: Command, *, posted: bool) -> None:
+    """Report the failure to the process that started this one, if one did.
+
+    That one posts it to the webhook, unless this process has ``posted`` it.
+    """
+    if command.report_to is not None and values is not None:
+        name, text, retryable = type(error).__name__, "", False
+        if isinstance(error, PgstashError):
+            text, retryable = error.message, error.retryable
+        message = Scrubber(values.secrets()).scrub(text) or f"unexpected error: {name}"
+        outcome.report(command.report_to, Outcome(message, retryable, name if posted else ""))
 
 
 def _log_beginning(values: Settings, command: Command) -> None:

@@ -8,10 +8,11 @@ from pgstash import events
 from pgstash.commands.jobs import Job, Jobs
 from pgstash.commands.schedules import blackout_of, schedule_of_job
 from pgstash.counting import counted
-from pgstash.errors import PgstashError
+from pgstash.errors import DatabaseLoginError, PgstashError
+from pgstash.failure import Fields
 from pgstash.postgres.server import conninfo
 from pgstash.processes.children import Children, Ended
-from pgstash.runtime import Runtime
+from pgstash.runtime import FollowUp, Runtime
 from pgstash.service import dispatcher
 from pgstash.service.attempt import Attempt
 from pgstash.service.dispatcher import Run
@@ -41,7 +42,7 @@ class RunError(PgstashError):
 
     @property
     def was_reported(self) -> bool:
-        """Whether the process could report the failure itself."""
+        """Whether the process has posted the failure itself."""
         return bool(self.named_there)
 
     @property
@@ -64,6 +65,9 @@ def start(
             children.start(run, [_COMMANDS[run.work], f"--job={run.job}", *more])
     except OSError as error:
         return RunError(f"the process cannot be started: {error.strerror}", 70, retryable=True)
+    except UnicodeEncodeError:
+        why = "the locale of pgstash cannot represent the name; set LC_ALL=C.UTF-8"
+        return RunError(f"the process cannot be started: {why}", 70, retryable=False)
     finally:
         runtime.interruption.raise_if_interrupted()
     return None
@@ -74,13 +78,61 @@ def failure_of(ended: Ended[Run]) -> RunError | None:
     if ended.status == 0:
         return None
     if ended.status < 0:
-        name = signal.Signals(-ended.status).name
+        known = -ended.status in {*signal.Signals}
+        name = signal.Signals(-ended.status).name if known else f"signal {-ended.status}"
         more = ", perhaps for want of memory" if ended.status == -signal.SIGKILL else ""
         return RunError(f"the process was ended by {name}{more}", ended.status, retryable=True)
     if ended.outcome is None:
         return RunError("see its lines in the log", ended.status, retryable=False)
     found = ended.outcome
     return RunError(found.message, ended.status, retryable=found.retryable, error=found.error)
+
+
+def event_of(
+    run: Run, failure: RunError, seconds: float, following: FollowUp
+) -> events.BackupFailed | events.DrillFailed:
+    """Return the report of a failure that the process of the run could not post itself."""
+    of_signal = failure.status < 0
+    facts = Fields(
+        message=failure.how,
+        hint="",
+        error=type(failure).__name__,
+        exit_code=128 - failure.status if of_signal else failure.status,
+    )
+    if run.work == "drill":
+        return events.DrillFailed(run.job, seconds, host="", database=run.job, **facts)
+    return events.BackupFailed(
+        run.job,
+        seconds,
+        database=run.job,
+        next_attempt=following.at,
+        repeated=following.repeated,
+        **facts,
+    )
+
+
+def lacking(found: Jobs) -> dict[str, str]:
+    """Return the databases that DATABASES names and that are no jobs, each with the reason."""
+    unusable = {
+        name: "it takes no connections"
+        if name in found.closed
+        else "an interrupted DROP DATABASE left it invalid"
+        for name in found.unusable
+    }
+    return dict.fromkeys(found.missing, "the server has no such database") | unusable
+
+
+def not_backed_up(name: str, reason: str) -> events.BackupFailed:
+    """Return the report of a database that DATABASES names and that is no job."""
+    return events.BackupFailed(
+        name,
+        0.0,
+        f"{reason}, but DATABASES names it",
+        "Correct DATABASES, or the database.",
+        database=name,
+        error=DatabaseLoginError.__name__,
+        exit_code=DatabaseLoginError.exit_code,
+    )
 
 
 def planned(job: Job) -> dispatcher.Job:

@@ -28,7 +28,8 @@ class Jobs:
 
     ``missing`` are databases that DATABASES names and the server does not have. The next ones are
     selected, but cannot be backed up, each for its reason in
-    :class:`pgstash.postgres.server.databases.Databases`. ``unreachable`` are the servers of the
+    :class:`pgstash.postgres.server.databases.Databases`; ``unusable`` are those of them that
+    DATABASES names. ``unreachable`` are the servers of the
     configuration file whose databases are not known, because they did not answer. ``system``
     identifies the only server, if it discloses that.
     """
@@ -38,6 +39,7 @@ class Jobs:
     closed: list[str] = field(default_factory=list)
     invalid: list[str] = field(default_factory=list)
     foreign: list[str] = field(default_factory=list)
+    unusable: list[str] = field(default_factory=list)
     unreachable: dict[str, DatabaseError] = field(default_factory=dict)
     system: str | None = None
 
@@ -63,6 +65,7 @@ def on_server(settings: Settings) -> Jobs:
     return Jobs(
         [Job(name, jobs.of_database(settings, name)) for name in selected(found.usable)],
         missing=[name for name in chosen.named if name not in there],
+        unusable=[name for name in chosen.named if name in {*found.closed, *found.invalid}],
         closed=selected(found.closed),
         invalid=selected(found.invalid),
         foreign=selected(found.foreign),
@@ -84,6 +87,7 @@ def _of_file(config: Config) -> Jobs:
         every.jobs.extend(Job(job.settings.job, job.settings) for job in found.jobs)
         for names, more in (
             (every.missing, found.missing),
+            (every.unusable, found.unusable),
             (every.closed, found.closed),
             (every.invalid, found.invalid),
             (every.foreign, found.foreign),

@@ -68,7 +68,8 @@ def _messengers(settings: Settings) -> Iterator[list[events.Emit]]:
         )
         return couriers[-1]
 
-    if ping:
+    # Without a job, the URL that has a place for one leads nowhere: the jobs ping their own.
+    if ping and (_JOB not in ping.get_secret_value() or _folder(settings)):
         to_ping = courier("The healthcheck ping")
         # Only here: otherwise the name of the job would be part of a secret.
         own = ping.get_secret_value().replace(_JOB, quote(_folder(settings), safe=""))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import datetime
 
 from pgstash import events
 from pgstash.commands import job_runs, job_survey, jobs
@@ -11,7 +12,7 @@ from pgstash.counting import counted
 from pgstash.errors import DatabaseError, JobsFailedError
 from pgstash.failure import fields
 from pgstash.processes.children import Children
-from pgstash.runtime import Runtime
+from pgstash.runtime import FollowUp, Runtime
 from pgstash.service.blackout import Blackout
 from pgstash.service.dispatcher import Dispatcher, Run
 from pgstash.settings import Settings, environment_of_jobs
@@ -35,7 +36,10 @@ def back_up_all(settings: Settings, runtime: Runtime) -> None:
     job_survey.gone(settings, found, runtime)
     for server, reason in found.unreachable.items():
         runtime.emit(events.BackupFailed(job_runs.of_server(server), 0.0, **fields(reason)))
-    failed = [f"{name}: the server has no such database" for name in found.missing]
+    lacking = job_runs.lacking(found)
+    for name, lack in lacking.items():
+        runtime.emit(job_runs.not_backed_up(name, lack))
+    failed = [f"{name}: {reason}" for name, reason in lacking.items()]
     failed += [f"{server}/*: {reason.message}" for server, reason in found.unreachable.items()]
     dispatcher = Dispatcher(settings.workers, runtime)
     for job in found.jobs:
@@ -43,7 +47,7 @@ def back_up_all(settings: Settings, runtime: Runtime) -> None:
         dispatcher.add(replace(job_runs.planned(job), blackout=Blackout(), drill_after=None))
     failures = _run_all(dispatcher, runtime)
     failed += [f"{name}: {error.how}" for name, error in sorted(failures.items())]
-    every = len(found.jobs) + len(found.missing) + len(found.unreachable)
+    every = len(found.jobs) + len(lacking) + len(found.unreachable)
     if not every:
         patterns = f"DATABASES={settings.databases}" if settings.databases else "The configuration"
         raise JobsFailedError(
@@ -62,9 +66,13 @@ def back_up_all(settings: Settings, runtime: Runtime) -> None:
 def _run_all(dispatcher: Dispatcher, runtime: Runtime) -> dict[str, RunError]:
     """Run each job once; return the failures."""
     failures: dict[str, RunError] = {}
+    began: dict[Run, datetime] = {}
 
     def ended(run: Run, failure: RunError | None) -> None:
         dispatcher.ended(run, failure)
+        if failure and not failure.was_reported:
+            seconds = (runtime.now() - began[run]).total_seconds()
+            runtime.emit(job_runs.event_of(run, failure, seconds, FollowUp()))
         dispatcher.remove(run.job)
         if failure:
             failures[run.job] = failure
@@ -73,6 +81,7 @@ def _run_all(dispatcher: Dispatcher, runtime: Runtime) -> dict[str, RunError]:
     with children.ending():
         while dispatcher.jobs:
             for run in dispatcher.starts():
+                began[run] = runtime.now()
                 if failure := job_runs.start(children, run, runtime):
                     ended(run, failure)
             for each in children.wait(_SECONDS if children else 0):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
-from datetime import datetime, timedelta
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from typing import NoReturn
 
 from pgstash import events
@@ -12,11 +13,12 @@ from pgstash.commands import health, job_runs, job_survey, jobs
 from pgstash.commands.job_runs import RunError
 from pgstash.commands.jobs import Job
 from pgstash.counting import counted
-from pgstash.errors import ConfigurationError, DatabaseError, DatabaseLoginError, PgstashError
+from pgstash.errors import ConfigurationError, DatabaseLoginError, PgstashError
 from pgstash.failure import fields
 from pgstash.format.iso_time import iso
 from pgstash.monitoring import health_server
 from pgstash.monitoring.jobs_health import Failure, JobsHealth
+from pgstash.monitoring.redaction import Scrubber
 from pgstash.processes.children import Children
 from pgstash.runtime import Runtime
 from pgstash.service.dispatcher import Dispatcher, Run, Stored
@@ -27,7 +29,12 @@ LISTING = timedelta(minutes=15)
 """From one listing of the databases to the next: a new one waits for its first backup by that much
 at most, and a server that sleeps while nobody uses it is not kept awake."""
 
+UNLISTED = timedelta(hours=1)
+"""How long listings may fail until the service is unready: a new database would be missed."""
+
 _FIRST_DELAY = timedelta(minutes=1)
+_NEVER = datetime.min.replace(tzinfo=UTC)
+_ONLY = ""  # the server that DATABASE_URL leads to
 
 
 def serve(settings: Settings, runtime: Runtime) -> NoReturn:
@@ -64,7 +71,10 @@ class _Service:
         self._was_listed = False
         self._failures = 0  # of listings, in a row
         self._reported: set[events.Event] = set()
-        self._away: set[str] = set()
+        # Servers that do not answer, with the time of the last listing that may have succeeded.
+        self._away: dict[str, datetime] = {}
+        self._posted: set[str] = set()  # of these, those whose failure was posted
+        self._lacking: dict[str, str] = {}
 
     def step(self) -> None:
         """Start what is due, and wait until a run ends or something else is due."""
@@ -73,6 +83,7 @@ class _Service:
             seconds = round((self._seen - now).total_seconds())
             self._runtime.emit(events.Warned(f"The clock was set back by {seconds}s"))
             self._dispatcher.plan_again()
+            self._known.set_back(now)
             self._list_at = now
         self._seen = now
         if self._list_at <= now:
@@ -95,13 +106,16 @@ class _Service:
         """List the databases; add jobs that are new, and remove those that are gone."""
         try:
             found = jobs.on_server(self._settings)
-        except ConfigurationError:
-            raise
         except PgstashError as error:
+            if isinstance(error, ConfigurationError) and not self._was_listed:
+                raise
             self._not_listed(error)
             return
         self._list_at = self._runtime.now() + LISTING
+        unlisted = {server for server, since in self._away.items() if since == _NEVER}
         self._report_away(found.unreachable)
+        self._report_lacking(job_runs.lacking(found))
+        self._make_known(found.unreachable)
         notes = job_runs.notes(found)
         for note in notes:
             if note not in self._reported:
@@ -124,25 +138,52 @@ class _Service:
             )
             self._runtime.emit(events.Warned(f"{what}. Their backups stay, and are not pruned."))
         there = {*self._dispatcher.jobs}
-        self._add([job for job in found.jobs if job.name not in there])
+        self._add([job for job in found.jobs if job.name not in there], unlisted)
         if not self._was_listed:
             self._was_listed = True
             job_survey.gone(self._settings, found, self._runtime)
             self._report_plan()
 
-    def _report_away(self, unreachable: Mapping[str, DatabaseError]) -> None:
+    def _report_away(self, unreachable: Mapping[str, PgstashError]) -> None:
         """Report servers that did not answer, once for each outage; try again soon."""
         if unreachable:
             self._try_again_soon()
         else:
             self._failures = 0
+        self._note_away(unreachable)
         for server, error in unreachable.items():
-            if server not in self._away:
+            if server not in self._posted:
                 what = job_runs.of_server(server)
                 self._runtime.emit(
                     events.BackupFailed(what, 0.0, **fields(error), next_attempt=self._list_at)
                 )
-        self._away = set(unreachable)
+        self._posted = set(unreachable)
+
+    def _note_away(self, unreachable: Collection[str]) -> None:
+        """Keep since when servers have not answered; one that never did was not listed at all."""
+        since = self._runtime.now() if self._was_listed else _NEVER
+        self._away = {server: self._away.get(server, since) for server in unreachable}
+
+    def _make_known(self, unreachable: Mapping[str, PgstashError]) -> None:
+        """Let `/readyz` report what cannot be backed up, and is no job."""
+        now, scrubber = self._runtime.now(), Scrubber(self._settings.secrets())
+        found = {
+            name: Failure(DatabaseLoginError.exit_code, reason, now)
+            for name, reason in self._lacking.items()
+        }
+        for server, error in unreachable.items():
+            if now - self._away[server] >= UNLISTED:
+                what = job_runs.of_server(server) if server else job_runs.ALL
+                message = scrubber.scrub(error.message)
+                found[what] = Failure(error.exit_code, message, now)
+        self._known.unavailable(found)
+
+    def _report_lacking(self, lacking: dict[str, str]) -> None:
+        """Report databases that must exist and are no jobs, once each."""
+        for name, reason in lacking.items():
+            if name not in self._lacking:
+                self._runtime.emit(job_runs.not_backed_up(name, reason))
+        self._lacking = lacking
 
     def _try_again_soon(self) -> None:
         self._failures += 1
@@ -154,31 +195,42 @@ class _Service:
         if not self._was_listed and self._settings.exit_on_first_failure and not error.retryable:
             raise error
         self._try_again_soon()
-        if self._dispatcher.jobs:  # their own backups will fail, and be reported
+        self._note_away([*self._away, _ONLY])
+        self._make_known({_ONLY: error})
+        # The backups of known jobs report what they lack, but a new database would be missed.
+        if self._dispatcher.jobs and self._runtime.now() - self._away[_ONLY] < UNLISTED:
             if self._failures == 1:
                 what = f"The databases of the server could not be listed: {error.message}"
                 self._runtime.emit(events.Warned(what))
             return
+        repeated = _ONLY in self._posted
+        self._posted.add(_ONLY)
         self._runtime.emit(
             events.BackupFailed(
                 job_runs.ALL,
                 0.0,
                 **fields(error),
                 next_attempt=self._list_at,
-                repeated=self._failures > 1,
+                repeated=repeated,
             )
         )
 
-    def _add(self, new: list[Job]) -> None:
+    def _add(self, new: list[Job], unlisted: Collection[str]) -> None:
+        """Add jobs; those of servers that were ``unlisted`` until now have not just appeared."""
+        found = job_survey.stored(new, self._runtime)
         if self._was_listed:
-            if new:
-                names = job_runs.named([job.name for job in new])
-                self._runtime.emit(events.Informed(f"New databases, backed up now: {names}"))
-            found = {}
-        else:
-            found = job_survey.stored(new, self._runtime)
-        appeared = self._runtime.now() if self._was_listed else None
+            names = [job.name for job in new]
+            there = [name for name in names if found.get(name, Stored()).backup]
+            for what, some in (
+                ("New databases, backed up now", [each for each in names if each not in there]),
+                ("Databases with backups are there again", there),
+            ):
+                if some:
+                    self._runtime.emit(events.Informed(f"{what}: {job_runs.named(some)}"))
+        now = self._runtime.now()
         for job in new:
+            late = not self._was_listed or job.settings.origin.server in unlisted
+            appeared = None if late else now
             planned, stored = job_runs.planned(job), found.get(job.name, Stored())
             on_start = job.settings.backup_on_start and (
                 "backup_on_start" in job.settings.model_fields_set
@@ -198,20 +250,21 @@ class _Service:
 
     def _ended(self, run: Run, failure: RunError | None) -> None:
         now = self._runtime.now()
-        self._dispatcher.ended(run, failure)
+        self._seen = max(self._seen, now)
+        following = self._dispatcher.ended(run, failure)
         known = Failure(failure.status, failure.message, now) if failure else None
-        started = self._started.pop(run)
+        started = min(self._started.pop(run), now)
         self._known.ended(run.job, drill=run.work == "drill", started=started, failure=known)
         if failure is None:
             return
-        following = ""
+        at = None
         if run.work == "backup" and run.job in self._dispatcher.jobs:
-            following = f"; next attempt at {iso(self._dispatcher.next_run(run.job).at)}"
-        what = f"The {run.work} of {run.job} failed"
-        if failure.was_reported:
-            what = f"{what} with exit status {failure.status}{following}"
-            self._runtime.emit(events.Informed(what))
-        else:
-            self._runtime.emit(events.Warned(f"{what}: {failure.how}{following}"))
+            at = self._dispatcher.next_run(run.job).at
+        if not failure.was_reported:
+            seconds, following = (now - started).total_seconds(), replace(following, at=at)
+            self._runtime.emit(job_runs.event_of(run, failure, seconds, following))
+        how = f" with exit status {failure.status}" if failure.status > 0 else ""
+        more = f"; next attempt at {iso(at)}" if at else ""
+        self._runtime.emit(events.Informed(f"The {run.work} of {run.job} failed{how}{more}"))
         if failure.status == DatabaseLoginError.exit_code:
             self._list_at = now  # perhaps it was dropped

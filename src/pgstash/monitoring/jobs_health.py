@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -39,7 +39,7 @@ class _Job:
 
     def status(self, now: datetime) -> tuple[str, datetime | None]:
         """Return the status, and since when the newest backup is too old."""
-        since = self.backup or self.appeared
+        since = max(filter(None, (self.backup, self.appeared)), default=None)
         stale = self.stale_at(since) if since else None
         is_stale = stale is not None and stale <= now
         if self.failed_drill:
@@ -58,6 +58,19 @@ class JobsHealth:
         self._running_since = now()
         self._lock = threading.Lock()
         self._jobs: dict[str, _Job] = {}
+        self._unavailable: dict[str, Failure] = {}
+
+    def unavailable(self, reasons: Mapping[str, Failure]) -> None:
+        """Take what cannot be backed up, and is no job: it makes the service unready."""
+        with self._lock:
+            self._unavailable = dict(reasons)
+
+    def set_back(self, now: datetime) -> None:
+        """Count backups from the future as of now, after the clock was set back."""
+        with self._lock:
+            for job in self._jobs.values():
+                job.backup = min(job.backup, now) if job.backup else None
+                job.appeared = min(job.appeared, now) if job.appeared else None
 
     def added(
         self, name: str, stale_at: StaleAt, *, backup: datetime | None, appeared: datetime | None
@@ -88,6 +101,8 @@ class JobsHealth:
         now = self._now()
         with self._lock:
             every = {name: (job.status(now), job) for name, job in self._jobs.items()}
+            for name, reason in self._unavailable.items():
+                every[name] = ("unavailable", None), _Job(lambda last: last, None, failure=reason)
             jobs = {
                 name: {
                     "status": status,

@@ -19,7 +19,10 @@ MOST_BYTES = 64 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """A failure: a message without secrets, whether another try may succeed, and its class."""
+    """A failure: a message without secrets, and whether another try may succeed.
+
+    ``error`` is its class if the process has reported it to the webhook and the like.
+    """
 
     message: str
     retryable: bool

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from typing import Literal
 
 from pgstash.errors import PgstashError
-from pgstash.runtime import Runtime
+from pgstash.runtime import FollowUp, Runtime
 from pgstash.service.attempt import Attempt
 from pgstash.service.blackout import Blackout
 from pgstash.service.loop import SET_BACK
@@ -152,9 +152,10 @@ class Dispatcher:
         there = sum(each.running == "backup" and each.job.server == server for each in self._busy)
         return there < state.job.most_at_once
 
-    def ended(self, run: Run, failure: PgstashError | None) -> None:
-        """Plan what follows a run that ended, with a failure or without."""
+    def ended(self, run: Run, failure: PgstashError | None) -> FollowUp:
+        """Plan and return what follows a run that ended, with a failure or without."""
         state, now = self._jobs[run.job], self._runtime.now()
+        following = FollowUp()
         state.running = None
         self._busy.remove(state)
         if run.work == "drill":
@@ -162,16 +163,17 @@ class Dispatcher:
                 state.proof = now
         elif failure is None:
             state.retries.succeeded()
-            state.newest = state.started
+            state.newest = min(state.started, now)
             state.wants_drill = state.is_drill_due(now)
         else:
-            early = state.retries.follow_up(failure).early
+            following = state.retries.follow_up(failure)
             each_backup = state.job.drill_after == "after-backup"
-            state.wants_drill = not (early or each_backup) and state.is_drill_due(now)
+            state.wants_drill = not (following.early or each_backup) and state.is_drill_due(now)
         if state.started - now > SET_BACK:
             state.retries.plan_again()
         if state.leaves:
             del self._jobs[run.job]
+        return following
 
     def attempt(self, name: str) -> Attempt:
         """Return the backup of a job that runs, with what would follow its failure."""
@@ -196,8 +198,14 @@ class Dispatcher:
                     yield at
 
     def plan_again(self) -> None:
-        """Plan each next run that is not due from now on, after the clock was set back."""
+        """Plan each next run that is not due from now on, after the clock was set back.
+
+        What happened in the future counts as of now: else its job would be the last, and its drill
+        would wait until then.
+        """
         now = self._runtime.now()
         for state in self._jobs.values():
+            state.newest = min(state.newest, now) if state.newest else None
+            state.proof = min(state.proof, now) if state.proof else None
             if not state.running and state.retries.next_run.at > now:
                 state.retries.plan_again()

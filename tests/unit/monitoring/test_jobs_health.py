@@ -78,3 +78,29 @@ def test_a_failed_drill_makes_it_unready_until_one_passes() -> None:
     known.ended("a", drill=True, started=START, failure=None)
     assert known.facts()[0]
     known.ended("gone", drill=True, started=START, failure=None)
+
+
+def test_what_cannot_be_backed_up_makes_it_unready() -> None:
+    known = JobsHealth(FakeClock().now)
+    known.added("a", stale_at, backup=START, appeared=None)
+    known.unavailable({"all databases of eu": Failure(10, "no server", START)})
+    well, facts = known.facts()
+    assert (well, facts["not_ready"]) == (False, 1)
+    jobs = facts["jobs"]
+    assert isinstance(jobs, dict)
+    assert jobs["all databases of eu"]["status"] == "unavailable"
+    assert jobs["all databases of eu"]["last_failure"]["message"] == "no server"
+    known.unavailable({})
+    assert known.facts()[0]
+
+
+def test_a_backup_from_the_future_becomes_stale_after_the_clock_was_set_back() -> None:
+    clock = FakeClock()
+    known = JobsHealth(clock.now)
+    known.added("a", stale_at, backup=START + 1000 * HOUR, appeared=None)
+    known.added("new", stale_at, backup=None, appeared=START + 1000 * HOUR)
+    known.set_back(START)
+    assert known.facts()[0]
+    clock.set(START + 2 * HOUR)
+    _, facts = known.facts()
+    assert facts["not_ready"] == 2

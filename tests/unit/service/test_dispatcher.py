@@ -335,3 +335,18 @@ def test_any_faults_for_days_within_the_limits() -> None:
             else:
                 simulation.dispatcher.add(each)
     assert all(len(simulation.backups(each.name)) > 10 for each in jobs)
+
+
+def test_a_proof_from_the_future_does_not_delay_a_drill() -> None:
+    clock = FakeClock(START + timedelta(days=300))
+    dispatcher = Dispatcher(1, runtime(clock))
+    dispatcher.add(job("a", drill_after=HOUR))
+    for _ in ("backup", "drill"):
+        [run] = dispatcher.starts()
+        dispatcher.ended(run, None)
+    clock.set(START)
+    dispatcher.plan_again()
+    clock.set(START + timedelta(hours=2))
+    [run] = dispatcher.starts()
+    dispatcher.ended(run, None)
+    assert dispatcher.starts() == [Run("a", "drill")]
