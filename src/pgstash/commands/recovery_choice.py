@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -114,6 +115,10 @@ class _Reader:
                 estimate=_estimate(self.storage, settings, found.backup)
                 if self.wish.estimates
                 else None,
+            )
+        except SourceUnclearError as error:
+            return Unusable(
+                name, error.message, _single_restore(settings, name, job), error.exit_code
             )
         except PgstashError as error:
             return Unusable(name, error.message, error.hint, error.exit_code)
@@ -228,6 +233,14 @@ def _add(
         )
     else:
         found[direct.database] = direct
+
+
+def _single_restore(settings: Settings, name: str, job: str | None) -> str:
+    """Return how to restore a database alone, from the source that somebody chooses."""
+    given = "DATABASES='*' " if job and settings.origin.config is None else ""
+    of_job = f"--job {shlex.quote(job)} " if job else ""
+    command = f"{given}pgstash restore latest {of_job}--source SOURCE --mark"
+    return f"Restore it alone, from one of them: {command} --create {shlex.quote(name)}"
 
 
 def _roles(opened: Archive, manifest: Manifest, emit: events.Emit) -> Script | None:

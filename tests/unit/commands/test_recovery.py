@@ -190,6 +190,7 @@ def test_a_database_that_has_moved_comes_back_from_its_last_server(tmp_path: Pat
     unclear = chosen(other, environ=KEY)["vectors"]
     assert isinstance(unclear, Unusable)
     assert unclear.exit_code == 27
+    assert "DATABASES='*' pgstash restore latest --job vectors --source SOURCE" in unclear.hint
 
 
 def test_a_newer_backup_of_another_source_is_reported(tmp_path: Path) -> None:
