@@ -374,6 +374,7 @@ PERMISSIONS = {
     "list_parts": "s3:ListMultipartUploadParts",
     "put_object": "s3:PutObject",
     "upload_part": "s3:PutObject",
+    "upload_part_copy": "s3:PutObject",  # and of what it copies, s3:GetObject
 }
 
 # Of check, and of PRUNE_VERSIONS: the page has them apart from the policy.
