@@ -395,6 +395,11 @@ def test_stores_as_copies(opened: Opened) -> None:
         ("[servers.eu]\nexclude_tables = ['a,b']", "a value that is empty or contains a comma."),
         ('[servers.eu]\ntz = "\\u0000"', "contains a NUL character."),
         ("x = " + "[" * 5000, "is nested too deeply"),
+        ("x = " + "1" * 5000, "has a number that is too long."),
+        ("[servers.eu]\nstore = ''", "servers.eu.store must be the name of a store."),
+        ("[servers.eu]\nbackup_prefix = true", "backup_prefix must be a path such as postgres-backups"),
+        ("[servers.eu]\ntz = 1e3", ", in quotes."),
+        ("[servers.eu]\ndump_jobs = true", "dump_jobs must be a whole number from 1 to 64."),
     ],
 )
 def test_a_malformed_file(opened: Opened, text: str, problem: str) -> None:
@@ -591,3 +596,37 @@ def test_secrets_of_all_servers_are_removed_from_output(opened: Opened) -> None:
     assert Scrubber().scrub(message) == message
     config.server("eu")
     assert Scrubber().scrub(message) == "login refused: ***"
+def test_a_store_that_would_have_no_effect(opened: Opened) -> None:
+    """The place of the server takes precedence over that of the store, also of one database."""
+    text = f"""
+        {MANY}
+        [servers.eu.database.shop]
+        store = "other"
+        [stores.other]
+        storage_url = "file:///var"
+        """
+    assert opened.problems(text) == [
+        (
+            "servers.eu.database.shop.store has no effect: servers.eu has a place for backups, "
+            "which takes precedence over that of a store. Move it to a store."
+        )
+    ]
+    moved = text.replace('storage_url = "file:///tmp"', 'store = "main"')
+    moved += '[stores.main]\nstorage_url = "file:///tmp"'
+    assert opened.job(moved).storage_url == "file:///var"
+    assert opened.job(moved, "eu/blog").storage_url == "file:///tmp"
+
+
+def test_an_address_for_all_servers(opened: Opened) -> None:
+    """libpq would take it instead of the host in each URL: one server would be backed up as all."""
+    variable = {"PGHOSTADDR": "127.0.0.1"}
+    assert opened.job(SERVER, **variable).job == "eu/shop"
+    assert opened.problems(f"{SERVER}{OTHER}", **variable)[0].startswith(
+        "servers.eu: with PGHOSTADDR, pgstash would connect to the same server for all sections."
+    )
+    reads = Request(needs=["target"])
+    assert opened(f"{SERVER}{OTHER}", reads, RESTORE_URL="postgresql://h/x", **variable).job(
+        "eu/shop"
+    )
+    given = f"{SERVER}{OTHER}".replace("/shop", "/shop?hostaddr=127.0.0.2")
+    assert opened.job(given, **variable).job == "eu/shop"

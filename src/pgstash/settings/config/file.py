@@ -15,7 +15,7 @@ from pgstash.monitoring import redaction
 from pgstash.settings import copies, env_file, jobs, places
 from pgstash.settings.config import sections, toml_file
 from pgstash.settings.config.clashes import Claims
-from pgstash.settings.config.layers import as_copy
+from pgstash.settings.config.layers import as_copy, names_place
 from pgstash.settings.config.loading import Loader, Place, refuse
 from pgstash.settings.config.sections import Depth, Section, joined
 from pgstash.settings.model import Settings
@@ -56,7 +56,7 @@ class Config:
 
     def process(self) -> Settings:
         """Return the settings that belong to no job: those of the defaults."""
-        refuse([*sections.odd(self.document), *self._defaults.problems])
+        refuse([*self._odd, *self._defaults.problems])
         return self._loaded([self._defaults], replace(self.request, needs=()), Place())
 
     def server(self, name: str) -> Settings:
@@ -167,6 +167,10 @@ class Config:
         return f"{named}, and {more} more" if more > 0 else named or "none"
 
     @cached_property
+    def _odd(self) -> tuple[str, ...]:
+        return tuple(sections.odd(self.document))
+
+    @cached_property
     def _servers(self) -> dict[str, object]:
         return sections.tables(self.document, "servers")
 
@@ -194,7 +198,7 @@ class Config:
             table = sections.databases(self._servers[place.server])[place.database]
             path = joined("servers", place.server, "database", place.database)
             own.append(self._section(table, path, Depth.DATABASE))
-        problems = list(sections.odd(self.document))
+        problems = [*self._odd]
         used = []
         setter = next((each for each in [*own[::-1], self._defaults] if each.store), None)
         if setter and setter.store in self._stores:
@@ -205,6 +209,11 @@ class Config:
             hint = f"Did you mean {close[0]}?" if close else f"Add a table {table_of_it}."
             problems.append(f"{setter.path}.store is {setter.store}, which is no store. {hint}")
             refuse([*problems, *(each for one in [self._defaults, *own] for each in one.problems)])
+        if setter is own[-1] and names_place(own[0]) and not names_place(own[-1]):
+            problems.append(
+                f"{setter.path}.store has no effect: {own[0].path} has a place for backups, which "
+                "takes precedence over that of a store. Move it to a store."
+            )
         every = [self._defaults, *used, *own]
         copied = list(self._copies(every))
         problems += [each for one in [*every, *copied] for each in one.problems]
@@ -213,6 +222,8 @@ class Config:
         except ConfigurationError as error:
             refuse([*problems, *error.problems])
             raise
+        if len(self._servers) > 1 and "target" not in self.request.needs:
+            problems += self.loader.misled(found, place)
         refuse(problems)
         return found
 

@@ -43,6 +43,11 @@ def merged(sections: Iterable[Section]) -> dict[str, Entry]:
     return found
 
 
+def names_place(section: Section) -> bool:
+    """Return whether a section names a store by URL or bucket."""
+    return any(section.values.get(each) for each in _PLACES)
+
+
 def places(variables: Mapping[str, str]) -> Section:
     """Return the places of backups that the environment names."""
     named = {

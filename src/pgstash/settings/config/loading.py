@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 
 from pgstash.errors import ConfigurationError
+from pgstash.postgres.server import conninfo
 from pgstash.settings import copy_to, jobs, sources
 from pgstash.settings.config.layers import Entry, Prefixes, is_place, merged, places
 from pgstash.settings.config.references import Finder, UnknownError
@@ -75,6 +76,15 @@ class Loader:
         return jobs.in_folders(
             found, lambda copy: prefixes.folder(copy, place.server, place.database)
         )
+
+    def misled(self, settings: Settings, place: Place) -> Iterator[str]:
+        """Yield a problem if the variables let libpq connect to the server of another section."""
+        given = conninfo.parse(settings.source_url) if settings.source_url else {}
+        if "PGHOSTADDR" in self._variables and "host" in given and "hostaddr" not in given:
+            yield (
+                f"{place.path}: with PGHOSTADDR, pgstash would connect to the same server for all "
+                "sections. Remove the variable, or add hostaddr to the URL."
+            )
 
     @cached_property
     def _variables(self) -> dict[str, str]:

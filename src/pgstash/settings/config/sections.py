@@ -133,7 +133,7 @@ def section(table: object, path: str, depth: Depth, *, may_have_secrets: bool) -
             problems.append(f"{where} {error}")
     other = OTHER_KEYS[depth]
     store = table.get("store", "") if "store" in other else ""
-    if not isinstance(store, str):
+    if not isinstance(store, str) or (not store and "store" in table):
         problems.append(f"{path}.store must be the name of a store.")
         store = ""
     labels = table.get("labels", []) if "labels" in other else []

@@ -53,6 +53,8 @@ def read(path: Path) -> Document:
         raise ConfigurationError([f"{path} is not UTF-8 text."]) from None
     except tomllib.TOMLDecodeError as error:
         raise ConfigurationError([f"{path} is not valid TOML: {error}."]) from None
+    except ValueError:  # Python reads no number with thousands of digits
+        raise ConfigurationError([f"{path} has a number that is too long."]) from None
     except RecursionError:
         raise ConfigurationError([f"{path} is nested too deeply."]) from None
     document = Document(path, table)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal, get_args, get_origin
 
 from pgstash.postgres.server import conninfo, foreign_parameters
 from pgstash.settings import copy_to
@@ -91,9 +91,11 @@ def holds_secret(key: str) -> bool:
 
 
 def _text(name: str, value: object) -> str:
-    if isinstance(value, bool):
+    types = set(_types(Settings.model_fields[name].annotation))
+    if isinstance(value, bool) and bool in types:
         return str(value).lower()
-    if isinstance(value, str | int | float):
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if isinstance(value, str) or (number and {bool, int, float} & types):
         text = str(value)
         if "\0" in text:
             raise RefusedError("contains a NUL character.")
@@ -103,7 +105,17 @@ def _text(name: str, value: object) -> str:
             return shlex.join(value)
         if name in SEPARATED:
             return _joined(value, SEPARATED[name])
-    raise RefusedError(f"must be {variable_of(name).expected}.")
+    quotes = "" if {bool, int, float} & types else ", in quotes"
+    raise RefusedError(f"must be {variable_of(name).expected}{quotes}.")
+
+
+def _types(annotation: object) -> Iterator[object]:
+    """Yield the types that the values of a setting may have."""
+    parts = get_args(annotation)
+    for part in parts[:1] if get_origin(annotation) is Annotated else parts:
+        yield from _types(part)
+    if not parts:
+        yield annotation
 
 
 def _joined(values: Sequence[str], separator: str) -> str:
