@@ -138,3 +138,39 @@ def test_the_jobs_of_several_servers(server: Server) -> None:
     found = json.loads(checked.stdout)
     assert [each["job"] for each in found["jobs"]] == [f"a/{here}"]
     assert list(found["unreachable"]) == ["b"]
+
+
+def test_databases_that_are_not_there(server: Server) -> None:
+    """A misspelt name, pattern or section is reported: otherwise a database has no backup."""
+    here = server.names[1]
+    named = run_pgstash(
+        ["check", "storage", "--all-jobs", "--json"], server.env | {"DATABASES": f"{here},shp"}
+    )
+    assert named.returncode == 40, named.stderr
+    assert json.loads(named.stdout)["missing"] == ["shp"]
+    assert "The server does not have shp." in named.stderr
+    nothing = server.env | {"DATABASES": "shp*"}
+    checked = run_pgstash(["check", "storage", "--all-jobs"], nothing)
+    assert (checked.returncode, "No database of the server is" in checked.stderr) == (40, True)
+    state = run_pgstash(["status", "--json"], nothing)
+    assert state.returncode == 41, state.stderr
+    worst = json.loads(state.stdout)["jobs"][0]
+    assert (worst["job"], worst["state"]) == ("*", "never")
+
+    file = server.folder / "pgstash.toml"
+    file.write_text(
+        f"""
+        [servers.a]
+        database_url = "{server.env["DATABASE_URL"]}"
+        databases = ["{here[:-1]}?"]
+        backup_prefix = "{PREFIX}"
+        [servers.a.database."{here[:-1]}+"]
+        dump_jobs = 2
+        """
+    )
+    env = {name: value for name, value in server.env.items() if name != "DATABASES"}
+    shown = run_pgstash(["config", "show"], env | {"PGSTASH_CONFIG": str(file)})
+    assert f"a/{here[:-1]}+ is in the file, but not on the server." in shown.stderr
+    checked = run_pgstash(["check", "storage", "--all-jobs"], env | {"PGSTASH_CONFIG": str(file)})
+    assert checked.returncode == 0, checked.stderr
+    assert f"Not backed up: a/{here[:-1]}+." in checked.stderr

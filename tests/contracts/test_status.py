@@ -90,6 +90,17 @@ def test_without_the_server_the_store_is_shown_the_worst_first(store: Store) -> 
     assert found.lines[3].found.proven == NOW - HOUR
 
 
+@pytest.mark.parametrize("pattern", ["*", "shp*"])
+def test_nothing_known_is_not_well(store: Store, pattern: str) -> None:
+    """A server that does not answer, and no backup of a database that is selected."""
+    if pattern != "*":
+        store.put("shop", HOUR)
+    found = store.overview(DATABASES=pattern)
+    assert found.lines[0].is_bad
+    assert (found.lines[0].job, found.lines[0].condition) == ("*", "unknown")
+    assert [line.condition for line in found.lines[1:]] == ["gone"] * (pattern != "*")
+
+
 def test_one_job(store: Store) -> None:
     store.put("fresh", HOUR)
     store.put("other", HOUR)

@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -18,11 +18,14 @@ from pgstash.cli.output import print_line
 from pgstash.cli.runner import Command, run
 from pgstash.counting import counted
 from pgstash.errors import CheckFailedError
-from pgstash.events import Emit
+from pgstash.events import Emit, Warned
 from pgstash.monitoring import log
 from pgstash.monitoring.redaction import Scrubber
 from pgstash.settings import Settings
 from pgstash.signals import Interruption
+
+if TYPE_CHECKING:
+    from pgstash.commands.jobs import Jobs
 
 
 def check(
@@ -64,17 +67,16 @@ def check(
 
         on_server = jobs.on_server(values)
         silent = {name: error.message for name, error in on_server.unreachable.items()}
-        for name, message in silent.items():
-            log.LOGGER.warning("The databases of the server %s are not known: %s", name, message)
+        _report_missing(on_server, emit)
         try:
             in_turn(on_server.jobs, one, interruption, quietly=True)
         finally:
             if as_json:
                 facts = [{"job": name, **_facts(found)} for name, found in every.items()]
                 failed = sum(each["failed"] > 0 for each in facts)
-                print_line(json.dumps({"failed": failed, "jobs": facts, "unreachable": silent}))
-        for error in on_server.unreachable.values():
-            raise error
+                away = {"missing": on_server.missing, "unreachable": silent}
+                print_line(json.dumps({"failed": failed, "jobs": facts} | away))
+        _refuse_missing(on_server)
 
     run(
         work,
@@ -90,6 +92,32 @@ def _shown(values: Settings, findings: Iterator[Finding], *, as_json: bool) -> I
         if not as_json:
             print_line("\n".join(report.lines(clean, colour=sys.stdout.isatty())))
         yield clean
+
+
+def _report_missing(found: Jobs, emit: Emit) -> None:
+    """Warn of the databases that are not checked."""
+    from pgstash.commands import job_runs
+
+    for name, error in found.unreachable.items():
+        emit(Warned(f"The databases of the server {name} are not known: {error.message}"))
+    for note in job_runs.notes(found):
+        if isinstance(note, Warned):
+            emit(note)
+
+
+def _refuse_missing(found: Jobs) -> None:
+    """Raise the error of a server that did not answer, or that lacks the databases to back up."""
+    from pgstash.commands import job_runs
+
+    for error in found.unreachable.values():
+        raise error
+    if found.missing:
+        raise CheckFailedError(
+            f"The server does not have {job_runs.named(found.missing)}. Create it, or correct "
+            "DATABASES."
+        )
+    if not found.jobs:
+        raise CheckFailedError("No database of the server is selected. Correct DATABASES.")
 
 
 def _facts(found: Sequence[Finding]) -> dict[str, Any]:

@@ -56,7 +56,9 @@ def shown(settings: Settings) -> Shown:
     for server, error in found.unreachable.items():
         warnings.append(f"The databases of {server} are not known: {error.message}")
         every += [config.of_exception(server, each) for each in config.exceptions(server)]
-    warnings += [f"{name} is in the file, but not on the server." for name in found.missing]
+    warnings += [
+        f"{name} is in the file, but not on the server." for name in (*found.missing, *found.unused)
+    ]
     return Shown([_shown(each) for each in every], warnings)
 
 

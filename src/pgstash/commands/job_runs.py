@@ -162,6 +162,7 @@ def notes(found: Jobs) -> list[events.Event]:
         (events.Informed, found.closed, "they take no connections"),
         (events.Warned, found.invalid, "an interrupted DROP DATABASE left them invalid"),
         (events.Warned, found.foreign, "their names are not UTF-8"),
+        (events.Warned, found.unused, "they have sections in the file, but are not on the server"),
     ]
     return [
         kind(f"Not backed up: {named(names)}. Reason: {reason}.")

@@ -29,8 +29,9 @@ class Jobs:
     ``missing`` are databases that DATABASES names and the server does not have. The next ones are
     selected, but cannot be backed up, each for its reason in
     :class:`pgstash.postgres.server.databases.Databases`; ``unusable`` are those of them that
-    DATABASES names. ``unreachable`` are the servers of the
-    configuration file whose databases are not known, because they did not answer. ``system``
+    DATABASES names. ``unreachable`` are the servers of the configuration file whose databases are
+    not known, because they did not answer. ``unused`` are databases with a section of their own in
+    that file that the server does not have. ``system``
     identifies the only server, if it discloses that.
     """
 
@@ -41,6 +42,7 @@ class Jobs:
     foreign: list[str] = field(default_factory=list)
     unusable: list[str] = field(default_factory=list)
     unreachable: dict[str, DatabaseError] = field(default_factory=dict)
+    unused: list[str] = field(default_factory=list)
     system: str | None = None
 
 
@@ -58,6 +60,7 @@ def on_server(settings: Settings) -> Jobs:
         raise AssertionError("only for settings with DATABASES")
     found = databases.listed(jobs.server_url(settings), source_password(settings))
     there = {*found.usable, *found.closed, *found.invalid}
+    sections = config.exceptions(settings.origin.server) if config else ()
 
     def selected(names: list[str]) -> list[str]:
         return [name for name in names if chosen.has(name)]
@@ -69,6 +72,7 @@ def on_server(settings: Settings) -> Jobs:
         closed=selected(found.closed),
         invalid=selected(found.invalid),
         foreign=selected(found.foreign),
+        unused=selected([name for name in sections if name not in {*there, *chosen.named}]),
         system=found.system,
     )
 
@@ -91,6 +95,7 @@ def _of_file(config: Config) -> Jobs:
             (every.closed, found.closed),
             (every.invalid, found.invalid),
             (every.foreign, found.foreign),
+            (every.unused, found.unused),
         ):
             names.extend(f"{server}/{name}" for name in more)
     if problems:

@@ -108,8 +108,17 @@ def overview(settings: Settings, now: datetime, emit: events.Emit) -> Overview:
     found = [line for line in in_parallel(look.at, known.jobs) if line]
     for name, problem in look.copies.broken.items():
         emit(events.Warned(f"The copy {name} cannot be read: {problem}"))
+    if many and all(line.condition == "gone" for line in found):
+        found.append(_without_jobs(known))
     found.sort(key=lambda line: (_WORST_FIRST.index(line.condition), line.since or now, line.job))
     return Overview(now, found, known.unanswered)
+
+
+def _without_jobs(known: _Known) -> Line:
+    """Return a line for a server of which nothing is known to be backed up."""
+    if known.unanswered:
+        return Line("*", "unknown", reason="the server does not answer, and there is no backup")
+    return Line("*", "never", reason="no database of the server is selected")
 
 
 def _of_file(config: Config, now: datetime, emit: events.Emit) -> Overview:

@@ -397,7 +397,10 @@ def test_stores_as_copies(opened: Opened) -> None:
         ("x = " + "[" * 5000, "is nested too deeply"),
         ("x = " + "1" * 5000, "has a number that is too long."),
         ("[servers.eu]\nstore = ''", "servers.eu.store must be the name of a store."),
-        ("[servers.eu]\nbackup_prefix = true", "backup_prefix must be a path such as postgres-backups"),
+        (
+            "[servers.eu]\nbackup_prefix = true",
+            "backup_prefix must be a path such as postgres-backups",
+        ),
         ("[servers.eu]\ntz = 1e3", ", in quotes."),
         ("[servers.eu]\ndump_jobs = true", "dump_jobs must be a whole number from 1 to 64."),
     ],
