@@ -54,6 +54,8 @@ def in_turn(
     Raises the first failure with a message that names all jobs that failed. ConfigurationError and
     OutputError end it at once: they would occur for each job.
     """
+    if not (which or quietly):
+        log.LOGGER.info("No job has backups.")
     failed: list[tuple[str, PgstashError]] = []
     for job in which:
         if not quietly:

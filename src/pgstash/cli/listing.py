@@ -54,7 +54,8 @@ def list_backups(
     newest = None if everything else _SHOWN
 
     def work(configured: Settings, emit: Emit, interruption: Interruption) -> None:
-        chosen = of_copy(configured, origin)
+        of_file = all_jobs and jobs.are_of_a_file(configured)
+        chosen = configured if of_file else of_copy(configured, origin)
         with suggested(chosen, emit):
             values = readable(chosen, emit)
             if not all_jobs:
@@ -62,7 +63,7 @@ def list_backups(
                 _show(values, [_Part("", values, found)], emit, as_json=as_json)
                 return
             require_several(configured)
-            which = jobs.stored(values)
+            which = jobs.stored(values, origin)
             parts: list[_Part] = []
 
             def one(each: jobs.Job) -> None:

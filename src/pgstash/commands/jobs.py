@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from pgstash import events
+from pgstash.commands.origin import of_copy
 from pgstash.commands.source import source_password
 from pgstash.commands.storage import open_storage
 from pgstash.errors import ConfigurationError, DatabaseError
@@ -44,6 +45,11 @@ class Jobs:
     unreachable: dict[str, DatabaseError] = field(default_factory=dict)
     unused: list[str] = field(default_factory=list)
     system: str | None = None
+
+
+def are_of_a_file(settings: Settings) -> bool:
+    """Return whether these are the settings of all servers of a configuration file."""
+    return settings.origin.config is not None and not settings.origin.server
 
 
 def on_server(settings: Settings) -> Jobs:
@@ -111,15 +117,19 @@ def _of_server_in_file(config: Config, server: str) -> Jobs:
     return Jobs([Job(only, jobs.of_database(settings, only))])
 
 
-def stored(settings: Settings) -> list[Job]:
+def stored(settings: Settings, copy: str | None = None) -> list[Job]:
     """Return the jobs that have backups, by name, whether or not DATABASES selects them.
 
-    No server is asked: it, or a database, may be gone. Raises StorageError, and ConfigurationError
-    for the configuration file.
+    Settings of one copy give its jobs. For those of a configuration file, ``copy`` names it: as
+    ``--from``, which may be a folder or URL too. No server is asked: it, or a database, may be
+    gone. Raises StorageError, and ConfigurationError for the configuration file.
     """
     config = settings.origin.config
-    if config is not None and not settings.origin.server:
-        return [job for server in config.servers for job in _stored_in_file(config, server)]
+    if config is not None and are_of_a_file(settings):
+        of_servers = [config.server(each) for each in config.servers]
+        return [
+            job for each in _of_copies(of_servers, copy) for job in _stored_in_file(config, each)
+        ]
     names = _with_backups(settings)
     return [Job(name, jobs.of_database(settings, name)) for name in names]
 
@@ -129,8 +139,23 @@ def _with_backups(settings: Settings) -> list[str]:
     return stored_databases.with_backups(storage, settings.backup_prefix)
 
 
-def _stored_in_file(config: Config, server: str) -> list[Job]:
-    settings = config.server(server)
+def _of_copies(of_servers: list[Settings], copy: str | None) -> list[Settings]:
+    """Return the settings for a copy of each server that has it.
+
+    Raises ConfigurationError if none has.
+    """
+    found, refused = list[Settings](), None
+    for settings in of_servers:
+        try:
+            found.append(of_copy(settings, copy))
+        except ConfigurationError as error:
+            refused = error
+    if refused and not found:
+        raise refused
+    return found
+
+
+def _stored_in_file(config: Config, settings: Settings) -> list[Job]:
     names = _with_backups(settings)
     elsewhere = list(config.elsewhere(settings))
     found = [jobs.of_database(settings, name) for name in names if name not in elsewhere]

@@ -97,14 +97,18 @@ def of_job(settings: Settings, name: str | None, *, may_be_all: bool) -> Setting
 
 
 def of_database(settings: Settings, database: str) -> Settings:
-    """Return the settings of the job of one database of the server.
+    """Return the settings of the job of one database of the server; of a copy, those for that copy.
 
     Raises ConfigurationError if it has a section of its own in the configuration file, and
     something is wrong there.
     """
     config, server = settings.origin.config, settings.origin.server
     if config and server and database in config.exceptions(server):
-        return config.of_exception(server, database)
+        own = config.of_exception(server, database)
+        if not settings.copy_name:
+            return own
+        if settings.copy_name in own.copy_names:
+            return own.of_copy(settings.copy_name)
     return regular(settings, database)
 
 
