@@ -633,3 +633,18 @@ def test_an_address_for_all_servers(opened: Opened) -> None:
     )
     given = f"{SERVER}{OTHER}".replace("/shop", "/shop?hostaddr=127.0.0.2")
     assert opened.job(given, **variable).job == "eu/shop"
+
+
+@pytest.mark.parametrize("variable", ["DATABASE_URL", "PGHOST"])
+def test_no_source_of_the_environment_for_several_servers(opened: Opened, variable: str) -> None:
+    """A server without a URL would be another name for the one that was there before the file."""
+    environ = {variable: "postgresql://old/shop" if variable == "DATABASE_URL" else "old"}
+    without = OTHER.replace('database_url = "postgresql://h/shop"', "databases = '*'")
+    assert opened.job(without, "us/shop", **environ).has_source
+    assert opened.problems(f"{SERVER}{without}", "us/shop", **environ) == [
+        (
+            "servers.us.database_url is missing. The environment has a source, but that would be "
+            "the same for all servers."
+        )
+    ]
+    assert opened.job(f"{SERVER}{without}", **environ).job == "eu/shop"

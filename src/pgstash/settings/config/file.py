@@ -223,7 +223,7 @@ class Config:
             refuse([*problems, *error.problems])
             raise
         if len(self._servers) > 1 and "target" not in self.request.needs:
-            problems += self.loader.misled(found, place)
+            problems += self.loader.misled(found, every, place)
         refuse(problems)
         return found
 

@@ -77,8 +77,13 @@ class Loader:
             found, lambda copy: prefixes.folder(copy, place.server, place.database)
         )
 
-    def misled(self, settings: Settings, place: Place) -> Iterator[str]:
+    def misled(self, settings: Settings, every: Sequence[Section], place: Place) -> Iterator[str]:
         """Yield a problem if the variables let libpq connect to the server of another section."""
+        if settings.has_source and not any("DATABASE_URL" in each.values for each in every):
+            yield (
+                f"{place.path}.database_url is missing. The environment has a source, but that "
+                "would be the same for all servers."
+            )
         given = conninfo.parse(settings.source_url) if settings.source_url else {}
         if "PGHOSTADDR" in self._variables and "host" in given and "hostaddr" not in given:
             yield (
