@@ -174,3 +174,28 @@ def test_databases_that_are_not_there(server: Server) -> None:
     checked = run_pgstash(["check", "storage", "--all-jobs"], env | {"PGSTASH_CONFIG": str(file)})
     assert checked.returncode == 0, checked.stderr
     assert f"Not backed up: a/{here[:-1]}+." in checked.stderr
+
+
+def test_a_store_that_fails_hides_no_other(server: Server) -> None:
+    gone, here = server.names
+    file = server.folder / "pgstash.toml"
+    file.write_text(
+        f"""
+        [servers.a]
+        database_url = "postgresql://127.0.0.1:1"
+        databases = ["*"]
+        storage_url = "{(server.folder / "none").as_uri()}"
+        [servers.b]
+        database_url = "postgresql://127.0.0.1:1"
+        databases = ["*"]
+        backup_prefix = "{PREFIX}"
+        """
+    )
+    env = server.env | {"PGSTASH_CONFIG": str(file), "DATABASES": "", "DATABASE_URL": ""}
+    listed = run_pgstash(["list", "--all-jobs", "--json"], env)
+    assert listed.returncode == 20, listed.stderr
+    assert [each["job"] for each in json.loads(listed.stdout)] == [f"b/{gone}", f"b/{here}"]
+    assert "1 of 3 jobs failed: a/*" in listed.stderr
+    pruned = run_pgstash(["prune", "--all-jobs"], env)
+    assert pruned.returncode == 20, pruned.stderr
+    assert f"Job b/{here}" in pruned.stdout

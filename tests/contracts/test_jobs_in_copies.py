@@ -44,11 +44,14 @@ def test_what_a_copy_has(tmp_path: Path) -> None:
     every = config.process()
     here = [job.name for job in jobs.stored(every)]
     assert here == ["eu/only_here", "us/x"]
-    there = jobs.stored(every, "off")
+    there = jobs.with_backups(every, "off").jobs
     assert [(job.name, job.settings.backup_prefix) for job in there] == [
         ("eu/blog", "p/eu/blog"),
         ("eu/shop", "mine"),
     ]
     assert {job.settings.copy_name for job in there} == {"off"}
     with pytest.raises(ConfigurationError, match="--from none is not in COPY_TO"):
-        jobs.stored(every, "none")
+        jobs.with_backups(every, "none")
+    (tmp_path / "main").rename(tmp_path / "gone")
+    lost = jobs.with_backups(every)
+    assert (lost.jobs, sorted(lost.unreadable)) == ([], ["eu", "us"])

@@ -138,7 +138,13 @@ def prune(
             one(values)
             return
         require_several(values)
-        in_turn(jobs.stored(values), lambda each: one(each.settings), interruption)
+        which = jobs.with_backups(values)
+        in_turn(
+            which.jobs,
+            lambda each: one(each.settings),
+            interruption,
+            unreadable=which.unreadable,
+        )
 
     run(work, Command(needs=["storage"], job=job, all_jobs=all_jobs, sums_up=all_jobs))
 

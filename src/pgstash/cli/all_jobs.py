@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -48,15 +49,21 @@ def in_turn(
     interruption: Interruption,
     *,
     quietly: bool = False,
+    unreadable: Mapping[str, PgstashError] = MappingProxyType({}),
 ) -> None:
     """Do the work for each job; unless ``quietly``, a line of the log names it first.
 
-    Raises the first failure with a message that names all jobs that failed. ConfigurationError and
+    The jobs of ``unreadable`` servers are not known, each for its reason: a failure, too. Raises
+    the first failure with a message that names all jobs that failed. ConfigurationError and
     OutputError end it at once: they would occur for each job.
     """
-    if not (which or quietly):
-        log.LOGGER.info("No job has backups.")
     failed: list[tuple[str, PgstashError]] = []
+    for server, reason in unreadable.items():
+        log.LOGGER.warning("The backups of %s cannot be listed: %s", server, reason.message)
+        failed.append((f"{server}/*", reason))
+    if not (which or failed or quietly):
+        log.LOGGER.info("No job has backups.")
+    every = len(which) + len(failed)
     for job in which:
         if not quietly:
             log.LOGGER.info("Job %s", log.printable(job.name))
@@ -75,6 +82,6 @@ def in_turn(
     named = ", ".join(log.printable(name) for name, _ in failed[:_MOST_NAMED])
     more = f" and {counted(len(failed) - _MOST_NAMED, 'other')}" if failed[_MOST_NAMED:] else ""
     first = failed[0][1]
-    first.message = f"{len(failed)} of {counted(len(which), 'job')} failed: {named}{more}"
+    first.message = f"{len(failed)} of {counted(every, 'job')} failed: {named}{more}"
     first.hint = ""
     raise first

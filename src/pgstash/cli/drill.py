@@ -69,8 +69,12 @@ def drill(  # noqa: PLR0913 - one argument for each option
             _drill(values, wanted, runtime)
             return
         require_several(configured)
+        which = jobs.with_backups(values, origin)
         in_turn(
-            jobs.stored(values), lambda each: _drill(each.settings, wanted, runtime), interruption
+            which.jobs,
+            lambda each: _drill(each.settings, wanted, runtime),
+            interruption,
+            unreadable=which.unreadable,
         )
 
     run(

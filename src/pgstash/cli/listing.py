@@ -54,8 +54,7 @@ def list_backups(
     newest = None if everything else _SHOWN
 
     def work(configured: Settings, emit: Emit, interruption: Interruption) -> None:
-        of_file = all_jobs and jobs.are_of_a_file(configured)
-        chosen = configured if of_file else of_copy(configured, origin)
+        chosen = of_copy(configured, origin)
         with suggested(chosen, emit):
             values = readable(chosen, emit)
             if not all_jobs:
@@ -63,7 +62,7 @@ def list_backups(
                 _show(values, [_Part("", values, found)], emit, as_json=as_json)
                 return
             require_several(configured)
-            which = jobs.stored(values, origin)
+            which = jobs.with_backups(values, origin)
             parts: list[_Part] = []
 
             def one(each: jobs.Job) -> None:
@@ -72,7 +71,7 @@ def list_backups(
 
             failure: PgstashError | None = None
             try:
-                in_turn(which, one, interruption, quietly=True)
+                in_turn(which.jobs, one, interruption, quietly=True, unreadable=which.unreadable)
             except PgstashError as error:
                 failure = error
             if parts or not failure:

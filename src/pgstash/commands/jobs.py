@@ -8,7 +8,7 @@ from pgstash import events
 from pgstash.commands.origin import of_copy
 from pgstash.commands.source import source_password
 from pgstash.commands.storage import open_storage
-from pgstash.errors import ConfigurationError, DatabaseError
+from pgstash.errors import ConfigurationError, DatabaseError, StorageError
 from pgstash.postgres.server import databases
 from pgstash.repository import databases as stored_databases
 from pgstash.settings import Settings, jobs
@@ -117,19 +117,41 @@ def _of_server_in_file(config: Config, server: str) -> Jobs:
     return Jobs([Job(only, jobs.of_database(settings, only))])
 
 
-def stored(settings: Settings, copy: str | None = None) -> list[Job]:
+@dataclass(frozen=True, slots=True)
+class WithBackups:
+    """The jobs that have backups. ``unreadable`` are the servers of which this is not known."""
+
+    jobs: list[Job]
+    unreadable: dict[str, StorageError] = field(default_factory=dict)
+
+
+def with_backups(settings: Settings, copy: str | None = None) -> WithBackups:
+    """Return what :func:`stored` does. In a configuration file, a store that fails hides no other.
+
+    For all servers of such a file, ``copy`` is what ``--from`` names: a copy, a folder or a URL.
+    """
+    config = settings.origin.config
+    if config is None or not are_of_a_file(settings):
+        return WithBackups(stored(settings))
+    found = WithBackups([])
+    for own in _of_copies([config.server(each) for each in config.servers], copy):
+        try:
+            found.jobs.extend(_stored_in_file(config, own))
+        except StorageError as error:
+            found.unreadable[own.origin.server] = error
+    return found
+
+
+def stored(settings: Settings) -> list[Job]:
     """Return the jobs that have backups, by name, whether or not DATABASES selects them.
 
-    Settings of one copy give its jobs. For those of a configuration file, ``copy`` names it: as
-    ``--from``, which may be a folder or URL too. No server is asked: it, or a database, may be
-    gone. Raises StorageError, and ConfigurationError for the configuration file.
+    Settings of one copy give its jobs. No server is asked: it, or a database, may be gone. Raises
+    StorageError, and ConfigurationError for the configuration file.
     """
     config = settings.origin.config
     if config is not None and are_of_a_file(settings):
         of_servers = [config.server(each) for each in config.servers]
-        return [
-            job for each in _of_copies(of_servers, copy) for job in _stored_in_file(config, each)
-        ]
+        return [job for each in of_servers for job in _stored_in_file(config, each)]
     names = _with_backups(settings)
     return [Job(name, jobs.of_database(settings, name)) for name in names]
 

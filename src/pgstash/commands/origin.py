@@ -44,10 +44,12 @@ _NAMES = {each.__name__ for each in _INTACT_ELSEWHERE}
 def of_copy(settings: Settings, origin: str | None) -> Settings:
     """Return the settings of the copy that ``--from`` names.
 
-    Those given are returned if it names none, but a folder or a URL, which they contain. Raises
+    Those given are returned if it names none, but a folder or a URL, which they contain, and those
+    of all servers of a configuration file, each of which has its own copies. Raises
     ConfigurationError.
     """
-    if origin is None or "/" in origin:
+    of_file = settings.origin.config is not None and not settings.origin.server
+    if origin is None or "/" in origin or of_file:
         return settings
     wanted = origin.strip().lower().replace("-", "_")
     for name in settings.copy_names:

@@ -599,6 +599,8 @@ def test_secrets_of_all_servers_are_removed_from_output(opened: Opened) -> None:
     assert Scrubber().scrub(message) == message
     config.server("eu")
     assert Scrubber().scrub(message) == "login refused: ***"
+
+
 def test_a_store_that_would_have_no_effect(opened: Opened) -> None:
     """The place of the server takes precedence over that of the store, also of one database."""
     text = f"""
@@ -628,9 +630,8 @@ def test_an_address_for_all_servers(opened: Opened) -> None:
         "servers.eu: with PGHOSTADDR, pgstash would connect to the same server for all sections."
     )
     reads = Request(needs=["target"])
-    assert opened(f"{SERVER}{OTHER}", reads, RESTORE_URL="postgresql://h/x", **variable).job(
-        "eu/shop"
-    )
+    target = {"RESTORE_URL": "postgresql://h/x"} | variable
+    assert opened(f"{SERVER}{OTHER}", reads, **target).job("eu/shop").job == "eu/shop"
     given = f"{SERVER}{OTHER}".replace("/shop", "/shop?hostaddr=127.0.0.2")
     assert opened.job(given, **variable).job == "eu/shop"
 
