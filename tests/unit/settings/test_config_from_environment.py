@@ -70,6 +70,7 @@ def same(one: Settings, other: Settings) -> None:
     [
         {},
         {"STORAGE_URL": "file:///tmp"},
+        {"S3_TAGS": "a=b", "COPY_TO": "main,off", "COPY_MAIN_STORAGE_URL": "file:///var"},
         {"BACKUP_PREFIX": "p", "COPY_OFF_BACKUP_PREFIX": "q"},
         {"STORAGE_URL": "", "S3_BUCKET": "bucket", "BACKUP_PREFIX": "a/b"},
         {"COPY_TO": "", "STORAGE_ROLE": "writer"},

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pgstash.errors import ConfigurationError
 from pgstash.postgres.server import conninfo, foreign_parameters
-from pgstash.settings import copy_to, env_file, roles, store_url
+from pgstash.settings import copies, copy_to, env_file, roles, store_url
 from pgstash.settings.config.sections import joined
 from pgstash.settings.config.values import has_secret, setting_of
 from pgstash.settings.copy_to import CopyStore
@@ -32,20 +32,20 @@ def text(environ: Mapping[str, str] = os.environ, dotenv: Path = Path(".env")) -
     roles.settle(values)
     own = {name: value for name, value in sorted(values.items()) if _is_setting(name)}
     prefixes = dict(_prefixes(own))
-    server = joined("servers", _NAME)
+    server, store = joined("servers", _NAME), _store(values)
     place = server
     if "DATABASES" not in own:
         place = joined("servers", _NAME, "database", _database(values))
-    sections: dict[str, dict[str, str]] = {"defaults": {}, f"stores.{_NAME}": {}, server: {}}
+    sections: dict[str, dict[str, str]] = {"defaults": {}, f"stores.{store}": {}, server: {}}
     sections.setdefault(place, {}).update(prefixes)
     for name, value in own.items():
-        section = _section_of(name, server)
+        section = _section_of(name, server, store)
         if name not in prefixes:
             sections[section][name] = value
     lines = [*_heading(values)]
     for section, found in sections.items():
         lines += ["", f"[{section}]"]
-        lines += [f'store = "{_NAME}"'] if section == server else []
+        lines += [f'store = "{store}"'] if section == server else []
         lines += [_line(name, value) for name, value in found.items()]
     return "\n".join(lines) + "\n"
 
@@ -59,12 +59,20 @@ def _is_setting(variable: str) -> bool:
     return base.lower() in Settings.model_fields and is_secret(base.lower())
 
 
-def _section_of(variable: str, server: str) -> str:
+def _store(values: Mapping[str, str]) -> str:
+    """Return a name for the store that no copy has: such a copy would get the store's settings."""
+    name, taken = _NAME, copies.names(values)
+    while name in taken:
+        name += "-primary"
+    return name
+
+
+def _section_of(variable: str, server: str, store: str) -> str:
     base = variable.removesuffix("_FILE")
     if base in _SERVER:
         return server
     if base.lower() in _OF_A_STORE or base.startswith("COPY_"):
-        return f"stores.{_NAME}"
+        return f"stores.{store}"
     return "defaults"
 
 
