@@ -32,8 +32,8 @@ class Jobs:
     :class:`pgstash.postgres.server.databases.Databases`; ``unusable`` are those of them that
     DATABASES names. ``unreachable`` are the servers of the configuration file whose databases are
     not known, because they did not answer. ``unused`` are databases with a section of their own in
-    that file that the server does not have. ``system``
-    identifies the only server, if it discloses that.
+    that file that the server does not have. ``system`` identifies the only server, if it discloses
+    that.
     """
 
     jobs: list[Job]

@@ -61,13 +61,15 @@ _KNOWN = (
 
 
 class _Learnt:
-    """The secrets that the process was given while it ran, such as session tokens."""
+    """The secrets that the process was given while it ran, such as session tokens.
+
+    The patterns are made when text has to be scrubbed: hundreds of servers give theirs one by one.
+    """
 
     def __init__(self) -> None:
         self._secrets: dict[str, list[str]] = {}
         self._lock = threading.Lock()
-        self.all: re.Pattern[str] | None = None
-        self.distinct: re.Pattern[str] | None = None
+        self._patterns: tuple[re.Pattern[str] | None, re.Pattern[str] | None] | None = None
 
     def add(self, secrets: Iterable[str], origin: str) -> None:
         given = list(dict.fromkeys(secrets))
@@ -75,12 +77,27 @@ class _Learnt:
             known = self._secrets.get(origin, [])
             others = [secret for secret in known if secret not in given]
             self._secrets[origin] = [*others, *given][-_MOST_LEARNT:]
-            if set(given) <= set(known):
-                return
-            every = itertools.chain(*self._secrets.values())
-            forms = {form for secret in every for form in _forms(secret)}
-            self.distinct = _any_of(form for form in forms if len(form) >= _DISTINCT_LENGTH)
-            self.all = _any_of(forms)
+            if not set(given) <= set(known):
+                self._patterns = None
+
+    @property
+    def all(self) -> re.Pattern[str] | None:
+        """What finds any of them; None if there are none."""
+        return self._made()[0]
+
+    @property
+    def distinct(self) -> re.Pattern[str] | None:
+        """What finds those that cannot be everyday words; None if there are none."""
+        return self._made()[1]
+
+    def _made(self) -> tuple[re.Pattern[str] | None, re.Pattern[str] | None]:
+        with self._lock:
+            if self._patterns is None:
+                every = itertools.chain(*self._secrets.values())
+                forms = {form for secret in every for form in _forms(secret)}
+                distinct = _any_of(form for form in forms if len(form) >= _DISTINCT_LENGTH)
+                self._patterns = _any_of(forms), distinct
+            return self._patterns
 
 
 _learnt = _Learnt()
