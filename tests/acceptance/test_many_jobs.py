@@ -396,7 +396,7 @@ def test_the_memory_of_an_idle_service(
     many = (
         "from pgstash.postgres.server import databases",
         "names = [f'database{number}' for number in range(500)]",
-        "databases.listed = lambda *_: databases.Databases(names, [], [], [])",
+        "databases.listed = lambda *_: databases.Databases(names, [], [], [], None)",
     )
     with serving(env, tmp_path, many) as (process, log):
         log.wait_for(r"INFO 500 databases to back up: 500 due now", 600)

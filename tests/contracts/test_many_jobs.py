@@ -16,7 +16,7 @@ from pgstash.commands import job_runs, job_survey, jobs, once_for_all, service_o
 from pgstash.commands.notifications import listening
 from pgstash.errors import DatabaseUnreachableError, Interrupted, JobsFailedError
 from pgstash.format.folders import folder_of
-from pgstash.processes.children import Ended
+from pgstash.processes.children import Children, Ended
 from pgstash.runtime import Runtime, utc_now
 from pgstash.service.dispatcher import Run
 from support import backups
@@ -290,3 +290,13 @@ def test_a_server_that_does_not_answer_is_reported_as_a_failed_backup(
     ]
     with pytest.raises(DatabaseUnreachableError):
         once_for_all.back_up_all(values, Runtime(events.ignore))
+
+
+def test_a_name_that_the_locale_cannot_represent_fails_alone() -> None:
+    """The service, and the other databases, go on."""
+    children: Children[Run] = Children({})
+    with children.ending():
+        failure = job_runs.start(children, Run("\ud800", "backup"), Runtime(events.ignore))
+    assert failure is not None
+    assert "LC_ALL" in failure.message
+    assert not failure.retryable
