@@ -345,6 +345,7 @@ def test_an_outage_is_posted_once_for_each_database(
     assert not any(prefixes(store).values())
 
 
+@pytest.mark.long
 def test_drills_follow_backups(make_database: MakeDatabase, tmp_path: Path, scratch: Path) -> None:
     """One that fails makes the service unready, and concerns no other database."""
     well, empty = make_database(), make_database()
