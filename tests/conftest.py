@@ -71,6 +71,10 @@ SETTINGS = (
 )
 KEPT = ("PGSTASH_TEST_",)
 
+# Folders whose tests call pgstash's functions: their coverage is measured, see CONTRIBUTING.md.
+TESTS = Path(__file__).parent
+COVERED = ("unit", "contracts")
+
 # Machines are shared and slow at times, so no example has a deadline. CI repeats the same examples
 # at each run, which makes its result that of the change; a developer's run tries new ones.
 # Who only wants to know whether a test fails (scripts/mutants) needs no smallest example.
@@ -105,10 +109,12 @@ def pytest_unconfigure() -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Leave to the second tier what ``newest_first`` says; begin with the test that takes longest.
 
-    While it runs at the end, other workers have nothing to do.
+    While it runs at the end, other workers have nothing to do. Measure coverage where it counts.
     """
     items.sort(key=lambda item: item.path.parent.name != "soak")
     for item in items:
+        if item.path.relative_to(TESTS).parts[0] not in COVERED:
+            item.add_marker(pytest.mark.no_cover)
         callspec = getattr(item, "callspec", None)
         older = callspec and callspec.params.get("major", MAJORS[-1]) != MAJORS[-1]
         if older and item.get_closest_marker("newest_first"):
