@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 
 
 def main() -> None:
@@ -12,6 +13,10 @@ def main() -> None:
     are loaded and once more at the end, takes a fifth of the start time
     (https://docs.python.org/3/library/gc.html#gc.freeze).
     """
+    if os.getpid() == 1:
+        from pgstash.processes import first  # noqa: PLC0415 - only in a container
+
+        first.continue_as_child()
     gc.disable()
     from pgstash import cli  # noqa: PLC0415 - after gc.disable()
 

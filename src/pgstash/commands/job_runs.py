@@ -11,7 +11,7 @@ from pgstash.counting import counted
 from pgstash.errors import DatabaseLoginError, PgstashError
 from pgstash.failure import Fields
 from pgstash.postgres.server import conninfo
-from pgstash.processes.children import Children, Ended
+from pgstash.processes.children import Children, Command, Ended
 from pgstash.runtime import FollowUp, Runtime
 from pgstash.service import dispatcher
 from pgstash.service.attempt import Attempt
@@ -62,7 +62,7 @@ def start(
     more = [f"--attempt={attempt.text()}"] if attempt else []
     try:
         with runtime.interruption.defer_signals():
-            children.start(run, [_COMMANDS[run.work], f"--job={run.job}", *more])
+            children.start(run, Command([_COMMANDS[run.work], f"--job={run.job}", *more]))
     except OSError as error:
         return RunError(f"the process cannot be started: {error.strerror}", 70, retryable=True)
     except UnicodeEncodeError:

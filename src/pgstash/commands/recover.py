@@ -28,7 +28,7 @@ from pgstash.postgres.server import conninfo, disk_room, login
 from pgstash.postgres.server.connection import Server
 from pgstash.postgres.server.quoting import identifier
 from pgstash.processes import own_commands
-from pgstash.processes.own_commands import Ended, OwnCommand
+from pgstash.processes.children import Command, Ended
 from pgstash.runtime import Runtime
 from pgstash.settings import Settings, environment
 from pgstash.settings.databases import OF_PROVIDERS
@@ -104,7 +104,7 @@ def _recover(
     _warn_of_room(server, open_ones.values(), emit)
     # The largest first: no restore of hours begins when all others have ended.
     ordered = sorted(open_ones.values(), key=lambda each: -each.backup.size)
-    commands = [_command(each, settings, request) for each in ordered]
+    commands = {each.database: _command(each, settings, request) for each in ordered}
     at_a_time = _at_a_time(there, settings, request, emit) if commands else 1
     with contextlib.closing(own_commands.run(commands, at_a_time, emit)) as runs:
         for result in _results(runs, open_ones, server, request):
@@ -233,7 +233,7 @@ def _at_a_time(there: Present, settings: Settings, request: Request, emit: event
     return possible
 
 
-def _command(chosen: Chosen, settings: Settings, request: Request) -> OwnCommand:
+def _command(chosen: Chosen, settings: Settings, request: Request) -> Command:
     """Return the restore of one database. No secret is in its arguments."""
     url = settings.target_url
     into = MAINTENANCE if chosen.database == MAINTENANCE else conninfo.named(url)[1]
@@ -259,16 +259,19 @@ def _command(chosen: Chosen, settings: Settings, request: Request) -> OwnCommand
     if request.dry_run:  # in a dry run, the roles are not there yet
         arguments += ["--dry-run", "--create-roles"]
     inherited = {name: value for name, value in environment().items() if name != _URL_IN_FILE}
-    return OwnCommand(
-        chosen.database, arguments, {**inherited, **variables}, tuple(settings.secrets())
+    return Command(
+        arguments,
+        reports=False,
+        secrets=tuple(settings.secrets()),
+        more={**inherited, **variables},
     )
 
 
 def _results(
-    runs: Iterator[Ended], chosen: Mapping[str, Chosen], server: Server, request: Request
+    runs: Iterator[Ended[str]], chosen: Mapping[str, Chosen], server: Server, request: Request
 ) -> Iterator[Result]:
     for ended in runs:
-        result = results.after(ended, chosen[ended.command.name], dry_run=request.dry_run)
+        result = results.after(ended, chosen[ended.key], dry_run=request.dry_run)
         if result.state == "restored":
             result = _with_mark(result, server)
         yield result

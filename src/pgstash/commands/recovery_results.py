@@ -17,7 +17,7 @@ from pgstash.format import names
 from pgstash.postgres.restore.present import Present
 from pgstash.postgres.server import marks
 from pgstash.postgres.server.marks import Mark
-from pgstash.processes.own_commands import Ended
+from pgstash.processes.children import Ended
 
 State = Literal["restored", "there", "incomplete", "empty", "planned", "failed"]
 
@@ -170,7 +170,7 @@ def incomplete(result: Result, mark: Mark) -> Result:
     )
 
 
-def after(ended: Ended, chosen: Chosen, *, dry_run: bool) -> Result:
+def after(ended: Ended[str], chosen: Chosen, *, dry_run: bool) -> Result:
     """Return the result of a restore that has ended, from the JSON that it printed."""
     facts: dict[str, Any] = {}
     with contextlib.suppress(ValueError):

@@ -76,7 +76,8 @@ def visible(
     """Return the part of an environment that a hook may see.
 
     It lacks the ``hidden`` variables, libpq's ``PG…``, and every variable whose value contains a
-    secret, whatever its name.
+    secret, whatever its name. Without the mark of the run, which begins with PG too, nothing that a
+    hook starts is ended as left behind by a run that was killed.
     """
     return {
         name: value

@@ -18,7 +18,7 @@ from pgstash.commands.storage import open_storage
 from pgstash.format.folders import folder_of
 from pgstash.postgres.restore.present import Present
 from pgstash.postgres.server import marks
-from pgstash.processes.own_commands import Ended, OwnCommand
+from pgstash.processes.children import Ended
 from pgstash.repository.catalog import Backup
 from pgstash.settings import databases
 from support.postgres import REPOSITORY
@@ -286,9 +286,9 @@ def test_settings_of_the_maintenance_database_are_reported() -> None:
     assert "are not restored" in found.warnings[0]
 
 
-def ended(status: int, output: object = "", *lines: str) -> Ended:
+def ended(status: int, output: object = "", *lines: str) -> Ended[str]:
     text = output if isinstance(output, str) else json.dumps(output)
-    return Ended(OwnCommand("shop", [], {}), status, text, lines, 3.0)
+    return Ended("shop", status, None, output=text, last_lines=lines, seconds=3.0)
 
 
 def test_the_outcome_of_a_restore() -> None:

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from pgstash.errors import Interrupted
-from pgstash.processes import outcome
-from pgstash.processes.children import Children, Ended
+from pgstash.processes import left_behind, outcome
+from pgstash.processes.children import Children, Command, Ended
 from pgstash.processes.outcome import Outcome
 from pgstash.signals import Interruption
 
@@ -36,7 +36,7 @@ def running(*scripts: str, grace: float = 5.0) -> Iterator[Children[str]]:
     )
     with children.ending(grace):
         for number, script in enumerate(scripts):
-            children.start(str(number), [script])
+            children.start(str(number), Command([script]))
         yield children
 
 
@@ -127,9 +127,91 @@ def test_a_program_that_is_missing() -> None:
     children: Children[str] = Children({}, ["/nonexistent"])
     with children.ending():
         with pytest.raises(FileNotFoundError):
-            children.start("a", [])
+            children.start("a", Command([]))
         assert not children
         assert children.wait(0) == []
+
+
+def test_a_child_that_is_stopped_is_killed_if_it_goes_on(tmp_path: Path) -> None:
+    """The others go on."""
+    ready = tmp_path / "ready"
+    deaf = (
+        f"signal.signal(signal.SIGTERM, signal.SIG_IGN); open({str(ready)!r}, 'w'); time.sleep(100)"
+    )
+    with running(deaf, "time.sleep(100)", "time.sleep(100)") as children:
+        while not ready.exists():
+            children.wait(0.1)
+        children.stop("0", grace=0.5)
+        children.stop("1")
+        children.stop("not there")
+        found: list[Ended[str]] = []
+        while len(found) < 2:
+            found += children.wait(ENOUGH)
+        assert found == [
+            Ended("1", -signal.SIGTERM, None, was_stopped=True),
+            Ended("0", -signal.SIGKILL, None, was_stopped=True),
+        ]
+        assert {*children.ages()} == {"2"}
+
+
+def test_what_a_killed_child_leaves_behind_is_ended(tmp_path: Path) -> None:
+    """Also what leads a session of its own and ignores SIGTERM; but nothing of another child."""
+    script = f"""
+import subprocess
+for name, ignores in (("leaves", False), ("deaf", True)):
+    code = "import pathlib, signal, sys, time; "
+    code += "signal.signal(signal.SIGTERM, signal.SIG_IGN); " if ignores else ""
+    path = {str(tmp_path)!r} + "/" + name + sys.argv[-1].partition("=")[2]
+    code += f"pathlib.Path({{path!r}}).touch(); time.sleep(100)"
+    subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
+time.sleep(100)
+"""
+    with running(script, script) as children:
+        while len(list(tmp_path.iterdir())) < 4:
+            children.wait(0.1)
+        killed, other = _holding(str(tmp_path), children)
+        os.kill(killed[0], signal.SIGKILL)
+        assert [each.status for each in children.wait(ENOUGH)] == [-signal.SIGKILL]
+        assert [pid for pid in killed if _runs(pid)] == []
+        assert [pid for pid in other if _runs(pid)] == other
+        assert len(other) == 3
+        os.kill(other[0], signal.SIGKILL)
+    assert [pid for pid in other if _runs(pid)] == []
+
+
+def _holding(text: str, children: Children[str]) -> list[list[int]]:
+    """Return the processes of each child that have this in their command line; it is the first."""
+    found: dict[str, list[int]] = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            line, environ = (folder / "cmdline").read_text(), (folder / "environ").read_text()
+        except OSError:
+            continue
+        marks = [each for each in environ.split("\0") if each.startswith(left_behind.VARIABLE)]
+        if text in line and marks:
+            found.setdefault(marks[0], []).append(int(folder.name))
+    assert len(found) == len(children)
+    return [sorted(each) for each in found.values()]
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
+
+
+def test_what_is_captured_of_a_child() -> None:
+    lines: list[str] = []
+    script = "print('out', flush=True); print('one', file=sys.stderr); sys.stderr.write('two')"
+    children: Children[str] = Children(
+        dict(os.environ), [sys.executable, "-c", f"{REPORT}\nexec(sys.argv[1])"]
+    )
+    with children.ending():
+        children.start("a", Command([script], on_line=lines.append, more={"X": "y"}))
+        [ended] = ends(children)
+    assert (ended.output, ended.last_lines, lines) == ("out\n", ["one", "two"], ["one", "two"])
+    assert ended.seconds > 0
 
 
 def test_an_outcome_is_read_as_it_was_reported() -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from pgstash import __version__, events
 from pgstash.processes import own_commands
-from pgstash.processes.own_commands import OwnCommand
+from pgstash.processes.children import Command
 from support.postgres import clean_environment
 
 if TYPE_CHECKING:
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 ENVIRONMENT = clean_environment() | {"HOME": "/"}
 
 
-def command(name: str, *arguments: str, **more: str) -> OwnCommand:
-    return OwnCommand(name, arguments, ENVIRONMENT | more)
+def command(*arguments: str, **more: str) -> Command:
+    return Command(arguments, reports=False, more=ENVIRONMENT | more)
 
 
 def test_each_outcome_is_returned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -29,8 +29,8 @@ def test_each_outcome_is_returned(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     (tmp_path / "pgstash" / "__init__.py").write_text("raise SystemExit(99)")
     monkeypatch.chdir(tmp_path)
     seen: list[events.Event] = []
-    good, bad = command("good", "--version"), command("bad", "list")
-    found = {each.command.name: each for each in own_commands.run([good, bad], 2, seen.append)}
+    commands = {"good": command("--version"), "bad": command("list")}
+    found = {each.key: each for each in own_commands.run(commands, 2, seen.append)}
     assert (found["good"].status, found["good"].output) == (0, f"pgstash {__version__}\n")
     assert found["bad"].status == 1
     assert "S3_BUCKET" in "\n".join(found["bad"].last_lines)
@@ -41,8 +41,8 @@ def test_each_outcome_is_returned(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_no_more_run_than_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(own_commands, "_SECONDS_BETWEEN_REPORTS", 0.0)
     seen: list[events.Event] = []
-    commands = [command(name, "--version") for name in "ab"]
-    assert [each.command.name for each in own_commands.run(commands, 1, seen.append)] == ["a", "b"]
+    commands = {name: command("--version") for name in "ab"}
+    assert [each.key for each in own_commands.run(commands, 1, seen.append)] == ["a", "b"]
     reports = [each.message for each in seen if isinstance(each, events.Informed)]
     assert reports
     assert not any("a (" in each and "b (" in each for each in reports)
@@ -53,7 +53,6 @@ def test_none_outlives_the_caller(tmp_path: Path) -> None:
     fifo = tmp_path / "key"
     os.mkfifo(fifo)  # whoever opens it waits
     waiting = command(
-        "waiting",
         "list",
         STORAGE_URL=tmp_path.as_uri(),
         BACKUP_ENCRYPTION_KEY_FILE=str(fifo),
@@ -61,9 +60,9 @@ def test_none_outlives_the_caller(tmp_path: Path) -> None:
     seen: list[events.Event] = []
     began = time.monotonic()
     with contextlib.closing(
-        own_commands.run([command("first", "--version"), waiting], 2, seen.append)
+        own_commands.run({"first": command("--version"), "waiting": waiting}, 2, seen.append)
     ) as runs:
-        assert next(runs).command.name == "first"
+        assert next(runs).key == "first"
         time.sleep(1.0)
         [pid] = [
             int(path.parent.name)
@@ -77,10 +76,8 @@ def test_none_outlives_the_caller(tmp_path: Path) -> None:
 def test_a_signal_is_a_status_below_zero(tmp_path: Path) -> None:
     fifo = tmp_path / "key"
     os.mkfifo(fifo)
-    waiting = command(
-        "waiting", "list", STORAGE_URL=tmp_path.as_uri(), BACKUP_ENCRYPTION_KEY_FILE=str(fifo)
-    )
-    runs = own_commands.run([command("first", "--version"), waiting], 2, events.ignore)
+    waiting = command("list", STORAGE_URL=tmp_path.as_uri(), BACKUP_ENCRYPTION_KEY_FILE=str(fifo))
+    runs = own_commands.run({"first": command("--version"), "waiting": waiting}, 2, events.ignore)
     assert next(runs).status == 0
     for path in Path("/proc").glob("[0-9]*/environ"):
         if str(fifo).encode() in _environment_of(path):
@@ -89,9 +86,10 @@ def test_a_signal_is_a_status_below_zero(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_started_stops_nothing_else() -> None:
-    long = command("long", "--version", TOO_LONG="x" * 4_000_000)
-    found = list(own_commands.run([long, command("good", "--version")], 1, events.ignore))
-    assert [(each.command.name, each.status) for each in found] == [("long", 70), ("good", 0)]
+    long = command("--version", TOO_LONG="x" * 4_000_000)
+    commands = {"long": long, "good": command("--version")}
+    found = list(own_commands.run(commands, 1, events.ignore))
+    assert [(each.key, each.status) for each in found] == [("long", 70), ("good", 0)]
     assert "cannot be started" in found[0].last_lines[0]
 
 

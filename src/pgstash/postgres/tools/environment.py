@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator, Mapping
 
 from pgstash.postgres.server.connection import Connection
+from pgstash.processes import left_behind
 
 # All that a client tool gets of the environment: no secret of pgstash, and no PG… variable.
 _VISIBLE = (
@@ -23,6 +24,7 @@ _VISIBLE = (
     "SSL_CERT_FILE",
     "SSL_CERT_DIR",
     "OPENSSL_CONF",
+    left_behind.VARIABLE,
 )
 
 
