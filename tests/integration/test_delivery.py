@@ -83,7 +83,19 @@ def test_waits_grow() -> None:
     assert third - second >= 0.4
 
 
-@pytest.mark.parametrize("status", [400, 401, 404, 410, 500, 502])
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 410, 422])
+def test_who_refuses_is_not_asked_again(status: int) -> None:
+    words = b"<b>no such\n  channel\x1b[31m</b> \xff" + b"x" * 5000
+    with receiving(Receiver([status], words=words)) as receiver:
+        [warning] = deliver(post(receiver.url(SECRET_PATH)))
+    assert len(receiver.received) == 1
+    start = f"The webhook was refused: HTTP {status}: <b>no such channel[31m</b> \ufffdxxx"
+    assert warning.startswith(start)
+    assert warning.endswith("x…")
+    assert len(warning) < 400
+
+
+@pytest.mark.parametrize("status", [408, 425, 429, 500, 502])
 def test_three_tries_and_a_warning(status: int) -> None:
     with receiving(Receiver([status])) as receiver:
         warnings = deliver(post(receiver.url(SECRET_PATH)))

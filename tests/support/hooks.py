@@ -6,7 +6,7 @@ import contextlib
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -31,13 +31,16 @@ class Received:
 class Receiver:
     """``statuses`` are answered in turn, the last one for ever after.
 
-    ``silence`` is in seconds before an answer, ``trickle`` sends it a byte at a time.
+    ``silence`` is in seconds before an answer, ``trickle`` sends it a byte at a time. ``judge``
+    returns why a body is refused, or an empty text; a refusal is a 400.
     """
 
     statuses: list[int] = field(default_factory=lambda: [200])
     silence: float = 0.0
     trickle: bool = False
     location: str = ""
+    words: bytes = b""
+    judge: Callable[[bytes], str] = lambda _: ""
     received: list[Received] = field(default_factory=list)
     stopped: threading.Event = field(default_factory=threading.Event)
     port: int = 0
@@ -76,11 +79,14 @@ def receiving(wanted: Receiver | None = None) -> Iterator[Receiver]:
                     while not receiver.stopped.wait(0.05):
                         self.wfile.write(b"H")
                     return
-                self.send_response(receiver.statuses[number - 1])
+                refusal = receiver.judge(body).encode()
+                words = refusal or receiver.words
+                self.send_response(400 if refusal else receiver.statuses[number - 1])
                 if receiver.location:
                     self.send_header("Location", receiver.location)
-                self.send_header("Content-Length", "0")
+                self.send_header("Content-Length", str(len(words)))
                 self.end_headers()
+                self.wfile.write(words)
 
         do_GET = _answer  # noqa: N815 - http.server's names
         do_POST = _answer  # noqa: N815

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from pgstash.check.finding import Finding
 from pgstash.monitoring import webhook
-from pgstash.monitoring.redaction import Scrubber
+from pgstash.monitoring.receiver import Receiver
 from pgstash.postgres.server import conninfo
 
 _NONE = Finding("webhook", "skipped", "WEBHOOK_URL is not set")
@@ -15,12 +15,11 @@ _NONE = Finding("webhook", "skipped", "WEBHOOK_URL is not set")
 
 @dataclass(frozen=True, slots=True)
 class Destination:
-    """A webhook: what findings call it, the setting that names it, its URL."""
+    """A webhook: what findings call it, the setting that names it, who receives it."""
 
     topic: str
     variable: str
-    url: str = field(repr=False)
-    scrubber: Scrubber = field(repr=False)
+    receiver: Receiver
 
 
 def untried(destinations: Sequence[Destination]) -> Iterator[Finding]:
@@ -37,7 +36,7 @@ def tried(destinations: Sequence[Destination], source_url: str) -> Iterator[Find
         yield _NONE
     host, database = conninfo.named(source_url)
     for each in destinations:
-        problem = webhook.send_test(each.url, host, database, each.scrubber)
+        problem = webhook.send_test(each.receiver, host, database)
         if problem:
             remedy = f"Check {each.variable} and the log of its receiver."
             yield Finding(each.topic, "failure", problem, remedy)

@@ -24,6 +24,7 @@ from pgstash.check.finding import Finding, Part
 from pgstash.commands import copies, other_stores
 from pgstash.commands import kms as configured_kms
 from pgstash.commands.backup import dump_options, required_tables
+from pgstash.commands.notifications import receiver_of
 from pgstash.commands.source import configured_source, owners_of, source_password
 from pgstash.commands.storage import open_storage
 from pgstash.monitoring.redaction import Scrubber
@@ -146,7 +147,7 @@ def _webhooks(settings: Settings) -> Sequence[webhooks.Destination]:
         ("drill webhook", "VERIFY_WEBHOOK_URL", settings.verify_webhook_url),
     )
     return [
-        webhooks.Destination(topic, variable, url.get_secret_value(), scrubber)
+        webhooks.Destination(topic, variable, receiver_of(settings, url, scrubber))
         for topic, variable, url in each
         if url
     ]

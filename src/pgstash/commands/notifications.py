@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pydantic import SecretStr
 
     from pgstash.monitoring import http_delivery, webhook
+    from pgstash.monitoring.receiver import Receiver
 
 
 _JOB = "{job}"
@@ -28,6 +29,19 @@ def _folder(settings: Settings) -> str:
     server, job = settings.origin.server, settings.job
     database = job.removeprefix(f"{server}/") if server else job
     return "-".join(folder_of(each) for each in (server, database) if each)
+
+
+def receiver_of(settings: Settings, url: SecretStr, scrubber: Scrubber) -> Receiver:
+    """Return who receives messages at a URL, and in which shape."""
+    from pgstash.monitoring.receiver import Receiver  # noqa: PLC0415 - imports an HTTP client
+
+    secret = settings.webhook_secret
+    return Receiver(
+        url.get_secret_value(),
+        scrubber,
+        settings.webhook_format,
+        secret.get_secret_value() if secret else "",
+    )
 
 
 @contextlib.contextmanager
@@ -78,9 +92,8 @@ def _messengers(settings: Settings) -> Iterator[list[events.Emit]]:
     def webhook_to(url: SecretStr, what: str, operations: Collection[webhook.Operation]) -> None:
         listeners.append(
             webhook.Webhook(
-                url.get_secret_value(),
+                receiver_of(settings, url, scrubber),
                 courier(what),
-                scrubber,
                 webhook.Wanted(
                     settings.webhook_on_success, settings.webhook_on_failure, operations
                 ),

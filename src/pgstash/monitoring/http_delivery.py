@@ -44,19 +44,36 @@ SIGNAL_SECONDS = 1.0
 """Seconds that it waits for them after a signal."""
 
 
+_FIRST_ERROR, _FIRST_SERVER_ERROR = 400, 500
+# Request Timeout, Too Early, Too Many Requests: the same request may succeed later.
+_PASSING = (408, 425, 429)
+_MOST_WORDS = 300  # characters of an answer that are shown
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One request; ``body`` is called by the thread that sends it."""
+    """One request; ``body`` is called by the thread that sends it.
+
+    ``sign`` returns further headers for the body.
+    """
 
     method: str
     url: str = field(repr=False)
     body: Callable[[], bytes] | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
+    sign: Callable[[bytes], Mapping[str, str]] | None = None
     tries: int = TRIES
 
 
 class DeliveryError(Exception):
-    """A request failed or got an error as its answer; the text may be logged."""
+    """A request failed or got an error as its answer; the text may be logged once it is scrubbed.
+
+    The receiver's own words in it may quote the URL.
+    """
+
+
+class _RefusedError(DeliveryError):
+    """The receiver does not want the request: the same again would get the same answer."""
 
 
 class Courier:
@@ -100,6 +117,8 @@ class Courier:
         while (request := self._queue.get()) is not None:
             try:
                 self._deliver(request)
+            except _RefusedError as error:
+                self._warn(f"{self._what} was refused: {error}")
             except DeliveryError as error:
                 tries = counted(request.tries, "try", "tries")
                 self._warn(f"{self._what} could not be delivered in {tries}: {error}")
@@ -108,13 +127,20 @@ class Courier:
 
     def _deliver(self, request: Request) -> None:
         body = request.body() if request.body else None
+        headers = {"User-Agent": f"pgstash/{__version__}", **request.headers}
+        if request.sign and body is not None:
+            headers |= request.sign(body)
         retrying = tenacity.Retrying(
             stop=tenacity.stop_after_attempt(request.tries),
             wait=tenacity.wait_exponential(multiplier=self._backoff_seconds),
-            retry=tenacity.retry_if_exception_type(DeliveryError),
+            retry=tenacity.retry_if_exception(
+                lambda error: (
+                    isinstance(error, DeliveryError) and not isinstance(error, _RefusedError)
+                )
+            ),
             reraise=True,
         )
-        retrying(lambda: self._within(lambda: self._send(request, body)))
+        retrying(lambda: self._within(lambda: self._send(request, body, headers)))
 
     def _within(self, send: Callable[[], None]) -> None:
         """Enforce the time limit: a socket timeout limits neither DNS nor a trickle of bytes."""
@@ -136,15 +162,14 @@ class Courier:
         if errors:
             raise errors[0]
 
-    def _send(self, request: Request, body: bytes | None) -> None:
+    def _send(self, request: Request, body: bytes | None, headers: dict[str, str]) -> None:
         """Send it once. Redirects are not followed: they would send the body elsewhere."""
-        headers = {"User-Agent": f"pgstash/{__version__}", **request.headers}
         timeout = urllib3.Timeout(total=self._answer_seconds)
         try:
             login = parse_url(request.url).auth
             if login:
                 token = base64.b64encode(unquote(login).encode()).decode()
-                headers["Authorization"] = f"Basic {token}"
+                headers = {**headers, "Authorization": f"Basic {token}"}
             with urllib3.PoolManager(retries=False, timeout=timeout) as pool:
                 response = pool.request(
                     request.method,
@@ -154,11 +179,14 @@ class Courier:
                     redirect=False,
                     preload_content=False,
                 )
+                words = _words(response) if response.status >= _FIRST_ERROR else ""
                 response.close()
         except HTTPError as error:
             raise DeliveryError(self._reason(error)) from None
-        if response.status >= 400:  # noqa: PLR2004 - where HTTP's errors begin
-            raise DeliveryError(f"HTTP {response.status}")
+        if response.status >= _FIRST_ERROR:
+            text = f"HTTP {response.status}{words}"
+            passing = response.status >= _FIRST_SERVER_ERROR or response.status in _PASSING
+            raise DeliveryError(text) if passing else _RefusedError(text)
         if response.status >= 300:  # noqa: PLR2004 - where HTTP's redirects begin
             raise DeliveryError(f"HTTP {response.status}: redirects are not followed")
 
@@ -176,6 +204,17 @@ class Courier:
                 return "the connection broke"
             case _:
                 return type(error).__name__
+
+
+def _words(response: urllib3.BaseHTTPResponse) -> str:
+    """Return the beginning of an answer on one line, after a colon; empty if there is nothing."""
+    try:
+        start = response.read(4 * _MOST_WORDS, decode_content=False)
+    except HTTPError:
+        return ""
+    text = " ".join(start.decode(errors="replace").split())
+    shown = "".join(each for each in text if each.isprintable())
+    return f": {shown[:_MOST_WORDS]}" + "…" * (len(shown) > _MOST_WORDS) if shown else ""
 
 
 @contextlib.contextmanager

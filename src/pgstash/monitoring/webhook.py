@@ -6,7 +6,6 @@ https://healthchecks.io/docs/http_api/.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -18,16 +17,11 @@ from pgstash.format.iso_time import iso
 from pgstash.monitoring import messages
 from pgstash.monitoring.copy_states import CopyStates
 from pgstash.monitoring.http_delivery import ANSWER_SECONDS, Courier, Request
+from pgstash.monitoring.receiver import Payload, Receiver, short
 from pgstash.monitoring.redaction import Scrubber
 
 SERVICE = "postgres-backup"
-LONGEST_TEXT = 4000
 MOST_WARNINGS = 20
-
-Payload = dict[str, object]
-
-# Their values are constants of pgstash: never scrubbed, even if a secret is the same word.
-_CONSTANT = ("status", "service", "operation", "error")
 
 Operation = Literal["backup", "drill", "copy"]
 OPERATIONS: Collection[Operation] = ("backup", "drill", "copy")
@@ -181,16 +175,14 @@ class Webhook:
 
     def __init__(
         self,
-        url: str,
+        receiver: Receiver,
         courier: Courier,
-        scrubber: Scrubber,
         wanted: Wanted,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
-        """Post the wanted ends of runs to ``url`` by ``courier``."""
-        self._url = url
+        """Post the wanted ends of runs to ``receiver`` by ``courier``."""
+        self._receiver = receiver
         self._courier = courier
-        self._scrubber = scrubber
         self._wanted = wanted
         self._report = Report(now)
 
@@ -198,14 +190,7 @@ class Webhook:
         """Take an event. Safe to call from any thread; never waits."""
         payload = self._report.add(event)
         if payload and self._wanted.includes(event, payload["status"]):
-            self._courier.send(
-                Request(
-                    "POST",
-                    self._url,
-                    lambda: json.dumps(_scrubbed(payload, self._scrubber)).encode(),
-                    {"Content-Type": "application/json"},
-                )
-            )
+            self._courier.send(self._receiver.request(payload))
 
 
 class Ping:
@@ -236,7 +221,7 @@ class Ping:
                     Request(
                         "POST",
                         ping_url(self._url, "fail"),
-                        lambda: _short(text, self._scrubber).encode(errors="replace"),
+                        lambda: short(text, self._scrubber).encode(errors="replace"),
                         {"Content-Type": "text/plain; charset=utf-8"},
                     )
                 )
@@ -244,10 +229,10 @@ class Ping:
                 pass
 
 
-def send_test(url: str, host: str, database: str, scrubber: Scrubber) -> str:
+def send_test(receiver: Receiver, host: str, database: str) -> str:
     """Post a test notification and wait for the answer; return the problem, or an empty text."""
     problems: list[str] = []
-    payload = {
+    payload: Payload = {
         "timestamp": iso(datetime.now(UTC)),
         "status": "success",
         "message": "This is a test notification from pgstash. No backup was made.",
@@ -255,12 +240,11 @@ def send_test(url: str, host: str, database: str, scrubber: Scrubber) -> str:
         "database": {"host": host, "name": database},
         "extra": {"test": True, "exit_code": 0, "warnings": []},
     }
-    body = json.dumps(_scrubbed(payload, scrubber)).encode()
     courier = Courier("The webhook", problems.append)
-    courier.send(Request("POST", url, lambda: body, {"Content-Type": "application/json"}, tries=1))
+    courier.send(receiver.request(payload, tries=1))
     courier.finish()
     courier.wait(2 * ANSWER_SECONDS)
-    return "; ".join(problems)
+    return receiver.scrubber.scrub("; ".join(problems))
 
 
 def ping_url(url: str, signal: str = "") -> str:
@@ -268,21 +252,3 @@ def ping_url(url: str, signal: str = "") -> str:
     parts = urlsplit(url)
     path = parts.path.rstrip("/") + (f"/{signal}" if signal else "")
     return urlunsplit((parts.scheme, parts.netloc, path, parts.query, ""))
-
-
-def _scrubbed(value: object, scrubber: Scrubber) -> object:
-    """Return a payload without secrets, with long texts shortened."""
-    if isinstance(value, dict):
-        return {
-            key: inner if key in _CONSTANT else _scrubbed(inner, scrubber)
-            for key, inner in value.items()
-        }
-    if isinstance(value, list):
-        return [_scrubbed(inner, scrubber) for inner in value]
-    return _short(value, scrubber) if isinstance(value, str) else value
-
-
-def _short(text: str, scrubber: Scrubber) -> str:
-    """Scrub before shortening: half a secret would not be recognised."""
-    text = scrubber.scrub(text)
-    return text if len(text) <= LONGEST_TEXT else f"{text[:LONGEST_TEXT]}…"

@@ -68,6 +68,22 @@ class ServiceSettings(Group):
         "The URL that results are posted to as JSON. The whole URL is treated as a secret.",
         default=None,
     )
+    webhook_format: Literal["json", "slack", "discord"] | None = setting(
+        "Service",
+        "json, slack or discord",
+        "The shape of what is posted. By default Slack's and Discord's own URLs get messages as "
+        "these show them, and all others JSON. Mattermost and Rocket.Chat take `slack`.",
+        default=None,
+    )
+    webhook_secret: Annotated[SecretStr, AfterValidator(validators.signing_secret)] | None = (
+        setting(
+            "Service",
+            "text",
+            "Signs what is posted, as Standard Webhooks describes (HMAC-SHA256), so that the "
+            "receiver knows who sent it. A key after `whsec_` is base64.",
+            default=None,
+        )
+    )
     webhook_on_success: bool = setting(
         "Service", "true or false", "Post successes to the webhook.", default=False
     )

@@ -5,6 +5,8 @@ The reason follows the name of the setting, and what is expected follows the rea
 
 from __future__ import annotations
 
+import base64
+import binascii
 import re
 import shutil
 import ssl
@@ -64,6 +66,19 @@ def web_url(url: SecretStr) -> SecretStr:
     if parts.scheme not in ("http", "https") or not parts.hostname or not plain:
         raise ExplainedError(_NO_WEB_URL)
     return url
+
+
+def signing_secret(secret: SecretStr) -> SecretStr:
+    """Return a secret of Standard Webhooks: base64 after ``whsec_``, or any other text."""
+    text = secret.get_secret_value()
+    if text.startswith("whsec_"):
+        try:
+            key = base64.b64decode(text.removeprefix("whsec_"), validate=True)
+        except binascii.Error:
+            key = b""
+        if not key:
+            raise ExplainedError("must have base64 after whsec_; without it, any text will do")
+    return secret
 
 
 def endpoint(url: str) -> str:

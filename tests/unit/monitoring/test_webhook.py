@@ -11,13 +11,12 @@ import pytest
 
 from pgstash import events
 from pgstash.monitoring.http_delivery import Courier, Request
+from pgstash.monitoring.receiver import LONGEST_TEXT, Payload, Receiver
 from pgstash.monitoring.redaction import Scrubber
 from pgstash.monitoring.webhook import (
-    LONGEST_TEXT,
     MOST_WARNINGS,
     OPERATIONS,
     Operation,
-    Payload,
     Ping,
     Report,
     Wanted,
@@ -115,9 +114,8 @@ def posted(
 ) -> Collected:
     courier = Collected()
     webhook = Webhook(
-        "https://hooks.example.com/x",
+        Receiver("https://hooks.example.com/x", Scrubber([SECRET])),
         courier,
-        Scrubber([SECRET]),
         Wanted(on_success, on_failure, operations),
         now=lambda: NOW,
     )
