@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from support.postgres import Cluster
 
 NAME = "shop"
-PATIENCE = 60.0
+PATIENCE = 300.0
 
 
 @pytest.fixture

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 NAME = r"backup_\d{8}_\d{6}\.sql\.gz"
 CLOSING = b"\n--\n-- PostgreSQL database dump complete\n--\n\n"
-PATIENCE = 60.0  # seconds, for what comes soon, on whatever machine
+PATIENCE = 300.0  # seconds, for what comes soon, on whatever machine
 
 
 class Place(Protocol):

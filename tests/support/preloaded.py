@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-_PATIENCE = 60.0  # seconds until the process that forks listens; it takes about one
+_PATIENCE = 300.0  # seconds until the process that forks listens; it takes about one
 # Variables that Python, the C library or a package reads when it is loaded.
 _READ_AT_START = ("LANG", "LC_", "LD_", "PYTHON", "OPENSSL_", "SSL_", "COLUMNS", "NO_COLOR", "TERM")
 _FILES = 4  # the request, stdin, stdout, stderr
