@@ -20,7 +20,7 @@ import pytest
 from faults.scene import wait_until
 from support import extension
 from support.backups import settings as local
-from support.cli import environment, run_pgstash, started_pgstash
+from support.cli import COMMAND, environment, run_pgstash, started_pgstash
 from support.fake_tools import FakePgDump, install_pg_dump
 from support.hooks import receiving
 from support.postgres import Cluster, Clusters, Database, MakeDatabase
@@ -126,7 +126,7 @@ def test_what_fails_does_not_hide_the_rest(tmp_path: Path) -> None:
 
 def test_a_reader_that_has_seen_enough_ends_it_quietly(tmp_path: Path) -> None:
     env = environment(tmp_path, DATABASE_URL=NOWHERE, STORAGE_URL=tmp_path.as_uri())
-    with started_pgstash(["check"], env) as process:
+    with started_pgstash(["check"], env, command=(COMMAND,)) as process:
         assert process.stdout
         assert process.stderr
         process.stdout.close()

@@ -170,7 +170,7 @@ def wait_until(happened: Callable[[], object], what: str, patience: float = PATI
     while not happened():
         if time.monotonic() > give_up:
             raise AssertionError(f"waited in vain until {what}")
-        time.sleep(0.01)
+        time.sleep(0.03)
 
 
 def archives_in(keys: Iterable[str]) -> list[str]:

@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING
 import pytest
 from psycopg import sql
 
+from faults.conftest import PLACES
 from faults.scene import (
     NAME,
     Folder,
@@ -25,6 +27,7 @@ from faults.scene import (
     wait_until,
 )
 from support import fake_tools as fakes
+from support.cli import COMMAND, started_pgstash
 from support.fake_tools import MIB, FakePgDump
 from support.postgres import PASSWORD, Cluster, Clusters, Database
 from support.proxy import PASS, REFUSE, Behaviour, TcpProxy
@@ -35,7 +38,7 @@ if TYPE_CHECKING:
 
     from support.postgres import MakeDatabase
 
-SEVERAL_PARTS = 160 * MIB  # of a fake's rows, which become 23 MiB compressed
+SEVERAL_PARTS = 30 * MIB  # of noisy rows, which become 23 MiB compressed
 
 pytestmark = pytest.mark.newest_first
 
@@ -48,7 +51,7 @@ DEATHS = {
         ["server closed the connection", "Was the server restarted"],
     ),
     "dies after several parts": (
-        fakes.dies_midway(SEVERAL_PARTS),
+        fakes.dies_midway(SEVERAL_PARTS, noisy=True),
         ["server closed the connection", "Was the server restarted"],
     ),
     "fails after a complete dump": (
@@ -79,7 +82,15 @@ DEATHS = {
 }
 
 
-@pytest.mark.parametrize("death", DEATHS)
+# An upload in parts is aborted as nothing in a folder is.
+DEATHS_AT_PLACES = [(place, death) for place in PLACES for death in DEATHS]
+IN_PARTS = ("bucket", "dies after several parts")
+ELSEWHERE = [each for each in DEATHS_AT_PLACES if each[0] != PLACES[0] and each != IN_PARTS]
+
+
+@pytest.mark.parametrize(
+    ("place", "death"), later(DEATHS_AT_PLACES, *ELSEWHERE), indirect=["place"]
+)
 def test_a_dump_that_dies(death: str, scene: Scene) -> None:
     behaviour, words = DEATHS[death]
     scene.fake(behaviour)
@@ -96,7 +107,7 @@ SILENT = {
     "hangs with a child": fakes.hangs(with_child=True),
     "ignores SIGTERM": fakes.ignores_sigterm(),
     "never begins": FakePgDump(silence=3600.0),
-    "hangs after a complete dump": FakePgDump(stderr="", hang="alone", size=SEVERAL_PARTS),
+    "hangs after a complete dump": FakePgDump(hang="alone", size=SEVERAL_PARTS, noisy=True),
 }
 
 
@@ -112,13 +123,13 @@ def test_a_dump_that_falls_silent(silence: str, scene: Scene) -> None:
     assert_failed(done, 13, "wrote nothing for 10 s", "pg_stat_activity", nothing_left=scene)
 
 
-@pytest.mark.parametrize("newlines", [True, False], ids=["lines", "one line"])
+@pytest.mark.parametrize("flood", later(["lines", "one line"], "lines"))
 def test_a_flood_on_stderr_is_drained_and_not_kept(
-    newlines: bool,  # noqa: FBT001
+    flood: str,
     bucket_scene: Scene,
 ) -> None:
     scene = bucket_scene
-    scene.fake(fakes.floods_stderr(256 * MIB, newlines=newlines))
+    scene.fake(fakes.floods_stderr(256 * MIB, newlines=flood == "lines"))
     peak = 0
 
     def watch(process: subprocess.Popen[str]) -> None:
@@ -128,8 +139,10 @@ def test_a_flood_on_stderr_is_drained_and_not_kept(
             with contextlib.suppress(OSError):
                 found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text())
                 peak = max(peak, int(found[1]) * 1024 if found else 0)
+            time.sleep(0.01)
 
-    with scene.started() as process:
+    # What it takes to load is a part of its memory.
+    with started_pgstash(["once"], scene.environment(), command=(COMMAND,)) as process:
         watcher = threading.Thread(target=watch, args=(process,))
         watcher.start()
         out, err = process.communicate(timeout=60)
@@ -212,7 +225,7 @@ FORBIDDEN = {
 }
 
 
-@pytest.mark.parametrize("what", FORBIDDEN)
+@pytest.mark.parametrize("what", later(FORBIDDEN, "schema", "sequence"))
 def test_something_the_role_may_not_read(what: str, real: Scene) -> None:
     statements, words = FORBIDDEN[what]
     real.database.run_sql(statements)

@@ -20,6 +20,7 @@ from support.compare import compare
 from support.postgres import PASSWORD, Cluster, Database, bin_dir, temporary_database
 from support.postgres import test_majors as majors_under_test
 from support.proxy import STALL, Answer, Cut, TcpProxy
+from support.tiers import later
 
 if TYPE_CHECKING:
     import subprocess
@@ -192,7 +193,7 @@ def test_a_role_that_goes_meanwhile(
         with started_pgstash(
             ["restore", "--create", NAME],
             restore_environment(folder, newest_cluster),
-            command=pieces.program(IMPORT, stop.statement),
+            statements=pieces.statements(IMPORT, stop.statement),
         ) as process:
             with stop.reached():
                 newest_cluster.maintenance.run_sql(f"DROP ROLE {role}")
@@ -301,6 +302,7 @@ def test_a_signal(
     assert PLANTED not in out + err
 
 
+@pytest.mark.parametrize("phase", later(ENDLESS, "pre-data", "rows"), indirect=True)
 def test_a_signal_while_nobody_answers(phase: str, endless: Path, newest_cluster: Cluster) -> None:
     """Then what is left there is named: nobody can be asked to drop it."""
     with TcpProxy(newest_cluster.port) as proxy:
@@ -320,6 +322,7 @@ def test_a_signal_while_nobody_answers(phase: str, endless: Path, newest_cluster
     assert took < SECONDS_TO_END, f"{took:.1f} s"
 
 
+@pytest.mark.parametrize("phase", later(ENDLESS, "pre-data", "post-data"), indirect=True)
 def test_a_session_is_ended_by_the_server(
     phase: str, endless: Path, newest_cluster: Cluster
 ) -> None:
@@ -348,16 +351,14 @@ def clients(on: Cluster) -> list[int]:
     return found
 
 
-@pytest.mark.parametrize("phase", ["pre-data", "post-data"], indirect=True)
-@pytest.mark.parametrize(
-    "which", [pytest.param(0, id="the first"), pytest.param(-1, id="the last")]
-)
-def test_a_client_is_killed(which: int, phase: str, endless: Path, newest_cluster: Cluster) -> None:
+@pytest.mark.parametrize("which", ["the first", "the last"])
+@pytest.mark.parametrize("phase", later(["pre-data", "post-data"], "pre-data"), indirect=True)
+def test_a_client_is_killed(which: str, phase: str, endless: Path, newest_cluster: Cluster) -> None:
     """Of pg_restore the first is the leader, the others are its workers; rows need no client."""
     env = restore_environment(endless, newest_cluster)
     with started_pgstash(["restore", "--create", NAME], env) as process:
         wait_until(lambda: sleeping(newest_cluster, phase), f"the statement of {phase} runs")
-        os.kill(sorted(clients(newest_cluster))[which], signal.SIGKILL)
+        os.kill(sorted(clients(newest_cluster))[0 if which == "the first" else -1], signal.SIGKILL)
         out, err = process.communicate(timeout=90)
     assert_failure(process.returncode, out, err, 63)
     assert_nothing_left(newest_cluster)

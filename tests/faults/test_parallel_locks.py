@@ -67,7 +67,7 @@ class InPieces(Scene):
 
     def started(self, **settings: str) -> AbstractContextManager[subprocess.Popen[str]]:
         env = self.environment(**settings)
-        return started_pgstash(["once"], env, command=pieces.program(*self.more))
+        return started_pgstash(["once"], env, statements=pieces.statements(*self.more))
 
     def stop(self, moment: str, talk: Path) -> Stop:
         """Let each run from now on wait at this moment for the test."""
@@ -192,14 +192,17 @@ def test_a_materialized_view_that_is_locked_for_long(real: InPieces) -> None:
     assert_succeeds(real)
 
 
-@pytest.mark.parametrize("times", [1, 3])
-@pytest.mark.parametrize("moment", [pieces.LOCKED_BY_FIRST, pieces.CUT], ids=["first", "cut"])
+MOMENTS = {"first": pieces.LOCKED_BY_FIRST, "cut": pieces.CUT}
+OFTEN = [(moment, times) for moment in MOMENTS for times in (1, 3)]
+
+
+@pytest.mark.parametrize(("moment", "times"), later(OFTEN, ("first", 3), ("cut", 1)))
 def test_an_alter_that_comes_between_the_locks(
     moment: str, times: int, real: InPieces, make_database: MakeDatabase, tmp_path: Path
 ) -> None:
     """It waits for the first pg_dump, and the readers would wait for it: so all begin anew."""
     alter = "ALTER TABLE a_big ALTER noise SET STORAGE EXTERNAL"
-    stop = real.stop(moment, tmp_path / "talk")
+    stop = real.stop(MOMENTS[moment], tmp_path / "talk")
     for number in range(times, 4):
         (tmp_path / "talk" / f"go on {number}").touch()
     with real.database.connect() as other, ThreadPoolExecutor(1) as pool, real.started() as process:
@@ -268,7 +271,7 @@ STATEMENTS = {
 }
 
 
-@pytest.mark.parametrize("what", later(STATEMENTS, "detach", "vacuum full"))
+@pytest.mark.parametrize("what", later(STATEMENTS, "detach", "drop", "vacuum full"))
 def test_what_changes_a_table_waits_for_the_end(
     what: str, real: InPieces, make_database: MakeDatabase, tmp_path: Path
 ) -> None:

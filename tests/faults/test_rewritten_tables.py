@@ -59,9 +59,8 @@ class Table(Scene):
         return run_pgstash(["once"], env, statements=statements, timeout=60)
 
     def started(self, **settings: str) -> AbstractContextManager[subprocess.Popen[str]]:
-        command = pieces.program(*self.more)
         env = self.environment(DEBUG="true", **settings)
-        return started_pgstash(["once"], env, command=command)
+        return started_pgstash(["once"], env, statements=pieces.statements(*self.more))
 
     @property
     def stored(self) -> backups.StoredBackup:
@@ -117,6 +116,7 @@ def rewriting(database: Database, statements: str) -> Iterator[psycopg.Connectio
         yield session
 
 
+@pytest.mark.newest_first
 @JOBS
 @pytest.mark.parametrize("rewrite", often(REWRITES, "truncate", "another of its name"))
 def test_a_table_that_is_rewritten_while_the_lock_is_waited_for(

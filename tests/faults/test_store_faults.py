@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from support.proxy import Action
 
 PARTS = 4  # of 5 MiB, that the fake's rows become compressed
-LARGE = FakePgDump(size=120 * MIB)
+LARGE = FakePgDump(size=24 * MIB, noisy=True)
 
 BROKEN = Answer(500, "InternalError")
 BUSY = Answer(503, "SlowDown")
@@ -153,7 +153,7 @@ def test_a_refusal_is_not_tried_again(refusal: str, broken: Scene, http: HttpPro
     assert_directly_succeeds(broken)
 
 
-@pytest.mark.parametrize("request_", REQUESTS)
+@pytest.mark.parametrize("request_", MOSTLY_WRITES)
 def test_a_denial(request_: str, broken: Scene, http: HttpProxy) -> None:
     http.rule(request_, DENIED)
     done = broken.once()
@@ -343,15 +343,17 @@ def test_what_became_visible_unseen_keeps_its_manifest(broken: Scene, http: Http
     assert len(complete_archives(broken.place)) == 1
 
 
+BESIDE: dict[str, Action] = {"answer lost": Drop(forward=True), "denied": DENIED, "lost": LOST}
+
+
 @pytest.mark.parametrize(
     ("before", "what"), [pytest.param(0, "globals", marks=pytest.mark.long), (1, "manifest")]
 )
-@pytest.mark.parametrize(
-    "action", [Drop(forward=True), DENIED, LOST], ids=["answer lost", "denied", "lost"]
-)
+@pytest.mark.parametrize("fault", later(BESIDE, "denied"))
 def test_without_what_belongs_beside_it_there_is_no_archive(
-    action: Action, before: int, what: str, broken: Scene, http: HttpProxy
+    fault: str, before: int, what: str, broken: Scene, http: HttpProxy
 ) -> None:
+    action = BESIDE[fault]
     http.rule("PutObject", action, skip=before)
     done = broken.once(RETRY_ATTEMPTS="1")
     status = 21 if action == DENIED else 20

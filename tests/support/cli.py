@@ -83,23 +83,32 @@ def started_pgstash(
     env: Mapping[str, str],
     *,
     cwd: Path = NO_DOTENV,
-    command: Sequence[str | Path] = (COMMAND,),
+    command: Sequence[str | Path] = (),
+    statements: Sequence[str] = (),
 ) -> Iterator[subprocess.Popen[str]]:
     """Start ``pgstash`` in a process group of its own, to be sent signals; kill what is left.
 
-    Both its outputs are pipes: read them with ``communicate``.
+    Both its outputs are pipes: read them with ``communicate``. ``command`` and ``statements`` are
+    those of ``run_pgstash``.
     """
-    with subprocess.Popen(
-        [*command, *arguments],
-        env=env,
-        cwd=cwd,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        errors="replace",
-        start_new_session=True,
-    ) as process:
+    if statements and not PRELOADED.can_run(env):
+        command = program(*statements)
+    given = [*map(str, command or (COMMAND,)), *map(str, arguments)]
+    if not command and PRELOADED.can_run(env):
+        started = PRELOADED.start(given, env, cwd, statements)
+    else:
+        started = subprocess.Popen(
+            given,
+            env=env,
+            cwd=cwd,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+            start_new_session=True,
+        )
+    with started as process:
         try:
             yield process
         finally:

@@ -7,6 +7,7 @@ in ``calls.jsonl``, and one with ``--version`` in ``version_calls.jsonl``.
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import fcntl
 import json
@@ -70,8 +71,15 @@ def write(descriptor: int, data: bytes) -> None:
         view = view[os.write(descriptor, view) :]
 
 
-def block_of_rows() -> bytes:
-    """Return a block of whole rows of about one MiB: hexadecimal text, half of it random."""
+def block_of_rows(*, noisy: bool) -> bytes:
+    """Return a block of whole rows of about one MiB: hexadecimal text, half of it random.
+
+    One that is noisy is random text; compressed it has three quarters of its size.
+    """
+    if noisy:
+        text = base64.b64encode(os.urandom(BLOCK_SIZE * 3 // 4 - 4096))
+        starts = range(0, len(text), 100)
+        return b"".join(b"%d\t%s\n" % (start, text[start : start + 100]) for start in starts)
     noise = os.urandom(16 * 1024).hex()
     rows = bytearray()
     number = 0
@@ -82,12 +90,12 @@ def block_of_rows() -> bytes:
     return bytes(rows)
 
 
-def write_rows(version: str, size: int) -> None:
+def write_rows(version: str, size: int, *, noisy: bool) -> None:
     # Where it is no pipe, or more than an ordinary user may have: slower, no worse.
     with contextlib.suppress(OSError):
         fcntl.fcntl(STDOUT, fcntl.F_SETPIPE_SZ, PIPE_SIZE)
     write(STDOUT, HEAD.format(version=version).encode())
-    block = block_of_rows()
+    block = block_of_rows(noisy=noisy)
     for _ in range(size // BLOCK_SIZE):
         write(STDOUT, block)
 
@@ -133,7 +141,7 @@ def main(folder: Path, arguments: list[str]) -> int:
     if behaviour["leak_password"]:
         write(STDERR, f"pg_dump: detail: password={os.environ.get('PGPASSWORD', '')}\n".encode())
     if not behaviour["empty"]:
-        write_rows(behaviour["version"], behaviour["size"])
+        write_rows(behaviour["version"], behaviour["size"], noisy=behaviour["noisy"])
     while behaviour["until"] and not Path(behaviour["until"]).exists():
         time.sleep(0.05)
     write(STDERR, behaviour["stderr"].encode())

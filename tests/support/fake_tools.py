@@ -37,6 +37,7 @@ class FakePgDump:
     leak_password: bool = False  # writes its PGPASSWORD to stderr
     empty: bool = False  # writes neither head nor rows
     size: int = 1 * MIB
+    noisy: bool = False  # rows that hardly get smaller, of which fewer fill a part
     until: str = ""  # a file that it waits for after the rows
     stderr: str = ""  # written after the rows
     hang: str = ""  # "alone", or "with child": one that holds the pipes
@@ -45,13 +46,13 @@ class FakePgDump:
     status: int = 0
 
 
-def dies_midway(size: int = 20 * MIB) -> FakePgDump:
+def dies_midway(size: int = 20 * MIB, *, noisy: bool = False) -> FakePgDump:
     """Ends with status 1 and a reason after ``size`` bytes, in the middle of a table."""
     reason = (
         'pg_dump: error: Dumping the contents of table "filler" failed: PQgetCopyData() failed.\n'
         "pg_dump: detail: Error message from server: server closed the connection unexpectedly\n"
     )
-    return FakePgDump(size=size, complete=False, status=1, stderr=reason)
+    return FakePgDump(size=size, noisy=noisy, complete=False, status=1, stderr=reason)
 
 
 def fails_after_complete_dump(size: int = 1 * MIB) -> FakePgDump:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,11 +53,6 @@ def stop(folder):
     while not (folder / f"go on {number}").exists():
         time.sleep(0.01)
 """
-_MAIN = """
-from pgstash.cli import main
-from pgstash.postgres.tools.tool_run import Limits, ToolRun
-main()
-"""
 
 # Moments of a dump, by the function that is called next.
 SNAPSHOT_TAKEN = "schema_dump, 'opened'"
@@ -67,16 +61,11 @@ CUT = "dump_workers.DumpWorkers, 'open'"
 LOCKED_BY_ALL = "dump_workers.DumpWorkers, 'run'"
 
 
-def program(*more: str) -> Sequence[str]:
-    """Return a command that is pgstash, but for what is small; ``more`` are statements.
-
-    It knows only the tools on PATH. For ``run_pgstash``, ``statements`` are quicker.
-    """
-    return [sys.executable, "-c", "\n".join([*statements(*more), _MAIN])]
-
-
 def statements(*more: str) -> Sequence[str]:
-    """Return the statements of ``program``, which come before those of pgstash."""
+    """Return what makes pgstash take what is small for big, for ``run_pgstash``; ``more`` follow.
+
+    It knows only the tools on PATH.
+    """
     return [_PROGRAM, *TOOLS_ON_PATH_ALONE, *more]
 
 

@@ -14,6 +14,7 @@ import atexit
 import contextlib
 import gc
 import importlib
+import inspect
 import json
 import os
 import pkgutil
@@ -24,10 +25,11 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
 _PATIENCE = 300.0  # seconds until the process that forks listens; it takes about one
 # Variables that Python, the C library or a package reads when it is loaded.
 _READ_AT_START = ("LANG", "LC_", "LD_", "PYTHON", "OPENSSL_", "SSL_", "COLUMNS", "NO_COLOR", "TERM")
+_STREAMS = ("stdin", "stdout", "stderr")
 _FILES = 4  # the request, stdin, stdout, stderr
 
 
@@ -85,6 +88,19 @@ class Preloaded:
             out, err = (_text(file.fileno()) for file in files[2:])
         return subprocess.CompletedProcess(list(command), status, out, err)
 
+    def start(
+        self, command: Sequence[str], env: Mapping[str, str], cwd: Path, statements: Sequence[str]
+    ) -> subprocess.Popen[str]:
+        """Start what ``run`` runs in a session of its own; its outputs are pipes."""
+        request = {
+            "argv": command,
+            "env": dict(env),
+            "cwd": str(cwd),
+            "statements": statements,
+            "session": True,
+        }
+        return _Fork(self._address(), request)
+
     def close(self) -> None:
         """End the process that forks."""
         if self._process and self._process.stdin:
@@ -111,6 +127,57 @@ class Preloaded:
                 raise RuntimeError("the process that forks runs of pgstash does not start")
             time.sleep(0.01)
         return self._address()
+
+
+class _Fork(subprocess.Popen[str]):
+    """A run that goes on. It is no child of this process: the one that forks tells how it ends."""
+
+    def __init__(self, address: str, request: Mapping[str, Any]) -> None:
+        self._connection = socket.socket(socket.AF_UNIX)
+        self._connection.connect(address)
+        self._request = request
+        self._one_at_a_time = threading.Lock()
+        super().__init__(
+            request["argv"],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+        )
+
+    def _execute_child(self, *arguments: Any) -> None:
+        """Have the run forked, instead of starting a program."""
+        usual = inspect.signature(vars(subprocess.Popen)["_execute_child"])
+        given = usual.bind(self, *arguments).arguments
+        files = [given[name] for name in ("p2cread", "c2pwrite", "errwrite")]
+        with tempfile.TemporaryFile() as file:
+            file.write(json.dumps(self._request).encode())
+            file.seek(0)
+            socket.send_fds(self._connection, [b"r"], [file.fileno(), *files])
+        for descriptor in files:
+            os.close(descriptor)
+        self._closed_child_pipe_fds = True
+        self._told = self._connection.makefile()
+        self.pid = int(self._told.readline())
+        self._child_created = True
+
+    def _internal_poll(self, _deadstate: int | None = None) -> int | None:
+        return self._status_within(0)
+
+    def _wait(self, timeout: float | None) -> int:
+        status = self._status_within(timeout)
+        if status is None:
+            raise subprocess.TimeoutExpired(self.args, timeout or 0)
+        return status
+
+    def _status_within(self, seconds: float | None) -> int | None:
+        with self._one_at_a_time:
+            if self.returncode is None and select.select([self._connection], [], [], seconds)[0]:
+                self.returncode = int(self._told.readline())
+                self._told.close()
+                self._connection.close()
+            return self.returncode
 
 
 def _text(descriptor: int) -> str:
@@ -144,6 +211,10 @@ def _requested(path: str) -> Sequence[str]:
     for standard, descriptor in enumerate(files):
         os.dup2(descriptor, standard)
         os.close(descriptor)
+    for standard, name in enumerate(_STREAMS):
+        _open_again(standard, name)
+    if request.get("session"):
+        os.setsid()
     os.environ.clear()
     os.environ.update(request["env"])
     time.tzset()
@@ -151,6 +222,21 @@ def _requested(path: str) -> Sequence[str]:
     sys.argv = request["argv"]
     statements: Sequence[str] = request["statements"]
     return statements
+
+
+def _open_again(standard: int, name: str) -> None:
+    """Open a stream of Python as its start does: each knows whether it can seek."""
+    before: TextIO = getattr(sys, name)
+    opened = open(  # noqa: SIM115 - it is open for as long as the run
+        standard,
+        "r" if name == "stdin" else "w",
+        buffering=1 if name == "stderr" else -1,
+        encoding=before.encoding,
+        errors=before.errors,
+        closefd=False,
+    )
+    setattr(sys, name, opened)
+    setattr(sys, f"__{name}__", opened)
 
 
 def _forked(listener: socket.socket) -> list[int]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from support.cli import COMMAND, PRELOADED, environment, run_pgstash
+from support.cli import COMMAND, PRELOADED, environment, run_pgstash, started_pgstash
 
 SHOW = """
 import os, sys, time
@@ -99,3 +99,36 @@ def test_statements_come_first_in_a_start_too() -> None:
     env = environment() | {"PYTHONOPTIMIZE": "1"}
     done = run_pgstash(["--version"], env, statements=["print(__debug__)"])
     assert done.stdout.startswith("False\n")
+
+
+# A run that goes on.
+
+
+def test_it_is_a_process_that_was_started(tmp_path: Path) -> None:
+    wait = ["import os, time", "print(os.getcwd(), os.getsid(0) == os.getpid(), flush=True)"]
+    with started_pgstash(
+        [], environment(), cwd=tmp_path, statements=[*wait, "time.sleep(600)"]
+    ) as process:
+        assert process.stdout
+        assert process.stdout.readline() == f"{tmp_path} True\n"
+        assert process.poll() is None
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(0.1)
+        process.terminate()
+        assert process.communicate(timeout=60) == ("", "")
+    assert process.returncode == -signal.SIGTERM
+
+
+def test_what_it_says_and_its_status() -> None:
+    with started_pgstash(["once", "--unknown"], environment()) as process:
+        out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (2, "")
+    assert "--unknown" in err
+
+
+def test_whoever_is_left_is_killed() -> None:
+    with started_pgstash([], environment(), statements=["import time; time.sleep(600)"]) as process:
+        pass
+    assert process.returncode == -signal.SIGKILL
+    with pytest.raises(ProcessLookupError):
+        os.kill(process.pid, 0)
