@@ -70,6 +70,7 @@ SETTINGS = (
     "WORKERS",
 )
 KEPT = ("PGSTASH_TEST_",)
+REMOTE_STORES = ("s3", "seaweedfs", "azure", "gcs")
 
 # Folders whose tests call pgstash's functions: their coverage is measured, see CONTRIBUTING.md.
 TESTS = Path(__file__).parent
@@ -107,7 +108,7 @@ def pytest_unconfigure() -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Leave to the second tier what ``newest_first`` says; begin with the test that takes longest.
+    """Leave to the second tier what the other marks say; begin with the test that takes longest.
 
     While it runs at the end, other workers have nothing to do. Measure coverage where it counts.
     """
@@ -118,6 +119,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         callspec = getattr(item, "callspec", None)
         older = callspec and callspec.params.get("major", MAJORS[-1]) != MAJORS[-1]
         if older and item.get_closest_marker("newest_first"):
+            item.add_marker(pytest.mark.long)
+        remote = callspec and callspec.params.get("storage") in REMOTE_STORES
+        if remote and item.get_closest_marker("plainest_stores_first"):
             item.add_marker(pytest.mark.long)
 
 

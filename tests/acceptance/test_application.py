@@ -14,6 +14,7 @@ from support import application
 from support.backups import PASSPHRASE, back_up, decrypted
 from support.cli import COMMAND, NO_DOTENV, environment, run_pgstash
 from support.postgres import REPOSITORY, Cluster, Database, clean_environment
+from support.tiers import later
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -101,7 +102,7 @@ def assert_works(database: Database, as_stored: list[str]) -> None:
     assert list(application.failures(database)) == []
 
 
-@pytest.mark.parametrize("jobs", ["1", "2"])
+@pytest.mark.parametrize("jobs", later(["1", "2"], "1"))
 def test_on_the_same_server(
     backup: StoredBackup, target: Cluster, as_stored: list[str], jobs: str
 ) -> None:
@@ -116,6 +117,7 @@ def test_on_an_empty_server(
     assert_works(Database(empty_server, NAME), as_stored)
 
 
+@pytest.mark.long
 def test_in_the_place_of_a_damaged_one(
     backup: StoredBackup, target: Cluster, as_stored: list[str]
 ) -> None:
@@ -125,6 +127,7 @@ def test_in_the_place_of_a_damaged_one(
     assert_works(damaged, as_stored)
 
 
+@pytest.mark.long
 def test_on_a_managed_server(
     backup: StoredBackup, empty_server: Cluster, as_stored: list[str], tmp_path: Path
 ) -> None:
@@ -164,6 +167,7 @@ def test_by_hand(backup: StoredBackup, target: Cluster, as_stored: list[str]) ->
     assert_works(restored, as_stored)
 
 
+@pytest.mark.long
 def test_the_page_for_the_worst_hour(
     source: Database, empty_server: Cluster, as_stored: list[str], tmp_path: Path
 ) -> None:

@@ -79,6 +79,7 @@ def test_a_backup_that_has_to_be_thawed(
     assert "tables|0" in target.run_sql(counted)
 
 
+@pytest.mark.long
 def test_check_tells_what_a_class_means(swift_server: SwiftServer, s3_bucket: str) -> None:
     env = environment(
         DATABASE_URL="postgresql://u@127.0.0.1:1/x",

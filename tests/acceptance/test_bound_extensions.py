@@ -16,6 +16,7 @@ from support.cli import environment, run_pgstash
 from support.compare import compare
 from support.extension import BOUND
 from support.postgres import Cluster, Database
+from support.tiers import later
 
 if TYPE_CHECKING:
     import subprocess
@@ -124,7 +125,7 @@ def test_a_database_of_that_name_is_not_replaced(bound: Cluster, folder: Path) -
         bound.drop_database(APP)
 
 
-@pytest.mark.parametrize("jobs", ["1", "2"])
+@pytest.mark.parametrize("jobs", later(["1", "2"], "1"))
 def test_drilled_on_a_server_of_its_own(
     jobs: str, bound: Cluster, folder: Path, scratch: Path
 ) -> None:

@@ -16,6 +16,7 @@ from support.backups import settings, stored
 from support.cli import environment, run_pgstash
 from support.pgbouncer import PROGRAM, PgBouncer
 from support.postgres import REPOSITORY, Cluster, Clusters, MakeDatabase
+from support.tiers import later
 
 if TYPE_CHECKING:
     import subprocess
@@ -62,7 +63,7 @@ def said(done: subprocess.CompletedProcess[str], name: str) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize(("url", "expected"), REFUSED)
+@pytest.mark.parametrize(("url", "expected"), later(REFUSED, *REFUSED[2::2]))
 def test_a_string_that_libpq_cannot_use(url: str, expected: str, tmp_path: Path) -> None:
     """Each of the settings that hold a connection string says the same."""
     store = {"STORAGE_URL": tmp_path.as_uri()}
@@ -110,6 +111,7 @@ def test_the_mode_of_tls_in_the_environment(tmp_path: Path) -> None:
     assert done.returncode == 10
 
 
+@pytest.mark.long
 def test_parameters_of_frameworks_are_ignored(make_database: MakeDatabase, tmp_path: Path) -> None:
     """The backup has all schemas, whatever Prisma's ``schema`` is."""
     source, target = make_database(), make_database()

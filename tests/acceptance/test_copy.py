@@ -283,6 +283,7 @@ def to(endpoint: str, server: SwiftServer, bucket: str, before: str = "") -> dic
     }
 
 
+@pytest.mark.long
 def test_a_backup_sends_the_same_while_a_copy_hangs_and_the_end_removes_its_upload(
     make_database: MakeDatabase, swift_server: SwiftServer, s3_bucket: str, tmp_path: Path
 ) -> None:

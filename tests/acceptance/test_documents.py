@@ -16,6 +16,7 @@ from support.backups import PASSPHRASE, StoredBackup, back_up
 from support.compare import compare
 from support.databases import BREAKING_UNDER_CLEAN, ROUND_TRIPPING
 from support.postgres import REPOSITORY, Cluster, Database, MakeDatabase, clean_environment
+from support.tiers import later
 
 RECIPE = REPOSITORY / "docs" / "how-to" / "restore-without-pgstash.md"
 WHAT_IS_DUMPED = REPOSITORY / "docs" / "explanation" / "what-is-dumped.md"
@@ -232,7 +233,7 @@ def test_the_recipe_for_an_older_psql(make_database: MakeDatabase, tmp_path: Pat
 
 
 @pytest.mark.newest_first
-@pytest.mark.parametrize("case", BREAKING_UNDER_CLEAN)
+@pytest.mark.parametrize("case", later(BREAKING_UNDER_CLEAN, "domain", "inherited default"))
 def test_the_cases_that_need_the_drops_left_out(
     case: str, cluster: Cluster, make_database: MakeDatabase, tmp_path: Path
 ) -> None:
@@ -247,7 +248,7 @@ def test_the_cases_that_need_the_drops_left_out(
 
 
 @pytest.mark.newest_first
-@pytest.mark.parametrize("kind", ["encrypted", "plain"])
+@pytest.mark.parametrize("kind", later(["encrypted", "plain"], "plain"))
 def test_with_the_drops_left_out_everything_is_restored(
     kind: str, cluster: Cluster, make_database: MakeDatabase, tmp_path: Path
 ) -> None:
@@ -262,8 +263,14 @@ def test_with_the_drops_left_out_everything_is_restored(
     assert compare(source.conninfo, target.conninfo, bin_dir=source.bin_dir) == []
 
 
+SAMPLES = [*ROUND_TRIPPING, "breaks_under_clean"]
+
+
 @pytest.mark.newest_first
-@pytest.mark.parametrize("sample", [*ROUND_TRIPPING, "breaks_under_clean"])
+@pytest.mark.parametrize(
+    "sample",
+    later(SAMPLES, *SAMPLES[2:5], *SAMPLES[7:-1]),
+)
 def test_without_the_drops_it_is_the_script_of_a_dump_without_clean(
     sample: str, cluster: Cluster, make_database: MakeDatabase
 ) -> None:

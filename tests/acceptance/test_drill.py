@@ -30,6 +30,7 @@ from support.backups import PASSPHRASE, PREFIX, back_up, settings, stored
 from support.cli import NO_DOTENV, environment, run_pgstash, started_pgstash
 from support.postgres import REPOSITORY, bin_dir
 from support.stored import CLOSING, DATABASE, Made, make
+from support.tiers import ENCRYPTED_FIRST, later
 
 if TYPE_CHECKING:
     from support.postgres import Cluster, Clusters, Database, MakeDatabase
@@ -95,7 +96,7 @@ def assert_failed(
     assert proofs(folder) == []
 
 
-@pytest.mark.parametrize("encrypted", [False, True], ids=["plain", "encrypted"])
+@pytest.mark.parametrize("encrypted", ENCRYPTED_FIRST)
 def test_on_a_throwaway_server_of_each_major(
     cluster: Cluster, make_database: MakeDatabase, tmp_path: Path, scratch: Path, *, encrypted: bool
 ) -> None:
@@ -138,7 +139,7 @@ def test_what_the_source_wants_of_a_login_is_not_wanted_of_a_throwaway_server(
 @pytest.mark.parametrize(
     "sample",
     [
-        pytest.param(sample, marks=() if sample in ("structure", "sql_ascii") else pytest.mark.long)
+        pytest.param(sample, marks=() if sample == "structure" else pytest.mark.long)
         for sample in (*databases.ROUND_TRIPPING, "breaks_under_clean")
     ],
 )
@@ -187,7 +188,10 @@ def test_checks_of_the_users(tmp_path: Path, scratch: Path) -> None:
     assert found["MIN_TABLE_COUNT"] == "1 table, and MIN_TABLE_COUNT is 1"
 
 
-@pytest.mark.parametrize("library", ["session_preload_libraries", "local_preload_libraries"])
+LIBRARIES = ["session_preload_libraries", "local_preload_libraries"]
+
+
+@pytest.mark.parametrize("library", later(LIBRARIES, LIBRARIES[1]))
 def test_settings_of_the_database(library: str, tmp_path: Path, scratch: Path) -> None:
     """Definitions may ask for them; what decides on how sessions run is not for a drill's."""
     kept = [
@@ -229,7 +233,10 @@ BY_US = "CREATE EXTENSION dblink;"
 
 @pytest.mark.parametrize(
     ("more", "jobs"),
-    [("", "1"), (IN_ORDER, "1"), ("", "2"), (IN_ORDER, "2"), (BY_US, "2")],
+    later(
+        [("", "1"), (IN_ORDER, "1"), ("", "2"), (IN_ORDER, "2"), (BY_US, "2")],
+        *[(IN_ORDER, "1"), ("", "2")],
+    ),
     ids=["one", "one, views in order", "several", "several, views in order", "views by us"],
 )
 def test_logins_that_are_logged(
@@ -359,6 +366,7 @@ def test_no_room(tmp_path: Path, scratch: Path) -> None:
     assert list(scratch.iterdir()) == []
 
 
+@pytest.mark.long
 def test_a_locale_that_the_scratch_lacks_is_told(tmp_path: Path, scratch: Path) -> None:
     made(tmp_path, database=replace(DATABASE, collate="xx_YY.UTF-8", ctype="xx_YY.UTF-8"))
     done = drill(tmp_path, scratch, 18)
@@ -486,7 +494,7 @@ def sleeping(cluster: Cluster) -> bool:
     return cluster.maintenance.run_sql(query) != ""
 
 
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("signum", later([signal.SIGTERM, signal.SIGINT], signal.SIGINT))
 def test_a_signal_leaves_nothing(signum: signal.Signals, tmp_path: Path, scratch: Path) -> None:
     env = endless(tmp_path, scratch)
     with started_pgstash(["drill"], env) as process:
@@ -537,6 +545,7 @@ def test_the_next_drill_removes_what_a_killed_one_left(tmp_path: Path, scratch: 
     assert commands(left) == []
 
 
+@pytest.mark.long
 def test_a_running_drill_keeps_its_server(tmp_path: Path, scratch: Path) -> None:
     env = endless(tmp_path, scratch)
     with started_pgstash(["drill"], env) as process:
@@ -550,6 +559,7 @@ def test_a_running_drill_keeps_its_server(tmp_path: Path, scratch: Path) -> None
         assert commands(running) != []
 
 
+@pytest.mark.long
 def test_all_that_are_unproven(tmp_path: Path, scratch: Path) -> None:
     days = ["backup_20260131_020000", "backup_20260201_020000", "backup_20260202_020000"]
     for base in days:
@@ -623,6 +633,7 @@ class TestInTheService:
         [proof] = proofs(tmp_path)
         assert read(proof)["archive"] == backup.archive.name
 
+    @pytest.mark.long
     def test_only_when_the_last_proof_is_old_enough(
         self, make_database: MakeDatabase, tmp_path: Path, scratch: Path
     ) -> None:
@@ -634,6 +645,7 @@ class TestInTheService:
         assert len(stored(tmp_path)) == 2
         assert len(proofs(tmp_path)) == 1
 
+    @pytest.mark.long
     def test_a_failed_drill_ends_nothing(
         self, make_database: MakeDatabase, tmp_path: Path, scratch: Path
     ) -> None:
@@ -682,6 +694,7 @@ class TestInTheService:
         assert tried is not early
 
 
+@pytest.mark.long
 @pytest.mark.newest_first
 def test_as_many_sessions_as_there_may_be(
     cluster: Cluster, make_database: MakeDatabase, tmp_path: Path, scratch: Path
@@ -731,7 +744,7 @@ UNRESTORABLE = {
 
 
 @pytest.mark.newest_first
-@pytest.mark.parametrize("case", UNRESTORABLE)
+@pytest.mark.parametrize("case", later(UNRESTORABLE, "a check that reads another table"))
 def test_what_cannot_be_restored_is_named_with_its_remedy(
     case: str, cluster: Cluster, make_database: MakeDatabase, tmp_path: Path, scratch: Path
 ) -> None:

@@ -17,6 +17,7 @@ from support.backups import PREFIX
 from support.cli import TOOLS_ON_PATH_ALONE, environment, restore_to, run_pgstash
 from support.compare import compare
 from support.postgres import Cluster, Database, temporary_database
+from support.tiers import later
 
 if TYPE_CHECKING:
     from support.postgres import MakeDatabase
@@ -68,12 +69,13 @@ def assert_same(source: Database, target: Database) -> None:
 
 
 @pytest.mark.newest_first
-@pytest.mark.parametrize("jobs", ["1", "2", "4"])
+@pytest.mark.parametrize("jobs", later(["1", "2", "4"], "4"))
 def test_restored_by_any_number_of_sessions(jobs: str, stored: Stored, created: Database) -> None:
     restored(stored.folder, created.cluster, RESTORE_JOBS=jobs)
     assert_same(stored.source, created)
 
 
+@pytest.mark.long
 @pytest.mark.newest_first
 def test_dumped_by_one_session(source: Database, created: Database, tmp_path: Path) -> None:
     # pg_dump's own order is that of names, whatever the rows need.
@@ -88,12 +90,14 @@ def test_dumped_by_one_session(source: Database, created: Database, tmp_path: Pa
     assert_same(source, created)
 
 
+@pytest.mark.newest_first
 def test_standard_tools(stored: Stored, make_database: MakeDatabase) -> None:
     target = make_database(on=stored.source.cluster)
     target.run_sql(gzip.decompress(stored.archive.read_bytes()))
     assert_same(stored.source, target)
 
 
+@pytest.mark.newest_first
 def test_rows_of_the_target_stay(stored: Stored, make_database: MakeDatabase) -> None:
     """CREATE EXTENSION made none of them: they are somebody's."""
     target = make_database(on=stored.source.cluster)
@@ -106,6 +110,7 @@ def test_rows_of_the_target_stay(stored: Stored, make_database: MakeDatabase) ->
     assert target.run_sql("SELECT factor FROM kit.units WHERE name = 'foot'").strip() == "2"
 
 
+@pytest.mark.newest_first
 def test_a_single_table_has_the_rows_that_it_needs(stored: Stored, created: Database) -> None:
     restored(stored.folder, created.cluster, "--table", "before_kit.measures")
     for table in ("before_kit.measures", "kit.units", "kit.rates"):
@@ -115,7 +120,7 @@ def test_a_single_table_has_the_rows_that_it_needs(stored: Stored, created: Data
 
 
 @pytest.mark.newest_first
-@pytest.mark.parametrize("jobs", ["1", "2"])
+@pytest.mark.parametrize("jobs", later(["1", "2"], "1"))
 def test_drilled(jobs: str, stored: Stored, scratch: Path) -> None:
     proof = drilled(stored.folder, scratch, stored.source, RESTORE_JOBS=jobs)
     assert proof["warnings"] == []
@@ -140,6 +145,7 @@ LEFT_OUT = (
 )
 
 
+@pytest.mark.long
 @pytest.mark.newest_first
 def test_what_no_dump_holds_is_named(source: Database, tmp_path: Path, scratch: Path) -> None:
     name = extension.install(source.cluster.major)
@@ -171,6 +177,7 @@ def test_what_no_dump_holds_is_named(source: Database, tmp_path: Path, scratch: 
     assert "kit.log" not in only.stderr
 
 
+@pytest.mark.newest_first
 def test_a_sequence_that_may_not_be_read_is_named(source: Database, tmp_path: Path) -> None:
     source.run_sql(
         "DROP ROLE IF EXISTS reader_of_kit; CREATE ROLE reader_of_kit LOGIN;"

@@ -21,6 +21,7 @@ from support.postgres import (
     folder_for_throwaway_servers,
     temporary_database,
 )
+from support.tiers import later
 
 if TYPE_CHECKING:
     import subprocess
@@ -129,7 +130,7 @@ def assert_named(told: str) -> None:
 
 
 @pytest.mark.newest_first
-@pytest.mark.parametrize("jobs", ["1", "2"])
+@pytest.mark.parametrize("jobs", later(["1", "2"], "2"))
 def test_a_restore_goes_on_without(jobs: str, stored: Stored) -> None:
     on = stored.source.cluster
     try:
@@ -141,6 +142,7 @@ def test_a_restore_goes_on_without(jobs: str, stored: Stored) -> None:
     assert stored.listener.logins != []
 
 
+@pytest.mark.newest_first
 def test_so_does_one_in_a_transaction(stored: Stored, make_database: MakeDatabase) -> None:
     target = make_database(on=stored.source.cluster)
     assert_named(restored(stored, target))
@@ -148,7 +150,7 @@ def test_so_does_one_in_a_transaction(stored: Stored, make_database: MakeDatabas
 
 
 @pytest.mark.newest_first
-@pytest.mark.parametrize("jobs", ["1", "2"])
+@pytest.mark.parametrize("jobs", later(["1", "2"], "1"))
 def test_a_drill_asks_no_foreign_server(jobs: str, stored: Stored) -> None:
     before = len(stored.listener.logins)
     done = drilled(stored, RESTORE_JOBS=jobs)

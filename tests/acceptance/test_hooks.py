@@ -28,6 +28,7 @@ from faults.scene import (
 from support.backups import PASSPHRASE, stored
 from support.hooks import Receiver, receiving
 from support.postgres import PASSWORD
+from support.tiers import later
 
 if TYPE_CHECKING:
     from support.postgres import Cluster, Clusters, MakeDatabase
@@ -213,7 +214,10 @@ def running(word: str) -> bool:
     return False
 
 
-@pytest.mark.parametrize("hook", ["HOOK_BEFORE_BACKUP", "HOOK_VERIFY", "HOOK_AFTER_BACKUP"])
+HOOKS = ["HOOK_BEFORE_BACKUP", "HOOK_VERIFY", "HOOK_AFTER_BACKUP"]
+
+
+@pytest.mark.parametrize("hook", later(HOOKS, "HOOK_VERIFY"))
 @pytest.mark.parametrize("stubborn", [False, True], ids=["willing", "stubborn"])
 def test_a_signal_ends_the_hook_too(
     hook: str,

@@ -28,6 +28,7 @@ from support.backups import PASSPHRASE, PREFIX
 from support.cli import COMMAND, environment, run_pgstash
 from support.fake_tools import MIB
 from support.postgres import Cluster, Database, clean_environment
+from support.tiers import ENCRYPTED_FIRST
 
 if TYPE_CHECKING:
     from support.postgres import MakeDatabase
@@ -68,7 +69,7 @@ def drilled(
     return drill.run(plan, storage, "latest", find, runtime)
 
 
-@pytest.mark.parametrize("encrypted", [False, True], ids=["plain", "encrypted"])
+@pytest.mark.parametrize("encrypted", ENCRYPTED_FIRST)
 @pytest.mark.parametrize(
     ("chance", "way"),
     [

@@ -99,6 +99,7 @@ def assert_restored(
     assert target.run_sql(owned) == "0\n"
 
 
+@pytest.mark.newest_first
 def test_extensions_of_a_superuser_are_met(stored: Stored, target: Database) -> None:
     """The role may neither create, drop nor comment on them."""
     assert_restored(restore(stored.folder, target), stored.source, target)
@@ -110,7 +111,7 @@ def test_extensions_of_a_superuser_are_met(stored: Stored, target: Database) -> 
     assert_restored(restore(stored.folder, target, "--overwrite"), stored.source, target)
 
 
-@pytest.mark.parametrize("unverified", [False, True])
+@pytest.mark.parametrize("unverified", [False, pytest.param(True, marks=pytest.mark.long)])
 def test_a_backup_by_one_session(
     *, unverified: bool, stored: Stored, target: Database, tmp_path: Path
 ) -> None:
@@ -122,6 +123,7 @@ def test_a_backup_by_one_session(
     assert_restored(restore(tmp_path, target, *given), stored.source, target)
 
 
+@pytest.mark.newest_first
 def test_tables_of_extensions_that_the_role_may_not_fill(
     cluster: Cluster, target: Database, make_database: MakeDatabase, tmp_path: Path
 ) -> None:
@@ -149,6 +151,7 @@ def test_tables_of_extensions_that_the_role_may_not_fill(
     assert target.run_sql("SELECT what FROM kit.keyed") == "own\n"
 
 
+@pytest.mark.newest_first
 def test_a_single_table(stored: Stored, target: Database) -> None:
     done = restore(stored.folder, target, "--table", "orders")
     assert_restored(done, stored.source, target)

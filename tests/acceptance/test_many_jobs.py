@@ -117,6 +117,7 @@ def test_once_without_any_database_or_server(make_database: MakeDatabase, tmp_pa
     assert "FAILURE Backup failed" in done.stderr
 
 
+@pytest.mark.long
 def test_servers_of_a_configuration_file(make_database: MakeDatabase, tmp_path: Path) -> None:
     """Each is backed up below its own folder; one that does not answer counts as a failure."""
     database = make_database()
@@ -313,6 +314,7 @@ def test_a_child_that_is_killed_and_a_signal_in_the_middle(
     assert not any(prefixes(store).values())
 
 
+@pytest.mark.long
 def test_an_outage_is_posted_once_for_each_database(
     make_database: MakeDatabase, tmp_path: Path
 ) -> None:

@@ -260,6 +260,7 @@ def test_an_odd_name(each_shop: Shop, new_database: Database, *, encrypted: bool
     assert belongings(new_database, ODD) == belongings(each_shop.source, ODD) != set()
 
 
+@pytest.mark.long
 def test_into_an_empty_database(shop: Shop, make_database: MakeDatabase) -> None:
     target = make_database()
     assert_restored(shop.restore(target, "--table", "customers", "--table", "orders"))
@@ -330,7 +331,13 @@ FAMILY = """
 SUMS = "SELECT count(*), sum(hashtext(t::text)) FROM {} t"
 
 
-@pytest.mark.parametrize("in_pieces", [True, False], ids=["in pieces", "by pg_dump"])
+@pytest.mark.parametrize(
+    "in_pieces",
+    [
+        pytest.param(True, id="in pieces"),
+        pytest.param(False, id="by pg_dump", marks=pytest.mark.long),
+    ],
+)
 def test_rows_of_tables_that_refer_to_each_other(
     make_database: MakeDatabase, tmp_path: Path, *, in_pieces: bool
 ) -> None:
@@ -502,6 +509,7 @@ BIG = """
 ROWS_OF_TEN_MB = 100_000
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("tables", "encrypted"),
     [

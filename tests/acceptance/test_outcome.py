@@ -10,6 +10,7 @@ import pytest
 
 from support.backups import back_up
 from support.cli import COMMAND, environment, run_pgstash
+from support.tiers import later
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -104,6 +105,7 @@ def test_no_secret_is_printed_as_json(stored: Database, tmp_path: Path) -> None:
     assert SECRET not in done.stdout + done.stderr
 
 
+@pytest.mark.long
 def test_drills_as_json(stored: Database, tmp_path: Path) -> None:
     back_up(stored, tmp_path)
     done = run(
@@ -142,7 +144,7 @@ def test_a_place_without_backups_has_nothing_to_prove(
     assert str(folder) in line
 
 
-@pytest.mark.parametrize("stdout", [">/dev/full", ">&-"])
+@pytest.mark.parametrize("stdout", later([">/dev/full", ">&-"], ">&-"))
 def test_an_outcome_that_cannot_be_printed(stdout: str, stored: Database, tmp_path: Path) -> None:
     """A restore that failed keeps the exit status of its error."""
     env = environment(stored.bin_dir, STORAGE_URL=tmp_path.as_uri(), RESTORE_URL=stored.uri)

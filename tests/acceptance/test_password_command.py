@@ -13,6 +13,7 @@ import pytest
 from support.backups import settings
 from support.cli import environment, run_pgstash
 from support.postgres import PASSWORD, Cluster, Database, temporary_database
+from support.tiers import later
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -43,7 +44,7 @@ def logins(cluster: Cluster, database: str) -> int:
     return len(re.findall(rf"connection authorized: user=\S+ database={database}\b", cluster.log))
 
 
-@pytest.mark.parametrize("jobs", ["1", "2"])
+@pytest.mark.parametrize("jobs", later(["1", "2"], "1"))
 def test_each_login_asks_for_a_password(server: Cluster, tmp_path: Path, jobs: str) -> None:
     calls = tmp_path / "calls"
     with temporary_database(server, "mixed") as database:

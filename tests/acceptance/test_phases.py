@@ -111,6 +111,7 @@ def clock_of(shown: str, line: str) -> list[str]:
     return list(dict.fromkeys(re.findall(rf"{line}.*?, (\d+)s elapsed", shown)))
 
 
+@pytest.mark.long
 def test_a_restore_by_several_sessions(stored: Database, new_name: str, tmp_path: Path) -> None:
     line = r"indexes and constraints: \d+%, \d of 2, index of public\.slow"
     shown = screen(["restore", "--create", new_name], env_of(stored, tmp_path, 2), stored, line)

@@ -18,6 +18,7 @@ from support import pieces
 from support.backups import back_up, decrypted, settings, stored
 from support.cli import NO_DOTENV, TOOLS_ON_PATH_ALONE, environment, run_pgstash
 from support.postgres import Database, beside_publications, clean_environment
+from support.tiers import ENCRYPTED_FIRST, later
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -170,8 +171,8 @@ def described(database: Database) -> list[str]:
     return sorted(line for line in lines if not line.startswith(("\\restrict", "\\unrestrict")))
 
 
-@pytest.mark.parametrize("encrypted", [False, True], ids=["plain", "encrypted"])
-@pytest.mark.parametrize("jobs", ["1", "2"])
+@pytest.mark.parametrize("encrypted", ENCRYPTED_FIRST)
+@pytest.mark.parametrize("jobs", later(["1", "2"], "1"))
 def test_psql_gives_them_back(
     jobs: str, source: Database, restored: Database, tmp_path: Path, *, encrypted: bool
 ) -> None:
@@ -189,6 +190,7 @@ def test_psql_gives_them_back(
     assert roles.strip() == "0"
 
 
+@pytest.mark.newest_first
 def test_of_pieces(source: Database, restored: Database, tmp_path: Path) -> None:
     backup = pieces.back_up(source, tmp_path)
     backup.restore(restored)
@@ -196,6 +198,7 @@ def test_of_pieces(source: Database, restored: Database, tmp_path: Path) -> None
     assert described(restored) == described(source)
 
 
+@pytest.mark.newest_first
 def test_an_archive_holds_none_of_them(source: Database, tmp_path: Path) -> None:
     for jobs in ("1", "2"):
         text = back_up(source, tmp_path, DUMP_JOBS=jobs).script()
@@ -203,6 +206,7 @@ def test_an_archive_holds_none_of_them(source: Database, tmp_path: Path) -> None
         assert b"GRANT" not in text
 
 
+@pytest.mark.newest_first
 @pytest.mark.parametrize("jobs", ["1", "2"])
 def test_without_them_a_backup_is_a_backup_with_a_warning(
     jobs: str, source: Database, tmp_path: Path
@@ -254,7 +258,7 @@ def copy(cluster: Cluster) -> Iterator[Database]:
     database.drop()
 
 
-@pytest.mark.parametrize("jobs", ["1", "2"])
+@pytest.mark.parametrize("jobs", later(["1", "2"], "1"))
 def test_a_new_database_gets_them(
     jobs: str, source: Database, copy: Database, tmp_path: Path
 ) -> None:
@@ -264,7 +268,8 @@ def test_a_new_database_gets_them(
     assert described(copy) == described(source)
 
 
-@pytest.mark.parametrize("jobs", ["1", "2"])
+@pytest.mark.newest_first
+@pytest.mark.parametrize("jobs", later(["1", "2"], "1"))
 def test_the_schema_public_gets_its_owner(
     jobs: str, source: Database, copy: Database, tmp_path: Path
 ) -> None:
@@ -306,6 +311,7 @@ def test_a_new_database_gets_only_what_is_wanted(
         copy.drop()
 
 
+@pytest.mark.newest_first
 def test_triggers_of_the_database_do_not_fire(
     source: Database, cluster: Cluster, copy: Database, tmp_path: Path
 ) -> None:
@@ -432,7 +438,8 @@ def test_what_is_refused_is_a_warning(
     assert copy.run_sql(granted).strip() == "t"
 
 
-@pytest.mark.parametrize("objects", [ORDINARY, ""], ids=["objects", "database"])
+@pytest.mark.newest_first
+@pytest.mark.parametrize("objects", later([ORDINARY, ""], ""), ids=["objects", "database"])
 def test_an_administrator_gets_a_file_with_what_is_refused(
     objects: str, source: Database, ordinary: Database, copy: Database, tmp_path: Path
 ) -> None:
@@ -464,6 +471,7 @@ def test_an_administrator_gets_a_file_with_what_is_refused(
         assert set(described(copy)) == set(described(ordinary))
 
 
+@pytest.mark.newest_first
 def test_statements_are_logged_if_no_file_can_be_written(
     source: Database, ordinary: Database, copy: Database, tmp_path: Path
 ) -> None:
@@ -478,6 +486,7 @@ def test_statements_are_logged_if_no_file_can_be_written(
     assert copy.run_sql("SELECT n FROM s.t").strip() == "1"
 
 
+@pytest.mark.newest_first
 def test_nothing_is_left_for_an_administrator_of_ones_own_database(
     source: Database, ordinary: Database, copy: Database, tmp_path: Path
 ) -> None:
@@ -489,6 +498,7 @@ def test_nothing_is_left_for_an_administrator_of_ones_own_database(
     assert list(tmp_path.glob("*.sql")) == []
 
 
+@pytest.mark.newest_first
 def test_a_companion_that_is_lost_is_a_warning(
     source: Database, copy: Database, tmp_path: Path
 ) -> None:
@@ -501,6 +511,7 @@ def test_a_companion_that_is_lost_is_a_warning(
     assert copy.run_sql("SELECT count(*) FROM pg_proc WHERE proowner = 'of_app'::regrole") == "0\n"
 
 
+@pytest.mark.newest_first
 def test_names_that_the_encoding_of_the_database_reads_differently(
     cluster: Cluster, copy: Database, tmp_path: Path
 ) -> None:
@@ -550,6 +561,7 @@ def doctor(backup: StoredBackup, old: bytes, new: bytes) -> None:
     backup.manifest_file.write_bytes(gzip.compress(manifest.replace(digest, other)))
 
 
+@pytest.mark.newest_first
 def test_a_drill_gives_them_and_compares(source: Database, tmp_path: Path, scratch: Path) -> None:
     back_up(source, tmp_path)
     sees = (
@@ -593,7 +605,8 @@ LOST = {
 }
 
 
-@pytest.mark.parametrize("lost", list(LOST))
+@pytest.mark.newest_first
+@pytest.mark.parametrize("lost", later(LOST, "a grant", "more"))
 def test_a_drill_names_what_differs(
     lost: str, source: Database, tmp_path: Path, scratch: Path
 ) -> None:
@@ -606,6 +619,7 @@ def test_a_drill_names_what_differs(
     assert list(tmp_path.rglob("backup_*.proof_*")) == []
 
 
+@pytest.mark.newest_first
 def test_a_drill_on_a_server_leaves_no_role_and_no_grant(
     source: Database, clusters: Clusters, newest_cluster: Cluster, tmp_path: Path, scratch: Path
 ) -> None:
@@ -634,6 +648,7 @@ def all_roles(cluster: Cluster) -> str:
     )
 
 
+@pytest.mark.newest_first
 def test_a_drill_by_an_ordinary_role_tells_what_it_does_not_check(
     source: Database, other: Cluster, tmp_path: Path, scratch: Path
 ) -> None:
@@ -654,6 +669,7 @@ def test_a_drill_by_an_ordinary_role_tells_what_it_does_not_check(
         other.maintenance.run_sql("DROP ROLE drills")
 
 
+@pytest.mark.newest_first
 def test_a_drill_misses_a_companion_that_is_lost(
     source: Database, tmp_path: Path, scratch: Path
 ) -> None:
@@ -679,6 +695,7 @@ def objects_of(database: Database) -> list[str]:
     return sorted(line for line in lines if not line.startswith(("\\restrict", "\\unrestrict")))
 
 
+@pytest.mark.newest_first
 @pytest.mark.parametrize("overwrite", [False, True], ids=["empty", "overwritten"])
 def test_an_existing_database_gets_those_of_its_objects(
     source: Database, restored: Database, tmp_path: Path, *, overwrite: bool
@@ -700,6 +717,7 @@ def databases_of(database: Database) -> str:
     )
 
 
+@pytest.mark.newest_first
 def test_an_existing_database_gets_only_what_is_wanted(
     source: Database, cluster: Cluster, tmp_path: Path
 ) -> None:
@@ -720,6 +738,7 @@ def test_an_existing_database_gets_only_what_is_wanted(
             target.drop()
 
 
+@pytest.mark.newest_first
 def test_what_an_existing_database_refuses_is_for_an_administrator(
     ordinary: Database, restored: Database, tmp_path: Path
 ) -> None:
@@ -736,6 +755,7 @@ def test_what_an_existing_database_refuses_is_for_an_administrator(
     assert objects_of(restored) == objects_of(ordinary)
 
 
+@pytest.mark.newest_first
 def test_a_privilege_that_cannot_be_revoked_is_for_an_administrator(
     ordinary: Database, restored: Database, tmp_path: Path
 ) -> None:
@@ -763,6 +783,7 @@ def test_a_privilege_that_cannot_be_revoked_is_for_an_administrator(
     assert restored.run_sql("SELECT has_table_privilege('reader', 't', 'SELECT')") == "t\n"
 
 
+@pytest.mark.newest_first
 def test_an_existing_database_is_restored_whole_or_not_at_all(
     source: Database, restored: Database, tmp_path: Path
 ) -> None:
@@ -781,6 +802,7 @@ def test_an_existing_database_is_restored_whole_or_not_at_all(
     assert restored.run_sql("SELECT count(*) FROM pg_namespace WHERE nspname = 's'") == "0\n"
 
 
+@pytest.mark.newest_first
 def test_roles_that_an_existing_database_lacks_are_named_first(
     source: Database, other: Cluster, tmp_path: Path
 ) -> None:

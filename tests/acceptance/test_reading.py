@@ -21,6 +21,7 @@ from pgstash.storage.directory.storage import DirectoryStorage
 from support.backups import PASSPHRASE, back_up
 from support.cli import COMMAND, environment, run_pgstash
 from support.stored import CLOSING, make
+from support.tiers import ENCRYPTED_FIRST, later
 
 if TYPE_CHECKING:
     from support.postgres import MakeDatabase
@@ -43,7 +44,7 @@ def store(folder: Path, base: str, script: bytes = CLOSING, **metadata: str) -> 
     storage.put(f"postgres-backups/{beside}", made.packed_manifest(), {"id": made.manifest.id})
 
 
-@pytest.mark.parametrize("encrypted", [False, True], ids=["plain", "encrypted"])
+@pytest.mark.parametrize("encrypted", ENCRYPTED_FIRST)
 def test_a_backup_is_listed_shown_and_written_out(
     make_database: MakeDatabase, tmp_path: Path, *, encrypted: bool
 ) -> None:
@@ -104,10 +105,14 @@ def listed_on_a_terminal(columns: int, env: dict[str, str]) -> list[str]:
 @pytest.mark.parametrize(
     ("columns", "heads"),
     [
-        (200, "NAME TIME AGE SIZE DATABASE SERVER ENCRYPTED PROVEN"),
-        (110, "NAME AGE SIZE DATABASE SERVER ENCRYPTED PROVEN"),
+        pytest.param(
+            *(200, "NAME TIME AGE SIZE DATABASE SERVER ENCRYPTED PROVEN"), marks=pytest.mark.long
+        ),
+        pytest.param(
+            *(110, "NAME AGE SIZE DATABASE SERVER ENCRYPTED PROVEN"), marks=pytest.mark.long
+        ),
         (80, "NAME AGE SIZE DATABASE PROVEN"),
-        (60, "NAME SIZE PROVEN"),
+        pytest.param(60, "NAME SIZE PROVEN", marks=pytest.mark.long),
         (20, "NAME SIZE PROVEN"),
     ],
 )
@@ -336,7 +341,11 @@ def test_a_reader_that_has_seen_enough_ends_it_quietly(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["list"], ["show"], ["show", "--json"], ["cat"], ["check", "storage"]]
+    "arguments",
+    later(
+        [["list"], ["show"], ["show", "--json"], ["cat"], ["check", "storage"]],
+        *(["show"], ["show", "--json"]),
+    ),
 )
 def test_a_disk_that_is_full_is_told_in_one_sentence(arguments: list[str], tmp_path: Path) -> None:
     store(tmp_path, "backup_20260101_000000", b"SELECT 1;\n" * 100_000 + CLOSING)

@@ -23,6 +23,7 @@ from support.backups import PASSPHRASE, PREFIX, settings
 from support.cli import environment, run_pgstash
 from support.compare import compare
 from support.postgres import Cluster, Database, MakeDatabase, clean_environment
+from support.tiers import later
 
 ANN, EVE = person("ann"), person("eve")
 KEY = re.compile(r"pgstash-key-[0-9a-f]{64}")
@@ -185,7 +186,9 @@ def test_a_recipient_restores(scene: Scene, make_database: MakeDatabase) -> None
     assert compare(scene.source.conninfo, target.conninfo, bin_dir=scene.source.bin_dir) == []
 
 
-@pytest.mark.parametrize("chance", [PLAIN_WAY, BY_SESSIONS], ids=["plain way", "by sessions"])
+@pytest.mark.parametrize(
+    "chance", later([PLAIN_WAY, BY_SESSIONS], PLAIN_WAY), ids=["plain way", "by sessions"]
+)
 def test_a_recipient_drills(
     scene: Scene, newest_cluster: Cluster, tmp_path: Path, chance: int
 ) -> None:

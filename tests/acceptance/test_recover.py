@@ -218,6 +218,7 @@ def test_all_is_back_as_it_was(lost: Lost, target: Cluster, tmp_path: Path) -> N
     assert b"pgstash restored" not in text
 
 
+@pytest.mark.long
 def test_what_is_in_the_way_stops_nothing_else(lost: Lost, target: Cluster) -> None:
     """A database of another one's making, and a login that may not create roles."""
     target.maintenance.run_sql(f"CREATE ROLE limited LOGIN CREATEDB PASSWORD '{sql_quoted()}'")
@@ -285,6 +286,7 @@ def children_of(pid: int) -> list[int]:
     return found
 
 
+@pytest.mark.long
 def test_a_kill_in_the_middle(lost: Lost, target: Cluster) -> None:
     """Nothing half-made has a final name, and the next run does the rest."""
     building = (

@@ -93,6 +93,7 @@ class Application(threading.Thread):
                         self.read += [row[0]] if row and row[0] not in self.read[-1:] else []
 
 
+@pytest.mark.long
 @pytest.mark.newest_first
 def test_a_busy_application_goes_on_with_the_restored_database(
     shop: Database, cluster: Cluster, tmp_path: Path

@@ -20,7 +20,7 @@ from support.compare import compare
 from support.pieces import PATIENCE
 from support.postgres import Cluster, Database, beside_publications
 from support.stored import CLOSING, DATABASE, make
-from support.tiers import later
+from support.tiers import ENCRYPTED_FIRST, later
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -83,15 +83,28 @@ def empty(cluster: Cluster, sample: str, source: Database) -> Database:
 SAMPLES = (*databases.ROUND_TRIPPING, "breaks_under_clean")
 
 # tests/integration/test_parallel_round_trip.py restores them all into new databases.
-NEW_LATER = later(SAMPLES, "bytea_all", "euc_jp", "large_objects", "latin1", "nasty_text")
+NEW_LATER = later(
+    SAMPLES,
+    *(
+        "breaks_under_clean",
+        "bytea_all",
+        "empty",
+        "euc_jp",
+        "large_objects",
+        "latin1",
+        "nasty_text",
+    ),
+    "structure",
+)
 EMPTY_LATER = later(
     SAMPLES,
     *("bytea_all", "empty", "euc_jp", "latin1", "mixed", "nasty_text", "sql_ascii", "structure"),
+    "breaks_under_clean",
 )
 
 
 @pytest.mark.newest_first
-@pytest.mark.parametrize("encrypted", [False, True], ids=["plain", "encrypted"])
+@pytest.mark.parametrize("encrypted", ENCRYPTED_FIRST)
 @pytest.mark.parametrize("sample", EMPTY_LATER)
 def test_into_an_empty_database(
     sample: str,
@@ -198,8 +211,8 @@ def test_a_wait_for_somebody_who_locks_what_is_replaced_is_told(
     with source.connect() as holder:
         blocker = f"process {holder.info.backend_pid} (the holder, idle in transaction)"
         holder.execute("BEGIN; SET LOCAL application_name = 'the holder'; SELECT FROM held")
-        command = pieces.program(sooner)
-        with started_pgstash(["restore", "--overwrite"], env, command=command) as process:
+        statements = pieces.statements(sooner)
+        with started_pgstash(["restore", "--overwrite"], env, statements=statements) as process:
             assert process.stderr
             assert select.select([process.stderr], [], [], PATIENCE)[0], "nothing is told"
             said = process.stderr.readline()
@@ -210,6 +223,7 @@ def test_a_wait_for_somebody_who_locks_what_is_replaced_is_told(
     assert said.endswith(expected)
 
 
+@pytest.mark.newest_first
 def test_what_extensions_made_does_not_count(
     cluster: Cluster, make_database: MakeDatabase, tmp_path: Path
 ) -> None:
@@ -324,7 +338,7 @@ def assert_only_warned_of_publications(said: str) -> None:
     assert [line for line in said.splitlines() if not line.endswith(warning)] == []
 
 
-@pytest.mark.parametrize("encrypted", [False, True], ids=["plain", "encrypted"])
+@pytest.mark.parametrize("encrypted", ENCRYPTED_FIRST)
 def test_a_file_or_a_pipe_needs_no_storage(
     make_database: MakeDatabase, tmp_path: Path, *, encrypted: bool
 ) -> None:
@@ -391,6 +405,7 @@ def test_a_wrong_key_is_told_before_anybody_logs_in(
     assert_failed(restore(tmp_path, target, "--unverified", RESTORE_URL=nowhere), 10, "reached")
 
 
+@pytest.mark.long
 def test_more_objects_than_one_transaction_can_lock(tmp_path: Path) -> None:
     """A lock table that is too small is told with the number that would do."""
     tables = b"".join(b"CREATE TABLE t%d (a int PRIMARY KEY);\n" % number for number in range(900))

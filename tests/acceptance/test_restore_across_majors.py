@@ -18,6 +18,7 @@ from support.cli import environment, restore_to, run_pgstash
 from support.compare import compare
 from support.postgres import Clusters, Database, MakeDatabase, beside_publications
 from support.postgres import test_majors as majors_under_test
+from support.tiers import later
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -107,7 +108,9 @@ def test_on_a_newer_server(
 
 
 @pytest.mark.newest_first
-@pytest.mark.parametrize("case", databases.BREAKING_UNDER_CLEAN)
+@pytest.mark.parametrize(
+    "case", later(databases.BREAKING_UNDER_CLEAN, "domain", "inherited default")
+)
 @pytest.mark.parametrize("into", ["empty", pytest.param("new", marks=pytest.mark.long)])
 def test_what_breaks_under_clean(
     *,
@@ -133,7 +136,7 @@ def test_what_breaks_under_clean(
 
 
 @pytest.mark.newest_first
-@pytest.mark.parametrize("sample", ["odd_names", "large_objects"])
+@pytest.mark.parametrize("sample", later(["odd_names", "large_objects"], "large_objects"))
 def test_odd_names_of_databases(
     sample: str, cluster: Cluster, drop_later: list[Database], tmp_path: Path
 ) -> None:

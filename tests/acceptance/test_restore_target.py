@@ -17,6 +17,7 @@ from support.cli import COMMAND, environment, restore_to, run_pgstash
 from support.pgbouncer import PgBouncer
 from support.postgres import Database
 from support.stored import CLOSING, DATABASE, make
+from support.tiers import later
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -231,8 +232,8 @@ FIRST = {
 }
 
 
-@pytest.mark.parametrize("layout", ["text", "json"])
-@pytest.mark.parametrize("which", FIRST)
+@pytest.mark.parametrize("layout", later(["text", "json"], "json"))
+@pytest.mark.parametrize("which", later(FIRST, "dry run", "file", "socket", "service"))
 def test_the_first_line_names_the_target(which: str, layout: str, tmp_path: Path) -> None:
     """Before any warning, and whatever becomes of the restore."""
     arguments, target = FIRST[which]
@@ -274,6 +275,7 @@ def test_an_empty_option_is_refused(tmp_path: Path) -> None:
         assert "is empty" in done.stderr
 
 
+@pytest.mark.newest_first
 def test_a_drill_loads_nothing_into_the_database_that_it_connects_to(
     cluster: Cluster, make_database: MakeDatabase, tmp_path: Path
 ) -> None:

@@ -13,6 +13,7 @@ from pgstash.format import manifest as manifests
 from support.backups import PASSPHRASE, PREFIX, StoredBackup, back_up, settings, stored
 from support.cli import environment, restore_to, run_pgstash
 from support.stored import CLOSING, make
+from support.tiers import ENCRYPTED_FIRST, later
 
 if TYPE_CHECKING:
     import subprocess
@@ -89,7 +90,7 @@ def restore(
     return run_pgstash(restore_to(env, *arguments), env, cwd=folder)
 
 
-@pytest.mark.parametrize("encrypted", [False, True], ids=["plain", "encrypted"])
+@pytest.mark.parametrize("encrypted", ENCRYPTED_FIRST)
 def test_what_is_stored(source: Database, tmp_path: Path, *, encrypted: bool) -> None:
     backup = back_up(source, tmp_path, encrypted=encrypted)
     needed = sorted((ODD, "reader", "-dash", "by_mapping", "by_function"))
@@ -147,6 +148,7 @@ def test_roles_are_made_without_login(
     assert backup.row_counts["public", "owners"] == 1
 
 
+@pytest.mark.long
 def test_without_the_stored_roles_those_of_the_manifest_are_made(
     source: Database, make_database: MakeDatabase, tmp_path: Path
 ) -> None:
@@ -161,6 +163,7 @@ def test_without_the_stored_roles_those_of_the_manifest_are_made(
     assert set(roles_of(target)) - set(before) == set(ROLES) - {"in_a_column"}
 
 
+@pytest.mark.long
 def test_a_partial_backup_may_do_without(
     source: Database, make_database: MakeDatabase, tmp_path: Path
 ) -> None:
@@ -173,7 +176,10 @@ def test_a_partial_backup_may_do_without(
     assert '"reader"' in done.stderr
 
 
-@pytest.mark.parametrize("name", ["dbname=postgres", "a 'b' \\ \"c\"", "postgresql://x/y", "-d"])
+ODD_NAMES = ["dbname=postgres", "a 'b' \\ \"c\"", "postgresql://x/y", "-d"]
+
+
+@pytest.mark.parametrize("name", later(ODD_NAMES, *ODD_NAMES[2:]))
 def test_the_database_may_have_any_name(name: str, newest_cluster: Cluster, tmp_path: Path) -> None:
     database = newest_cluster.create_database(name)
     try:
@@ -342,6 +348,7 @@ def test_what_drills_made_goes_with_the_last_of_them(
     scratch.run_sql("DROP ROLE mine")
 
 
+@pytest.mark.long
 def test_what_drills_made_and_somebody_uses_by_now_stays(
     source: Database, newest_cluster: Cluster, make_database: MakeDatabase, tmp_path: Path
 ) -> None:
@@ -367,7 +374,13 @@ def test_what_drills_made_and_somebody_uses_by_now_stays(
     assert set(kept) <= set(roles_of(scratch))
 
 
-@pytest.mark.parametrize("named", [False, True], ids=["in rows alone", "in a definition"])
+@pytest.mark.parametrize(
+    "named",
+    [
+        pytest.param(False, id="in rows alone", marks=pytest.mark.long),
+        pytest.param(True, id="in a definition"),
+    ],
+)
 def test_a_role_that_may_make_none(
     origin: Cluster,
     make_database: MakeDatabase,
@@ -414,6 +427,7 @@ def of_another_encoding(newest_cluster: Cluster) -> Iterator[Database]:
     latin.drop()
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("of_another_encoding")
 def test_names_of_roles_that_are_not_utf_8(make_database: MakeDatabase, tmp_path: Path) -> None:
     """Names that all databases share are stored as they came, in any encoding."""
@@ -426,7 +440,7 @@ def test_names_of_roles_that_are_not_utf_8(make_database: MakeDatabase, tmp_path
     assert r"Roles that a drill created could not be dropped: ren\udce9e: " in done.stderr
 
 
-@pytest.mark.parametrize("name", ["магазин", "café"])
+@pytest.mark.parametrize("name", later(["магазин", "café"], "café"))
 def test_a_name_that_the_database_of_the_login_cannot_give(
     name: str, of_another_encoding: Database, make_database: MakeDatabase, tmp_path: Path
 ) -> None:

@@ -6,6 +6,8 @@ import json
 import subprocess
 from pathlib import Path
 
+import pytest
+
 from support.backups import PASSPHRASE, PREFIX, back_up
 from support.cli import environment, run_pgstash
 from support.compare import compare
@@ -15,6 +17,7 @@ NEW = "the new passphrase, of more than thirty-two characters"
 ROUNDS = "30000"
 
 
+@pytest.mark.long
 def test_a_changed_key_reads_old_and_new_backups(
     make_database: MakeDatabase, newest_cluster: Cluster, tmp_path: Path
 ) -> None:

@@ -15,11 +15,12 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from support.cli import environment, run_pgstash, started_pgstash
+from support.cli import COMMAND, environment, run_pgstash, started_pgstash
 from support.fake_tools import FakePgDump, install_pg_dump, recorded_calls
 from support.hooks import Receiver, receiving
 from support.postgres import Cluster, Clusters, Database, MakeDatabase
 from support.swift import SwiftServer
+from support.tiers import later
 
 DATABASE_SECRET = "Tr0ub4dor&3:plånted/db@pass'\"\\ %41"
 STORAGE_SECRET = "planted-storage-secret/+=AbCd1234"
@@ -198,8 +199,15 @@ BREAKS: list[Break] = [
 ]
 
 
-@pytest.mark.parametrize("layout", ["text", "json"])
-@pytest.mark.parametrize("break_it", BREAKS, ids=lambda function: function.__name__)
+CASES = [(break_it, layout) for break_it in BREAKS for layout in ("text", "json")]
+
+
+# Secrets are removed before the layout; of a traceback each layout makes something else.
+@pytest.mark.parametrize(
+    ("break_it", "layout"),
+    later(CASES, *(each for each in CASES if each[1] == "json" and each[0] != unforeseen)),
+    ids=lambda value: getattr(value, "__name__", value),
+)
 def test_output_of_a_failure(
     break_it: Break, layout: str, env: dict[str, str], tmp_path: Path, receiver: Receiver
 ) -> None:
@@ -329,7 +337,7 @@ def test_secrets_that_have_no_variable_reach_the_child_too(
 def test_a_signal(env: dict[str, str], tmp_path: Path, receiver: Receiver) -> None:
     tools = install_pg_dump(tmp_path / "bin", FakePgDump(version="19.1", hang="alone"))
     env["PATH"] = f"{tools}:/usr/bin:/bin"
-    with started_pgstash(["once"], env) as process:
+    with started_pgstash(["once"], env, command=(COMMAND,)) as process:
         assert process.stdout
         lines = []
         for line in process.stdout:

@@ -34,6 +34,7 @@ from support.fake_tools import FakePgDump, hangs, install_pg_dump
 from support.hooks import Receiver, receiving
 from support.postgres import Database, MakeDatabase
 from support.swift import SwiftServer
+from support.tiers import later
 
 SIGNALS = [signal.SIGTERM, signal.SIGINT]
 ABORT_SECONDS = 10  # what a container has; 5 are promised, on a machine that is not too busy
@@ -56,13 +57,13 @@ def receiver() -> Iterator[Receiver]:
         yield receiver
 
 
-@pytest.mark.parametrize("signum", SIGNALS)
+@pytest.mark.parametrize("signum", later(SIGNALS, signal.SIGINT))
 def test_a_signal_while_it_waits_ends_it_at_once(
     signum: int, make_database: MakeDatabase, tmp_path: Path
 ) -> None:
     database = make_database("mixed")
     env = environment(database.bin_dir, **local(database, tmp_path), BACKUP_INTERVAL="60")
-    with started_pgstash(["backup"], env) as process:
+    with started_pgstash(["backup"], env, command=(COMMAND,)) as process:
         log = read_until(process, "Next run at")
         process.send_signal(signum)
         began = time.monotonic()
@@ -77,7 +78,13 @@ def test_a_signal_while_it_waits_ends_it_at_once(
     assert len(stored(tmp_path)) == 1
 
 
-@pytest.mark.parametrize("answers", [True, False], ids=["webhook answers", "webhook hangs"])
+@pytest.mark.parametrize(
+    "answers",
+    [
+        pytest.param(True, id="webhook answers", marks=pytest.mark.long),
+        pytest.param(False, id="webhook hangs"),
+    ],
+)
 @pytest.mark.parametrize("signum", SIGNALS)
 def test_a_signal_during_a_backup_aborts_it(  # noqa: PLR0917 - fixtures
     signum: int,
@@ -228,7 +235,7 @@ def test_once_tells_webhook_and_dead_man_switch(
     assert "/ping/fail?create=1" in receiver.targets
 
 
-@pytest.mark.parametrize("ratio", ["0.5", "0"])
+@pytest.mark.parametrize("ratio", later(["0.5", "0"], "0"))
 def test_a_backup_tells_when_a_backup_was_last_proven(
     ratio: str, make_database: MakeDatabase, tmp_path: Path, receiver: Receiver
 ) -> None:
@@ -428,6 +435,7 @@ AGES = [
 ]
 
 
+@pytest.mark.long
 def test_the_first_run_counts_from_the_newest_backup(
     make_database: MakeDatabase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -506,6 +514,7 @@ def test_a_server_that_is_away_at_first_ends_nothing(tmp_path: Path) -> None:
     assert re.search(rf"\(in 1m( \d+s)?\): {AFTER_FAILURE}$", log, re.MULTILINE)
 
 
+@pytest.mark.long
 def test_several_databases_side_by_side_on_one_bucket(
     make_database: MakeDatabase, swift_server: SwiftServer, s3_bucket: str
 ) -> None:

@@ -183,6 +183,7 @@ def test_the_latest_is_that_of_the_source_that_is_meant(
         latest(here)
 
 
+@pytest.mark.long
 def test_a_database_that_was_moved(two_servers: tuple[Service, Service], tmp_path: Path) -> None:
     """The old backups stay, are reported, and go when the user says that they are the same."""
     here, there = two_servers
@@ -274,6 +275,7 @@ def test_a_server_that_does_not_tell_its_identifier(
     database.cluster.maintenance.run_sql("DROP OWNED BY plain; DROP ROLE plain")
 
 
+@pytest.mark.long
 def test_a_server_that_tells_its_identifier_no_more(
     make_database: MakeDatabase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

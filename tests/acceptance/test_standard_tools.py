@@ -16,6 +16,7 @@ from pgstash.errors import CorruptedError, DrillFailedError
 from support import pieces
 from support.backups import PASSPHRASE, PREFIX, StoredBackup
 from support.postgres import SYSTEM_PATH, Cluster
+from support.tiers import later
 
 ENCRYPTED = pytest.mark.parametrize("encrypted", [False, True], ids=["plain", "encrypted"])
 NAMES = {False: "gunzip", True: "openssl and gunzip"}
@@ -81,8 +82,8 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize("fault", FAULTS)
-@pytest.mark.parametrize("tool", ["openssl", "gunzip"])
+@pytest.mark.parametrize("fault", later(FAULTS, "fails at once", "is killed"))
+@pytest.mark.parametrize("tool", later(["openssl", "gunzip"], "gunzip"))
 def test_what_the_tools_do_not_open_is_not_proven(
     tool: str,
     fault: str,
@@ -133,7 +134,7 @@ def test_damage_is_told_as_damage(
     assert left(newest_cluster) == ""
 
 
-@pytest.mark.parametrize("tool", ["openssl", "gunzip"])
+@pytest.mark.parametrize("tool", later(["openssl", "gunzip"], "gunzip"))
 def test_without_the_tools_a_drill_does_without(
     tool: str, stored: dict[bool, StoredBackup], newest_cluster: Cluster, tmp_path: Path
 ) -> None:

@@ -14,6 +14,7 @@ from support.backups import PASSPHRASE, PREFIX, back_up, settings
 from support.cli import TOOLS_ON_PATH_ALONE, environment, restore_to, run_pgstash
 from support.postgres import temporary_database
 from support.proxy import REFUSE, TcpProxy
+from support.tiers import later
 
 if TYPE_CHECKING:
     import subprocess
@@ -75,7 +76,7 @@ def analysed(database: Database) -> set[str]:
     return set(database.run_sql(ANALYSED).splitlines())
 
 
-@pytest.mark.parametrize("jobs", [1, 2])
+@pytest.mark.parametrize("jobs", later([1, 2], 1))
 def test_a_new_database_has_statistics(
     source: Database, new: Database, tmp_path: Path, jobs: int
 ) -> None:
@@ -87,6 +88,7 @@ def test_a_new_database_has_statistics(
     assert done.stderr == ""
 
 
+@pytest.mark.newest_first
 def test_an_existing_database_has_statistics(
     source: Database, target: Database, tmp_path: Path
 ) -> None:
@@ -96,6 +98,7 @@ def test_an_existing_database_has_statistics(
     assert analysed(target) == ALL
 
 
+@pytest.mark.newest_first
 def test_of_some_tables_only_these_have_them(
     source: Database, target: Database, tmp_path: Path
 ) -> None:
@@ -107,6 +110,7 @@ def test_of_some_tables_only_these_have_them(
     assert analysed(target) == {"plain", "parts", "low", "high"}
 
 
+@pytest.mark.newest_first
 def test_it_can_be_left_out(source: Database, new: Database, tmp_path: Path) -> None:
     back_up(source, tmp_path)
     done = restore(source, tmp_path, "--no-analyze")
@@ -154,6 +158,7 @@ def test_foreign_servers_are_not_asked(source: Database, new: Database, tmp_path
     assert re.search(r' INFO Statistics were not updated for "public"\."parts": ', done.stdout)
 
 
+@pytest.mark.newest_first
 def test_tables_of_others_are_left_to_them(
     source: Database, target: Database, tmp_path: Path
 ) -> None:
@@ -238,7 +243,7 @@ _ANALYSED = (
 )
 
 
-@pytest.mark.parametrize(("jobs", "encrypted"), [(1, False), (2, True)])
+@pytest.mark.parametrize(("jobs", "encrypted"), later([(1, False), (2, True)], (1, False)))
 def test_those_of_the_source_come_back(
     newest_source: Database, tmp_path: Path, jobs: int, *, encrypted: bool
 ) -> None:
@@ -270,7 +275,10 @@ def test_tables_without_any_and_extended_statistics_are_analysed(
     assert "Updating the statistics of 2 tables (ANALYZE)" in done.stdout
 
 
-@pytest.mark.parametrize("what", ["damaged", "of a table that was dropped", "not there"])
+LACKING = ["damaged", "of a table that was dropped", "not there"]
+
+
+@pytest.mark.parametrize("what", later(LACKING, *LACKING[1:]))
 def test_what_cannot_be_restored_is_analysed(
     newest_source: Database, tmp_path: Path, what: str
 ) -> None:

@@ -130,6 +130,7 @@ def versions(server: SwiftServer, bucket: str) -> set[str]:
     return {each["Key"] for each in (*listed.get("Versions", ()), *listed.get("DeleteMarkers", ()))}
 
 
+@pytest.mark.long
 def test_a_pruner_removes_versions_for_good(
     make_database: MakeDatabase, swift_server: SwiftServer, s3_bucket: str
 ) -> None:
@@ -186,6 +187,7 @@ def test_check_by_a_writer_finds_nothing_wrong(
         assert proxy.refused == []
 
 
+@pytest.mark.long
 def test_a_failed_backup_of_a_writer_is_left_to_the_pruner(
     make_database: MakeDatabase, swift_server: SwiftServer, s3_bucket: str
 ) -> None:

@@ -92,6 +92,7 @@ def test_it_is_restored_without_a_connection(
         assert subscriptions(target) == "Fe ed|feed|f\n"
 
 
+@pytest.mark.newest_first
 def test_over_itself_it_is_told_what_to_do(source: Database, tmp_path: Path) -> None:
     """PostgreSQL drops a subscription with a slot in no transaction."""
     back_up(source, tmp_path)
@@ -101,6 +102,7 @@ def test_over_itself_it_is_told_what_to_do(source: Database, tmp_path: Path) -> 
     assert "Drop the subscription in the target first" in done.stderr
 
 
+@pytest.mark.newest_first
 def test_a_new_database_that_fails_is_dropped(
     cluster: Cluster, make_database: MakeDatabase, tmp_path: Path
 ) -> None:
@@ -111,6 +113,7 @@ def test_a_new_database_that_fails_is_dropped(
     assert ours(cluster) == ""
 
 
+@pytest.mark.newest_first
 def test_a_drill_drops_its_database(
     cluster: Cluster, make_database: MakeDatabase, tmp_path: Path
 ) -> None:

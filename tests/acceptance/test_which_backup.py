@@ -19,6 +19,7 @@ from support import backups
 from support.backups import PREFIX
 from support.cli import environment, run_pgstash
 from support.postgres import Cluster, Database, temporary_database
+from support.tiers import later
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -91,6 +92,7 @@ def test_a_file_is_read_where_its_name_says_so(source: Database, tmp_path: Path)
     assert f"write ./{backup.archive.name}." in done.stderr
 
 
+@pytest.mark.long
 def test_a_wrong_clock_makes_no_latest(source: Database, tmp_path: Path) -> None:
     env = environment(source.bin_dir, **backups.settings(source, tmp_path))
     done = run_pgstash(["once"], env, command=WRONG_CLOCK)
@@ -109,6 +111,7 @@ def test_a_wrong_clock_makes_no_latest(source: Database, tmp_path: Path) -> None
     assert proof.name.startswith(right.partition(".")[0])
 
 
+@pytest.mark.long
 def test_by_a_slow_clock_there_is_no_latest(source: Database, tmp_path: Path) -> None:
     """What the store says was stored in the future may be the newest: the clock may be ours."""
     env = environment(source.bin_dir, **backups.settings(source, tmp_path))
@@ -129,7 +132,10 @@ def test_by_a_slow_clock_there_is_no_latest(source: Database, tmp_path: Path) ->
     assert "is dated in the future" in done.stderr
 
 
-@pytest.mark.parametrize("command", [["cat"], ["drill"], ["restore", "--create", "never_made"]])
+READERS = [["cat"], ["drill"], ["restore", "--create", "never_made"]]
+
+
+@pytest.mark.parametrize("command", later(READERS, ["drill"]))
 def test_a_plain_one_among_encrypted_ones_is_not_trusted(
     command: list[str], source: Database, tmp_path: Path
 ) -> None:

@@ -105,6 +105,7 @@ def test_a_copy_is_made_from_every_store(storage: Storage) -> None:
     assert contents(target) == contents(storage)
 
 
+@pytest.mark.plainest_stores_first
 def test_what_is_there_is_not_sent_again(storage: Storage) -> None:
     source = MemoryStorage()
     store(source, make(SCRIPT))
@@ -155,6 +156,7 @@ def test_the_archive_becomes_visible_after_its_companions() -> None:
     assert target.stored[-1] == "the archive"
 
 
+@pytest.mark.plainest_stores_first
 @pytest.mark.parametrize("passphrase", [None, KEY], ids=["plain", "encrypted"])
 def test_a_damaged_archive_is_not_copied(storage: Storage, passphrase: str | None) -> None:
     source = MemoryStorage()
@@ -187,6 +189,7 @@ def test_a_damaged_companion_is_not_copied() -> None:
     assert f"p/{made.manifest.archive}" not in [each.key for each in target.list("p/")]
 
 
+@pytest.mark.plainest_stores_first
 def test_another_backup_of_the_same_name_is_never_overwritten(storage: Storage) -> None:
     source = MemoryStorage()
     store(source, make(SCRIPT))
@@ -205,6 +208,7 @@ def test_a_damaged_copy_is_reported() -> None:
         copy(source, target)
 
 
+@pytest.mark.plainest_stores_first
 @pytest.mark.parametrize("kind", ["globals", "manifest"])
 def test_a_damaged_companion_takes_the_place_of_no_intact_one(storage: Storage, kind: str) -> None:
     source = MemoryStorage()
@@ -285,6 +289,7 @@ def test_a_damaged_manifest_of_a_plain_backup_is_an_error() -> None:
 # What changes later.
 
 
+@pytest.mark.plainest_stores_first
 @pytest.mark.parametrize("named", [names.key_name, names.kms_name], ids=["age", "kms"])
 def test_a_later_proof_and_another_wrapped_passphrase_are_copied(
     storage: Storage, named: Callable[[str, str], str]

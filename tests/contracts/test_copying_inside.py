@@ -181,7 +181,7 @@ def test_a_store_that_does_not_copy_gets_the_bytes_and_is_asked_no_more(
     assert (len(scene.sent), scene.asked, len(scene.told)) == (3, [], 1)
 
 
-@pytest.mark.parametrize("forward", [False, True])
+@pytest.mark.parametrize("forward", [pytest.param(False, marks=pytest.mark.long), True])
 def test_a_connection_that_breaks_once_is_no_reason_to_send(scene: Scene, *, forward: bool) -> None:
     scene.rule(Drop(forward=forward), skip=2, times=1)
     assert scene.copy().inside_bytes == len(LARGE)
@@ -237,7 +237,7 @@ def test_a_trial_that_cannot_be_removed_is_reported(scene: Scene) -> None:
     assert [each.upload_id for each in scene.target.pending("p/")] == [left.upload_id]
 
 
-@pytest.mark.parametrize("operation", ["CreateMultipartUpload", "ListParts"])
+@pytest.mark.parametrize("operation", later(["CreateMultipartUpload", "ListParts"], "ListParts"))
 def test_a_trial_that_fails_is_no_failure_of_the_copy(scene: Scene, operation: str) -> None:
     first = 1 if operation == "CreateMultipartUpload" else 0
     scene.http.rule(operation, Answer(403, "AccessDenied"), skip=first, times=1)
@@ -253,7 +253,7 @@ def test_a_response_without_a_result_is_no_copy(scene: Scene) -> None:
     assert contents(scene.target) == contents(scene.source)
 
 
-@pytest.mark.parametrize("conditional", [True, False])
+@pytest.mark.parametrize("conditional", [True, pytest.param(False, marks=pytest.mark.long)])
 def test_other_bytes_than_those_that_were_read_are_never_copied(
     scene: Scene, *, conditional: bool
 ) -> None:

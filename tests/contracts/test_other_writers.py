@@ -76,6 +76,7 @@ def back_up(storage: Storage, day: int, source: Identity = SHOP) -> list[str]:
     return warnings
 
 
+@pytest.mark.plainest_stores_first
 def test_each_other_source_is_reported_once(storage: Storage) -> None:
     cafe, moved = Identity("café", "1", "db1"), Identity("shop", "2", "db1", "5432")
     assert back_up(storage, 1) == []
@@ -93,6 +94,7 @@ def test_each_other_source_is_reported_once(storage: Storage) -> None:
     assert back_up(storage, 9, replace(SHOP, host="db2")) == []
 
 
+@pytest.mark.plainest_stores_first
 def test_more_sources_than_metadata_hold(storage: Storage) -> None:
     for day in range(1, 10):
         store(storage, day, Identity("other", str(day)).metadata())
@@ -102,6 +104,7 @@ def test_more_sources_than_metadata_hold(storage: Storage) -> None:
     assert len(header(many)) == len(many) <= 255
 
 
+@pytest.mark.plainest_stores_first
 def test_where_the_bucket_does_not_tell_the_next_backup_asks_anew(storage: Storage) -> None:
     store(storage, 1, Identity("other", "1").metadata())
     assert len(back_up(storage, 2)) == 1
@@ -111,6 +114,7 @@ def test_where_the_bucket_does_not_tell_the_next_backup_asks_anew(storage: Stora
     assert known.since == datetime(2020, 1, 2, tzinfo=UTC)
 
 
+@pytest.mark.plainest_stores_first
 def test_a_backup_that_does_not_say(storage: Storage) -> None:
     storage.put(OLD, b"data", {})
     assert look(storage) == []

@@ -131,6 +131,7 @@ def test_an_old_backup_goes_with_its_manifest(storage: Storage) -> None:
     ]
 
 
+@pytest.mark.plainest_stores_first
 def test_the_newest_stays_however_old(storage: Storage) -> None:
     store(storage, OLD, NEW)
     run(storage, days=1)
@@ -138,6 +139,7 @@ def test_the_newest_stays_however_old(storage: Storage) -> None:
     assert keys(storage) == [manifest(NEW), archive(NEW)]
 
 
+@pytest.mark.plainest_stores_first
 def test_the_newest_proven_one_stays_with_all_of_its_own_until_a_newer_one_is_proven(
     storage: Storage,
 ) -> None:
@@ -159,6 +161,7 @@ def test_the_newest_proven_one_stays_with_all_of_its_own_until_a_newer_one_is_pr
     assert sorted(keys(storage)) == sorted([manifest(LATEST), archive(LATEST), newer])
 
 
+@pytest.mark.plainest_stores_first
 def test_a_proof_beside_a_stray_manifest_still_counts(storage: Storage) -> None:
     """With two ids under one name, the archive identifies its own."""
     store(storage, OLD, NEW)
@@ -168,6 +171,7 @@ def test_a_proof_beside_a_stray_manifest_still_counts(storage: Storage) -> None:
     assert {archive(OLD), manifest(OLD), proof} <= set(keys(storage))
 
 
+@pytest.mark.plainest_stores_first
 def test_the_proof_of_another_does_not_count(storage: Storage) -> None:
     store(storage, OLD, NEW, LATEST)
     mine = prove(storage, OLD)
@@ -177,12 +181,14 @@ def test_the_proof_of_another_does_not_count(storage: Storage) -> None:
     assert sorted(keys(storage)) == sorted(expected)
 
 
+@pytest.mark.plainest_stores_first
 def test_encrypted_ones_go_with_theirs(storage: Storage) -> None:
     store(storage, OLD, NEW, encrypted=True)
     run(storage)
     assert keys(storage) == [manifest(NEW) + ".enc", archive(NEW) + ".enc"]
 
 
+@pytest.mark.plainest_stores_first
 def test_wrapped_passphrases_go_with_their_backup_and_are_swept(storage: Storage) -> None:
     store(storage, OLD, NEW, encrypted=True)
     wrapped = [f"db/{OLD}.{ID}.key.age", f"db/{NEW}.{ID}.key.age", f"db/{NEW}.{OTHER_ID}.key.age"]
@@ -193,6 +199,7 @@ def test_wrapped_passphrases_go_with_their_backup_and_are_swept(storage: Storage
     assert keys(storage) == [wrapped[1], manifest(NEW) + ".enc", archive(NEW) + ".enc"]
 
 
+@pytest.mark.plainest_stores_first
 def test_backups_of_the_shell_service_count_and_go_alike(storage: Storage) -> None:
     for base in (OLD, NEW, "backup_20200103_000000"):
         storage.put(archive(base), b"data", {})
@@ -204,6 +211,7 @@ def test_backups_of_the_shell_service_count_and_go_alike(storage: Storage) -> No
     ]
 
 
+@pytest.mark.plainest_stores_first
 def test_a_dry_run_deletes_nothing_and_says_the_same(storage: Storage) -> None:
     store(storage, OLD, NEW)
     storage.put(manifest(OLD, OTHER_ID), b"{}", {"id": OTHER_ID})
@@ -261,6 +269,7 @@ def test_what_is_not_ours_is_not_touched(storage: Storage) -> None:
     assert sorted(keys(storage)) == sorted([*foreign, manifest(NEW), archive(NEW)])
 
 
+@pytest.mark.plainest_stores_first
 @pytest.mark.parametrize(
     "storage",
     # Swift and Azurite take their time.
@@ -284,6 +293,7 @@ def test_more_than_a_page_of_them(storage: Storage) -> None:
 # Other sources.
 
 
+@pytest.mark.plainest_stores_first
 @pytest.mark.usefixtures("uploads_are_listed")
 def test_the_last_backup_of_another_source_is_not_touched(storage: Storage) -> None:
     """Its companions and unfinished uploads are not touched, and it counts for no rule."""
@@ -315,6 +325,7 @@ def test_the_last_backup_of_another_source_is_not_touched(storage: Storage) -> N
     assert sorted(keys(storage)) == sorted([manifest(OLD), proof, archive(OLD), *left])
 
 
+@pytest.mark.plainest_stores_first
 def test_what_is_proven_by_asking_costs_no_other_source_its_last_backup(storage: Storage) -> None:
     """Names alone do not identify the owner of a proof if another backup left something too."""
     young = (NOW - timedelta(days=1)).strftime("backup_%Y%m%d_%H%M%S")
@@ -329,6 +340,7 @@ def test_what_is_proven_by_asking_costs_no_other_source_its_last_backup(storage:
     assert keys(storage) == before
 
 
+@pytest.mark.plainest_stores_first
 def test_the_same_name_on_another_server_is_another_source(storage: Storage) -> None:
     store(storage, OLD, source=replace(SHOP, system="1"))
     store(storage, NEW, source=replace(SHOP, host="db2"))
@@ -338,6 +350,7 @@ def test_the_same_name_on_another_server_is_another_source(storage: Storage) -> 
     assert sorted(keys(storage)) == sorted(expected)
 
 
+@pytest.mark.plainest_stores_first
 def test_of_a_source_that_was_moved_old_and_new_count_as_one_if_both_are_named(
     storage: Storage,
 ) -> None:
@@ -350,6 +363,7 @@ def test_of_a_source_that_was_moved_old_and_new_count_as_one_if_both_are_named(
     assert keys(storage) == [manifest(LATEST), archive(LATEST)]
 
 
+@pytest.mark.plainest_stores_first
 def test_earlier_backups_of_the_same_names_go_unless_they_may_be_anothers(
     storage: Storage,
 ) -> None:
@@ -374,6 +388,7 @@ def test_earlier_backups_of_the_same_names_go_unless_they_may_be_anothers(
     assert keys(storage) == ours
 
 
+@pytest.mark.plainest_stores_first
 def test_what_does_not_name_its_source_is_another_s_if_ours_do_by_then(storage: Storage) -> None:
     since = {"id": ID, **identity.continued(SHOP, None, datetime(2020, 1, 2, tzinfo=UTC))}
     storage.put(archive(OLD), b"data", {})
@@ -390,6 +405,7 @@ def test_what_does_not_name_its_source_is_another_s_if_ours_do_by_then(storage: 
 # Leftovers.
 
 
+@pytest.mark.plainest_stores_first
 def test_orphans_are_swept_when_a_day_has_passed(storage: Storage) -> None:
     store(storage, NEW)
     storage.put(manifest(OLD), b"{}", {"id": ID})
@@ -409,6 +425,7 @@ def test_orphans_are_swept_when_a_day_has_passed(storage: Storage) -> None:
     )
 
 
+@pytest.mark.plainest_stores_first
 @pytest.mark.parametrize("metadata", [{}, {"id": OTHER_ID}], ids=["none", "of another"])
 def test_an_orphan_whose_metadata_are_not_ours_stays(
     storage: Storage, metadata: dict[str, str]
@@ -420,6 +437,7 @@ def test_an_orphan_whose_metadata_are_not_ours_stays(
     assert keys(storage) == before
 
 
+@pytest.mark.plainest_stores_first
 def test_a_young_manifest_of_a_removed_name_may_belong_to_a_running_backup(
     storage: Storage,
 ) -> None:
@@ -429,6 +447,7 @@ def test_a_young_manifest_of_a_removed_name_may_belong_to_a_running_backup(
     assert keys(storage) == [manifest(OLD, OTHER_ID), manifest(NEW), archive(NEW)]
 
 
+@pytest.mark.plainest_stores_first
 def test_a_copy_without_metadata_goes_with_all_that_has_its_name(storage: Storage) -> None:
     store(storage, OLD, NEW)
     storage.put(archive(OLD), b"data", {})
@@ -463,6 +482,7 @@ def not_exclusive() -> AbstractContextManager[object]:
     raise WriterBusyError("a backup runs")
 
 
+@pytest.mark.plainest_stores_first
 @pytest.mark.usefixtures("uploads_are_listed")
 def test_leftovers_stay_while_a_backup_may_run_and_old_backups_go(storage: Storage) -> None:
     store(storage, OLD, NEW)
@@ -478,6 +498,7 @@ def test_leftovers_stay_while_a_backup_may_run_and_old_backups_go(storage: Stora
     assert heard.count(events.Informed("Leftovers were not swept: a backup runs")) == 1
 
 
+@pytest.mark.plainest_stores_first
 def test_who_has_nothing_to_sweep_keeps_no_backup_waiting(storage: Storage) -> None:
     store(storage, OLD, NEW)
     heard: list[events.Event] = []

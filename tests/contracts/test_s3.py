@@ -134,7 +134,9 @@ def test_what_may_pass_is_tried_again(
     assert all(isinstance(event, events.Retrying) and event.attempts == 3 for event in heard)
 
 
-@pytest.mark.parametrize("status", [408, 425, 429, 499, 500, 502, 503, 504])
+@pytest.mark.parametrize(
+    "status", later([408, 425, 429, 499, 500, 502, 503, 504], 408, 425, 499, 500, 502)
+)
 def test_a_bare_status_is_tried_again(
     s3: Callable[..., S3Storage], http: HttpProxy, status: int
 ) -> None:
@@ -147,7 +149,7 @@ def test_a_bare_status_is_tried_again(
     assert isinstance(retrying, events.Retrying)
 
 
-@pytest.mark.parametrize("operation", OPERATIONS)
+@pytest.mark.parametrize("operation", later(OPERATIONS, "ListParts", "HeadObject"))
 def test_when_the_attempts_are_used_up_nothing_is_left(
     s3: Callable[..., S3Storage], http: HttpProxy, operation: str
 ) -> None:
@@ -246,11 +248,14 @@ def test_a_commit_is_looked_up_when_all_its_answers_are_lost(
 
 @pytest.mark.parametrize(
     "fault",
-    [
-        Drop(forward=False),
-        Answer(504, "GatewayTimeout"),
-        *(Answer(status, "") for status in (503, 520, 524)),
-    ],
+    later(
+        [
+            Drop(forward=False),
+            Answer(504, "GatewayTimeout"),
+            *(Answer(status, "") for status in (503, 520, 524)),
+        ],
+        *(Answer(status, "") for status in (503, 520)),
+    ),
     ids=str,
 )
 def test_a_commit_of_which_nothing_is_known_is_a_failure_and_left_alone(
@@ -269,16 +274,19 @@ def test_a_commit_of_which_nothing_is_known_is_a_failure_and_left_alone(
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # cut connections
+@pytest.mark.parametrize("attempts", later([10, 30], 30))
 def test_a_commit_that_is_cut_off_never_leaves_a_damaged_object(
-    s3: Callable[..., S3Storage], alarm: Callable[[float], None]
+    attempts: int, s3: Callable[..., S3Storage], alarm: Callable[[float], None]
 ) -> None:
     """The real store goes on completing while we leave; what is visible must be whole.
 
     The alarm finds the moment itself: later after each commit that it prevented, else earlier.
     """
-    outcomes = set()
+    outcomes: set[bool | None] = set()
     seconds = 0.01
     for attempt in range(30):
+        if attempt >= attempts and len(outcomes) > 1:
+            break
         key = f"key-{attempt}"
         storage = s3()
         begun = storage.upload(key, metadata={"id": key}, expected_size=1)

@@ -138,6 +138,7 @@ def test_what_is_excluded(database: Database) -> None:
     assert ("shop", "Odd, name") not in dumped(database, schemas="sh*")
 
 
+@pytest.mark.newest_first
 @pytest.mark.parametrize("encoding", ["EUC_JP", "LATIN1", "UTF8", "SQL_ASCII"])
 def test_names_in_the_encoding_of_the_database(encoding: str, cluster: Cluster) -> None:
     name = "日本" if encoding == "EUC_JP" else "täble"

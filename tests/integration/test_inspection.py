@@ -154,6 +154,7 @@ def test_constraints_that_are_not_validated(database: Database) -> None:
 IDENTITY = "CREATE TABLE a (n int GENERATED ALWAYS AS IDENTITY ({}) UNIQUE); INSERT INTO a {}"
 
 
+@pytest.mark.newest_first
 @pytest.mark.parametrize(
     ("script", "behind"),
     [

@@ -51,6 +51,7 @@ WHY = {
 }
 
 
+@pytest.mark.newest_first
 @pytest.mark.parametrize("why", WHY)
 def test_a_refusal_has_a_code_and_a_remedy(
     why: str, cluster: Cluster, make_database: MakeDatabase, anybody: str
@@ -77,6 +78,7 @@ def test_a_login_that_is_accepted_a_moment_later(make_database: MakeDatabase) ->
     assert "CONNECTION LIMIT" in error.hint
 
 
+@pytest.mark.newest_first
 def test_every_command_says_that_a_database_takes_no_connections(
     closed: Database, make_database: MakeDatabase, tmp_path: Path
 ) -> None:

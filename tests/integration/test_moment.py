@@ -33,6 +33,7 @@ def of(uri: str) -> tuple[moment.Moment | None, list[events.Event]]:
     return moment.of(login.inspect(uri), heard.append), heard
 
 
+@pytest.mark.newest_first
 def test_of_a_primary_and_of_a_standby(major: int) -> None:
     with Cluster(major, settings={"wal_level": "replica", "hot_standby": "on"}) as cluster:
         server = cluster.maintenance

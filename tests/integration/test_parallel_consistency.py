@@ -23,6 +23,7 @@ from pgstash.postgres.tools.tool_run import ToolRun
 from support import backups, pieces
 from support.cli import environment, run_pgstash
 from support.postgres import clean_environment, temporary_database
+from support.tiers import later
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -218,7 +219,10 @@ def test_money_in_tables_that_are_rewritten_around_the_dump(
     assert by_several
 
 
-@pytest.mark.parametrize("rewrite", ["TRUNCATE", "VACUUM FULL", "another of its name"])
+REWRITES = ["TRUNCATE", "VACUUM FULL", "another of its name"]
+
+
+@pytest.mark.parametrize("rewrite", later(REWRITES, "VACUUM FULL"))
 def test_a_table_that_is_rewritten_between_the_snapshot_and_the_lock(
     rewrite: str, money: Database, make_database: MakeDatabase, tmp_path: Path
 ) -> None:
@@ -352,6 +356,7 @@ def insert(session: Session, first: int, rows: int, short: int, value: int) -> N
     session.execute(INSERT, given)
 
 
+@pytest.mark.newest_first
 @given(
     fillfactor=st.integers(10, 100),
     first=inserts,

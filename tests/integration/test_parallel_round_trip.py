@@ -14,6 +14,7 @@ from support.backups import PASSPHRASE, back_up
 from support.cli import environment, run_pgstash
 from support.compare import compare
 from support.postgres import Cluster, Database
+from support.tiers import later
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -22,9 +23,15 @@ if TYPE_CHECKING:
 
 _NO_LOGICAL_CHANGES = "is insufficient to publish logical changes"
 NEWEST_FIRST = pytest.mark.newest_first
+ALL_SAMPLES = (*databases.ROUND_TRIPPING, "breaks_under_clean")
+TO_BEGIN_WITH: dict[str, list[pytest.MarkDecorator]] = {
+    "structure": [],
+    "large_objects": [NEWEST_FIRST],
+    "mixed": [NEWEST_FIRST],
+    "odd_names": [NEWEST_FIRST],
+}
 SAMPLES = [
-    pytest.param(each, marks=() if each in {"structure", "large_objects"} else NEWEST_FIRST)
-    for each in (*databases.ROUND_TRIPPING, "breaks_under_clean")
+    pytest.param(each, marks=TO_BEGIN_WITH.get(each, [pytest.mark.long])) for each in ALL_SAMPLES
 ]
 
 
@@ -209,7 +216,7 @@ def test_tables_of_an_extension_that_refer_to_each_other(tmp_path: Path) -> None
 
 
 @pytest.mark.newest_first
-@pytest.mark.parametrize("jobs", [1, 2])
+@pytest.mark.parametrize("jobs", later([1, 2], 1))
 def test_an_array_with_null_whatever_is_planted(
     jobs: int, cluster: Cluster, make_database: MakeDatabase, new_database: str, tmp_path: Path
 ) -> None:
@@ -225,10 +232,11 @@ def test_an_array_with_null_whatever_is_planted(
     assert restored.run_sql("SHOW array_nulls").strip() == "off"
 
 
+OF_ROWS = ["--verbose", "-v", "--disable-triggers --superuser=admin", "--statistics"]
+
+
 @pytest.mark.newest_first
-@pytest.mark.parametrize(
-    "options", ["--verbose", "-v", "--disable-triggers --superuser=admin", "--statistics"]
-)
+@pytest.mark.parametrize("options", later(OF_ROWS, "--verbose", "-v"))
 def test_options_that_mean_more_to_a_dump_of_rows_alone(
     options: str, cluster: Cluster, make_database: MakeDatabase, new_database: str, tmp_path: Path
 ) -> None:

@@ -18,6 +18,7 @@ from pgstash.postgres.tools import installed
 from support import backups, extension, pieces
 from support.cli import environment, run_pgstash
 from support.postgres import Database, clean_environment
+from support.tiers import later
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -83,6 +84,7 @@ def cut_for(database: Database, user: str) -> set[bytes]:
         return {table.name for table in found if len(list(table.chunks)) > 1}
 
 
+@pytest.mark.newest_first
 @pytest.mark.parametrize("route", ROUTES)
 def test_no_function_of_the_owner_is_run(route: str, mallory: Database, tmp_path: Path) -> None:
     """A query over a table is planned, and with it what is constant in its expressions is run."""
@@ -138,7 +140,7 @@ OPERATORS = """
 
 
 @pytest.mark.newest_first
-@pytest.mark.parametrize("jobs", ["1", "2"])
+@pytest.mark.parametrize("jobs", later(["1", "2"], "1"))
 def test_no_operator_of_the_owner_is_run(
     jobs: str, mallory: Database, make_database: MakeDatabase, cluster: Cluster, tmp_path: Path
 ) -> None:

@@ -41,6 +41,7 @@ from support.cli import environment, restore_to, run_pgstash, started_pgstash
 from support.compare import compare
 from support.pgbouncer import Application, PgBouncer, at_work
 from support.postgres import Cluster, Database, MakeDatabase, free_port
+from support.tiers import later
 
 # How long somebody waits who asks for a session in vain.
 SECONDS = 1.0
@@ -64,7 +65,7 @@ def logged_in(server: Server, count: int) -> Iterator[list[Session]]:
 
 @pytest.mark.parametrize("round_robin", ["0", "1"], ids=["last-used", "round-robin"])
 @pytest.mark.parametrize("clients", [0, 12], ids=["idle", "busy"])
-@pytest.mark.parametrize("size", [1, 2, 4, 20])
+@pytest.mark.parametrize("size", later([1, 2, 4, 20], 4))
 def test_swapped_sessions_are_refused(
     size: int, clients: int, round_robin: str, shop: Database
 ) -> None:

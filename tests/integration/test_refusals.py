@@ -131,6 +131,7 @@ HINTS = {
 }
 
 
+@pytest.mark.newest_first
 @pytest.mark.parametrize("what", HINTS)
 def test_a_hint_by_the_code_and_the_statement(what: str, target: Database) -> None:
     script, words = HINTS[what]
@@ -184,6 +185,7 @@ def _dropped_later(cluster: Cluster) -> Iterator[None]:
     cluster.drop_database(NAME)
 
 
+@pytest.mark.newest_first
 @pytest.mark.usefixtures("_dropped_later")
 @pytest.mark.parametrize("what", AFTER_ROWS)
 def test_an_error_of_pg_restore_is_named_by_its_code(

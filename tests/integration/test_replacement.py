@@ -19,6 +19,7 @@ from pgstash.postgres.restore.target import Outcome, TargetState
 from pgstash.postgres.server import login
 from pgstash.runtime import Runtime
 from support.postgres import Cluster, Database
+from support.tiers import later
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -264,7 +265,8 @@ FAILURES = {
 }
 
 
-@pytest.mark.parametrize("at", [1, 2, 3])
+@pytest.mark.newest_first
+@pytest.mark.parametrize("at", later([1, 2, 3], 3))
 @pytest.mark.parametrize("kind", FAILURES)
 def test_a_failure_between_the_renames_undoes_them(
     scene: Scene, kind: str, at: int, monkeypatch: pytest.MonkeyPatch

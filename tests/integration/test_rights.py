@@ -18,6 +18,7 @@ from pgstash.check.finding import Finding
 from pgstash.postgres.dump import required_tables
 from pgstash.postgres.tools import pg_dump_options
 from support.postgres import Cluster, Database, MakeDatabase, clean_environment
+from support.tiers import later
 
 NAMES = 'CREATE SCHEMA "Odd; Schema"; CREATE TABLE "Odd; Schema"."It\'s" (a int);'
 CONTENTS = f"""
@@ -128,7 +129,7 @@ LACKING = {
 
 
 @pytest.mark.parametrize("lacking", LACKING)
-@pytest.mark.parametrize("remedy", ["whole", "one by one"])
+@pytest.mark.parametrize("remedy", later(["whole", "one by one"], "whole"))
 def test_what_is_lacking_is_named_and_the_statements_mend_it(
     lacking: str, remedy: str, role: Role
 ) -> None:
@@ -152,6 +153,7 @@ def test_what_is_lacking_is_named_and_the_statements_mend_it(
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@pytest.mark.newest_first
 def test_many_are_counted_and_one_statement_mends_them(role: Role) -> None:
     role.database.run_sql(
         "SELECT lo_create(g) FROM generate_series(5000, 5119) g;"
@@ -236,6 +238,7 @@ def test_a_subscription_that_is_left_out_is_a_warning(role: Role) -> None:
     role.database.run_sql("DROP SUBSCRIPTION feed")
 
 
+@pytest.mark.newest_first
 def test_user_mappings_without_their_options_are_a_warning(role: Role) -> None:
     allow_all(role)
     role.database.run_sql(
@@ -306,6 +309,7 @@ def test_a_clock_that_differs_is_a_warning(make_database: MakeDatabase) -> None:
     assert "ahead of ours" in findings["database clock"].found
 
 
+@pytest.mark.newest_first
 @pytest.mark.parametrize(
     "given",
     [
@@ -347,6 +351,7 @@ def assert_as_pg_dump_finds_it(role: Role, given: list[str]) -> None:
     assert (found == []) == (done.returncode == 0), (found, done.stderr)
 
 
+@pytest.mark.newest_first
 @pytest.mark.parametrize("table", ["numbered", "tagged"])
 @pytest.mark.parametrize("lacking", ["the table", "the sequence", "nothing"])
 def test_the_sequence_of_a_table_that_is_chosen(lacking: str, table: str, role: Role) -> None:
@@ -358,6 +363,7 @@ def test_the_sequence_of_a_table_that_is_chosen(lacking: str, table: str, role: 
         assert_as_pg_dump_finds_it(role, given)
 
 
+@pytest.mark.newest_first
 @pytest.mark.parametrize(
     "given", [[], ["-B"], ["-b"], ["-t", "plain"], ["-bt", "plain"], ["-n", "public"]], ids=" ".join
 )

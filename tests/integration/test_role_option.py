@@ -35,6 +35,7 @@ ROLES = {
 }
 
 
+@pytest.mark.newest_first
 @pytest.mark.parametrize("role", ROLES)
 def test_a_role_that_cannot_be_taken(role: str, source: Database, tmp_path: Path) -> None:
     options, words = ROLES[role]

@@ -35,6 +35,7 @@ def comparable(dump: bytes) -> bytes:
     return re.sub(rb"\n+", b"\n", re.sub(rb"\n\\(un)?restrict \w+", b"", dump))
 
 
+@pytest.mark.newest_first
 @pytest.mark.parametrize("sample", SAMPLES)
 def test_the_drops_are_what_clean_adds(
     sample: str, cluster: Cluster, make_database: MakeDatabase

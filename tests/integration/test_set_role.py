@@ -17,6 +17,7 @@ from pgstash.postgres.tools.tool_run import ToolRun
 from support.backups import back_up
 from support.cli import environment, restore_to, run_pgstash
 from support.postgres import Database
+from support.tiers import later
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -54,7 +55,7 @@ def login_of(database: Database) -> str:
 
 
 @pytest.mark.newest_first
-@pytest.mark.parametrize("jobs", ["", "1", "2"])
+@pytest.mark.parametrize("jobs", later(["", "1", "2"], ""))
 def test_a_restore_is_the_roles(
     jobs: str, target: Database, make_database: MakeDatabase, tmp_path: Path
 ) -> None:
@@ -76,7 +77,7 @@ def test_a_restore_is_the_roles(
 
 
 @pytest.mark.newest_first
-@pytest.mark.parametrize("whose", [LOGIN, "admin"])
+@pytest.mark.parametrize("whose", later([LOGIN, "admin"], "admin"))
 def test_a_drill_of_a_database_that_sets_a_role(
     whose: str, target: Database, make_database: MakeDatabase, tmp_path: Path
 ) -> None:

@@ -87,6 +87,7 @@ def test_a_pooler_is_told_from_what_only_forwards(make_database: MakeDatabase) -
         assert look(through(database, proxy.port))["pooler"].state == "ok"
 
 
+@pytest.mark.newest_first
 def test_a_standby_and_its_settings(major: int) -> None:
     settings = {"wal_level": "replica", "hot_standby": "on"}
     with Cluster(major, settings=settings) as cluster:

@@ -67,6 +67,7 @@ def reading(database: Database) -> Iterator[tuple[Reader, Chunk]]:
             yield subject, Chunk(table, 0)
 
 
+@pytest.mark.newest_first
 @pytest.mark.parametrize("pipe", [4096, 8192])
 def test_rows_that_come_before_the_statement_is_written(
     pipe: int, narrow: Database, monkeypatch: pytest.MonkeyPatch
@@ -105,6 +106,7 @@ def test_the_rows_that_the_server_counted_are_compared(narrow: Database) -> None
         subject.confirm(none, 0)
 
 
+@pytest.mark.newest_first
 def test_a_row_that_is_lost_on_the_way_fails_the_backup(narrow: Database, tmp_path: Path) -> None:
     losing = (
         "read = copy_reader.Reader._run\n"

@@ -66,6 +66,7 @@ ODD_NAMES = [
     later(
         ODD_NAMES,
         *("two words", 'say "hello"', "UPPER Case", "back\\slash", "per%20cent", "Größe", "x" * 63),
+        *("a=b", "--version", "🐘 base", "new\nline"),
     ),
 )
 def test_any_database_name(name: str, newest_cluster: Cluster, tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from support.postgres import Cluster, MakeDatabase
 
 
+@pytest.mark.newest_first
 @pytest.mark.parametrize(
     "made",
     [

@@ -242,9 +242,10 @@ def around(make_database: MakeDatabase, swift_server: SwiftServer) -> Iterator[A
         around.mend()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("runs", "calm"),
-    [(16, 8), pytest.param(200, 100, marks=pytest.mark.long)],
+    [(16, 8), (200, 100)],
     ids=["days", "weeks"],
 )
 def test_soak(  # noqa: PLR0917 - fixtures

@@ -10,6 +10,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 
+# For a test that would show the same of a backup that is not encrypted.
+ENCRYPTED_FIRST = [
+    pytest.param(False, marks=pytest.mark.long, id="plain"),
+    pytest.param(True, id="encrypted"),
+]
+
+
 def later(variants: Iterable[object], *waiting: object) -> list[object]:
     """Return variants for ``parametrize``: those that are named after them for the second tier.
 
