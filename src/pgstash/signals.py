@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import NoReturn
 
@@ -57,6 +57,28 @@ class Interruption:
                 signal.signal(signum, handler)
 
     @contextlib.contextmanager
+    def hangup_calls(self, reload: Callable[[], None]) -> Iterator[None]:
+        """Let SIGHUP call this inside the block, unless it comes since the terminal is gone.
+
+        If the caller ignores it, as nohup does, it stays ignored.
+        """
+        before = signal.getsignal(signal.SIGHUP)
+        had_terminal = _has_terminal()
+
+        def handle(signum: int, frame: FrameType | None) -> None:
+            if had_terminal and not _has_terminal():
+                self._handle(signum, frame)
+            else:
+                reload()
+
+        if before != signal.SIG_IGN:
+            signal.signal(signal.SIGHUP, handle)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGHUP, before)
+
+    @contextlib.contextmanager
     def defer_signals(self) -> Iterator[None]:
         """Defer a signal until the block has ended, for up to COMMIT_SECONDS.
 
@@ -94,6 +116,15 @@ class Interruption:
             return
         if not _is_handled(sys.exception()):
             self.raise_if_interrupted()
+
+
+def _has_terminal() -> bool:
+    """Return whether the process has a terminal that controls it."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY))
+    except OSError:
+        return False
+    return True
 
 
 def _is_handled(error: BaseException | None) -> bool:

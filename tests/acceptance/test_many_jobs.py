@@ -263,6 +263,55 @@ def test_the_service_backs_up_what_comes_and_goes(hostile: list[Database], tmp_p
     assert sum(prefixes(store).values()) == 4
 
 
+def test_the_service_follows_its_configuration_file(
+    make_database: MakeDatabase, tmp_path: Path
+) -> None:
+    """A broken edit changes nothing, and a job that starts meanwhile runs by the file before it."""
+    first, second = make_database(), make_database()
+    server = Database(first.cluster, "postgres")
+    (store := tmp_path / "store").mkdir()
+    config = tmp_path / "pgstash.toml"
+
+    def describe(more: str, *databases: str) -> None:
+        config.write_text(
+            f"""
+            {more}
+            [defaults]
+            storage_url = "{store.as_uri()}"
+            backup_encryption = false
+            [servers.one]
+            database_url = {{ env = "ONE" }}
+            databases = {json.dumps(databases)}
+            """
+        )
+
+    describe("", first.name, "reload_*")
+    env = environment(server.bin_dir, ONE=server.uri, PGSTASH_CONFIG=str(config))
+    with serving(env, tmp_path) as (process, log):
+        log.wait_for(rf"SUCCESS \[one/{first.name}\] Backup completed")
+        describe("[unknown]\n[more", second.name)
+        process.send_signal(signal.SIGHUP)
+        refused = r"FAILURE Backup failed after 0.0s: the configuration file: it is not read again"
+        log.wait_for(refused)
+        server.run_sql("CREATE DATABASE reload_new")
+        try:
+            log.wait_for(r"SUCCESS \[one/reload_new\] Backup completed")
+            describe("[unknown]", second.name)
+            process.send_signal(signal.SIGHUP)
+            log.wait_for(rf"(?:{refused}(?:.|\n)*){{2}}")
+            assert "Not backed up any more" not in log.path.read_text()
+            describe("", second.name)
+            log.wait_for(rf"INFO New databases, backed up now: one/{second.name}$")
+        finally:
+            server.run_sql("DROP DATABASE reload_new WITH (FORCE)")
+        log.wait_for(rf"SUCCESS \[one/{second.name}\] Backup completed")
+        gone = rf"one/({first.name}, one/reload_new|reload_new, one/{first.name})"
+        log.wait_for(rf"WARNING Not backed up any more, as the configuration file .*: {gone}\. ")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(SECONDS) == -signal.SIGTERM
+    assert len(list(store.rglob("backup_????????_??????.sql.gz"))) == 3
+
+
 def ask(port: int) -> dict[str, object]:
     url = f"http://127.0.0.1:{port}/readyz"
     try:

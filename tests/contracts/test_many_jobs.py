@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pgstash import events, settings
-from pgstash.commands import job_runs, job_survey, jobs, once_for_all, service_of_jobs
+from pgstash.commands import job_runs, job_survey, jobs, listings, once_for_all, service_of_jobs
 from pgstash.commands.notifications import listening
 from pgstash.errors import DatabaseUnreachableError, Interrupted, JobsFailedError
 from pgstash.format.folders import folder_of
@@ -180,7 +180,7 @@ def test_a_listing_that_fails_for_an_hour_is_posted_and_makes_the_service_unread
         if "due now" in str(event):
             Database(database.cluster, "postgres").run_sql(f'DROP DATABASE "{used.name}"')
         elif "could not be listed" in str(event):
-            passed = 2 * service_of_jobs.UNLISTED
+            passed = 2 * listings.UNLISTED
         elif isinstance(event, events.BackupFailed):
             assert event.name == "all databases"
             with pytest.raises(urllib.error.HTTPError) as caught:
@@ -272,7 +272,7 @@ def test_a_server_that_does_not_answer_is_reported_as_a_failed_backup(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert database.name  # its settings are in the environment
-    monkeypatch.setattr(service_of_jobs, "_FIRST_DELAY", timedelta(0))
+    monkeypatch.setattr(listings, "_FIRST_DELAY", timedelta(0))
     values = settings.load(given={"DATABASE_URL": NOWHERE})
     seen: list[events.BackupFailed] = []
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pty
 import signal
 import subprocess
 import sys
@@ -161,6 +162,53 @@ def test_an_ignored_signal_stays_ignored() -> None:
         "print('still here', flush=True)\n"
     )
     assert (done.returncode, done.stdout) == (0, "still here\n")
+
+
+def test_a_service_reads_its_file_again_on_sighup() -> None:
+    """Inside the block; after it, SIGHUP ends the process again."""
+    done = run(
+        "interruption = Interruption()\n"
+        "try:\n"
+        "    with interruption.installed():\n"
+        "        with interruption.hangup_calls(lambda: print('again', flush=True)):\n"
+        f"            send({int(signal.SIGHUP)})\n"
+        f"            send({int(signal.SIGHUP)})\n"
+        f"        send({int(signal.SIGHUP)})\n"
+        "except Interrupted as interrupted:\n"
+        "    end_by(interrupted.signum)\n"
+    )
+    assert (done.returncode, done.stdout) == (-signal.SIGHUP, "again\nagain\n")
+
+
+def test_sighup_of_a_terminal_that_is_gone_ends_the_service() -> None:
+    program = (
+        "import os, sys, time\n"
+        "from pgstash.errors import Interrupted\n"
+        "from pgstash.signals import Interruption\n"
+        "out = os.dup(3)\n"
+        "try:\n"
+        "    interruption = Interruption()\n"
+        "    again = interruption.hangup_calls(lambda: os.write(out, b'h'))\n"
+        "    with interruption.installed(), again:\n"
+        "        os.write(out, b'r')\n"
+        "        time.sleep(30)\n"
+        "except Interrupted as interrupted:\n"
+        "    os.write(out, str(interrupted.signum).encode())\n"
+    )
+    reading, writing = os.pipe()
+    pid, terminal = pty.fork()
+    if not pid:
+        os.dup2(writing, 3)
+        os.set_inheritable(3, True)  # noqa: FBT003 - it takes no name
+        os.execv(sys.executable, [sys.executable, "-c", program])  # noqa: S606 - the interpreter itself
+    os.close(writing)
+    assert os.read(reading, 1) == b"r"
+    os.kill(pid, signal.SIGHUP)  # by hand: the terminal is still there
+    assert os.read(reading, 1) == b"h"
+    os.close(terminal)
+    assert os.read(reading, 9) == b"1"
+    os.close(reading)
+    os.waitpid(pid, 0)
 
 
 def test_process_1_cannot_be_ended_by_a_signal_and_says_the_same() -> None:

@@ -3,38 +3,32 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import NoReturn
 
 from pgstash import events
-from pgstash.commands import health, job_runs, job_survey, jobs
+from pgstash.commands import health, job_runs, job_survey, jobs, reloading
 from pgstash.commands.job_runs import RunError
 from pgstash.commands.jobs import Job
+from pgstash.commands.listings import Listings
+from pgstash.commands.reloading import ConfigFile
 from pgstash.counting import counted
 from pgstash.errors import ConfigurationError, DatabaseLoginError, PgstashError
-from pgstash.failure import fields
 from pgstash.format.iso_time import iso
 from pgstash.monitoring import health_server
 from pgstash.monitoring.jobs_health import Failure, JobsHealth
-from pgstash.monitoring.redaction import Scrubber
 from pgstash.processes.children import Children
 from pgstash.runtime import Runtime
 from pgstash.service.dispatcher import Dispatcher, Run, Stored
 from pgstash.service.loop import LONGEST_NAP, SET_BACK
-from pgstash.settings import Settings, environment_of_jobs
+from pgstash.settings import Settings, environment_of_jobs, places
+from pgstash.settings.sources import SNAPSHOT_VARIABLE
 
 LISTING = timedelta(minutes=15)
 """From one listing of the databases to the next: a new one waits for its first backup by that much
 at most, and a server that sleeps while nobody uses it is not kept awake."""
-
-UNLISTED = timedelta(hours=1)
-"""How long listings may fail until the service is unready: a new database would be missed."""
-
-_FIRST_DELAY = timedelta(minutes=1)
-_NEVER = datetime.min.replace(tzinfo=UTC)
-_ONLY = ""  # the server that DATABASE_URL leads to
 
 
 def serve(settings: Settings, runtime: Runtime) -> NoReturn:
@@ -50,6 +44,8 @@ def serve(settings: Settings, runtime: Runtime) -> NoReturn:
         children: Children[Run] = Children(environment_of_jobs())
         stack.enter_context(children.ending())
         service = _Service(settings, runtime, children, known)
+        if (config := settings.origin.config) is not None:
+            stack.enter_context(service.following(ConfigFile(config)))
         while True:
             service.step()
 
@@ -67,14 +63,41 @@ class _Service:
         self._dispatcher = Dispatcher(settings.workers, runtime)
         self._started: dict[Run, datetime] = {}
         self._seen = runtime.now()
-        self._list_at = self._seen
-        self._was_listed = False
-        self._failures = 0  # of listings, in a row
-        self._reported: set[events.Event] = set()
-        # Servers that do not answer, with the time of the last listing that may have succeeded.
-        self._away: dict[str, datetime] = {}
-        self._posted: set[str] = set()  # of these, those whose failure was posted
-        self._lacking: dict[str, str] = {}
+        self._listings = Listings(LISTING, runtime, known)
+        self._file: ConfigFile | None = None
+        self._is_reloaded = False
+        self._known_settings: dict[str, Settings] = {}
+
+    @contextlib.contextmanager
+    def following(self, config: ConfigFile) -> Iterator[None]:
+        """Follow the changes of the configuration file inside the block."""
+
+        def hangup() -> None:
+            config.ask()
+            self._children.wake()
+
+        self._file = config
+        self._children.share(SNAPSHOT_VARIABLE, config.snapshot)
+        try:
+            with self._runtime.interruption.hangup_calls(hangup):
+                yield
+        finally:
+            config.close()
+
+    def _reload(self, config: ConfigFile) -> None:
+        """Read the configuration file; if something is wrong with it, go on as before."""
+        before = self._settings
+        try:
+            self._settings = config.read()
+        except ConfigurationError as error:
+            self._runtime.emit(reloading.refused(error))
+            return
+        self._children.share(SNAPSHOT_VARIABLE, config.snapshot)
+        self._dispatcher.limit(self._settings.workers)
+        for event in reloading.reports(before, self._settings):
+            self._runtime.emit(event)
+        self._is_reloaded = True
+        self._listings.soon()
 
     def step(self) -> None:
         """Start what is due, and wait until a run ends or something else is due."""
@@ -84,9 +107,12 @@ class _Service:
             self._runtime.emit(events.Warned(f"The clock was set back by {seconds}s"))
             self._dispatcher.plan_again()
             self._known.set_back(now)
-            self._list_at = now
+            self._listings.soon()
         self._seen = now
-        if self._list_at <= now:
+        if self._file and self._file.is_due():
+            self._reload(self._file)
+            now = self._runtime.now()
+        if self._listings.at <= now:
             self._list()
         for run in self._dispatcher.starts():
             self._started[run] = self._runtime.now()
@@ -99,28 +125,19 @@ class _Service:
 
     def _seconds_to_wait(self) -> float:
         now = self._runtime.now()
-        wake = min(self._dispatcher.next_at() or self._list_at, self._list_at)
-        return min(max((wake - now).total_seconds(), 0.0), LONGEST_NAP)
+        wake = min(self._dispatcher.next_at() or self._listings.at, self._listings.at)
+        look = self._file.seconds_to_look() if self._file else LONGEST_NAP
+        return min(max((wake - now).total_seconds(), 0.0), LONGEST_NAP, look)
 
     def _list(self) -> None:
         """List the databases; add jobs that are new, and remove those that are gone."""
         try:
             found = jobs.on_server(self._settings)
         except PgstashError as error:
-            if isinstance(error, ConfigurationError) and not self._was_listed:
-                raise
-            self._not_listed(error)
+            self._listings.failed(error, self._settings, has_jobs=bool(self._dispatcher.jobs))
             return
-        self._list_at = self._runtime.now() + LISTING
-        unlisted = {server for server, since in self._away.items() if since == _NEVER}
-        self._report_away(found.unreachable)
-        self._report_lacking(job_runs.lacking(found))
-        self._make_known(found.unreachable)
-        notes = job_runs.notes(found)
-        for note in notes:
-            if note not in self._reported:
-                self._runtime.emit(note)
-        self._reported = set(notes)
+        unlisted = self._listings.unlisted()
+        self._listings.succeeded(found, self._settings)
         names = {job.name for job in found.jobs}
         away = tuple(f"{server}/" for server in found.unreachable)
         gone = [
@@ -133,92 +150,23 @@ class _Service:
             self._known.removed(name)
         unusable = {*found.closed, *found.invalid}  # reported above
         if gone := [name for name in gone if name not in unusable]:
-            what = (
-                f"Not backed up any more, as the server does not have them: {job_runs.named(gone)}"
-            )
+            who = "the configuration file or the server" if self._is_reloaded else "the server"
+            what = f"Not backed up any more, as {who} does not have them: {job_runs.named(gone)}"
             self._runtime.emit(events.Warned(f"{what}. Their backups stay, and are not pruned."))
+        self._is_reloaded = False
         there = {*self._dispatcher.jobs}
+        self._change([job for job in found.jobs if job.name in there])
         self._add([job for job in found.jobs if job.name not in there], unlisted)
-        if not self._was_listed:
-            self._was_listed = True
+        self._known_settings = {job.name: job.settings for job in found.jobs}
+        if not self._listings.had_success:
+            self._listings.had_success = True
             job_survey.gone(self._settings, found, self._runtime)
             self._report_plan()
-
-    def _report_away(self, unreachable: Mapping[str, PgstashError]) -> None:
-        """Report servers that did not answer, once for each outage; try again soon."""
-        if unreachable:
-            self._try_again_soon()
-        else:
-            self._failures = 0
-        self._note_away(unreachable)
-        for server, error in unreachable.items():
-            if server not in self._posted:
-                what = job_runs.of_server(server)
-                self._runtime.emit(
-                    events.BackupFailed(what, 0.0, **fields(error), next_attempt=self._list_at)
-                )
-        self._posted = set(unreachable)
-
-    def _note_away(self, unreachable: Collection[str]) -> None:
-        """Keep since when servers have not answered; one that never did was not listed at all."""
-        since = self._runtime.now() if self._was_listed else _NEVER
-        self._away = {server: self._away.get(server, since) for server in unreachable}
-
-    def _make_known(self, unreachable: Mapping[str, PgstashError]) -> None:
-        """Let `/readyz` report what cannot be backed up, and is no job."""
-        now, scrubber = self._runtime.now(), Scrubber(self._settings.secrets())
-        found = {
-            name: Failure(DatabaseLoginError.exit_code, reason, now)
-            for name, reason in self._lacking.items()
-        }
-        for server, error in unreachable.items():
-            if now - self._away[server] >= UNLISTED:
-                what = job_runs.of_server(server) if server else job_runs.ALL
-                message = scrubber.scrub(error.message)
-                found[what] = Failure(error.exit_code, message, now)
-        self._known.unavailable(found)
-
-    def _report_lacking(self, lacking: dict[str, str]) -> None:
-        """Report databases that must exist and are no jobs, once each."""
-        for name, reason in lacking.items():
-            if name not in self._lacking:
-                self._runtime.emit(job_runs.not_backed_up(name, reason))
-        self._lacking = lacking
-
-    def _try_again_soon(self) -> None:
-        self._failures += 1
-        delay = _FIRST_DELAY * 2.0 ** min(self._failures - 1, 10)
-        self._list_at = self._runtime.now() + min(delay, LISTING)
-
-    def _not_listed(self, error: PgstashError) -> None:
-        """Report that the databases cannot be listed, once for each outage; try again soon."""
-        if not self._was_listed and self._settings.exit_on_first_failure and not error.retryable:
-            raise error
-        self._try_again_soon()
-        self._note_away([*self._away, _ONLY])
-        self._make_known({_ONLY: error})
-        # The backups of known jobs report what they lack, but a new database would be missed.
-        if self._dispatcher.jobs and self._runtime.now() - self._away[_ONLY] < UNLISTED:
-            if self._failures == 1:
-                what = f"The databases of the server could not be listed: {error.message}"
-                self._runtime.emit(events.Warned(what))
-            return
-        repeated = _ONLY in self._posted
-        self._posted.add(_ONLY)
-        self._runtime.emit(
-            events.BackupFailed(
-                job_runs.ALL,
-                0.0,
-                **fields(error),
-                next_attempt=self._list_at,
-                repeated=repeated,
-            )
-        )
 
     def _add(self, new: list[Job], unlisted: Collection[str]) -> None:
         """Add jobs; those of servers that were ``unlisted`` until now have not just appeared."""
         found = job_survey.stored(new, self._runtime)
-        if self._was_listed:
+        if self._listings.had_success:
             names = [job.name for job in new]
             there = [name for name in names if found.get(name, Stored()).backup]
             for what, some in (
@@ -229,7 +177,7 @@ class _Service:
                     self._runtime.emit(events.Informed(f"{what}: {job_runs.named(some)}"))
         now = self._runtime.now()
         for job in new:
-            late = not self._was_listed or job.settings.origin.server in unlisted
+            late = not self._listings.had_success or job.settings.origin.server in unlisted
             appeared = None if late else now
             planned, stored = job_runs.planned(job), found.get(job.name, Stored())
             on_start = job.settings.backup_on_start and (
@@ -238,6 +186,25 @@ class _Service:
             self._dispatcher.add(planned, stored, at_once=on_start)
             rule = health.stale_at(job.settings)
             self._known.added(job.name, rule, backup=stored.backup, appeared=appeared)
+
+    def _change(self, jobs_there: list[Job]) -> None:
+        """Let jobs whose settings have changed run by these."""
+        changed = [
+            job
+            for job in jobs_there
+            if reloading.differs(self._known_settings.get(job.name), job.settings)
+        ]
+        moved = [
+            job
+            for job in changed
+            if places.of(self._known_settings[job.name]) != places.of(job.settings)
+        ]
+        found = job_survey.stored(moved, self._runtime)
+        names = {job.name for job in moved}
+        for job in changed:
+            stored = found.get(job.name, Stored()) if job.name in names else None
+            self._dispatcher.change(job_runs.planned(job), stored)
+            self._known.changed(job.name, health.stale_at(job.settings))
 
     def _report_plan(self) -> None:
         """Report once how many jobs there are, and when they are due."""
@@ -267,4 +234,4 @@ class _Service:
         more = f"; next attempt at {iso(at)}" if at else ""
         self._runtime.emit(events.Informed(f"The {run.work} of {run.job} failed{how}{more}"))
         if failure.status == DatabaseLoginError.exit_code:
-            self._list_at = now  # perhaps it was dropped
+            self._listings.soon()  # perhaps it was dropped

@@ -79,6 +79,11 @@ class JobsHealth:
         with self._lock:
             self._jobs[name] = _Job(stale_at, appeared, backup)
 
+    def changed(self, name: str, stale_at: StaleAt) -> None:
+        """Change when the backups of a job are too old."""
+        with self._lock:
+            self._jobs[name].stale_at = stale_at
+
     def removed(self, name: str) -> None:
         """Remove a job."""
         with self._lock:

@@ -116,9 +116,12 @@ class Children(Generic[Key]):
     def __init__(self, environment: Mapping[str, str], command: Sequence[str] = PGSTASH) -> None:
         """Start nothing yet; ``environment`` is that of each child, ``command`` its beginning."""
         self._environment = dict(environment)
+        self._shared: tuple[int, ...] = ()
         self._command = command
         self._running: list[_Child[Key]] = []
         self._selector = selectors.DefaultSelector()
+        self._alarm = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._selector.register(self._alarm, selectors.EVENT_READ)
 
     def __len__(self) -> int:
         """Return how many children run."""
@@ -128,6 +131,15 @@ class Children(Generic[Key]):
         """Return for how many seconds each child has been running."""
         now = time.monotonic()
         return {child.key: now - child.began for child in self._running}
+
+    def share(self, variable: str, descriptor: int) -> None:
+        """Let children that start from now on have a descriptor, whose number a variable names."""
+        self._environment[variable] = str(descriptor)
+        self._shared = (descriptor,)
+
+    def wake(self) -> None:
+        """Let :meth:`wait` return; for handlers of signals, and for other threads."""
+        os.eventfd_write(self._alarm, 1)
 
     def start(self, key: Key, command: Command) -> None:
         """Start a child. Raises OSError, or ValueError for arguments that no process can have."""
@@ -142,7 +154,7 @@ class Children(Generic[Key]):
                 stdout=captured.stdout if captured else None,
                 stderr=subprocess.PIPE if captured else None,
                 env=environment,
-                pass_fds=[writing],
+                pass_fds=[writing, *self._shared],
                 start_new_session=True,  # Ctrl-C on a terminal reaches it once, from its parent
             )
         except BaseException:
@@ -186,10 +198,15 @@ class Children(Generic[Key]):
                 if child.kill_at <= now:
                     child.kill_at = float("inf")
                     self._send(child, signal.SIGKILL)
+            awake = False
             for key, _ in self._selector.select(self._patience(give_up)):
+                if key.data is None:
+                    awake = True
+                    os.eventfd_read(self._alarm)
+                    continue
                 child, read = key.data
                 read(child)
-            if (ended := list(self._reaped())) or time.monotonic() >= give_up:
+            if (ended := list(self._reaped())) or awake or time.monotonic() >= give_up:
                 return ended
 
     def _patience(self, give_up: float) -> float:
@@ -264,3 +281,4 @@ class Children(Generic[Key]):
             while self._running and (left := give_up - time.monotonic()) > 0:
                 self.wait(left)
             self._selector.close()
+            os.close(self._alarm)

@@ -104,6 +104,24 @@ class Dispatcher:
         retries = Retries(job.schedule, self._runtime, NextRun(due), blackout=job.blackout)
         self._jobs[job.name] = _State(job, retries, stored)
 
+    def change(self, job: Job, stored: Stored | None = None) -> None:
+        """Change a job; a run of it goes on. If its place has changed, ``stored`` is what is there.
+
+        With another schedule or blackout, its next backup is planned again.
+        """
+        state = self._jobs[job.name]
+        before, state.job = state.job, job
+        if stored is not None:
+            state.newest, state.proof = stored.backup, stored.proof
+        elif (before.schedule, before.blackout) == (job.schedule, job.blackout):
+            return
+        due = job.schedule.after(state.newest) if state.newest else _LONG_AGO
+        state.retries = Retries(job.schedule, self._runtime, NextRun(due), blackout=job.blackout)
+
+    def limit(self, workers: int) -> None:
+        """Let at most this many run at once from now on."""
+        self._workers = workers
+
     def remove(self, name: str) -> None:
         """Remove a job; a run of it goes on."""
         if self._jobs[name].running:

@@ -32,6 +32,10 @@ _KEYS_OF_NEW_BACKUPS = ("BACKUP_ENCRYPTION_KEY", "BACKUP_ENCRYPTION_RECIPIENTS")
 
 CONFIG_VARIABLE = "PGSTASH_CONFIG"
 
+SNAPSHOT_VARIABLE = "PGSTASH_CONFIG_SNAPSHOT"
+"""The descriptor with the content of that file, as the service that started this process read it:
+the file may be in the middle of a change."""
+
 _OPTIONS = {
     "RESTORE_URL": "--to",
     "STORAGE_URL": "--from",

@@ -201,6 +201,28 @@ def _runs(pid: int) -> bool:
         return False
 
 
+def test_another_thread_ends_the_wait() -> None:
+    with running("time.sleep(100)") as children:
+        threading.Timer(0.3, children.wake).start()
+        began = time.monotonic()
+        assert children.wait(ENOUGH) == []
+        assert time.monotonic() - began < ENOUGH / 2
+
+
+def test_children_share_a_descriptor() -> None:
+    lines: list[str] = []
+    reading, writing = os.pipe()
+    os.write(writing, b"content")
+    script = "sys.stderr.write(os.read(int(os.environ['NUMBER']), 7).decode())"
+    with running() as children:
+        children.share("NUMBER", reading)
+        children.start("a", Command([script], on_line=lines.append))
+        assert [each.status for each in ends(children)] == [0]
+    os.close(reading)
+    os.close(writing)
+    assert lines == ["content"]
+
+
 def test_what_is_captured_of_a_child() -> None:
     lines: list[str] = []
     script = "print('out', flush=True); print('one', file=sys.stderr); sys.stderr.write('two')"

@@ -12,7 +12,7 @@ import pytest
 
 from pgstash import events
 from pgstash.errors import DatabaseLoginError, DatabaseUnreachableError, PgstashError
-from pgstash.runtime import Runtime
+from pgstash.runtime import FollowUp, Runtime
 from pgstash.service import blackout
 from pgstash.service.blackout import Blackout, Outside
 from pgstash.service.dispatcher import Dispatcher, Job, Run, Stored
@@ -44,6 +44,32 @@ def job(
     every = schedule or Interval(seconds, spread_anchor(name, seconds))
     every = Outside(every, windows) if windows.windows else every
     return Job(name, server, most_at_once, every, windows, drill_after)
+
+
+def test_a_changed_job_goes_on_with_what_it_was() -> None:
+    """Only another schedule plans its backup again, and only another place is another history."""
+    clock = FakeClock()
+    dispatcher = Dispatcher(1, runtime(clock))
+    backup = clock.now() - timedelta(minutes=10)
+    dispatcher.add(job("a"), Stored(backup=backup))
+    dispatcher.add(job("b"), Stored(backup=backup))
+    planned = dispatcher.next_run("a")
+    dispatcher.change(job("a", server="other", most_at_once=3))
+    assert dispatcher.next_run("a") == planned
+    dispatcher.change(job("a", seconds=60))
+    assert dispatcher.starts() == [Run("a", "backup")]
+    dispatcher.change(job("a", seconds=7200))
+    assert dispatcher.starts() == []
+    assert dispatcher.ended(Run("a", "backup"), None) == FollowUp()
+    assert dispatcher.next_run("a").at > clock.now() + timedelta(minutes=1)
+    dispatcher.change(job("b"), NOTHING)
+    assert dispatcher.starts() == [Run("b", "backup")]
+    dispatcher.change(job("a"), NOTHING)
+    assert dispatcher.starts() == []
+    dispatcher.limit(2)
+    assert dispatcher.starts() == []  # its server has one running
+    dispatcher.change(job("a", server="other"))
+    assert dispatcher.starts() == [Run("a", "backup")]
 
 
 class Simulation:

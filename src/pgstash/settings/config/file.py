@@ -20,7 +20,7 @@ from pgstash.settings.config.loading import Loader, Place, refuse
 from pgstash.settings.config.sections import Depth, Section, joined
 from pgstash.settings.model import Settings
 from pgstash.settings.origin import Origin
-from pgstash.settings.sources import CONFIG_VARIABLE, Request
+from pgstash.settings.sources import CONFIG_VARIABLE, SNAPSHOT_VARIABLE, Request
 
 _MOST_NAMED = 5
 
@@ -281,7 +281,8 @@ def opened(
     if not path:
         return None
     refuse(problems)
-    document = toml_file.read(Path(path))
+    copy = environ.get(SNAPSHOT_VARIABLE)
+    document = toml_file.read(Path(path), Path(f"/proc/self/fd/{copy}") if copy else None)
     referenced = frozenset(_names_of_variables(document.table))
     return Config(document, Loader(environ, of_file, referenced, document.path.parent), request)
 

@@ -17,11 +17,13 @@ PLAINTEXT = "allow_plaintext_secrets"
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """A file that was read. ``table`` may hold secrets."""
+    """A file that was read, with its ``mode``. ``table`` and ``content`` may hold secrets."""
 
     path: Path
     table: dict[str, Any] = field(repr=False)
     warnings: tuple[str, ...] = ()
+    content: bytes = field(repr=False, default=b"")
+    mode: int = 0
 
     @property
     def may_have_secrets(self) -> bool:
@@ -29,12 +31,13 @@ class Document:
         return self.table.get(PLAINTEXT) is True
 
 
-def read(path: Path) -> Document:
-    """Return what a file contains. Raises ConfigurationError."""
+def read(path: Path, copy: Path | None = None) -> Document:
+    """Return what a file contains, or a copy of it. Raises ConfigurationError."""
+    place = copy or path
     try:
-        if not stat.S_ISREG(path.stat().st_mode):
+        if not stat.S_ISREG(place.stat().st_mode):
             raise ConfigurationError([f"{path} is not a regular file."])
-        with path.open("rb") as file:
+        with place.open("rb") as file:
             found = os.fstat(file.fileno())
             content = file.read(_LARGEST + 1)
     except OSError as error:
@@ -57,8 +60,9 @@ def read(path: Path) -> Document:
         raise ConfigurationError([f"{path} has a number that is too long."]) from None
     except RecursionError:
         raise ConfigurationError([f"{path} is nested too deeply."]) from None
-    document = Document(path, table)
+    mode = stat.S_IMODE(found.st_mode)
+    document = Document(path, table, (), content, mode)
     if document.may_have_secrets and found.st_mode & (stat.S_IROTH | stat.S_IRGRP):
         warning = f"{path} holds secrets, and other users can read it. Run: chmod 600 {path}"
-        return Document(path, table, (warning,))
+        return Document(path, table, (warning,), content, mode)
     return document

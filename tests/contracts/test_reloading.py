@@ -1,0 +1,225 @@
+"""A service follows its configuration file: changes, mistakes, and files of secrets."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from pgstash import events
+from pgstash.commands import reloading, service_of_jobs
+from pgstash.commands.reloading import ConfigFile
+from pgstash.errors import ConfigurationError, Interrupted
+from pgstash.runtime import Runtime, utc_now
+from pgstash.service import loop
+from pgstash.service.dispatcher import Dispatcher, Stored
+from pgstash.settings import Request, Settings, jobs
+
+SECONDS = 60.0
+
+
+@pytest.fixture
+def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PGSTASH_CONFIG", str(tmp_path / "pgstash.toml"))
+    monkeypatch.setattr(reloading, "SECONDS_BETWEEN_LOOKS", 0.05)
+    monkeypatch.setattr(reloading, "SECONDS_TO_SETTLE", 0.05)
+    return tmp_path / "pgstash.toml"
+
+
+def write(path: Path, *servers: str, more: str = "") -> None:
+    """Describe servers with one database each, which do not answer; nothing may start now."""
+    begin, end = (utc_now() + timedelta(hours=hours) for hours in (-1, 2))
+    tables = [
+        f'[servers.{each}]\ndatabase_url = "postgresql://u@127.0.0.1:1/{each}"' for each in servers
+    ]
+    text = f"""
+        [defaults]
+        storage_url = "{path.parent.as_uri()}"
+        backup_encryption = false
+        blackout = "{begin:%H:%M}-{end:%H:%M}"
+        {more}
+        """
+    new = path.with_suffix(".new")
+    new.write_text("\n".join([text, *tables]))
+    new.replace(path)
+
+
+def chosen() -> Settings:
+    return jobs.chosen(Request(), None, may_be_all=True)
+
+
+def opened() -> ConfigFile:
+    config = chosen().origin.config
+    assert config is not None
+    return ConfigFile(config)
+
+
+def becomes_due(file: ConfigFile) -> bool:
+    give_up = time.monotonic() + 2.0
+    while not (due := file.is_due()) and time.monotonic() < give_up:
+        time.sleep(file.seconds_to_look())
+    return due
+
+
+class Steps:
+    """Runs a step when an event has its words; the last one ends the service."""
+
+    def __init__(self, *steps: tuple[str, Callable[[], None]]) -> None:
+        self.steps = list(steps)
+        self.seen: list[str] = []
+
+    def __call__(self, event: events.Event) -> None:
+        self.seen.append(str(event))
+        if self.steps and self.steps[0][0] in str(event):
+            self.steps.pop(0)[1]()
+        if not self.steps:
+            raise Interrupted(signal.SIGTERM)
+
+
+def test_jobs_come_and_go_with_the_file(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A broken file changes nothing; what is gone or new in a mended one is reported once."""
+    monkeypatch.setattr(service_of_jobs, "LONGEST_NAP", 0.2)
+    write(path, "one", "two")
+
+    def break_it() -> None:
+        write(path, "one", more='workerz = 1\n compression_level = "high"')
+
+    steps = Steps(
+        ("2 databases to back up", break_it),
+        ("'the configuration file'", lambda: write(path, "two", "three", more="workers = 3")),
+        ("Not backed up any more", lambda: None),
+        ("New databases, backed up now", lambda: write(path, "two", "three", more="debug = true")),
+        ("Needs a new start of the service to change: debug", lambda: None),
+    )
+    with pytest.raises(Interrupted):
+        service_of_jobs.serve(chosen(), Runtime(steps))
+    assert not steps.steps
+    [broken] = [each for each in steps.seen if "it is not read again" in each]
+    assert "because of 2 problems" in broken
+    assert "defaults.workerz" in broken
+    assert "defaults.compression_level" in broken
+    [gone] = [each for each in steps.seen if "Not backed up any more" in each]
+    assert "as the configuration file or the server does not have them: one/one. " in gone
+    [new] = [each for each in steps.seen if "New databases" in each]
+    assert "three/three" in new
+
+
+def test_sighup_reads_the_file_even_if_it_is_the_same(path: Path) -> None:
+    write(path, "one", "two")
+    steps = Steps(
+        ("2 databases to back up", lambda: os.kill(os.getpid(), signal.SIGHUP)),
+        ("The configuration file was read again", lambda: None),
+    )
+    runtime = Runtime(steps)
+    before = signal.getsignal(signal.SIGHUP)
+    began = time.monotonic()
+    with runtime.interruption.installed(), pytest.raises(Interrupted) as ended:
+        service_of_jobs.serve(chosen(), runtime)
+    assert ended.value.signum == signal.SIGTERM
+    assert time.monotonic() - began < loop.LONGEST_NAP
+    assert signal.getsignal(signal.SIGHUP) == before
+
+
+def test_a_changed_schedule_is_planned_again(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And a job whose place has changed is looked up there."""
+    monkeypatch.setattr(service_of_jobs, "LONGEST_NAP", 0.2)
+    changes: list[tuple[str, object]] = []
+    change = Dispatcher.change
+
+    def noted(*given: object) -> None:
+        changes.append((given[1].name, given[2]))  # type: ignore[attr-defined]
+        change(*given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Dispatcher, "change", noted)
+    write(path, "one", "two")
+    steps = Steps(
+        (
+            "2 databases to back up",
+            lambda: write(path, "one", "two", more="backup_interval = 7200"),
+        ),
+        ("was read again", lambda: write(path, "one", "two", more='backup_prefix = "moved"')),
+        ("was read again", lambda: write(path, "one", "two", "three")),
+        ("New databases", lambda: None),
+    )
+    with pytest.raises(Interrupted):
+        service_of_jobs.serve(chosen(), Runtime(steps))
+    stored = Stored()
+    assert [name for name, _ in changes] == ["one/one", "two/two"] * 3
+    assert [found for _, found in changes] == [None] * 2 + [stored] * 4
+
+
+def test_only_a_change_is_read(path: Path) -> None:
+    write(path, "one", "two")
+    file = opened()
+    time.sleep(0.1)
+    assert not file.is_due()
+    write(path, "one", "two", "three")
+    assert becomes_due(file)
+    assert file.read().origin.config.servers == ["one", "two", "three"]  # type: ignore[union-attr]
+    time.sleep(0.1)
+    assert not file.is_due()
+    file.close()
+
+
+def test_what_is_still_being_written_is_not_read(path: Path) -> None:
+    write(path, "one", "two")
+    file = opened()
+    for number in range(10):
+        time.sleep(0.06)
+        with path.open("a") as more:
+            more.write(f"# {number}\n")
+        assert not file.is_due()
+    assert becomes_due(file)
+    file.close()
+
+
+def test_a_change_before_the_service_follows_is_noticed(path: Path) -> None:
+    write(path, "one", "two")
+    config = chosen().origin.config
+    assert config is not None
+    write(path, "one", "two", "three")
+    file = ConfigFile(config)
+    assert file.is_due()
+    file.close()
+
+
+def test_a_secret_in_a_file_is_followed(path: Path) -> None:
+    (secret := path.parent / "secret").write_text("first-passphrase-1")
+    write(path, "one", "two", more='backup_encryption_key = { file = "secret" }')
+    file = opened()
+    secret.write_text("second-passphrase-2")
+    assert becomes_due(file)
+    key = file.read().backup_encryption_key
+    assert key is not None
+    assert key.get_secret_value() == "second-passphrase-2"
+    secret.unlink()
+    assert becomes_due(file)
+    with pytest.raises(ConfigurationError, match="secret"):
+        file.read()
+    file.close()
+
+
+def test_jobs_run_with_the_file_as_it_was_read(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever stands there now; and what may be read by whom is still checked."""
+    write(path, "one", "two", more='backup_prefix = "first"')
+    path.chmod(0o640)
+    file = opened()
+    path.write_text("broken")
+    file.ask()
+    with pytest.raises(ConfigurationError):
+        file.read()
+    monkeypatch.setenv("PGSTASH_CONFIG_SNAPSHOT", str(file.snapshot))
+    found = jobs.chosen(Request(), "one/one", may_be_all=False)
+    assert found.backup_prefix == "first/one/one"
+    assert found.origin.config is not None
+    assert found.origin.config.path == path
+    assert os.fstat(file.snapshot).st_mode & 0o777 == 0o640
+    file.close()
+    with pytest.raises(ConfigurationError, match="cannot be read"):
+        jobs.chosen(Request(), "one/one", may_be_all=False)
