@@ -114,13 +114,15 @@ def test_three_hosts_with_a_key_each(
         proxy.refused.clear()
         assert run_pgstash(["once"], env).returncode == 21
         assert proxy.refused[-1].action == "s3:PutObject"
+        [record] = set(keys(swift_server, s3_bucket)) - {*before, proof}
+        assert record.endswith(".failure.json.gz")
 
     with host(swift_server, s3_bucket, "pruner") as proxy:
         env = settings(proxy, swift_server, s3_bucket, database)
         pruned = run_pgstash(["prune"], env)
         assert pruned.returncode == 0, pruned.stderr
         assert proxy.refused == []
-        assert set(keys(swift_server, s3_bucket)) == {*before, proof} - {*old}
+        assert set(keys(swift_server, s3_bucket)) == {*before, proof, record} - {*old}
         assert run_pgstash(["once"], env).returncode == 21
 
 
@@ -249,7 +251,8 @@ def test_a_bucket_without_locks_fails_before_the_dump(
             assert done.returncode == status
             assert "the bucket has no object lock" in done.stdout + done.stderr
         assert proxy.refused == []
-        assert keys(swift_server, s3_bucket) == []
+        [record] = keys(swift_server, s3_bucket)
+        assert record.endswith(".failure.json.gz")
         del env["S3_ENDPOINT"], env["S3_BUCKET"]
         done = run_pgstash(["once"], env | {"STORAGE_URL": "file:///nonexistent"})
         assert done.returncode == 1

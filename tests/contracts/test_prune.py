@@ -131,6 +131,64 @@ def test_an_old_backup_goes_with_its_manifest(storage: Storage) -> None:
     ]
 
 
+def fail(
+    storage: Storage, base: str, source: Identity | None = SHOP, kind: str = "failure.json.gz"
+) -> str:
+    """Store the record of a failed run as pgstash does, and return its key."""
+    key = f"db/{base}.{OTHER_ID}.{kind}"
+    known = encoded(source.metadata()) if source else {}
+    storage.put(key, b"{}", {"id": OTHER_ID, **known})
+    return key
+
+
+@pytest.mark.plainest_stores_first
+def test_the_record_of_a_failure_goes_when_a_backup_of_its_age_would(storage: Storage) -> None:
+    """It counts as no backup: the newest backup stays, although a failure is newer."""
+    store(storage, OLD, source=SHOP)
+    young = (NOW - timedelta(days=1)).strftime("backup_%Y%m%d_%H%M%S")
+    kept = [
+        fail(storage, young),
+        fail(storage, "backup_20200104_000000", BLOG),
+        fail(storage, "backup_20200105_000000", Identity("shop", "1", "db1", "5432")),
+        # Their names are like those of pgstash, but nothing identifies them.
+        f"db/{LATEST}.{ID}.failure.json.gz",
+        f"db/{LATEST}.{ID}.failure.txt",
+    ]
+    for key in kept[-2:]:
+        storage.put(key, b"{}", {})
+    # The server of the second one did not answer, so its identifier is unknown.
+    nameless = Identity("shop", None, "db1", "5432")
+    gone = [fail(storage, NEW), fail(storage, LATEST, nameless)]
+    heard: list[events.Event] = []
+    dry = run(storage, sources=[SHOP], dry_run=True)
+    assert sorted(keys(storage)) == sorted([manifest(OLD), archive(OLD), *gone, *kept])
+    pruned = run(storage, sources=[SHOP], heard=heard)
+    assert sorted(dry.swept) == sorted(pruned.swept) == sorted(gone)
+    assert sorted(keys(storage)) == sorted([manifest(OLD), archive(OLD), *kept])
+    reason = f"it is of a run that failed {(NOW - datetime(2020, 1, 2, tzinfo=UTC)).days} days ago"
+    assert events.LeftoverSwept(storage.url(gone[0]), reason, dry_run=False) in heard
+
+
+def test_the_wrapped_passphrase_of_a_failure_goes_with_it() -> None:
+    storage = MemoryStorage()
+    store(storage, LATEST, source=SHOP)
+    for kind in ("failure.json.gz.enc", "failure.key.age", "failure.key.kms"):
+        fail(storage, NEW, kind=kind)
+    fail(storage, OLD, kind="failure.key.age")  # its record was never stored
+    run(storage, sources=[SHOP])
+    assert keys(storage) == [manifest(LATEST), archive(LATEST)]
+
+
+def test_a_failure_that_may_be_of_another_source_stays() -> None:
+    """Its server did not answer, and another one at that address has backups here."""
+    storage = MemoryStorage()
+    store(storage, LATEST, source=SHOP)
+    store(storage, NEW, source=Identity("shop", "1", "db1", "5432"), backup_id=OTHER_ID)
+    record = fail(storage, OLD, Identity("shop", None, "db1", "5432"))
+    run(storage, sources=[SHOP])
+    assert record in keys(storage)
+
+
 @pytest.mark.plainest_stores_first
 def test_the_newest_stays_however_old(storage: Storage) -> None:
     store(storage, OLD, NEW)

@@ -250,6 +250,20 @@ def test_what_is_not_ours_is_not_touched(storage: AllOfIt) -> None:
     assert markers(storage) == set(FOREIGN)
 
 
+def test_the_record_of_a_failure_is_removed_for_good(storage: AllOfIt) -> None:
+    """Its source may have lacked the identifier: the server did not answer."""
+    store(storage, OLD, NEW)
+    record = companion(OLDER, "failure.json.gz")
+    young, foreign = companion(YOUNG, "failure.json.gz"), companion(OLD, "failure.json.gz")
+    nameless = {"database": "shop", "host": "db1", "port": "5432"}
+    for key, source in ((record, nameless), (young, nameless), (foreign, BLOG.metadata())):
+        storage.put(key, b"{}", {"id": ID, **source})
+    storage.delete([young, foreign])
+    run(storage, NOW + timedelta(days=2))
+    assert data(storage) == {*of(NEW), young, foreign}
+    assert markers(storage) == {young, foreign}
+
+
 def test_a_hidden_part_of_a_visible_backup_stays() -> None:
     storage = cast("AllOfIt", VersionedMemory())
     store(storage, NEW)

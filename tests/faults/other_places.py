@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from faults.scene import Place
+from faults.scene import Place, without_records
 from support import azurite, gcs_server
 from support.proxy import Answer
 
@@ -26,7 +26,7 @@ class Container:
     settings: dict[str, str]
 
     def objects(self) -> dict[str, bytes]:
-        names = [each.name for each in self.client.list_blobs()]
+        names = without_records(each.name for each in self.client.list_blobs())
         return {name: self.client.download_blob(name).readall() for name in names}
 
     def metadata(self, key: str) -> dict[str, str]:
@@ -55,7 +55,8 @@ class GoogleBucket:
 
     def objects(self) -> dict[str, bytes]:
         with self.server.lock:
-            return {key: each.data for key, each in self.server.objects(self.name).items()}
+            there = self.server.objects(self.name)
+            return {key: there[key].data for key in without_records(there)}
 
     def metadata(self, key: str) -> dict[str, str]:
         return self.server.objects(self.name)[key].metadata

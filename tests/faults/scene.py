@@ -41,7 +41,7 @@ class Place(Protocol):
         """Return the settings that send a backup there."""
 
     def objects(self) -> dict[str, bytes]:
-        """Return everything visible, by key."""
+        """Return everything visible, by key, except the records of failed runs."""
 
     def metadata(self, key: str) -> dict[str, str]:
         """Return what is stored with an object."""
@@ -58,7 +58,7 @@ class Folder:
     settings: dict[str, str]
 
     def objects(self) -> dict[str, bytes]:
-        return {key: path.read_bytes() for key, path in self._files() if path.name[0] != "."}
+        return {key: (self.root / key).read_bytes() for key in without_records(self._visible())}
 
     def metadata(self, key: str) -> dict[str, str]:
         path = self.root / key
@@ -67,8 +67,11 @@ class Folder:
 
     def unfinished(self) -> list[str]:
         expected = {self.root / ".pgstash.lock"}
-        expected |= {self._metadata_file(self.root / key) for key in self.objects()}
+        expected |= {self._metadata_file(self.root / key) for key in self._visible()}
         return [key for key, path in self._files() if path.name[0] == "." and path not in expected]
+
+    def _visible(self) -> list[str]:
+        return [key for key, path in self._files() if path.name[0] != "."]
 
     def _files(self) -> list[tuple[str, Path]]:
         files = [path for path in self.root.rglob("*") if path.is_file()]
@@ -95,7 +98,7 @@ class Bucket:
         return self.client.get_object(Bucket=self.name, Key=key)["Body"].read()
 
     def objects(self) -> dict[str, bytes]:
-        return {key: self.get(key) for key in self.names()}
+        return {key: self.get(key) for key in without_records(self.names())}
 
     def metadata(self, key: str) -> dict[str, str]:
         return self.client.head_object(Bucket=self.name, Key=key)["Metadata"]
@@ -171,6 +174,12 @@ def wait_until(happened: Callable[[], object], what: str, patience: float = PATI
         if time.monotonic() > give_up:
             raise AssertionError(f"waited in vain until {what}")
         time.sleep(0.03)
+
+
+def without_records(keys: Iterable[str]) -> list[str]:
+    """Return the keys that are not records of failed runs, which such runs leave on purpose."""
+    record = rf"{PREFIX}/backup_\d{{8}}_\d{{6}}\.[0-9a-f]{{16}}\.failure\.json\.gz(\.enc)?"
+    return [key for key in keys if not re.fullmatch(record, key)]
 
 
 def archives_in(keys: Iterable[str]) -> list[str]:

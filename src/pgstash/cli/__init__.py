@@ -16,6 +16,7 @@ from pgstash.cli import (
     config,
     copy,
     drill,
+    history,
     keys,
     listing,
     policy,
@@ -174,6 +175,7 @@ def healthcheck(*, job: Job = None) -> None:
 _cli.command()(status.status)
 _cli.command()(check.check)
 _cli.command("list")(listing.list_backups)
+_cli.command()(history.history)
 _cli.command()(backups.show)
 _cli.command()(backups.cat)
 _cli.command()(restore.restore)

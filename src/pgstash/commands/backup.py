@@ -6,9 +6,8 @@ from collections.abc import Callable
 from datetime import datetime
 
 from pgstash.backup import run as backup
-from pgstash.backup.sealing import Keys
-from pgstash.commands import kms
 from pgstash.commands.copies_after_backup import copy_and_prune
+from pgstash.commands.failure_records import keys_of, recorded
 from pgstash.commands.prune import prune_after_backup
 from pgstash.commands.source import owners_of, server_clock, source_password
 from pgstash.commands.storage import open_storage
@@ -36,12 +35,7 @@ def back_up(
         source_url=settings.source_url,
         prefix=settings.backup_prefix,
         compression_level=settings.compression_level,
-        keys=Keys(
-            settings.passphrase,
-            settings.recipients,
-            settings.backup_encryption_iterations,
-            kms.opener(settings, runtime.emit),
-        ),
+        keys=keys_of(settings, runtime.emit),
         jobs=settings.dump_jobs,
         lock_seconds=settings.lock_timeout,
         idle_seconds=settings.dump_idle_timeout,
@@ -54,9 +48,10 @@ def back_up(
         source_password=source_password(settings),
         may_delete=not settings.only_writes,
     )
-    storage = open_storage(settings, runtime.emit)
-    owners = owners_of(storage, may_read=not settings.only_writes)
-    made = backup.run(plan, storage, owners, runtime)
+    with recorded(settings, runtime) as noted:
+        storage = open_storage(settings, noted.emit)
+        owners = owners_of(storage, may_read=not settings.only_writes)
+        made = backup.run(plan, storage, owners, noted)
     runtime.interruption.raise_if_interrupted()
     if not settings.only_writes:
         source = made.manifest.database.identity

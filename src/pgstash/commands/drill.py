@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from pgstash import events
 from pgstash.commands import origin, stored
+from pgstash.commands.failure_records import recorded
 from pgstash.commands.source import source_password
 from pgstash.commands.storage import open_storage, refuse_if_only_writes
 from pgstash.drill import run as drill
@@ -50,7 +51,8 @@ def _drill(settings: Settings, plan: drill.Plan, wanted: stored.Wanted, runtime:
             lambda: archive.open_stored(storage, found.backup, found.access),
         )
 
-    drill.run(plan, storage, wanted.name, find, runtime)
+    with recorded(settings, runtime) as noted:
+        drill.run(plan, storage, wanted.name, find, noted)
 
 
 def unproven(settings: Settings, emit: events.Emit, source: str | None = None) -> list[str]:

@@ -11,6 +11,7 @@ from pgstash.commands.storage import open_storage
 from pgstash.errors import ConfigurationError, DatabaseError, StorageError
 from pgstash.postgres.server import databases
 from pgstash.repository import databases as stored_databases
+from pgstash.repository.databases import Has
 from pgstash.settings import Settings, jobs
 from pgstash.settings.config.file import Config
 
@@ -125,40 +126,44 @@ class WithBackups:
     unreadable: dict[str, StorageError] = field(default_factory=dict)
 
 
-def with_backups(settings: Settings, copy: str | None = None) -> WithBackups:
+def with_backups(
+    settings: Settings, copy: str | None = None, has: Has = stored_databases.has_backup
+) -> WithBackups:
     """Return what :func:`stored` does. In a configuration file, a store that fails hides no other.
 
-    For all servers of such a file, ``copy`` is what ``--from`` names: a copy, a folder or a URL.
+    The jobs are those of which the store ``has`` something. For all servers of such a file,
+    ``copy`` is what ``--from`` names: a copy, a folder or a URL.
     """
     config = settings.origin.config
     if config is None or not are_of_a_file(settings):
-        return WithBackups(stored(settings))
+        return WithBackups(stored(settings, has))
     found = WithBackups([])
     for own in _of_copies([config.server(each) for each in config.servers], copy):
         try:
-            found.jobs.extend(_stored_in_file(config, own))
+            found.jobs.extend(_stored_in_file(config, own, has))
         except StorageError as error:
             found.unreadable[own.origin.server] = error
     return found
 
 
-def stored(settings: Settings) -> list[Job]:
-    """Return the jobs that have backups, by name, whether or not DATABASES selects them.
+def stored(settings: Settings, has: Has = stored_databases.has_backup) -> list[Job]:
+    """Return the jobs that have backups, or what else ``has`` finds, by name.
 
-    Settings of one copy give its jobs. No server is asked: it, or a database, may be gone. Raises
-    StorageError, and ConfigurationError for the configuration file.
+    Whether DATABASES selects them does not matter. Settings of one copy give its jobs. No server is
+    asked: it, or a database, may be gone. Raises StorageError, and ConfigurationError for the
+    configuration file.
     """
     config = settings.origin.config
     if config is not None and are_of_a_file(settings):
         of_servers = [config.server(each) for each in config.servers]
-        return [job for each in of_servers for job in _stored_in_file(config, each)]
-    names = _with_backups(settings)
+        return [job for each in of_servers for job in _stored_in_file(config, each, has)]
+    names = _with_backups(settings, has)
     return [Job(name, jobs.of_database(settings, name)) for name in names]
 
 
-def _with_backups(settings: Settings) -> list[str]:
+def _with_backups(settings: Settings, has: Has) -> list[str]:
     storage = open_storage(settings, events.ignore)
-    return stored_databases.with_backups(storage, settings.backup_prefix)
+    return stored_databases.with_backups(storage, settings.backup_prefix, has)
 
 
 def _of_copies(of_servers: list[Settings], copy: str | None) -> list[Settings]:
@@ -177,12 +182,12 @@ def _of_copies(of_servers: list[Settings], copy: str | None) -> list[Settings]:
     return found
 
 
-def _stored_in_file(config: Config, settings: Settings) -> list[Job]:
-    names = _with_backups(settings)
+def _stored_in_file(config: Config, settings: Settings, has: Has) -> list[Job]:
+    names = _with_backups(settings, has)
     elsewhere = list(config.elsewhere(settings))
     found = [jobs.of_database(settings, name) for name in names if name not in elsewhere]
     for name in elsewhere:
         own = jobs.of_database(settings, name)
-        if stored_databases.has_backup(open_storage(own, events.ignore), own.backup_prefix):
+        if has(open_storage(own, events.ignore), own.backup_prefix):
             found.append(own)
     return sorted((Job(own.job, own) for own in found), key=lambda job: job.name)

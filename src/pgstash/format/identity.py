@@ -149,7 +149,11 @@ class Claim:
             each for source in sources if source.database for each in addresses(source, origins)
         }
         self.since = min(
-            (each.since for each in origins if each.since and self._relation(each) == "same"),
+            (
+                each.since
+                for each in origins
+                if each.since and self._relation(each.identity) == "same"
+            ),
             default=None,
         )
         self._foreign = {each.identity for each in origins if self._is_foreign(each)}
@@ -158,29 +162,41 @@ class Claim:
         """Return whether a backup belongs to these sources."""
         if self._is_foreign(origin):
             return False
-        return self._relation(origin) == "same" or all(
+        return self._relation(origin.identity) == "same" or all(
             foreign.relation(origin.identity) == "other" for foreign in self._foreign
+        )
+
+    def covers_failure(self, identity: Identity) -> bool:
+        """Return whether the record of a failed run belongs to these sources.
+
+        It often cannot name its server, which may not have answered. Then it is theirs if it cannot
+        belong to another source that has backups under the prefix.
+        """
+        relation = self._relation(identity)
+        return relation == "same" or (
+            relation == "unknown"
+            and all(foreign.relation(identity) == "other" for foreign in self._foreign)
         )
 
     def doubts(self, origin: Origin) -> bool:
         """Return whether a backup does not count as theirs but may be theirs."""
-        return self._relation(origin) == "unknown" and not self.covers(origin)
+        return self._relation(origin.identity) == "unknown" and not self.covers(origin)
 
     @property
     def is_alone(self) -> bool:
         """Whether no backup under the prefix certainly belongs to another source."""
         return not self._foreign
 
-    def _relation(self, origin: Origin) -> Relation:
-        if origin.identity in self._named:
+    def _relation(self, identity: Identity) -> Relation:
+        if identity in self._named:
             return "same"
-        found = {source.relation(origin.identity) for source in self._sources}
+        found = {source.relation(identity) for source in self._sources}
         if "same" in found:
             return "same"
         return "unknown" if "unknown" in found else "other"
 
     def _is_foreign(self, origin: Origin) -> bool:
-        relation = self._relation(origin)
+        relation = self._relation(origin.identity)
         late = self.since is not None and origin.started >= self.since
         # The backup has an identifier and our source has none: that server may have had our
         # address before.

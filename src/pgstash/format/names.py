@@ -10,6 +10,10 @@ statistics for the planner, and
 ``….<id>.proof_YYYYMMDD_HHMMSS.json.gz`` the record of a drill that the backup passed at that time.
 ``….<id>.key.age`` and ``….<id>.key.kms``, which have none of these endings, are the passphrase of
 an encrypted backup, wrapped for the public keys and the keys of AWS KMS among its recipients.
+
+``….<id>.failure.json.gz`` is the record of a backup or a drill that failed, which began at the time
+in its name. It belongs to no archive. ``….<id>.failure.key.age`` and ``….<id>.failure.key.kms`` are
+its wrapped passphrase.
 """
 
 from __future__ import annotations
@@ -26,6 +30,11 @@ _COMPANION_NAME = re.compile(
     r"(backup_\d{8}_\d{6})\.([0-9a-f]{16})\."
     r"(?:(manifest\.json|globals|privileges\.sql|schema|statistics\.sql|proof_(\d{8}_\d{6})\.json)"
     r"\.gz(\.enc)?|key\.(age|kms))",
+    re.ASCII,
+)
+
+_FAILURE_NAME = re.compile(
+    r"(backup_\d{8}_\d{6})\.([0-9a-f]{16})\.failure\.(?:json\.gz(?:\.enc)?|key\.(age|kms))",
     re.ASCII,
 )
 
@@ -109,6 +118,35 @@ def key_name(base: str, backup_id: str) -> str:
 def kms_name(base: str, backup_id: str) -> str:
     """Return the name of the passphrase of a backup, wrapped by keys of KMS."""
     return f"{base}.{backup_id}{KMS_ENDING}"
+
+
+def failure_name(base: str, failure_id: str, *, encrypted: bool) -> str:
+    """Return the name of the record of a failed run."""
+    return f"{base}.{failure_id}.failure.json.gz" + (".enc" if encrypted else "")
+
+
+def failure_key_name(base: str, failure_id: str, ending: str) -> str:
+    """Return the name of the wrapped passphrase of such a record; it has one of the endings."""
+    return f"{base}.{failure_id}.failure{ending}"
+
+
+@dataclass(frozen=True, slots=True)
+class FailureName:
+    """The parts of a name of a failed run: its start, its id, and which object of it this is."""
+
+    started: datetime
+    id: str
+    kind: Literal["record", "key", "kms"]
+
+
+def failure_of(name: str) -> FailureName | None:
+    """Parse the name of an object of a failed run; None if it is not one of pgstash."""
+    found = _FAILURE_NAME.fullmatch(name)
+    started = started_of(found[1]) if found else None
+    if found is None or started is None:
+        return None
+    kinds: Mapping[str | None, Literal["record", "key", "kms"]] = {"age": "key", "kms": "kms"}
+    return FailureName(started, found[2], kinds.get(found[3], "record"))
 
 
 @dataclass(frozen=True, slots=True)

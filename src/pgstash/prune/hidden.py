@@ -73,6 +73,7 @@ class _Removal:
         listing = VersionListing(storage, plan.prefix, plan.gone)
         self._archives = listing.archives
         self._companions = listing.companions
+        self._failures = listing.failures
         self._trials = listing.trials
         self._lone_markers = listing.lone_markers
 
@@ -200,13 +201,18 @@ class _Removal:
                 ) from error
 
     def _leftovers(self) -> Iterator[Group]:
-        """Yield hidden companions without an archive, and hidden trial objects."""
+        """Yield hidden companions without an archive, records of failures, and trial objects."""
         for archive, companions in self._companions.items():
             for stored, _ in companions if archive not in self._archives else ():
                 if stored.is_hidden and self._is_old(stored):
                     origins = self._of_versions(stored)
                     if all(self._claim.covers(origin) for origin in origins):
                         yield Group(stored.name, [stored])
+        for stored in self._failures:
+            if stored.is_hidden and self._is_old(stored):
+                origins = self._of_versions(stored)
+                if all(self._claim.covers_failure(origin.identity) for origin in origins):
+                    yield Group(stored.name, [stored])
         for stored in self._trials:
             if stored.is_hidden and self._age(stored) >= ORPHAN_AGE:
                 yield Group(stored.name, [stored])

@@ -252,9 +252,11 @@ class _Run:
         yield from sweep.trials(self._plan.prefix)
         companions = sweep.old(stored.suspects)
         uploads = sweep.abandoned(self._plan.prefix, self._plan.sweep_after_days)
-        if not (companions or uploads):
+        failures = sweep.expired(stored.failures, self._plan.policy.days)
+        if not (companions or uploads or failures):
             return
         claim = Claim(sources, self._owners.origins(stored.backups))
+        yield from sweep.failures(failures, claim)
         if uploads and not claim.is_alone:
             self._emit(
                 events.Informed(

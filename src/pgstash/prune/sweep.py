@@ -18,7 +18,7 @@ from pgstash.format.identity import Claim, Origin
 from pgstash.prune.journal import Journal
 from pgstash.prune.locks import Locks
 from pgstash.repository import catalog, object_metadata
-from pgstash.repository.catalog import Companion
+from pgstash.repository.catalog import Companion, FailedRun
 from pgstash.storage.interface import PendingUpload, Storage
 
 ORPHAN_AGE = timedelta(days=1)
@@ -86,6 +86,24 @@ class Sweep:
             own = found is not None and claim.covers(Origin.of(found, companion.modified))
             if own and not self._is_locked(companion.key) and self._removes(companion.key):
                 yield self._swept(companion.key, "no backup belongs to it")
+
+    def expired(self, failures: Iterable[FailedRun], days: int) -> list[FailedRun]:
+        """Return the failed runs from before the last ``days`` days, by the time in their names."""
+        return [each for each in failures if self._now - each.started > timedelta(days=days)]
+
+    def failures(self, failures: Iterable[FailedRun], claim: Claim) -> Iterator[str]:
+        """Delete the records of failed runs of claimed sources; yield their keys."""
+        for run in failures:
+            own = False
+            with self._journal.keep_going():
+                own = object_metadata.is_own_failure(self._storage, run, claim)
+            if not own or self._locks.hold(run.keys[0].rpartition("/")[2], run.keys):
+                continue
+            # The record goes last: without it, the source of the others would be less certain.
+            for key in reversed(run.keys):
+                if self._removes(key):
+                    days = (self._now - run.started).days
+                    yield self._swept(key, f"it is of a run that failed {days} days ago")
 
     def uploads(self, uploads: Sequence[PendingUpload]) -> Iterator[str]:
         """Abort the uploads; yield their keys."""

@@ -34,7 +34,7 @@ class Stored:
 
 
 class VersionListing:
-    """Archives by key, companions by the key of their archive, and trial objects of check.
+    """Archives by key, companions by the key of their archive, failed runs, and trial objects.
 
     Only keys with versions are included. If a key has nothing but ``lone_markers``, these are.
     """
@@ -43,13 +43,16 @@ class VersionListing:
         """List all versions; keys in ``gone`` count as hidden. Raises StorageError."""
         self.archives: dict[str, Stored] = {}
         self.companions: dict[str, list[tuple[Stored, CompanionName]]] = {}
+        self.failures: list[Stored] = []
         self.trials: list[Stored] = []
         self.lone_markers: list[ObjectVersion] = []
         for stored in _each(storage, prefix, gone):
             archive = names.ARCHIVE_NAME.fullmatch(stored.name)
             companion = names.companion_of(stored.name)
+            failure = names.failure_of(stored.name)
             is_archive = archive is not None and names.started_of(archive[1]) is not None
-            if not (is_archive or companion or trial_objects.NAME.fullmatch(stored.name)):
+            is_trial = trial_objects.NAME.fullmatch(stored.name)
+            if not (is_archive or companion or failure or is_trial):
                 continue
             if not stored.data:
                 self.lone_markers += stored.markers
@@ -58,6 +61,8 @@ class VersionListing:
             elif companion:
                 of = f"{prefix}/{companion.archive}"
                 self.companions.setdefault(of, []).append((stored, companion))
+            elif failure:
+                self.failures.append(stored)
             else:
                 self.trials.append(stored)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from pgstash.counting import counted
@@ -87,15 +87,38 @@ class Backup:
 
 
 @dataclass(frozen=True, slots=True)
+class FailedRun:
+    """The stored record of a backup or a drill that failed, which belongs to no archive.
+
+    ``key`` is that of the record; None if only its passphrase is left, wrapped for public keys
+    (``wrapped``) or by ``kms``. ``size`` is that of the record, ``started`` the time in its name.
+    """
+
+    id: str
+    started: datetime
+    key: str | None = None
+    size: int = 0
+    wrapped: str | None = None
+    kms: str | None = None
+
+    @property
+    def keys(self) -> list[str]:
+        """The keys of its objects, the record first."""
+        return [each for each in (self.key, self.wrapped, self.kms) if each]
+
+
+@dataclass(frozen=True, slots=True)
 class Catalog:
     """All backups under a prefix, the oldest first, and companions that may be leftovers.
 
     A suspect has no archive of its name in the listing, or its archive has companions of several
-    ids. :func:`pgstash.repository.object_metadata.orphan` decides.
+    ids. :func:`pgstash.repository.object_metadata.orphan` decides. ``failures`` are the records of
+    failed runs, the oldest first.
     """
 
     backups: Sequence[Backup]
     suspects: Sequence[Companion]
+    failures: Sequence[FailedRun] = ()
 
 
 def read(storage: Storage, prefix: str, *, since: datetime | None = None) -> Catalog:
@@ -105,6 +128,7 @@ def read(storage: Storage, prefix: str, *, since: datetime | None = None) -> Cat
     """
     archives: dict[str, tuple[str, datetime, StoredObject]] = {}
     companions: dict[str, list[Companion]] = {}
+    failures: dict[tuple[datetime, str], FailedRun] = {}
     after = f"{prefix}/{names.base_name(since)}" if since else ""
     for stored in storage.list(f"{prefix}/backup_", start_after=after):
         name = stored.key.removeprefix(f"{prefix}/")
@@ -121,6 +145,10 @@ def read(storage: Storage, prefix: str, *, since: datetime | None = None) -> Cat
                 proven=named.proven,
             )
             companions.setdefault(companion.archive_key, []).append(companion)
+        elif failed := names.failure_of(name):
+            run = failed.started, failed.id
+            known = failures.get(run, FailedRun(failed.id, failed.started))
+            failures[run] = _with_object(known, failed.kind, stored)
     backups = [
         Backup(name, key, started, stored.size, tuple(companions.get(key, ())), stored.archived)
         for key, (name, started, stored) in archives.items()
@@ -131,7 +159,16 @@ def read(storage: Storage, prefix: str, *, since: datetime | None = None) -> Cat
         if key not in archives or len({companion.id for companion in together}) > 1
         for companion in together
     ]
-    return Catalog(sorted(backups, key=lambda backup: (backup.started, backup.name)), suspects)
+    backups.sort(key=lambda backup: (backup.started, backup.name))
+    return Catalog(backups, suspects, [failures[run] for run in sorted(failures)])
+
+
+def _with_object(run: FailedRun, kind: str, stored: StoredObject) -> FailedRun:
+    if kind == "record":
+        return replace(run, key=stored.key, size=stored.size)
+    if kind == "kms":
+        return replace(run, kms=stored.key)
+    return replace(run, wrapped=stored.key)
 
 
 def within(storage: Storage, prefix: str, *, since: datetime, until: datetime) -> list[Backup]:

@@ -5,10 +5,15 @@ Each has its folder there: :mod:`pgstash.format.folders`. Other folders are of n
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from pgstash.format import names
 from pgstash.format.folders import database_of, folder_of
 from pgstash.repository.object_metadata import in_parallel
 from pgstash.storage.interface import Storage
+
+Has = Callable[[Storage, str], bool]
+"""Returns whether something is under a prefix. Raises StorageError."""
 
 
 def with_folder(storage: Storage, prefix: str) -> list[str]:
@@ -22,13 +27,19 @@ def with_folder(storage: Storage, prefix: str) -> list[str]:
     return sorted(database for database in databases if database)
 
 
-def with_backups(storage: Storage, prefix: str) -> list[str]:
-    """Return the databases that have at least one backup, sorted.
+def has_backup(storage: Storage, prefix: str) -> bool:
+    """Return whether there is a backup under a prefix. Raises StorageError."""
+    listed = storage.list(f"{prefix}/backup_")
+    return any(names.ARCHIVE_NAME.fullmatch(each.key.removeprefix(f"{prefix}/")) for each in listed)
+
+
+def with_backups(storage: Storage, prefix: str, has: Has = has_backup) -> list[str]:
+    """Return the databases that have at least one backup, or what else ``has`` finds, sorted.
 
     One more request is sent for each folder, several at once. Raises StorageError.
     """
     databases = with_folder(storage, prefix)
-    found = in_parallel(lambda name: has_backup(storage, f"{prefix}/{folder_of(name)}"), databases)
+    found = in_parallel(lambda name: has(storage, f"{prefix}/{folder_of(name)}"), databases)
     return [name for name, there in zip(databases, found, strict=True) if there]
 
 
@@ -44,9 +55,3 @@ def other_folders(storage: Storage, prefix: str) -> list[str]:
         for name in found
         if database_of(name) is None and has_backup(storage, f"{prefix}/{name}")
     )
-
-
-def has_backup(storage: Storage, prefix: str) -> bool:
-    """Return whether there is a backup under a prefix. Raises StorageError."""
-    listed = storage.list(f"{prefix}/backup_")
-    return any(names.ARCHIVE_NAME.fullmatch(each.key.removeprefix(f"{prefix}/")) for each in listed)

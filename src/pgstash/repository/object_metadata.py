@@ -11,8 +11,9 @@ from urllib.parse import unquote
 
 from pgstash.errors import ObjectNotFoundError, StorageError, StorageUnreachableError
 from pgstash.format import metadata as stored_metadata
+from pgstash.format.identity import Claim, Identity
 from pgstash.format.size_history import MOST, Figures
-from pgstash.repository.catalog import Backup, Companion
+from pgstash.repository.catalog import Backup, Companion, FailedRun
 from pgstash.storage.interface import Storage
 
 Q = TypeVar("Q")
@@ -86,6 +87,14 @@ def _joined(wrapped: Sequence[Mapping[str, str]]) -> Mapping[str, str]:
     known = all(count.isascii() and count.isdecimal() for count in counts)
     both[stored_metadata.RECIPIENT_COUNT] = str(sum(map(int, counts))) if known else ""
     return both
+
+
+def of_objects(storage: Storage, keys: Sequence[str]) -> list[Mapping[str, str]]:
+    """Return the decoded metadata of each object; one that no longer exists has none.
+
+    The requests run in parallel. Raises StorageError.
+    """
+    return in_parallel(lambda key: decoded(_head(storage, key)), keys)
 
 
 def in_parallel(ask: Callable[[Q], T], questions: Sequence[Q]) -> list[T]:
@@ -203,3 +212,12 @@ def orphan(storage: Storage, companion: Companion) -> Mapping[str, str] | None:
         return None
     found = decoded(_head(storage, companion.key))
     return found if found.get("id") == companion.id else None
+
+
+def is_own_failure(storage: Storage, run: FailedRun, claim: Claim) -> bool:
+    """Return whether the objects of a failed run are of pgstash, and of the claimed sources.
+
+    Each of them has its id and its source in the metadata. Raises StorageError.
+    """
+    found = decoded(_head(storage, run.keys[0]))
+    return found.get("id") == run.id and claim.covers_failure(Identity.of(found))

@@ -6,8 +6,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 
 from pgstash.errors import CorruptedError, UnverifiedError
+from pgstash.format import failure_record
 from pgstash.format import manifest as manifests
 from pgstash.format.authenticated_json import Authenticate
+from pgstash.format.failure_record import Failure
 from pgstash.format.manifest import Manifest
 from pgstash.format.names import Kind
 from pgstash.pipeline import decompression, encryption
@@ -49,6 +51,12 @@ def _unsealed(storage: Storage, key: str, access: Access) -> tuple[bytes, Authen
 def read_text(storage: Storage, key: str, access: Access) -> bytes:
     """Return the plain text of a companion. Raises what :func:`read` raises."""
     return _unsealed(storage, key, access)[0]
+
+
+def read_failure(storage: Storage, key: str, access: Access) -> Failure:
+    """Read the record of a failed run. Raises CorruptedError, EncryptionError, StorageError."""
+    text, authenticate = _unsealed(storage, key, access)
+    return failure_record.load(key, text, authenticate)
 
 
 def readers(

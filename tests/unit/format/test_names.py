@@ -84,6 +84,38 @@ def test_what_is_no_companion(name: str) -> None:
     assert names.companion_of(name) is None
 
 
+@given(MOMENTS, st.booleans())
+def test_the_record_of_a_failure_is_neither_archive_nor_companion(
+    moment: datetime,
+    encrypted: bool,  # noqa: FBT001 - Hypothesis passes it by position
+) -> None:
+    """Version 0.2.0 ignores each name that it does not know: the pattern for companions is its."""
+    base, started = names.base_name(moment), moment.replace(microsecond=0)
+    record = names.failure_name(base, ID, encrypted=encrypted)
+    key = names.failure_key_name(base, ID, names.AGE_ENDING)
+    kms = names.failure_key_name(base, ID, names.KMS_ENDING)
+    for name, kind in ((record, "record"), (key, "key"), (kms, "kms")):
+        assert names.failure_of(name) == names.FailureName(started, ID, kind)  # type: ignore[arg-type] # kinds are text here
+        assert names.companion_of(name) is None
+        assert not names.ARCHIVE_NAME.fullmatch(name)
+        assert names.failure_of(f"x{name}") is names.failure_of(f"{name}x") is None
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "backup_20260231_020005.0123456789abcdef.failure.json.gz",
+        "backup_20260131_020005.0123456789ABCDEF.failure.json.gz",
+        "backup_20260131_020005.failure.json.gz",
+        "backup_20260131_020005.0123456789abcdef.failure.json",
+        "backup_20260131_020005.0123456789abcdef.failure.key.age.enc",
+        "backup_20260131_020005.sql.gz",
+    ],
+)
+def test_what_is_no_record_of_a_failure(name: str) -> None:
+    assert names.failure_of(name) is None
+
+
 def test_a_base_name_says_when_the_backup_began() -> None:
     began = datetime(2026, 1, 31, 2, 0, 59, tzinfo=UTC)
     assert names.started_of(names.base_name(began)) == began

@@ -16,6 +16,7 @@ PROOF = (
     "arn:aws:s3:::shop/team/db/"
     "backup_20260131_020000.0123456789abcdef.proof_20260201_020000.json.gz.enc"
 )
+FAILURE = "arn:aws:s3:::shop/team/db/backup_20260131_020000.0123456789abcdef.failure.json.gz.enc"
 BUCKET = "arn:aws:s3:::shop"
 
 
@@ -44,6 +45,7 @@ def test_what_a_role_may_not_do(role: str, action: str, resource: str) -> None:
         ("writer", "s3:AbortMultipartUpload", ARCHIVE),
         ("reader", "s3:GetObject", ARCHIVE),
         ("reader", "s3:PutObject", PROOF),
+        ("reader", "s3:PutObject", FAILURE),
         ("pruner", "s3:DeleteObject", ARCHIVE),
     ],
 )

@@ -17,6 +17,8 @@ Statement = Mapping[str, Any]
 
 _VERSION = "2012-10-17"  # of the language of policies
 _PROOFS = "backup_*.proof_*"
+_FAILURES = "backup_*.failure.*"
+_STORED = (_PROOFS, _FAILURES)  # by drills
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +153,7 @@ def _reader(place: Place) -> list[Statement]:
     return [
         place.of_listing("s3:ListBucket"),
         place.of_objects("s3:GetObject"),
-        place.of_storing(names=f"*/{_PROOFS}" if place.folders else _PROOFS),
+        *(place.of_storing(names=f"*/{each}" if place.folders else each) for each in _STORED),
         *place.of_recipients("kms:Decrypt"),
         *place.of_key("kms:GenerateDataKey", "kms:Decrypt"),
     ]
