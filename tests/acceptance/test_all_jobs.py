@@ -16,7 +16,7 @@ from support.postgres import Database
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from support.postgres import MakeDatabase
+    from support.postgres import Cluster, MakeDatabase
 
 
 @dataclass
@@ -26,6 +26,7 @@ class Server:
     names: list[str]
     env: dict[str, str]
     folder: Path
+    cluster: Cluster
 
     def archive(self, name: str) -> Path:
         return next((self.folder / PREFIX / name).glob("backup_????????_??????.sql.gz"))
@@ -50,7 +51,7 @@ def server(make_database: MakeDatabase, tmp_path: Path) -> Server:
             assert made.returncode == 0, made.stderr
     finally:
         maintenance.run_sql(f"DROP DATABASE {gone}")
-    return Server([gone, here.name], env, tmp_path)
+    return Server([gone, here.name], env, tmp_path, here.cluster)
 
 
 def test_listing_and_pruning(server: Server) -> None:
@@ -149,6 +150,20 @@ def test_databases_that_are_not_there(server: Server) -> None:
     assert named.returncode == 40, named.stderr
     assert json.loads(named.stdout)["missing"] == ["shp"]
     assert "The server does not have shp." in named.stderr
+    of_server = Database(server.cluster, "postgres")
+    change = "UPDATE pg_database SET {} WHERE datname = '" + here + "'"
+    for broken, mended, words in (
+        ("datallowconn = false", "datallowconn = true", "it takes no connections"),
+        ("datconnlimit = -2", "datconnlimit = -1", "An interrupted DROP DATABASE left"),
+    ):
+        of_server.run_sql(change.format(broken))
+        try:
+            checked = run_pgstash(["check", "storage", "--all-jobs", "--json"], server.env)
+        finally:
+            of_server.run_sql(change.format(mended))
+        assert (checked.returncode, words in checked.stderr) == (40, True), checked.stderr
+        facts = json.loads(checked.stdout)
+        assert facts["closed"] + facts["invalid"] == [here]
     nothing = server.env | {"DATABASES": "shp*"}
     checked = run_pgstash(["check", "storage", "--all-jobs"], nothing)
     assert (checked.returncode, "No database of the server is" in checked.stderr) == (40, True)

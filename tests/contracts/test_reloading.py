@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from pgstash import events
-from pgstash.commands import reloading, service_of_jobs
+from pgstash.commands import once_for_all, reloading, service_of_jobs
 from pgstash.commands.reloading import ConfigFile
 from pgstash.errors import ConfigurationError, Interrupted
 from pgstash.runtime import Runtime, utc_now
@@ -223,3 +223,47 @@ def test_jobs_run_with_the_file_as_it_was_read(path: Path, monkeypatch: pytest.M
     file.close()
     with pytest.raises(ConfigurationError, match="cannot be read"):
         jobs.chosen(Request(), "one/one", may_be_all=False)
+
+
+@pytest.mark.parametrize("run", [once_for_all.back_up_all, service_of_jobs.serve])
+def test_two_jobs_in_one_place_are_refused_before_anything_starts(
+    path: Path, run: Callable[[Settings, Runtime], object]
+) -> None:
+    write(path, "one", "two")
+    with path.open("a") as more:
+        more.write('\nbackup_prefix = "postgres-backups/one"')
+    values, seen = chosen(), list[events.Event]()
+    with pytest.raises(ConfigurationError, match=r"has the same store and prefix as servers\.one"):
+        run(values, Runtime(seen.append))
+    assert seen == []
+
+
+def test_a_place_that_is_taken_later_is_not_used_twice(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other jobs go on, and each listing reports it until it is mended."""
+    monkeypatch.setattr(service_of_jobs, "LONGEST_NAP", 0.2)
+    monkeypatch.setattr(service_of_jobs, "LISTING", timedelta(seconds=0.3))
+    write(path, "one", "two")
+    folder = path.parent / "postgres-backups"
+    (folder / "one" / "one").mkdir(parents=True)
+    (folder / "two").mkdir()
+    link = folder / "two" / "two"
+
+    def taken() -> None:
+        link.symlink_to("../one/one")
+
+    refused = "it has the same store and prefix as one/one"
+    steps = Steps(
+        ("2 databases to back up", taken),
+        (refused, lambda: None),
+        (refused, link.unlink),
+        ("New databases, backed up now: two/two", lambda: None),
+    )
+    with pytest.raises(Interrupted):
+        service_of_jobs.serve(chosen(), Runtime(steps))
+    assert not any("Not backed up any more" in each for each in steps.seen)
+    taken()
+    steps = Steps((refused, lambda: None))
+    with pytest.raises(Interrupted):
+        once_for_all.back_up_all(chosen(), Runtime(steps))

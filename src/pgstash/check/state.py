@@ -26,13 +26,14 @@ class Plan:
     """Which backups to inspect.
 
     Without a ``source`` all under the prefix count. ``schedule`` returns the times of the runs that
-    follow a backup from a given time. Only objects newer than ``window`` are listed, if that is
-    enough; None lists all.
+    follow a backup from a given time, ``due`` when the next one is or was due. Only objects newer
+    than ``window`` are listed, if that is enough; None lists all.
     """
 
     prefix: str
     source: Identity | None
     schedule: Callable[[datetime], Schedule]
+    due: Callable[[datetime], datetime]
     window: timedelta | None
     now: datetime
 
@@ -81,7 +82,7 @@ def look(plan: Plan, storage: Storage, owners: Owners) -> State:
         usual_size=round(median(before)) if before else None,
         proven=proven,
         stale_at=schedule.stale_at(times, last.started),
-        due=times.after(last.started),
+        due=plan.due(last.started),
     )
 
 

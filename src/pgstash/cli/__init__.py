@@ -132,8 +132,16 @@ def prune(
     from pgstash.commands.prune import remove_old_backups
 
     def work(values: Settings, _emit: Emit, interruption: Interruption) -> None:
+        away = set[str]()  # a server that cannot be reached is asked once for all jobs
+
         def one(settings: Settings) -> None:
-            remove_old_backups(settings, event_log.explain, sources=source or [], dry_run=dry_run)
+            remove_old_backups(
+                settings,
+                event_log.explain,
+                sources=source or [],
+                dry_run=dry_run,
+                away=away,
+            )
 
         if not all_jobs:
             one(values)

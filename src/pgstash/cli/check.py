@@ -75,6 +75,7 @@ def check(
                 facts = [{"job": name, **_facts(found)} for name, found in every.items()]
                 failed = sum(each["failed"] > 0 for each in facts)
                 away = {"missing": on_server.missing, "unreachable": silent}
+                away |= {"closed": on_server.closed, "invalid": on_server.invalid}
                 print_line(json.dumps({"failed": failed, "jobs": facts} | away))
         _refuse_missing(on_server)
 
@@ -115,6 +116,17 @@ def _refuse_missing(found: Jobs) -> None:
         raise CheckFailedError(
             f"The server does not have {job_runs.named(found.missing)}. Create it, or correct "
             "DATABASES."
+        )
+    leave_out = "or leave them out of DATABASES by `!NAME`."
+    if found.invalid:
+        raise CheckFailedError(
+            f"An interrupted DROP DATABASE left {job_runs.named(found.invalid)} invalid: no backup "
+            f"of it is possible. Drop what is invalid, {leave_out}"
+        )
+    if found.closed:
+        raise CheckFailedError(
+            f"No backup is possible of {job_runs.named(found.closed)}: it takes no connections. "
+            f"Run ALTER DATABASE … ALLOW_CONNECTIONS true, {leave_out}"
         )
     if not found.jobs:
         raise CheckFailedError("No database of the server is selected. Correct DATABASES.")

@@ -8,7 +8,7 @@ from pgstash import events
 from pgstash.commands.jobs import Job, Jobs
 from pgstash.commands.schedules import blackout_of, schedule_of_job
 from pgstash.counting import counted
-from pgstash.errors import DatabaseLoginError, PgstashError
+from pgstash.errors import ConfigurationError, DatabaseLoginError, PgstashError
 from pgstash.failure import Fields
 from pgstash.postgres.server import conninfo
 from pgstash.processes.children import Children, Command, Ended
@@ -132,6 +132,27 @@ def not_backed_up(name: str, reason: str) -> events.BackupFailed:
         database=name,
         error=DatabaseLoginError.__name__,
         exit_code=DatabaseLoginError.exit_code,
+    )
+
+
+def in_one_place(found: Jobs) -> dict[str, str]:
+    """Return the databases that are no jobs because of their place, each with the reason."""
+    return {
+        name: f"it has the same store and prefix as {other}. Give it another backup_prefix"
+        for name, other in found.clashing.items()
+    }
+
+
+def misplaced(name: str, reason: str) -> events.BackupFailed:
+    """Return the report of a database whose backups would be among those of another one."""
+    return events.BackupFailed(
+        name,
+        0.0,
+        reason,
+        "",
+        database=name,
+        error=ConfigurationError.__name__,
+        exit_code=ConfigurationError.exit_code,
     )
 
 

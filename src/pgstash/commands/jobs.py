@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Collection
+from dataclasses import dataclass, field, replace
 
 from pgstash import events
 from pgstash.commands.origin import of_copy
@@ -12,7 +13,7 @@ from pgstash.errors import ConfigurationError, DatabaseError, StorageError
 from pgstash.postgres.server import databases
 from pgstash.repository import databases as stored_databases
 from pgstash.repository.databases import Has
-from pgstash.settings import Settings, jobs
+from pgstash.settings import Settings, jobs, places
 from pgstash.settings.config.file import Config
 
 
@@ -33,7 +34,8 @@ class Jobs:
     :class:`pgstash.postgres.server.databases.Databases`; ``unusable`` are those of them that
     DATABASES names. ``unreachable`` are the servers of the configuration file whose databases are
     not known, because they did not answer. ``unused`` are databases with a section of their own in
-    that file that the server does not have. ``system`` identifies the only server, if it discloses
+    that file that the server does not have. ``clashing`` have the same place for their backups as
+    the job that each names, and are no jobs. ``system`` identifies the only server, if it discloses
     that.
     """
 
@@ -45,6 +47,7 @@ class Jobs:
     unusable: list[str] = field(default_factory=list)
     unreachable: dict[str, DatabaseError] = field(default_factory=dict)
     unused: list[str] = field(default_factory=list)
+    clashing: dict[str, str] = field(default_factory=dict)
     system: str | None = None
 
 
@@ -82,6 +85,30 @@ def on_server(settings: Settings) -> Jobs:
         unused=selected([name for name in sections if name not in {*there, *chosen.named}]),
         system=found.system,
     )
+
+
+def refuse_clashes(settings: Settings) -> None:
+    """Refuse a configuration file with two jobs in one place, or with any other problem.
+
+    Raises ConfigurationError.
+    """
+    if settings.origin.config is not None and are_of_a_file(settings):
+        settings.origin.config.check()
+
+
+def apart(found: Jobs, first: Collection[str] = ()) -> Jobs:
+    """Return the same without jobs in the place of another one; the ``first`` take precedence.
+
+    The file alone does not show all: folders may be links, and databases may appear.
+    """
+    taken: dict[tuple[str, ...], str] = {}
+    clashing = dict[str, str]()
+    for job in sorted(found.jobs, key=lambda job: job.name not in first):
+        place = places.of(job.settings)
+        if place and (other := taken.setdefault(place, job.name)) != job.name:
+            clashing[job.name] = other
+    kept = [job for job in found.jobs if job.name not in clashing]
+    return replace(found, jobs=kept, clashing=clashing)
 
 
 def _of_file(config: Config) -> Jobs:

@@ -39,6 +39,7 @@ class Listings:
         self._away: dict[str, datetime] = {}
         self._posted: set[str] = set()  # of these, those whose failure was posted
         self._lacking: dict[str, str] = {}
+        self._misplaced: dict[str, str] = {}
 
     def soon(self) -> None:
         """List again as soon as possible."""
@@ -53,6 +54,9 @@ class Listings:
         self.at = self._runtime.now() + self._interval
         self._report_away(found.unreachable)
         self._report_lacking(job_runs.lacking(found))
+        self._misplaced = job_runs.in_one_place(found)
+        for name, reason in self._misplaced.items():  # at each listing: its backups are overdue
+            self._runtime.emit(job_runs.misplaced(name, reason))
         self._make_known(found.unreachable, settings)
         notes = job_runs.notes(found)
         for note in notes:
@@ -114,6 +118,8 @@ class Listings:
             name: Failure(DatabaseLoginError.exit_code, reason, now)
             for name, reason in self._lacking.items()
         }
+        status = ConfigurationError.exit_code
+        found |= {name: Failure(status, why, now) for name, why in self._misplaced.items()}
         for server, error in unreachable.items():
             if now - self._away[server] >= UNLISTED:
                 what = job_runs.of_server(server) if server else job_runs.ALL

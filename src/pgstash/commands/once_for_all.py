@@ -24,30 +24,35 @@ def back_up_all(settings: Settings, runtime: Runtime) -> None:
     """Run each job once, as many at once as the settings allow.
 
     The failure of a job touches no other. Raises JobsFailedError at the end, which names those
-    that failed; DatabaseError if the databases cannot be listed.
+    that failed; DatabaseError if the databases cannot be listed, and ConfigurationError before
+    anything starts.
     """
+    jobs.refuse_clashes(settings)
     try:
-        found = jobs.on_server(settings)
+        found = jobs.apart(jobs.on_server(settings))
     except DatabaseError as error:
         runtime.emit(events.BackupFailed(job_runs.ALL, 0.0, **fields(error)))
         raise
     for note in job_runs.notes(found):
         runtime.emit(note)
     job_survey.gone(settings, found, runtime)
-    for server, reason in found.unreachable.items():
-        runtime.emit(events.BackupFailed(job_runs.of_server(server), 0.0, **fields(reason)))
+    for server, unreached in found.unreachable.items():
+        runtime.emit(events.BackupFailed(job_runs.of_server(server), 0.0, **fields(unreached)))
     lacking = job_runs.lacking(found)
     for name, lack in lacking.items():
         runtime.emit(job_runs.not_backed_up(name, lack))
-    failed = [f"{name}: {reason}" for name, reason in lacking.items()]
-    failed += [f"{server}/*: {reason.message}" for server, reason in found.unreachable.items()]
+    misplaced = job_runs.in_one_place(found)
+    for name, reason in misplaced.items():
+        runtime.emit(job_runs.misplaced(name, reason))
+    failed = [f"{name}: {reason}" for name, reason in (lacking | misplaced).items()]
+    failed += [f"{server}/*: {each.message}" for server, each in found.unreachable.items()]
     dispatcher = Dispatcher(settings.workers, runtime)
     for job in found.jobs:
         # Whoever runs this command decides when.
         dispatcher.add(replace(job_runs.planned(job), blackout=Blackout(), drill_after=None))
     failures = _run_all(dispatcher, runtime)
     failed += [f"{name}: {error.how}" for name, error in sorted(failures.items())]
-    every = len(found.jobs) + len(lacking) + len(found.unreachable)
+    every = len(found.jobs) + len(lacking) + len(misplaced) + len(found.unreachable)
     if not every:
         patterns = f"DATABASES={settings.databases}" if settings.databases else "The configuration"
         raise JobsFailedError(

@@ -9,6 +9,7 @@ from dataclasses import replace
 from datetime import datetime
 
 from pgstash import events
+from pgstash.commands.job_runs import server_of
 from pgstash.commands.source import (
     configured_source,
     owners_of,
@@ -34,22 +35,35 @@ from pgstash.storage.interface import Storage
 
 
 def remove_old_backups(
-    settings: Settings, emit: events.Emit, *, sources: Sequence[str] = (), dry_run: bool = False
+    settings: Settings,
+    emit: events.Emit,
+    *,
+    sources: Sequence[str] = (),
+    dry_run: bool = False,
+    away: set[str] | None = None,
 ) -> prune.Pruned:
     """Prune according to the settings. Raises and emits what :func:`prune.run` raises.
 
     The backups are those of the ``sources`` that the user names, or else of the configured source.
+    The servers that are ``away`` are not asked; one that cannot be reached is added to them.
     Raises SourceUnclearError if it is not clear which backups those are, and WrongClockError if a
     configured database server answers and its clock and ours are far apart.
     """
     refuse_if_only_writes(settings, "prune")
+    away = set() if away is None else away
+    server = server_of(settings)
     try:
         now = utc_now()
-        with contextlib.suppress(DatabaseError):  # pruning needs no database
-            if settings.has_source:
+        try:
+            if settings.has_source and server not in away:
                 _compare_clocks(now, server_clock(settings))
+        except DatabaseUnreachableError:
+            away.add(server)
+        except DatabaseError:
+            pass  # pruning needs no database
         storage = open_storage(settings, emit)
-        answer = None if sources else source_that_answers(settings)
+        is_away = server in away
+        answer = None if sources or is_away else source_that_answers(settings)
 
         def choose(backups: Sequence[catalog.Backup]) -> Sequence[Identity]:
             if answer is not None:
@@ -58,6 +72,8 @@ def remove_old_backups(
             return owners_of(storage).choose(backups, named=sources, settings=hint)
 
         plan = replace(_plan(settings, choose, storage, emit), dry_run=dry_run)
+        if is_away:
+            plan = replace(plan, exclusive=_not_exclusive)
         # The time that was compared with the clock of the server.
         runtime = Runtime(emit, now=lambda: now)
         return prune.run(plan, storage, owners_of(storage), runtime)
@@ -124,6 +140,11 @@ def _plan(
         exclusive=lambda: _exclusive(settings, storage, emit),
         versions=settings.prune_versions,
     )
+
+
+def _not_exclusive() -> contextlib.AbstractContextManager[None]:
+    """Raise DatabaseUnreachableError: who has the writer lock is unknown."""
+    raise DatabaseUnreachableError("the database server cannot be reached")
 
 
 @contextlib.contextmanager

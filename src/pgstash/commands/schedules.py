@@ -35,6 +35,16 @@ def anchored(settings: Settings) -> Callable[[datetime], Schedule]:
     return at
 
 
+def next_run(settings: Settings, last: datetime, now: datetime) -> datetime:
+    """Return when the backup after the ``last`` one is or was due; later if nothing may start now.
+
+    One of many jobs has its own times, by its name.
+    """
+    times = schedule_of_job(settings) if settings.job else schedule_of(settings, last)
+    due, over = times.after(last), blackout_of(settings).over(now)
+    return max(due, over) if over > now else due
+
+
 def schedule_of_job(settings: Settings) -> Schedule:
     """Return the same for one of many jobs, whose intervals begin at different times."""
     return schedule_of(settings, schedule.spread_anchor(settings.job, settings.backup_interval))

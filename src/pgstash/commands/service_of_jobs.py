@@ -34,9 +34,11 @@ at most, and a server that sleeps while nobody uses it is not kept awake."""
 def serve(settings: Settings, runtime: Runtime) -> NoReturn:
     """Run the service until a signal raises Interrupted.
 
-    Raises ConfigurationError if ``HEALTH_PORT`` is not available, and with EXIT_ON_FIRST_FAILURE
+    Raises ConfigurationError if the configuration file has a problem, such as two jobs in one
+    place, or if ``HEALTH_PORT`` is not available; and with EXIT_ON_FIRST_FAILURE
     the error of the first listing if another try would not fix it.
     """
+    jobs.refuse_clashes(settings)
     known = JobsHealth()
     with contextlib.ExitStack() as stack:
         if settings.health_port is not None:
@@ -132,7 +134,7 @@ class _Service:
     def _list(self) -> None:
         """List the databases; add jobs that are new, and remove those that are gone."""
         try:
-            found = jobs.on_server(self._settings)
+            found = jobs.apart(jobs.on_server(self._settings), self._dispatcher.jobs)
         except PgstashError as error:
             self._listings.failed(error, self._settings, has_jobs=bool(self._dispatcher.jobs))
             return
@@ -148,7 +150,7 @@ class _Service:
         for name in gone:
             self._dispatcher.remove(name)
             self._known.removed(name)
-        unusable = {*found.closed, *found.invalid}  # reported above
+        unusable = {*found.closed, *found.invalid, *found.clashing}  # reported above
         if gone := [name for name in gone if name not in unusable]:
             who = "the configuration file or the server" if self._is_reloaded else "the server"
             what = f"Not backed up any more, as {who} does not have them: {job_runs.named(gone)}"

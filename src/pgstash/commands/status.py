@@ -12,7 +12,7 @@ from pgstash.check import state
 from pgstash.check.state import State
 from pgstash.commands import copies
 from pgstash.commands.jobs import Job, on_server
-from pgstash.commands.schedules import schedule_of
+from pgstash.commands.schedules import next_run, schedule_of
 from pgstash.commands.source import configured_source, owners_of, source_that_answers
 from pgstash.commands.storage import open_storage
 from pgstash.copying import behind
@@ -251,6 +251,7 @@ class _Look:
             prefix=settings.backup_prefix,
             source=self._source(job),
             schedule=lambda last: schedule_of(settings, last),
+            due=lambda last: next_run(settings, last, self._now),
             window=state.window(
                 schedule_of(settings, self._now),
                 self._now,

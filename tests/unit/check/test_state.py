@@ -67,7 +67,10 @@ def store(
 
 
 def plan(source: Identity | None = SHOP, window: timedelta | None = None) -> Plan:
-    return Plan("p", source, lambda last: Interval(3600, last), window, NOW)
+    def due(last: datetime) -> datetime:
+        return last + timedelta(hours=1)
+
+    return Plan("p", source, lambda last: Interval(3600, last), due, window, NOW)
 
 
 def look(storage: MemoryStorage, asked: Plan | None = None) -> State:
