@@ -207,7 +207,9 @@ def _help(name: str) -> str:
 def _exit_codes() -> str:
     lines = [
         *_heading("Exit statuses", "src/pgstash/errors.py"),
-        "*Reference. After this page you know what an exit status means, and what to do about it.*",
+        "*Reference. After this page you know what an exit status means, and what to do about it.",
+        "Usual causes of each, and symptoms without a status, are in [When something is",
+        "wrong](../how-to/troubleshooting.md).*",
         "",
         "| status | name | what it means | try again? | what to do |",
         "|---|---|---|---|---|",

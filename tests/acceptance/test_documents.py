@@ -426,6 +426,57 @@ def test_every_page_is_listed() -> None:
     assert [path.name for path in pages if path.name not in index] == []
 
 
+def test_troubleshooting_has_the_causes_of_each_error() -> None:
+    statuses = (REPOSITORY / "docs" / "reference" / "exit-codes.md").read_text()
+    page = (REPOSITORY / "docs" / "how-to" / "troubleshooting.md").read_text()
+    errors = re.findall(r"(?m)^\| (\d+) \| `(\w+)` \|", statuses)
+    assert len(errors) > 40
+    explained = re.findall(r"(?m)^\| `(\w+)` \| (\d+) \| .+ \| .+ \|$", page)
+    assert explained == [(name, status) for status, name in errors]
+
+
+def options_by_command() -> dict[str, set[str]]:
+    """Return the options of each command, from the page that is made of --help."""
+    page = (REPOSITORY / "docs" / "reference" / "cli.md").read_text()
+    found = {}
+    for part in re.split(r"(?m)^#+ (?=pgstash)", page)[1:]:
+        name, _, text = part.partition("\n")
+        found[name.strip()] = set(re.findall(r"--[a-z][a-z-]*", text.partition("Options:")[2]))
+    return found
+
+
+def commands_in(text: str) -> list[tuple[str, str]]:
+    """Return each command of pgstash in lines of code, with its arguments."""
+    fenced = re.findall(r"(?s)```sh\n(.*?)```", text)
+    indented = re.findall(r"(?m)^    .*$", text.replace("\\\n", " "))
+    lines = "\n".join([*fenced, *indented])
+    return re.findall(
+        r"(?m)(?:^|[\s/;&(])pgstash (?:--config \S+ )?((?:keys |config )?[a-z][a-z-]*)([^|;&#\n]*)",
+        lines,
+    )
+
+
+@pytest.mark.parametrize(
+    "document", sorted(REPOSITORY.glob("docs/how-to/**/*.md")), ids=lambda path: path.name
+)
+def test_commands_have_the_options_that_are_printed(document: Path) -> None:
+    known = options_by_command()
+    for command, arguments in commands_in(document.read_text()):
+        if command == "pgstash":  # docker exec CONTAINER pgstash
+            continue
+        assert f"pgstash {command}" in known
+        options = set(re.findall(r"(?<!\S)--[a-z][a-z-]*", arguments))
+        assert options <= known[f"pgstash {command}"], (command, arguments)
+
+
+def test_a_command_is_found_where_it_is_printed() -> None:
+    text = (
+        "Run `pgstash x`.\n\n    $ A=b pgstash list --all | cat\n\n```sh\npgstash keys add k\n```\n"
+    )
+    assert commands_in(text) == [("keys add", " k"), ("list", " --all ")]
+    assert "--into-existing" in options_by_command()["pgstash restore"]
+
+
 def test_each_dependency_has_its_reason() -> None:
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
     wanted = [*project["project"]["dependencies"], *project["dependency-groups"]["dev"]]
