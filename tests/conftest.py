@@ -54,6 +54,7 @@ SETTINGS = (
     "LOG_",
     "MAX_",
     "MIN_TABLE_",
+    "NOTIFY_",
     "PG",
     "PRUNE_",
     "REQUIRE_",

@@ -5,13 +5,19 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
+import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
+from support.backups import settings
 from support.chat import refused_by_discord, refused_by_slack
 from support.cli import environment, run_pgstash
 from support.hooks import Receiver, receiving
+
+if TYPE_CHECKING:
+    from support.postgres import MakeDatabase
 
 NOWHERE = "postgresql://user@127.0.0.1:1/shop"
 SECRET = "planted-signing-secret"
@@ -50,3 +56,43 @@ def test_a_secret_that_is_no_key_is_refused(tmp_path: Path) -> None:
     done = run_pgstash(["check", "webhook"], env)
     assert "WEBHOOK_SECRET must have base64 after whsec_" in done.stdout + done.stderr
     assert "whsec_?" not in done.stdout + done.stderr
+
+
+def test_one_message_when_backups_begin_to_fail_and_one_when_they_are_well_again(
+    make_database: MakeDatabase, tmp_path: Path
+) -> None:
+    (tmp_path / "store").mkdir()
+    database = make_database()
+    with receiving() as receiver:
+        url = receiver.url("/planted-notify-token").replace("http:", "json:")
+        env = environment(
+            database.bin_dir, **settings(database, tmp_path / "store"), NOTIFY_URLS=url
+        )
+        down = env | {"DATABASE_URL": NOWHERE}
+        for given, status in ((env, 0), (down, 10), (down, 10), (env, 0), (env, 0)):
+            done = run_pgstash(["once"], given)
+            assert done.returncode == status, done.stderr
+            assert "planted-notify-token" not in done.stdout + done.stderr
+            time.sleep(1.1)  # names of records have seconds
+        told = [each.json["title"].partition(":")[0] for each in receiver.received]
+        assert told == ["Backup failed", "Well again"]
+        assert run_pgstash(["check", "notify"], env).returncode == 0
+        assert receiver.received[-1].json["title"].startswith("Test of pgstash")
+        receiver.statuses = [500]
+        done = run_pgstash(["check", "notify"], env)
+        assert done.returncode == 40
+        assert "address 1 of NOTIFY_URLS (JSON)" in done.stdout
+        assert "planted-notify-token" not in done.stdout + done.stderr
+
+
+def test_a_backup_without_apprise_warns(make_database: MakeDatabase, tmp_path: Path) -> None:
+    (tmp_path / "store").mkdir()
+    database = make_database()
+    values = settings(database, tmp_path / "store") | {"NOTIFY_URLS": "json://127.0.0.1:1/x"}
+    env = environment(database.bin_dir, **values)
+    hidden = ["import sys", "sys.modules['apprise'] = None"]
+    done = run_pgstash(["once"], env, statements=hidden)
+    assert done.returncode == 0
+    assert "WARNING NOTIFY_URLS needs Apprise" in done.stderr
+    done = run_pgstash(["check", "notify"], env, statements=hidden)
+    assert (done.returncode, "pip install 'pgstash[notify]'" in done.stdout) == (40, True)

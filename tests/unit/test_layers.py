@@ -30,6 +30,7 @@ PACKAGES = {
     "multiprocessing": "none",
     "psycopg": r"pgstash\.postgres\..+",
     "pty": "none",
+    "apprise": r"pgstash\.monitoring\.notify",
     "pyrage": r"pgstash\.pipeline\.age",
     "requests": r"pgstash\.storage\.gcs\..+",
     "subprocess": r"pgstash\.(postgres\..+|processes\.[a-z_]+)",

@@ -275,7 +275,7 @@ def _report_success(job: Job, made: Backup, earlier: Earlier) -> None:
     job.emit(events.UploadFinished(made.name, made.seconds, manifest.stored_bytes))
     shrunk = size_history.shrunk(figures, earlier.figures, job.plan.anomaly_ratio)
     if shrunk:
-        job.emit(events.Warned(f"{made.name} is much smaller than usual: {'; '.join(shrunk)}"))
+        job.emit(events.BackupShrunk(made.name, tuple(shrunk)))
     job.emit(
         events.BackupSucceeded(
             name=made.name,

@@ -9,7 +9,7 @@ from typing import Literal
 from pgstash.errors import PgstashError
 
 State = Literal["ok", "warning", "failure", "skipped"]
-Part = Literal["database", "storage", "webhook"]
+Part = Literal["database", "storage", "webhook", "notify"]
 
 
 @dataclass(frozen=True, slots=True)

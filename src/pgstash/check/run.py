@@ -65,10 +65,10 @@ def run(
     """Yield the findings of one part, or of all parts.
 
     The store is opened only if a part needs it, and a test notification is sent only if ``part``
-    is the webhook.
+    is the webhook, or to notify.
     """
-    if part == "webhook":
-        yield from webhooks.tried(plan.webhooks, plan.database.source_url)
+    if part in ("webhook", "notify"):
+        yield from webhooks.tried(plan.webhooks, part, plan.database.source_url)
         return
     server: Server | None = None
     if part is None:

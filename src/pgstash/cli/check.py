@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 def check(
     part: Annotated[
         Part | None,
-        typer.Argument(help="Check this part only; `webhook` sends a test notification."),
+        typer.Argument(help="Check this part only; `webhook` and `notify` send a test."),
     ] = None,
     *,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,

@@ -108,7 +108,8 @@ def _status_of(work: Work, command: Command, interruption: Interruption) -> int:
 
             def noted(event: Event) -> None:
                 nonlocal reported
-                reported |= isinstance(event, _FAILURES)
+                after_backup = getattr(event, "after_backup", False)  # a warning
+                reported |= isinstance(event, _FAILURES) and not after_backup
                 emit(event)
 
             try:

@@ -21,13 +21,12 @@ from pgstash.check import (
     webhooks,
 )
 from pgstash.check.finding import Finding, Part
-from pgstash.commands import copies, other_stores
+from pgstash.commands import copies, notifications, other_stores
 from pgstash.commands import kms as configured_kms
 from pgstash.commands.backup import dump_options, required_tables
-from pgstash.commands.notifications import receiver_of
 from pgstash.commands.source import configured_source, owners_of, source_password
 from pgstash.commands.storage import open_storage
-from pgstash.monitoring.redaction import Scrubber
+from pgstash.monitoring import notify, webhook
 from pgstash.pipeline import recipients
 from pgstash.postgres.tools import pg_dump_options
 from pgstash.settings import ODD_VALUE_REMEDY, Settings, environment
@@ -141,13 +140,25 @@ def _endpoint(settings: Settings) -> str | None:
 
 
 def _webhooks(settings: Settings) -> Sequence[webhooks.Destination]:
-    scrubber = Scrubber(settings.secrets())
     each = (
         ("webhook", "WEBHOOK_URL", settings.webhook_url),
         ("drill webhook", "VERIFY_WEBHOOK_URL", settings.verify_webhook_url),
     )
-    return [
-        webhooks.Destination(topic, variable, receiver_of(settings, url, scrubber))
+    found = [
+        webhooks.Destination(
+            topic,
+            "webhook",
+            variable,
+            partial(webhook.send_test, notifications.receiver_of(settings, url)),
+        )
         for topic, variable, url in each
         if url
     ]
+    if settings.notify_urls:
+        addresses = notifications.addresses_of(settings)
+        found.append(
+            webhooks.Destination(
+                "notify", "notify", "NOTIFY_URLS", addresses.test, notify.missing()
+            )
+        )
+    return found

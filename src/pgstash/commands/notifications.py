@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Collection, Iterator
+from functools import partial
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from pydantic import SecretStr
 
     from pgstash.monitoring import http_delivery, webhook
+    from pgstash.monitoring.notify import Addresses
     from pgstash.monitoring.receiver import Receiver
 
 
@@ -31,17 +33,25 @@ def _folder(settings: Settings) -> str:
     return "-".join(folder_of(each) for each in (server, database) if each)
 
 
-def receiver_of(settings: Settings, url: SecretStr, scrubber: Scrubber) -> Receiver:
+def receiver_of(settings: Settings, url: SecretStr) -> Receiver:
     """Return who receives messages at a URL, and in which shape."""
     from pgstash.monitoring.receiver import Receiver  # noqa: PLC0415 - imports an HTTP client
 
     secret = settings.webhook_secret
     return Receiver(
         url.get_secret_value(),
-        scrubber,
+        Scrubber(settings.secrets()),
         settings.webhook_format,
         secret.get_secret_value() if secret else "",
     )
+
+
+def addresses_of(settings: Settings) -> Addresses:
+    """Return where messages by Apprise go, and which."""
+    from pgstash.monitoring.notify import Addresses  # noqa: PLC0415 - imports an HTTP client
+
+    scrubber = Scrubber(settings.secrets())
+    return Addresses(settings.notify_addresses, settings.notify_kinds, scrubber)
 
 
 @contextlib.contextmanager
@@ -66,11 +76,11 @@ def listening(settings: Settings, *, live: bool = True) -> Iterator[events.Emit]
 def _messengers(settings: Settings) -> Iterator[list[events.Emit]]:
     hook, ping = settings.webhook_url, settings.healthcheck_ping_url
     of_drills = settings.verify_webhook_url
-    if not (hook or ping or of_drills):
+    if not (hook or ping or of_drills or settings.notify_urls):
         yield []
         return
     # An HTTP client is slow to import, and most runs do not need it.
-    from pgstash.monitoring import http_delivery, webhook  # noqa: PLC0415
+    from pgstash.monitoring import http_delivery, notify, webhook  # noqa: PLC0415
 
     scrubber = Scrubber(settings.secrets())
     listeners: list[events.Emit] = []
@@ -92,7 +102,7 @@ def _messengers(settings: Settings) -> Iterator[list[events.Emit]]:
     def webhook_to(url: SecretStr, what: str, operations: Collection[webhook.Operation]) -> None:
         listeners.append(
             webhook.Webhook(
-                receiver_of(settings, url, scrubber),
+                receiver_of(settings, url),
                 courier(what),
                 webhook.Wanted(
                     settings.webhook_on_success, settings.webhook_on_failure, operations
@@ -101,8 +111,17 @@ def _messengers(settings: Settings) -> Iterator[list[events.Emit]]:
         )
 
     if hook:
-        webhook_to(hook, "The webhook", ["backup", "copy"] if of_drills else webhook.OPERATIONS)
+        webhook_to(
+            hook, "The webhook", ["backup", "copy", "prune"] if of_drills else webhook.OPERATIONS
+        )
     if of_drills:
         webhook_to(of_drills, "The drill webhook", ["drill"])
+    if settings.notify_urls and (problem := notify.missing()):
+        event_log.listen(events.Warned(problem))
+    elif settings.notify_urls:
+        from pgstash.commands import last_runs  # noqa: PLC0415 - asks the store
+
+        before = partial(last_runs.error_before, settings)
+        listeners.append(notify.Notifier(addresses_of(settings), courier("A message"), before))
     with http_delivery.finished(couriers):
         yield listeners

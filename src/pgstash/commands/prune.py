@@ -7,6 +7,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from datetime import datetime
+from functools import partial
 
 from pgstash import events
 from pgstash.commands.job_runs import server_of
@@ -25,7 +26,7 @@ from pgstash.errors import (
     WrongClockError,
 )
 from pgstash.format.identity import Identity
-from pgstash.postgres.server import login, writer_lock
+from pgstash.postgres.server import conninfo, login, writer_lock
 from pgstash.prune import retention
 from pgstash.prune import run as prune
 from pgstash.repository import catalog
@@ -94,17 +95,25 @@ def prune_after_backup(
     The settings may be those of a copy.
     """
     emit = runtime.emit
-    whose = f"of the copy {settings.copy_name} " if settings.copy_name else ""
-    failed = f"Pruning {whose}failed"
+    host, database = conninfo.named(settings.source_url)
+    failed = partial(
+        events.PruneFailed,
+        copy=settings.copy_name,
+        after_backup=True,
+        host=host,
+        database=database,
+    )
     try:
         ours = runtime.now()
         _compare_clocks(ours, server_now(settings))
         plan = replace(_plan(settings, lambda _backups: [source], storage, emit), explained=False)
         prune.run(plan, storage, owners_of(storage), replace(runtime, now=lambda: ours))
     except PgstashError as error:
-        emit(events.Warned(f"{failed}: {error.message}\n{error.hint}".rstrip()))
+        name, code = type(error).__name__, error.exit_code
+        emit(failed(error.message, error.hint, error=name, exit_code=code))
     except Exception as error:  # noqa: BLE001 - nothing that happens now undoes the backup
-        emit(events.Warned(f"{failed}: {type(error).__name__}: {error}"))
+        name = type(error).__name__
+        emit(failed(f"{name}: {error}", "", error=name))
         emit(events.Notice(traceback.format_exc()))
 
 

@@ -7,6 +7,7 @@ prefix (``backup_20260131_020000.sql.gz``). Import events from here, not from th
 from pgstash.events.backup import (
     BackupAttempted,
     BackupFailed,
+    BackupShrunk,
     BackupStarted,
     BackupSucceeded,
     DumpFinished,
@@ -72,6 +73,7 @@ __all__ = [
     "BackupFailed",
     "BackupKept",
     "BackupRemoved",
+    "BackupShrunk",
     "BackupStarted",
     "BackupSucceeded",
     "CopyCompared",

@@ -93,6 +93,14 @@ class UploadFinished(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class BackupShrunk(Event):
+    """The backup is much smaller than usual, but complete; ``figures`` are sentences."""
+
+    name: str
+    figures: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class BackupSucceeded(Event):
     """The backup is complete.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pgstash.errors import EXIT_UNEXPECTED
 from pgstash.events.base import Event
 
 KEPT_AS_PROVEN = "the newest that is proven to restore"
@@ -57,7 +58,16 @@ class PruneFinished(Event):
 
 @dataclass(frozen=True, slots=True)
 class PruneFailed(Event):
-    """Pruning failed, completely or in part."""
+    """Pruning failed, completely or in part; of the primary, or of the ``copy`` with this name.
+
+    ``after_backup`` means that the backup before it is complete: this is a warning.
+    """
 
     message: str
     hint: str
+    copy: str = ""
+    after_backup: bool = False
+    error: str = ""
+    exit_code: int = EXIT_UNEXPECTED
+    host: str = ""
+    database: str = ""

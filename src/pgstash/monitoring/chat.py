@@ -18,7 +18,8 @@ Format = Literal["json", "slack", "discord"]
 
 _DISCORD_HOSTS = ("discord.com", "discordapp.com")
 _GREEN, _RED = 0x2EB67D, 0xE01E5A
-_PASSED = {"backup": "succeeded", "drill": "passed", "copy": "succeeded"}
+_PASSED = {"backup": "succeeded", "drill": "passed"}
+_NAMES = {"copy": "Copying", "prune": "Pruning"}
 _MOST_WARNINGS = 3
 
 # Characters. Discord refuses a longer text; 6,000 in all. Slack shows the first 700 of a text.
@@ -45,17 +46,16 @@ def format_of(url: str, wanted: Format | None) -> Format:
 
 def slack(payload: Mapping[str, object]) -> dict[str, object]:
     """Return the message for Slack. Nothing in it is taken for markup or for a mention."""
-    title, fields = _title(payload), _fields(payload)
     return {
-        "text": _for_slack(title),
+        "text": _for_slack(title(payload)),
         "attachments": [
             {
-                "fallback": _for_slack(title),
+                "fallback": _for_slack(title(payload)),
                 "color": f"#{_color(payload):06x}",
                 "text": _for_slack(_cut(str(payload["message"]), _LONGEST_TEXT)),
                 "fields": [
                     {"title": name, "value": _for_slack(value), "short": len(value) < 40}  # noqa: PLR2004 - fits into half a line
-                    for name, value in fields.items()
+                    for name, value in fields(payload).items()
                 ],
                 "mrkdwn_in": [],
                 "footer": "pgstash",
@@ -70,7 +70,7 @@ def discord(payload: Mapping[str, object]) -> dict[str, object]:
         "allowed_mentions": {"parse": []},
         "embeds": [
             {
-                "title": _cut(_for_discord(_title(payload)), _LONGEST_TITLE),
+                "title": _cut(_for_discord(title(payload)), _LONGEST_TITLE),
                 "description": _cut(_for_discord(str(payload["message"])), _LONGEST_TEXT),
                 "color": _color(payload),
                 "fields": [
@@ -79,7 +79,7 @@ def discord(payload: Mapping[str, object]) -> dict[str, object]:
                         "value": _cut(_for_discord(value), _LONGEST_VALUE),
                         "inline": len(value) < 40,  # noqa: PLR2004 - fits next to another
                     }
-                    for name, value in _fields(payload).items()
+                    for name, value in fields(payload).items()
                 ],
                 "timestamp": payload["timestamp"],
                 "footer": {"text": "pgstash"},
@@ -88,20 +88,21 @@ def discord(payload: Mapping[str, object]) -> dict[str, object]:
     }
 
 
-def _title(payload: Mapping[str, object]) -> str:
+def title(payload: Mapping[str, object]) -> str:
+    """Return the headline of a message."""
     extra, database = _part(payload, "extra"), _part(payload, "database")
     where = f"{database['name']} on {database['host']}"
     if extra.get("test"):
         return f"Test of pgstash: {where}"
     operation = str(extra["operation"])
     ended = _PASSED[operation] if payload["status"] == "success" else "failed"
-    return f"{operation.capitalize()} {ended}: {where}"
+    return f"{_NAMES.get(operation, operation.capitalize())} {ended}: {where}"
 
 
-def _fields(payload: Mapping[str, object]) -> dict[str, str]:
+def fields(payload: Mapping[str, object]) -> dict[str, str]:
     """Return what is below the message, by its name; no value is empty."""
     extra = _part(payload, "extra")
-    fields = {
+    found = {
         "What to do": extra.get("hint"),
         "Copy": extra.get("copy"),
         "Next attempt": extra.get("next_attempt"),
@@ -110,8 +111,8 @@ def _fields(payload: Mapping[str, object]) -> dict[str, str]:
     }
     stored = extra.get("stored_bytes")
     if isinstance(stored, int):
-        fields["Stored"] = messages.size(stored)
-    return {name: _cut(str(value), _LONGEST_VALUE) for name, value in fields.items() if value}
+        found["Stored"] = messages.size(stored)
+    return {name: _cut(str(value), _LONGEST_VALUE) for name, value in found.items() if value}
 
 
 def _warnings(warnings: object) -> str:

@@ -10,7 +10,15 @@ from pgstash.counting import counted
 from pgstash.format.iso_time import iso
 from pgstash.monitoring import copy_log
 from pgstash.monitoring.log import FAILURE, LOGGER, SUCCESS
-from pgstash.monitoring.messages import is_warning, left_behind, seconds, size, span
+from pgstash.monitoring.messages import (
+    is_warning,
+    left_behind,
+    prune_failure,
+    seconds,
+    shrunk,
+    size,
+    span,
+)
 
 
 def _next_run(event: events.NextRunPlanned) -> None:
@@ -237,7 +245,8 @@ def _prune_finished(event: events.PruneFinished, level: int = logging.DEBUG) -> 
 
 def _prune_failed(event: events.PruneFailed) -> None:
     hint = f"\n{event.hint}" if event.hint else ""
-    LOGGER.log(FAILURE, "Pruning failed: %s%s", event.message, hint)
+    level = logging.WARNING if event.after_backup else FAILURE
+    LOGGER.log(level, "%s%s", prune_failure(event), hint)
 
 
 _WRITERS: dict[type[events.Event], Callable[..., None]] = {
@@ -256,6 +265,7 @@ _WRITERS: dict[type[events.Event], Callable[..., None]] = {
     events.UploadFinished: lambda event: LOGGER.info(
         "Upload completed in %s", seconds(event.seconds)
     ),
+    events.BackupShrunk: lambda event: LOGGER.warning("%s", shrunk(event)),
     events.BackupSucceeded: _backup_succeeded,
     events.BackupFailed: _backup_failed,
     events.BackupChosen: _backup_chosen,

@@ -95,13 +95,20 @@ class Courier:
         self._warn = warn
         self._answer_seconds = answer_seconds
         self._backoff_seconds = backoff_seconds
-        self._queue: SimpleQueue[Request | None] = SimpleQueue()
+        self._queue: SimpleQueue[Request | Callable[[], None] | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._work, name=what, daemon=True)
         self._thread.start()
 
     def send(self, request: Request) -> None:
         """Queue a request and return immediately."""
         self._queue.put(request)
+
+    def call(self, deliver: Callable[[], None]) -> None:
+        """Queue a delivery by other means, and return immediately.
+
+        It is tried once, raises DeliveryError, and may take as long as the end of a command.
+        """
+        self._queue.put(deliver)
 
     def finish(self) -> None:
         """Accept no more requests."""
@@ -116,12 +123,16 @@ class Courier:
     def _work(self) -> None:
         while (request := self._queue.get()) is not None:
             try:
-                self._deliver(request)
+                if isinstance(request, Request):
+                    self._deliver(request)
+                else:
+                    self._within(request, END_SECONDS)
             except _RefusedError as error:
                 self._warn(f"{self._what} was refused: {error}")
             except DeliveryError as error:
-                tries = counted(request.tries, "try", "tries")
-                self._warn(f"{self._what} could not be delivered in {tries}: {error}")
+                tries = request.tries if isinstance(request, Request) else 1
+                number = counted(tries, "try", "tries")
+                self._warn(f"{self._what} could not be delivered in {number}: {error}")
             except Exception as error:  # noqa: BLE001 - the border of a thread
                 self._warn(f"{self._what} could not be delivered: {type(error).__name__}")
 
@@ -130,6 +141,10 @@ class Courier:
         headers = {"User-Agent": f"pgstash/{__version__}", **request.headers}
         if request.sign and body is not None:
             headers |= request.sign(body)
+
+        def send() -> None:
+            self._send(request, body, headers)
+
         retrying = tenacity.Retrying(
             stop=tenacity.stop_after_attempt(request.tries),
             wait=tenacity.wait_exponential(multiplier=self._backoff_seconds),
@@ -140,9 +155,9 @@ class Courier:
             ),
             reraise=True,
         )
-        retrying(lambda: self._within(lambda: self._send(request, body, headers)))
+        retrying(lambda: self._within(send, self._answer_seconds))
 
-    def _within(self, send: Callable[[], None]) -> None:
+    def _within(self, send: Callable[[], None], seconds: float) -> None:
         """Enforce the time limit: a socket timeout limits neither DNS nor a trickle of bytes."""
         errors: list[DeliveryError] = []
 
@@ -156,9 +171,9 @@ class Courier:
 
         thread = threading.Thread(target=work, name=self._what, daemon=True)
         thread.start()
-        thread.join(self._answer_seconds)
+        thread.join(seconds)
         if thread.is_alive():
-            raise DeliveryError(f"no answer within {self._answer_seconds:g}s")
+            raise DeliveryError(f"no answer within {seconds:g}s")
         if errors:
             raise errors[0]
 

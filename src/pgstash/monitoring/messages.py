@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Literal, get_args
+
 from pgstash import events
 from pgstash.counting import counted
 from pgstash.format.iso_time import iso
+
+Kind = Literal[
+    "failure", "recovery", "drill-failed", "shrunk", "pruning-failed", "copy-failed", "success"
+]
+KINDS: Sequence[Kind] = get_args(Kind)
+"""What a message may be about."""
 
 
 def size(count: int) -> str:
@@ -40,6 +49,17 @@ def success(event: events.BackupSucceeded) -> str:
         f"({counted(event.tables, 'table')}, {counted(event.rows, 'row')}, "
         f"{size(event.stored_bytes)} stored)"
     )
+
+
+def shrunk(event: events.BackupShrunk) -> str:
+    """Return the sentence for a backup that is much smaller than usual."""
+    return f"{event.name} is much smaller than usual: {'; '.join(event.figures)}"
+
+
+def prune_failure(event: events.PruneFailed) -> str:
+    """Return the sentence for pruning that failed."""
+    whose = f" of the copy {event.copy}" if event.copy else ""
+    return f"Pruning{whose} failed: {event.message}"
 
 
 def failure(event: events.BackupFailed) -> str:

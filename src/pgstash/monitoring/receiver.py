@@ -54,14 +54,14 @@ class Receiver:
         )
 
     def _body(self, payload: Payload) -> bytes:
-        scrubbed = _scrubbed(payload, self.scrubber)
+        clean = scrubbed(payload, self.scrubber)
         match chat.format_of(self.url, self.format):
             case "slack":
-                return json.dumps(chat.slack(scrubbed)).encode()
+                return json.dumps(chat.slack(clean)).encode()
             case "discord":
-                return json.dumps(chat.discord(scrubbed)).encode()
+                return json.dumps(chat.discord(clean)).encode()
             case "json":
-                return json.dumps(scrubbed).encode()
+                return json.dumps(clean).encode()
 
     def _signature(self, number: str, body: bytes) -> Mapping[str, str]:
         """Return the headers that prove who sent the body, and when."""
@@ -82,7 +82,7 @@ def signing_key(secret: str) -> bytes:
     return secret.encode()
 
 
-def _scrubbed(payload: Payload, scrubber: Scrubber) -> Payload:
+def scrubbed(payload: Payload, scrubber: Scrubber) -> Payload:
     """Return a payload without secrets, with long texts shortened."""
     return {
         key: value if key in _CONSTANT else _scrubbed_value(value, scrubber)
@@ -92,7 +92,7 @@ def _scrubbed(payload: Payload, scrubber: Scrubber) -> Payload:
 
 def _scrubbed_value(value: object, scrubber: Scrubber) -> object:
     if isinstance(value, dict):
-        return _scrubbed(value, scrubber)
+        return scrubbed(value, scrubber)
     if isinstance(value, list):
         return [_scrubbed_value(inner, scrubber) for inner in value]
     return short(value, scrubber) if isinstance(value, str) else value

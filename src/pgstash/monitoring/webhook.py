@@ -23,11 +23,11 @@ from pgstash.monitoring.redaction import Scrubber
 SERVICE = "postgres-backup"
 MOST_WARNINGS = 20
 
-Operation = Literal["backup", "drill", "copy"]
-OPERATIONS: Collection[Operation] = ("backup", "drill", "copy")
+Operation = Literal["backup", "drill", "copy", "prune"]
+OPERATIONS: Collection[Operation] = ("backup", "drill", "copy", "prune")
 
 
-_Failed = events.BackupFailed | events.DrillFailed | events.CopyFailed
+_Failed = events.BackupFailed | events.DrillFailed | events.CopyFailed | events.PruneFailed
 _End = events.BackupSucceeded | events.DrillSucceeded | _Failed
 
 
@@ -90,9 +90,13 @@ class Report:
                 return self._payload(
                     event, "failure", messages.drill_failure(event), _reason(event)
                 )
-            case events.CopyFailed():
-                more = {**_reason(event), "copy": event.copy}
-                return self._payload(event, "failure", messages.copy_failure(event), more)
+            case events.CopyFailed() | events.PruneFailed():
+                if isinstance(event, events.CopyFailed):
+                    message = messages.copy_failure(event)
+                else:
+                    message = messages.prune_failure(event)
+                more = {**_reason(event), **({"copy": event.copy} if event.copy else {})}
+                return self._payload(event, "failure", message, more)
             case _:
                 return None
 
@@ -103,6 +107,8 @@ class Report:
                 self._warnings, self._seconds = [], {}
             case events.Warned():
                 self._warnings.append(event.message)
+            case events.BackupShrunk():
+                self._warnings.append(messages.shrunk(event))
             case events.ToolSaid() if messages.is_warning(event):
                 self._warnings.append(event.line)
             case events.Retrying():
@@ -115,6 +121,17 @@ class Report:
                 self._seconds["upload_seconds"] = round(event.seconds, 3)
             case _:
                 pass
+
+    def _run(self, event: _End) -> Payload:
+        """Return what was worked on, and for how long."""
+        if isinstance(event, events.PruneFailed):
+            return {}
+        return {
+            "backup": event.name or None,
+            "seconds": round(event.seconds, 3),
+            # The service makes copies during backups.
+            **({} if _is_apart(event) else self._seconds),
+        }
 
     def _payload(
         self,
@@ -131,21 +148,23 @@ class Report:
             "database": {"host": event.host, "name": event.database},
             "extra": {
                 "operation": _operation(event),
-                "backup": event.name or None,
-                "seconds": round(event.seconds, 3),
-                # The service makes copies during backups, whose warnings are not theirs.
-                **({} if isinstance(event, events.CopyFailed) else self._seconds),
+                **self._run(event),
                 **more,
-                "warnings": []
-                if isinstance(event, events.CopyFailed)
-                else self._warnings[:MOST_WARNINGS],
+                "warnings": [] if _is_apart(event) else self._warnings[:MOST_WARNINGS],
             },
         }
+
+
+def _is_apart(event: events.Event) -> bool:
+    """Return whether it is no run of its own: the warnings before it are those of a backup."""
+    return isinstance(event, events.CopyFailed | events.PruneFailed)
 
 
 def _operation(event: events.Event) -> Operation:
     if isinstance(event, events.CopyFailed):
         return "copy"
+    if isinstance(event, events.PruneFailed):
+        return "prune"
     drill = isinstance(event, events.DrillSucceeded | events.DrillFailed)
     return "drill" if drill else "backup"
 
@@ -232,7 +251,17 @@ class Ping:
 def send_test(receiver: Receiver, host: str, database: str) -> str:
     """Post a test notification and wait for the answer; return the problem, or an empty text."""
     problems: list[str] = []
-    payload: Payload = {
+    payload = test_payload(host, database)
+    courier = Courier("The webhook", problems.append)
+    courier.send(receiver.request(payload, tries=1))
+    courier.finish()
+    courier.wait(2 * ANSWER_SECONDS)
+    return receiver.scrubber.scrub("; ".join(problems))
+
+
+def test_payload(host: str, database: str) -> Payload:
+    """Return the payload of a test notification."""
+    return {
         "timestamp": iso(datetime.now(UTC)),
         "status": "success",
         "message": "This is a test notification from pgstash. No backup was made.",
@@ -240,11 +269,6 @@ def send_test(receiver: Receiver, host: str, database: str) -> str:
         "database": {"host": host, "name": database},
         "extra": {"test": True, "exit_code": 0, "warnings": []},
     }
-    courier = Courier("The webhook", problems.append)
-    courier.send(receiver.request(payload, tries=1))
-    courier.finish()
-    courier.wait(2 * ANSWER_SECONDS)
-    return receiver.scrubber.scrub("; ".join(problems))
 
 
 def ping_url(url: str, signal: str = "") -> str:

@@ -237,7 +237,7 @@ class Settings(
         lines = (self.identity or "").splitlines()
         found += self.old_passphrases + [each for each in lines if not each.startswith(_NOT_SECRET)]
         webs = (self.webhook_url, self.verify_webhook_url, self.healthcheck_ping_url)
-        found += [part for web in webs if web for part in secret_parts.of_url(_plain(web))]
+        found += secret_parts.of_urls([*map(_plain, webs), *self.notify_addresses])
         for url in servers:
             found += conninfo.secrets(url)
         for group in groups:

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from urllib.parse import unquote, urlsplit
 
 _TOKEN_LENGTH = 12  # shorter parts are words such as "services"
+
+
+def of_urls(urls: Iterable[str]) -> list[str]:
+    """Return URLs and their secret parts; an empty text has none."""
+    return [part for url in urls if url for part in (url, *of_url(url))]
 
 
 def of_url(url: str) -> list[str]:

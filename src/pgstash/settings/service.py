@@ -7,8 +7,9 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BeforeValidator, SecretStr, ValidationInfo, field_validator
 
 from pgstash.format import kms
+from pgstash.monitoring import messages
 from pgstash.service import schedule
-from pgstash.settings import validators
+from pgstash.settings import notify, validators
 from pgstash.settings.declaration import Group, setting
 
 _Command = Annotated[str, AfterValidator(validators.command)]
@@ -90,6 +91,19 @@ class ServiceSettings(Group):
     webhook_on_failure: bool = setting(
         "Service", "true or false", "Post failures to the webhook.", default=True
     )
+    notify_urls: Annotated[SecretStr, AfterValidator(notify.addresses)] | None = setting(
+        "Service",
+        "URLs as Apprise reads them, separated by blanks, such as json://alerts.example.com/pgstash",
+        "Where messages go by e-mail, chat or pager. Needs the extra `pgstash[notify]`.",
+        default=None,
+    )
+    notify_on: Annotated[str, AfterValidator(notify.kinds)] = setting(
+        "Service",
+        f"some of {', '.join(messages.KINDS)}, separated by commas",
+        "Which messages go to `NOTIFY_URLS`. A failure is sent when it begins, and a recovery when "
+        "it ends.",
+        default="failure,recovery,drill-failed,shrunk,pruning-failed,copy-failed",
+    )
     healthcheck_ping_url: Annotated[SecretStr, AfterValidator(validators.web_url)] | None = setting(
         "Service",
         "a valid http:// or https:// URL",
@@ -125,6 +139,16 @@ class ServiceSettings(Group):
             except ValueError as error:
                 raise validators.ExplainedError(str(error), variable="TZ") from None
         return windows
+
+    @property
+    def notify_addresses(self) -> list[str]:
+        """The addresses of Apprise, which are secrets."""
+        return self.notify_urls.get_secret_value().split() if self.notify_urls else []
+
+    @property
+    def notify_kinds(self) -> frozenset[str]:
+        """The kinds of messages that are sent."""
+        return frozenset(each.strip() for each in self.notify_on.split(","))
 
 
 class RestoreSettings(Group):

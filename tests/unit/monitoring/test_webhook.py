@@ -75,6 +75,9 @@ NOT_PROVEN = events.DrillFailed(
     error="CheckFailedError",
     exit_code=60,
 )
+NOT_PRUNED = events.PruneFailed(
+    "refused", "Check it.", after_backup=True, error="StorageDeniedError", exit_code=21
+)
 NOT_COPIED = events.CopyFailed(
     NAME,
     "offsite",
@@ -275,7 +278,7 @@ def test_a_drill_that_failed_after_a_backup_and_a_restore_of_its_own() -> None:
 
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_a_webhook_of_one_kind_of_run_hears_nothing_of_the_other(operation: Operation) -> None:
-    heard = (ATTEMPTED, SUCCEEDED, DRILLING, NOT_PROVEN, NOT_COPIED)
+    heard = (ATTEMPTED, SUCCEEDED, DRILLING, NOT_PROVEN, NOT_COPIED, NOT_PRUNED)
     courier = posted(*heard, operations=[operation])
     [extra] = [json.loads(body)["extra"] for body in courier.bodies]
     assert extra["operation"] == operation
@@ -393,4 +396,16 @@ def test_a_backup_reports_the_copies_as_they_are_known() -> None:
             "missing": 2,
             "problem": "down",
         }
+    }
+
+
+def test_pruning_that_failed_after_a_backup_is_posted() -> None:
+    [body] = posted(ATTEMPTED, events.Warned("of the backup"), NOT_PRUNED).bodies
+    assert json.loads(body)["message"] == "Pruning failed: refused"
+    assert json.loads(body)["extra"] == {
+        "operation": "prune",
+        "error": "StorageDeniedError",
+        "exit_code": 21,
+        "hint": "Check it.",
+        "warnings": [],
     }
