@@ -268,6 +268,29 @@ def test_the_service_lists_again(
     assert database.name in heard.messages(events.Warned)[-1]
 
 
+def test_a_database_that_was_invalid_before_it_was_gone_is_reported(
+    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, heard: Heard
+) -> None:
+    """DROP DATABASE marks it as invalid first, and a listing may fall in between."""
+    monkeypatch.setattr(service_of_jobs, "LISTING", timedelta(seconds=1))
+    monkeypatch.setattr(service_of_jobs, "LONGEST_NAP", 0.2)
+    store = tmp_path / "store" / PREFIX / database.name
+    heard.last_words = "Not backed up any more"
+
+    def now_and_drop() -> datetime:
+        server = Database(database.cluster, "postgres")
+        if any("left them invalid" in str(each) for each in heard.events):
+            server.run_sql(f'DROP DATABASE IF EXISTS "{database.name}" WITH (FORCE)')
+        elif list(store.glob("backup_????????_??????.sql.gz")):
+            name = database.name.replace("'", "''")
+            server.run_sql(f"UPDATE pg_database SET datconnlimit = -2 WHERE datname = '{name}'")
+        return utc_now()
+
+    with pytest.raises(Interrupted):
+        service_of_jobs.serve(settings.load(), Runtime(heard, now=now_and_drop))
+    assert database.name in heard.messages(events.Warned)[-1]
+
+
 def test_a_server_that_does_not_answer_is_reported_as_a_failed_backup(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -68,6 +68,7 @@ class _Service:
         self._listings = Listings(LISTING, runtime, known)
         self._file: ConfigFile | None = None
         self._is_reloaded = False
+        self._unusable: set[str] = set()  # no jobs now, but they were
         self._known_settings: dict[str, Settings] = {}
 
     @contextlib.contextmanager
@@ -142,15 +143,17 @@ class _Service:
         self._listings.succeeded(found, self._settings)
         names = {job.name for job in found.jobs}
         away = tuple(f"{server}/" for server in found.unreachable)
+        there = {*self._dispatcher.jobs}
         gone = [
             name
-            for name in self._dispatcher.jobs
+            for name in [*self._dispatcher.jobs, *self._unusable]
             if name not in names and not (away and name.startswith(away))
         ]
-        for name in gone:
+        for name in there.intersection(gone):
             self._dispatcher.remove(name)
             self._known.removed(name)
         unusable = {*found.closed, *found.invalid, *found.clashing}  # reported above
+        self._unusable = (self._unusable - {*gone} - names) | unusable.intersection(gone)
         if gone := [name for name in gone if name not in unusable]:
             who = "the configuration file or the server" if self._is_reloaded else "the server"
             what = f"Not backed up any more, as {who} does not have them: {job_runs.named(gone)}"
