@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import re
 import subprocess
 import tomllib
@@ -34,11 +35,12 @@ LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 
 
 def documents() -> list[Path]:
-    return [
-        path
-        for path in sorted(REPOSITORY.rglob("*.md"))
-        if not any(part.startswith(".") for part in path.relative_to(REPOSITORY).parts)
-    ]
+    found = []
+    for folder, folders, files in os.walk(REPOSITORY):
+        # Neither .cache nor .venv, which have many thousands of files.
+        folders[:] = [each for each in folders if not each.startswith(".")]
+        found += [Path(folder, each) for each in files if each.endswith(".md")]
+    return sorted(found)
 
 
 def anchors(path: Path) -> set[str]:

@@ -19,6 +19,7 @@ from support.cli import environment, restore_to, run_pgstash
 from support.postgres import Cluster, Database, temporary_database
 from support.proxy import TcpProxy
 from support.swift import SwiftServer
+from support.tiers import ENCRYPTED_FIRST
 
 if TYPE_CHECKING:
     from support.postgres import MakeDatabase
@@ -198,7 +199,7 @@ def held(database: Database) -> str:
 both = pytest.mark.parametrize("encrypted", [False, True], ids=["plain", "encrypted"])
 
 
-@both
+@pytest.mark.parametrize("encrypted", ENCRYPTED_FIRST)
 def test_into_a_new_database(each_shop: Shop, new_database: Database, *, encrypted: bool) -> None:
     arguments = ["--create", new_database.name, "--table", "orders", "--table", "b*"]
     maintenance = new_database.cluster.maintenance

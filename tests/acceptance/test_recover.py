@@ -372,6 +372,7 @@ def test_nothing_is_started_that_cannot_be_meant(lost: Lost, target: Cluster) ->
     assert "BACKUP_ENCRYPTION_KEY" in without_key.stdout
 
 
+@pytest.mark.long
 def test_a_server_of_a_configuration_file(lost: Lost, target: Cluster, tmp_path: Path) -> None:
     file = tmp_path / "pgstash.toml"
     file.write_text(f"""

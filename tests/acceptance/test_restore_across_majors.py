@@ -30,7 +30,7 @@ SAMPLES = (*databases.ROUND_TRIPPING, "breaks_under_clean")
 MAJORS = majors_under_test()
 FARTHEST = (MAJORS[0], MAJORS[-1])
 # Of the first tier, between the majors that are farthest apart; all else is long.
-TO_BEGIN_WITH = ("structure", "large_objects", "odd_names", "breaks_under_clean")
+TO_BEGIN_WITH = ("structure", "large_objects")
 # What libpq, a shell, a URI, psql or a file name could take for something else.
 ODD = 'o\'dd "na=me" %41/\\ $(x)`x` :x #?&@ ü😀'
 

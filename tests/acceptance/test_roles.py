@@ -323,6 +323,7 @@ def test_a_drill_makes_them_and_drops_them(
     assert roles_of(newest_cluster.maintenance) == before
 
 
+@pytest.mark.long
 def test_what_drills_made_goes_with_the_last_of_them(
     source: Database, newest_cluster: Cluster, tmp_path: Path
 ) -> None:

@@ -55,6 +55,7 @@ def storage(swift_server: SwiftServer, s3_bucket: str, http: HttpProxy, tmp_path
     return open_storage(settings.load(given, tmp_path / ".env", needs=()), events.ignore)
 
 
+@pytest.mark.long
 def test_each_session_of_a_restore_keeps_a_connection(
     s3: Callable[..., S3Storage],
     storage: Storage,

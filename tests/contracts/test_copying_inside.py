@@ -136,6 +136,7 @@ def test_the_bytes_of_an_archive_are_not_sent_to_the_store_they_are_in(scene: Sc
     assert [header(each, "if-none-match") for each in commits] == ["*"]
 
 
+@pytest.mark.long
 def test_an_archive_of_one_part_is_sent(scene: Scene) -> None:
     scene.source.put(scene.made.key, scene.made.archive, {"id": scene.made.manifest.id})
     facts = metadata.facts(scene.made.manifest, 1.0)
@@ -189,6 +190,7 @@ def test_a_connection_that_breaks_once_is_no_reason_to_send(scene: Scene, *, for
     assert contents(scene.target) == contents(scene.source)
 
 
+@pytest.mark.long
 def test_a_store_that_knows_no_condition_copies_all_the_same(scene: Scene) -> None:
     rule = scene.rule(Answer(501, "NotImplemented"))
     rule.matches = lambda each: bool(header(each, "x-amz-copy-source-if-match"))
@@ -230,6 +232,7 @@ def test_the_trial_leaves_no_upload(scene: Scene) -> None:
     assert len(scene.asked) == 3
 
 
+@pytest.mark.long
 def test_a_trial_that_cannot_be_removed_is_reported(scene: Scene) -> None:
     scene.http.rule("AbortMultipartUpload", Answer(403, "AccessDenied"))
     assert scene.copy().inside_bytes == len(LARGE)
@@ -353,6 +356,7 @@ def test_a_url_is_opened_with_the_settings_of_the_primary(
         copy_to(f"s3://{primary}/p")
 
 
+@pytest.mark.long
 def test_a_url_may_name_a_store_of_another_kind(
     primary: str,
     s3: Callable[..., S3Storage],

@@ -158,7 +158,7 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("where", REFUSED)
+@pytest.mark.parametrize("where", later(REFUSED, "a unique index"))
 def test_what_the_server_refuses(
     where: str, newest_cluster: Cluster, make_database: MakeDatabase, tmp_path: Path
 ) -> None:
@@ -520,7 +520,9 @@ def stored_in_bucket(source: Database, bucket: Bucket) -> None:
         pytest.param(Cut(after=0), id="breaks off", marks=pytest.mark.long),
     ],
 )
-@pytest.mark.parametrize("for_good", [False, True], ids=["for a while", "for good"])
+@pytest.mark.parametrize(
+    "for_good", [pytest.param(False, marks=pytest.mark.long), True], ids=["for a while", "for good"]
+)
 def test_the_store_is_gone(
     *,
     for_good: bool,

@@ -131,6 +131,7 @@ def test_an_upload_that_cannot_be_removed_is_named(scene: Scene, other: OtherSto
     assert len(scene.place.unfinished()) == 1
 
 
+@OF_AZURE_FIRST
 @pytest.mark.parametrize(
     "times", [1, pytest.param(100, marks=pytest.mark.long)], ids=["once", "for ever"]
 )
@@ -143,6 +144,7 @@ def test_a_commit_whose_answer_is_lost_is_a_success(
     assert len(scene.place.objects()) == 3  # the archive, its manifest and the roles
 
 
+@OF_AZURE_FIRST
 def test_a_commit_of_which_nothing_is_known_is_reported_and_left_alone(
     scene: Scene, other: OtherStore
 ) -> None:

@@ -18,6 +18,7 @@ from support.cli import environment, restore_to, run_pgstash, started_pgstash
 from support.postgres import Cluster
 from support.proxy import Cut
 from support.stored import CLOSING, Made, make
+from support.tiers import later
 
 if TYPE_CHECKING:
     import subprocess
@@ -159,7 +160,7 @@ OPEN = {
 
 
 @pytest.mark.parametrize("create", [False, True], ids=["into", "create"])
-@pytest.mark.parametrize("what", OPEN)
+@pytest.mark.parametrize("what", later(OPEN, "dollar quote", "comment"))
 def test_a_script_with_something_open_at_its_end_is_not_whole(
     what: str, database: Database, tmp_path: Path, *, create: bool
 ) -> None:

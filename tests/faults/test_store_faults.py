@@ -143,7 +143,7 @@ REFUSALS = {
 }
 
 
-@pytest.mark.parametrize("refusal", later(REFUSALS, "quota", "too large", "clock"))
+@pytest.mark.parametrize("refusal", later(REFUSALS, "full", "quota", "too large", "clock"))
 def test_a_refusal_is_not_tried_again(refusal: str, broken: Scene, http: HttpProxy) -> None:
     answer, words = REFUSALS[refusal]
     http.rule("UploadPart", answer, skip=1)
@@ -299,7 +299,7 @@ def test_a_store_that_dies_in_the_middle(
 # The commit.
 
 
-@pytest.mark.parametrize("times", [1, 100], ids=["once", "for ever"])
+@pytest.mark.parametrize("times", later([1, 100], 100), ids=["once", "for ever"])
 def test_a_commit_whose_answer_is_lost_is_a_success(
     times: int, broken: Scene, http: HttpProxy
 ) -> None:

@@ -205,7 +205,7 @@ def test_money_that_moves_during_the_dump(
         assert balance_after_restore(tmp_path, make_database) == BALANCED
 
 
-@pytest.mark.parametrize("runs", [4, pytest.param(40, marks=pytest.mark.long)])
+@pytest.mark.parametrize("runs", [3, pytest.param(40, marks=pytest.mark.long)])
 def test_money_in_tables_that_are_rewritten_around_the_dump(
     runs: int, money: Database, make_database: MakeDatabase, tmp_path: Path
 ) -> None:

@@ -17,6 +17,7 @@ from pgstash.postgres.tools.tool_run import ToolRun
 from pgstash.restore.archived_tables import Tables
 from support.postgres import Cluster, Database, bin_dir, temporary_database
 from support.stored import make
+from support.tiers import later
 
 pytestmark = pytest.mark.newest_first
 
@@ -111,7 +112,9 @@ def dumped(cluster: Cluster) -> Iterator[Dumped]:
         yield Dumped(database)
 
 
-@pytest.mark.parametrize("pattern", PATTERNS)
+@pytest.mark.parametrize(
+    "pattern", later(PATTERNS, "plain", "public.plain", "EXTRA.*", "ev*", '"a.b".*', "a*", "Ärger")
+)
 def test_a_pattern_fits_the_tables_that_it_fits_for_pg_dump(pattern: str, dumped: Dumped) -> None:
     # Without a schema pg_dump looks where search_path leads, and an archive has none.
     qualified = pattern if re.search(r"[\w*\"]\.", pattern) else f"*.{pattern}"

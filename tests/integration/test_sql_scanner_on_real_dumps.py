@@ -53,6 +53,7 @@ def tallied(chunks: list[bytes]) -> dict[tuple[bytes, bytes], int]:
     return {split_name(table): rows for table, rows in scanner.rows.items()}
 
 
+@pytest.mark.newest_first
 @pytest.mark.parametrize("sample", SAMPLES)
 def test_the_counts_are_those_of_the_database(
     sample: str, cluster: Cluster, make_database: MakeDatabase
