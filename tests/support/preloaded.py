@@ -172,12 +172,17 @@ class _Fork(subprocess.Popen[str]):
         return status
 
     def _status_within(self, seconds: float | None) -> int | None:
-        with self._one_at_a_time:
+        # Who sends a signal while another waits must not wait, too.
+        if not self._one_at_a_time.acquire(blocking=seconds != 0):
+            return self.returncode
+        try:
             if self.returncode is None and select.select([self._connection], [], [], seconds)[0]:
                 self.returncode = int(self._told.readline())
                 self._told.close()
                 self._connection.close()
-            return self.returncode
+        finally:
+            self._one_at_a_time.release()
+        return self.returncode
 
 
 def _text(descriptor: int) -> str:

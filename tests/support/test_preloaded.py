@@ -132,3 +132,17 @@ def test_whoever_is_left_is_killed() -> None:
     assert process.returncode == -signal.SIGKILL
     with pytest.raises(ProcessLookupError):
         os.kill(process.pid, 0)
+
+
+def test_a_signal_by_one_thread_while_another_waits() -> None:
+    wait = "import time; print('runs', flush=True); time.sleep(600)"
+    with (
+        started_pgstash([], environment(), statements=[wait]) as process,
+        ThreadPoolExecutor() as threads,
+    ):
+        assert process.stdout
+        process.stdout.readline()
+        waiting = threads.submit(process.wait)
+        time.sleep(0.2)
+        process.terminate()
+        assert waiting.result(timeout=60) == -signal.SIGTERM
