@@ -57,6 +57,7 @@ SETTINGS = (
     "NOTIFY_",
     "PG",
     "PRUNE_",
+    "QUEUE_",
     "REQUIRE_",
     "RESTORE_",
     "RETENTION_",
@@ -68,7 +69,7 @@ SETTINGS = (
     "TZ",
     "VERIFY_",
     "WEBHOOK_",
-    "WORKERS",
+    "WORKER",
 )
 KEPT = ("PGSTASH_TEST_",)
 REMOTE_STORES = ("s3", "seaweedfs", "azure", "gcs")

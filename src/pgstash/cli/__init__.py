@@ -20,10 +20,12 @@ from pgstash.cli import (
     keys,
     listing,
     policy,
+    queue,
     recover,
     restore,
     runs,
     status,
+    worker,
 )
 from pgstash.cli.all_jobs import AllJobs, in_turn, refuse_both, require_several
 from pgstash.cli.arguments import Job
@@ -100,6 +102,7 @@ def _options(
 
 _cli.command()(runs.once)
 _cli.command()(runs.backup)
+_cli.command()(worker.worker)
 
 
 @_cli.command()
@@ -192,4 +195,5 @@ _cli.command()(drill.drill)
 _cli.command()(copy.copy)
 _cli.add_typer(keys.app)
 _cli.add_typer(config.app)
+_cli.add_typer(queue.app)
 _cli.command()(policy.policy)

@@ -60,8 +60,10 @@ def backup() -> None:
     DATABASES or a configuration file, each database is backed up in a process of its own, when its
     own backup is due.
     """
+    from pgstash.commands import fleet
 
     def work(values: Settings, emit: Emit, interruption: Interruption) -> None:
+        fleet.refuse_service(values)
         if jobs.are_several(values):
             from pgstash.commands import service_of_jobs
 

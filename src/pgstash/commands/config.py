@@ -77,7 +77,7 @@ def _shown(settings: Settings) -> ShownJob:
         scrub(_source(settings)),
         scrub(_store(settings)),
         settings.backup_prefix,
-        _file(settings).labels(settings.origin.server),
+        _file(settings).labels(*settings.job.split("/", 1)),
         dict(_differing(settings)),
     )
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import NoReturn
 
 from pgstash import events
 from pgstash.commands import health, job_runs, job_survey, jobs, reloading
+from pgstash.commands.executors import Executor, Local
 from pgstash.commands.job_runs import RunError
 from pgstash.commands.jobs import Job
 from pgstash.commands.listings import Listings
@@ -45,42 +46,54 @@ def serve(settings: Settings, runtime: Runtime) -> NoReturn:
             stack.enter_context(health_server.serving(settings.health_port, known))
         children: Children[Run] = Children(environment_of_jobs())
         stack.enter_context(children.ending())
-        service = _Service(settings, runtime, children, known)
+        service = Service(settings, runtime, Local(children, runtime), known)
         if (config := settings.origin.config) is not None:
-            stack.enter_context(service.following(ConfigFile(config)))
+            stack.enter_context(service.following(ConfigFile(config), children))
         while True:
             service.step()
 
 
-class _Service:
-    """The jobs of a server, and the processes that run them."""
+def _share_nothing(_variable: str, _descriptor: int) -> None:
+    """Share nothing with new children: the file is not followed."""
+
+
+class Service:
+    """The jobs of all servers, and what runs them."""
 
     def __init__(
-        self, settings: Settings, runtime: Runtime, children: Children[Run], known: JobsHealth
+        self,
+        settings: Settings,
+        runtime: Runtime,
+        executor: Executor,
+        known: JobsHealth,
+        *,
+        at_once: int | None = None,
     ) -> None:
+        """Start nothing yet; at most ``at_once`` runs are started until they end, or WORKERS."""
         self._settings = settings
         self._runtime = runtime
-        self._children = children
+        self._executor = executor
         self._known = known
-        self._dispatcher = Dispatcher(settings.workers, runtime)
+        self._dispatcher = Dispatcher(at_once or settings.workers, runtime)
         self._started: dict[Run, datetime] = {}
         self._seen = runtime.now()
         self._listings = Listings(LISTING, runtime, known)
         self._file: ConfigFile | None = None
+        self._share: Callable[[str, int], None] = _share_nothing
         self._is_reloaded = False
         self._unusable: set[str] = set()  # no jobs now, but they were
         self._known_settings: dict[str, Settings] = {}
 
     @contextlib.contextmanager
-    def following(self, config: ConfigFile) -> Iterator[None]:
-        """Follow the changes of the configuration file inside the block."""
+    def following(self, config: ConfigFile, children: Children[Run]) -> Iterator[None]:
+        """Follow the changes of the configuration file inside the block; so do new children."""
 
         def hangup() -> None:
             config.ask()
-            self._children.wake()
+            children.wake()
 
-        self._file = config
-        self._children.share(SNAPSHOT_VARIABLE, config.snapshot)
+        self._file, self._share = config, children.share
+        self._share(SNAPSHOT_VARIABLE, config.snapshot)
         try:
             with self._runtime.interruption.hangup_calls(hangup):
                 yield
@@ -95,7 +108,7 @@ class _Service:
         except ConfigurationError as error:
             self._runtime.emit(reloading.refused(error))
             return
-        self._children.share(SNAPSHOT_VARIABLE, config.snapshot)
+        self._share(SNAPSHOT_VARIABLE, config.snapshot)
         self._dispatcher.limit(self._settings.workers)
         for event in reloading.reports(before, self._settings):
             self._runtime.emit(event)
@@ -120,10 +133,10 @@ class _Service:
         for run in self._dispatcher.starts():
             self._started[run] = self._runtime.now()
             attempt = self._dispatcher.attempt(run.job) if run.work == "backup" else None
-            if failure := job_runs.start(self._children, run, self._runtime, attempt):
+            if failure := self._executor.start(run, attempt):
                 self._ended(run, failure)
-        for each in self._children.wait(self._seconds_to_wait()):
-            self._ended(each.key, job_runs.failure_of(each))
+        for run, failure in self._executor.wait(self._seconds_to_wait()):
+            self._ended(run, failure)
         self._runtime.interruption.raise_if_interrupted()
 
     def _seconds_to_wait(self) -> float:
@@ -185,12 +198,13 @@ class _Service:
             late = not self._listings.had_success or job.settings.origin.server in unlisted
             appeared = None if late else now
             planned, stored = job_runs.planned(job), found.get(job.name, Stored())
-            on_start = job.settings.backup_on_start and (
-                "backup_on_start" in job.settings.model_fields_set
-            )
-            self._dispatcher.add(planned, stored, at_once=on_start)
+            known = self._executor.added(job, planned, stored)
+            self._dispatcher.add(planned, known, at_once=self._executor.at_once(job.settings))
             rule = health.stale_at(job.settings)
             self._known.added(job.name, rule, backup=stored.backup, appeared=appeared)
+            if run := self._executor.under_way(job.name):
+                self._dispatcher.resume(run)
+                self._started[run] = now
 
     def _change(self, jobs_there: list[Job]) -> None:
         """Let jobs whose settings have changed run by these."""

@@ -154,6 +154,10 @@ class Dispatcher:
         self._busy.append(state)
         return Run(state.job.name, work)
 
+    def resume(self, run: Run) -> None:
+        """Take a run that was started before. Call :meth:`ended` at its end."""
+        self._begin(self._jobs[run.job], run.work, self._runtime.now())
+
     def _may_drill(self, state: _State) -> bool:
         """Return whether a drill may start: of several workers, it leaves one for backups."""
         drills = sum(each.running == "drill" for each in self._busy)

@@ -8,7 +8,8 @@ from typing import Annotated
 
 from pydantic import AfterValidator
 
-from pgstash.settings.declaration import Group, setting
+from pgstash.settings.declaration import setting
+from pgstash.settings.fleet import FleetSettings
 
 _NOT = "!"
 _WILD = frozenset("*?")
@@ -63,8 +64,8 @@ def _checked(text: str) -> str:
     return text
 
 
-class ManyDatabasesSettings(Group):
-    """Several databases of one server, or a file that describes many servers."""
+class ManyDatabasesSettings(FleetSettings):
+    """Several databases of one server, or a file that describes many servers; and a fleet."""
 
     pgstash_config: str | None = setting(
         "Many databases",

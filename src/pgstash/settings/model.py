@@ -231,7 +231,7 @@ class Settings(
         groups: list[Settings | CopyStore] = [self, *self._copies.values()]
         every = [getattr(group, name) for group in groups for name in type(group).model_fields]
         secret = [value.get_secret_value() for value in every if isinstance(value, SecretStr)]
-        servers = (self.source_url, self.target_url, self.scratch_url or "")
+        servers = (self.source_url, self.target_url, self.scratch_url or "", _plain(self.queue_url))
         public = {url for url in servers if not conninfo.secrets(url)}
         found = [value for value in secret if value not in public] + self._identity_secrets
         lines = (self.identity or "").splitlines()

@@ -116,7 +116,11 @@ def test_the_schema_has_what_the_file_may_have() -> None:
         (sections["defaults"], Depth.DEFAULTS, {"store"}),
         (sections["stores"]["additionalProperties"], Depth.STORE, set()),
         (server, Depth.SERVER, {"store", "labels", "database"}),
-        (server["properties"]["database"]["additionalProperties"], Depth.DATABASE, {"store"}),
+        (
+            server["properties"]["database"]["additionalProperties"],
+            Depth.DATABASE,
+            {"store", "labels"},
+        ),
     ):
         assert found["properties"].keys() == SETTINGS[depth] | others
     definitions = made["$defs"]

@@ -128,6 +128,10 @@ def test_defaults() -> None:
         "restore_password_command": None,
         "hook_timeout": 600,
         "backup_interval": 3600,
+        "queue_url": None,
+        "worker_grace": 8,
+        "worker_labels": None,
+        "worker_timeout": 60,
         "verify_database_url": None,
         "verify_interval": None,
         "verify_sql": None,
@@ -222,6 +226,10 @@ BOUNDS: list[tuple[str, list[str], list[str]]] = [
     ("DATABASES", ["*,!test_*", "shop"], [",", "!"]),
     ("WORKERS", ["1", "64"], ["0", "65", "all"]),
     ("MAX_BACKUPS", ["1", "64"], ["0", "65", "1.5"]),
+    ("QUEUE_URL", ["postgresql://q@db/queue"], ["postgresql://q@db", "mysql://q@db/queue"]),
+    ("WORKER_LABELS", ["eu", "eu, near-db_1.x"], ["EU", "eu,", "-", "a" * 31, "eu west"]),
+    ("WORKER_TIMEOUT", ["3", "3600"], ["2", "3601", "soon"]),
+    ("WORKER_GRACE", ["2", "86400"], ["1", "86401"]),
     ("EXIT_ON_FIRST_FAILURE", ["true", "FALSE", "1", "0", "yes", "no"], ["2", "maybe"]),
     ("WEBHOOK_ON_FAILURE", ["on", "off"], ["ja"]),
     ("WEBHOOK_FORMAT", ["json", "slack", "discord"], ["Slack", "teams"]),
@@ -885,7 +893,7 @@ class TestSecretFiles:
     )
     def test_each_secret_may_come_from_a_file(self, tmp_path: Path, name: str) -> None:
         value = VALID.get(name, "https://hooks.example.com/Planted")
-        if name in ("RESTORE_URL", "VERIFY_DATABASE_URL"):
+        if name in ("QUEUE_URL", "RESTORE_URL", "VERIFY_DATABASE_URL"):
             value = VALID["DATABASE_URL"]
         if name == "BACKUP_DECRYPTION_IDENTITY":
             value = person("ann").identity

@@ -50,9 +50,11 @@ class Config:
         """Return the databases of a server that have a section of their own."""
         return sections.databases(self._servers[server]).keys()
 
-    def labels(self, server: str) -> tuple[str, ...]:
-        """Return the labels of a server."""
-        return self._server(server).labels
+    def labels(self, server: str, database: str = "") -> tuple[str, ...]:
+        """Return the labels of a database, or else those of its server."""
+        own = sections.databases(self._servers[server]).get(database, {})
+        found = self._section(own, joined("servers", server, "database", database), Depth.DATABASE)
+        return found.labels or self._server(server).labels
 
     def process(self) -> Settings:
         """Return the settings that belong to no job: those of the defaults."""

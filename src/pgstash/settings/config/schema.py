@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from pgstash.settings.config.sections import OTHER_KEYS, SETTINGS, Depth
+from pgstash.settings.config.sections import MOST_LABELS, OTHER_KEYS, SETTINGS, Depth
 from pgstash.settings.config.toml_file import PLAINTEXT
 from pgstash.settings.config.values import SEPARATED, WORDS
+from pgstash.settings.fleet import LABEL
 from pgstash.settings.model import Settings, variable_of
 
 _KEPT = ("type", "enum", "const", "minimum", "maximum", "pattern")
@@ -19,7 +20,6 @@ def schema() -> dict[str, Any]:
     names = SETTINGS[Depth.DEFAULTS]
     definitions = {name: _setting(name, declared[name]) for name in declared if name in names}
     server = _section(Depth.SERVER)
-    server["properties"]["labels"] = _STRINGS
     server["properties"]["database"] = _tables(_section(Depth.DATABASE))
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
@@ -42,6 +42,9 @@ def _section(depth: Depth) -> dict[str, Any]:
     properties: dict[str, Any] = {name: {"$ref": f"#/$defs/{name}"} for name in declared}
     if "store" in OTHER_KEYS[depth]:
         properties["store"] = {"type": "string"}
+    if "labels" in OTHER_KEYS[depth]:
+        label = {"type": "string", "pattern": f"^{LABEL.pattern}$"}
+        properties["labels"] = {"type": "array", "items": label, "maxItems": MOST_LABELS}
     return {
         "type": "object",
         "additionalProperties": False,

@@ -13,12 +13,26 @@ from typing import Any
 from pgstash.settings.config.toml_file import PLAINTEXT, Document
 from pgstash.settings.config.values import Reference, RefusedError, holds_secret, read, setting_of
 from pgstash.settings.copy_to import CopyStore
+from pgstash.settings.fleet import LABEL, LABELS
 from pgstash.settings.model import Settings
 
 OF_THE_PROCESS = frozenset(
-    {"debug", "exit_on_first_failure", "health_port", "log_format", "workers"}
+    {
+        "debug",
+        "exit_on_first_failure",
+        "health_port",
+        "log_format",
+        "queue_url",
+        "worker_grace",
+        "worker_labels",
+        "worker_timeout",
+        "workers",
+    }
 )
 """Settings that jobs cannot have each for its own."""
+
+MOST_LABELS = 3
+"""How many labels a server or a database may have."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}", re.ASCII)
 _BARE = re.compile(r"[A-Za-z0-9_-]+", re.ASCII)
@@ -50,7 +64,7 @@ OTHER_KEYS: Mapping[Depth, frozenset[str]] = {
     Depth.DEFAULTS: frozenset({"store"}),
     Depth.STORE: frozenset(),
     Depth.SERVER: frozenset({"database", "labels", "store"}),
-    Depth.DATABASE: frozenset({"store"}),
+    Depth.DATABASE: frozenset({"labels", "store"}),
 }
 """Its other keys."""
 
@@ -140,6 +154,8 @@ def section(table: object, path: str, depth: Depth, *, may_have_secrets: bool) -
     if not isinstance(labels, list) or not all(isinstance(each, str) for each in labels):
         problems.append(f"{path}.labels must be a list of strings.")
         labels = []
+    elif len(labels) > MOST_LABELS or not all(map(LABEL.fullmatch, labels)):
+        problems.append(f"{path}.labels must be at most {MOST_LABELS} {LABELS}.")
     if "database" in other and not isinstance(table.get("database", {}), dict):
         problems.append(f"{path}.database must be tables, such as [{path}.database.shop].")
     return Section(

@@ -26,6 +26,7 @@ SEPARATED: dict[str, str] = {
             "exclude_tables",
             "require_tables",
             "s3_tags",
+            "worker_labels",
         ),
         ",",
     ),
@@ -47,7 +48,7 @@ WORDS = frozenset(
 
 # The ID of a key is shown by stores and in logs; connection strings have a part that may be secret.
 _PUBLIC = "s3_access_key_id"
-_CONNECTIONS = ("database_url", "restore_url", "verify_database_url")
+_CONNECTIONS = ("database_url", "queue_url", "restore_url", "verify_database_url")
 
 
 class RefusedError(ValueError):
