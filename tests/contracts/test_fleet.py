@@ -185,6 +185,24 @@ def test_one_session_leads(base: Database, queue: Queue) -> None:
         until(Queue(other).leads)
 
 
+def test_a_worker_that_leads_and_hangs_is_deposed(base: Database, queue: Queue) -> None:
+    """A process that was stopped keeps its session, and its lock with it."""
+    with Link(base.uri) as link:
+        other, number = Queue(link), queue.register()
+        queue.belongs_to(number)
+        assert queue.leads()
+        time.sleep(2.1)
+        assert queue.beat(number)
+        assert not other.depose(2), "it lives"
+        old(base)
+        assert not other.depose(600), "its session is new"
+        assert other.depose(2)
+        with pytest.raises(DatabaseUnreachableError):
+            queue.now()
+        until(other.leads)
+        assert not other.depose(600)
+
+
 def test_a_lock_is_the_limit_of_a_server(queue: Queue) -> None:
     number = queue.register()
     for job in "abc":

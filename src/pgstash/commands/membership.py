@@ -63,6 +63,8 @@ def _lead_if_nobody_does(
     """
     with answered():
         if not queue.leads():
+            if queue.depose(worker.plan.timeout):
+                worker.runtime.emit(events.Warned("The worker that planned the runs was dead"))
             return
     clock = QueueClock(queue)
     runtime = replace(worker.runtime, now=clock.now)

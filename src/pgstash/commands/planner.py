@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from pgstash.fleet.queue import Queue
 
 _SECONDS_BETWEEN_SETTINGS_OF_CLOCK = 60.0
-_SECONDS_BETWEEN_REMOVALS = 24 * 3600.0
+_SECONDS_BETWEEN_REMOVALS = 60.0
 _CANCELLED = "Cancelled"  # names in place of an error, of what is reported elsewhere
 _REMOVED = "Removed"
 _THERE = "AlreadyThere"

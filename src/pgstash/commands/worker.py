@@ -128,6 +128,8 @@ class Worker:
         if time.monotonic() < self._open_at:
             return None
         self.queue = self.plan.opened()
+        if (number := self._heart.number) is not None:
+            self.queue.belongs_to(number)
         if self._is_lost:
             self.runtime.emit(events.Informed("The queue answers again"))
         self._is_lost, self._pause, self._compare_at = False, NAP, float("-inf")

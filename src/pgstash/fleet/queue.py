@@ -17,7 +17,7 @@ from datetime import datetime
 from procrastinate import exceptions
 from procrastinate import jobs as procrastinate_jobs
 
-from pgstash.fleet.connector import Link, at_once
+from pgstash.fleet.connector import at_once
 from pgstash.fleet.entries import (
     ABORTED,
     FAILED,
@@ -30,14 +30,16 @@ from pgstash.fleet.entries import (
     UnreadableError,
     Work,
 )
+from pgstash.fleet.membership import Membership
 
 MOST_ATTEMPTS = 3
 """How often an entry is put back, after workers died with it, before it counts as failed."""
 
 DIED = Outcome(-9, retryable=True, error="")
 
-_LEADER = 0x7067_7374_6173_0002
-_HOURS_KEPT = 30 * 24
+_DAYS_KEPT = 14
+_REMOVED_AT_ONCE = 1000
+_LATEST = 100_000
 _COLUMNS = "SELECT id, task_name, args, status, lock, attempts FROM procrastinate_jobs "
 
 
@@ -49,40 +51,12 @@ class PutBack:
     given_up: bool
 
 
-class Queue:
+class Queue(Membership):
     """The queue, in one session.
 
     Methods raise DatabaseError, and ConfigurationError for what the schema or the role lacks; then
     the session is closed.
     """
-
-    def __init__(self, link: Link) -> None:
-        """Use a session."""
-        self._link = link
-
-    @property
-    def is_open(self) -> bool:
-        """Whether no error has closed the session."""
-        return self._link.is_open
-
-    def close(self) -> None:
-        """Close the session."""
-        self._link.close()
-
-    def now(self) -> datetime:
-        """Return the time of the server's clock, which all workers share."""
-        with self._link.translated():
-            [row] = self._link.rows("SELECT clock_timestamp() AS now")
-        found: datetime = row["now"]
-        return found
-
-    def leads(self) -> bool:
-        """Return whether this session is the one that plans, until it ends; one at a time is."""
-        with self._link.translated():
-            [row] = self._link.rows(
-                "SELECT pg_try_advisory_lock(%(lock)s) AS is_ours", lock=_LEADER
-            )
-        return bool(row["is_ours"])
 
     def under_way_of(self, planned: Planned) -> Entry | None:
         """Return the entry for the same run, if one waits or runs."""
@@ -139,13 +113,18 @@ class Queue:
         return self._entries(_COLUMNS + "WHERE id = ANY(%(ids)s)", ids=list(numbers))
 
     def last_successes(self) -> dict[tuple[str, Work], datetime]:
-        """Return for each job and kind when its last run that succeeded was planned."""
+        """Return for each job and kind when its last run that succeeded was planned.
+
+        Only the latest entries count, so that it takes no longer with more of them.
+        """
         query = (
             "SELECT DISTINCT ON (task_name, args->>'job') id, task_name, args, status, lock, "
-            "attempts FROM procrastinate_jobs WHERE status = 'succeeded' "
+            "attempts FROM procrastinate_jobs WHERE status = 'succeeded' AND id > (SELECT "
+            "coalesce(max(id), 0) FROM procrastinate_jobs) - %(latest)s "
             "ORDER BY task_name, args->>'job', id DESC"
         )
-        return {(each.job, each.work): each.since for each in self._entries(query)}
+        found = self._entries(query, latest=_LATEST)
+        return {(each.job, each.work): each.since for each in found}
 
     def to_end(self, numbers: Collection[int]) -> list[int]:
         """Return those of the entries that run and that somebody wants to be ended."""
@@ -234,32 +213,19 @@ class Queue:
             return []
         return done
 
-    def register(self) -> int:
-        """Begin to live as a worker; return its number."""
-        with self._link.translated():
-            return at_once(self._link.manager.register_worker())
+    def forget_old(self) -> None:
+        """Remove entries that ended long ago, of the oldest ones.
 
-    def beat(self, worker: int) -> bool:
-        """Give a sign of life; return whether the worker still counts as alive."""
+        procrastinate's own function reads all entries and all their events.
+        """
         query = (
-            "UPDATE procrastinate_workers SET last_heartbeat = now() WHERE id = %(id)s RETURNING id"
+            "DELETE FROM procrastinate_jobs WHERE id IN (SELECT id FROM (SELECT id, status FROM "
+            "procrastinate_jobs ORDER BY id LIMIT %(most)s) AS oldest WHERE status NOT IN ('todo', "
+            "'doing') AND (SELECT max(at) FROM procrastinate_events WHERE job_id = oldest.id) < "
+            "now() - make_interval(days => %(days)s))"
         )
         with self._link.translated():
-            return bool(self._link.rows(query, id=worker))
-
-    def leave(self, worker: int) -> None:
-        """End the life of a worker that runs nothing any more."""
-        with self._link.translated():
-            at_once(self._link.manager.unregister_worker(worker))
-
-    def forget_old(self) -> None:
-        """Remove entries that ended long ago."""
-        with self._link.translated():
-            at_once(
-                self._link.manager.delete_old_jobs(
-                    _HOURS_KEPT, include_failed=True, include_cancelled=True, include_aborted=True
-                )
-            )
+            self._link.rows(query, most=_REMOVED_AT_ONCE, days=_DAYS_KEPT)
 
     def _finish(self, number: int, status: str, outcome: Outcome | None = None) -> None:
         if outcome is not None:
