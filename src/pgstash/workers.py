@@ -9,12 +9,15 @@ C, and a signal cannot interrupt them half-way.
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
+
+_SECONDS_IDLE = 0.25
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -176,3 +179,32 @@ def crew(
         for thread in threads:
             if thread.is_alive():
                 thread.join(max(0.0, give_up - time.monotonic()))
+
+
+def answers(
+    ask: Callable[[Item], Result], questions: Sequence[Item], at_a_time: int = 16
+) -> list[Result]:
+    """Return the answer to each question, in their order; several are asked at a time.
+
+    Raises the first error, the same object; then no more are asked.
+    """
+    todo: queue.SimpleQueue[tuple[int, Item]] = queue.SimpleQueue()
+    for numbered in enumerate(questions):
+        todo.put(numbered)
+
+    def work(crew: Crew[tuple[int, Result] | None]) -> None:
+        with contextlib.suppress(queue.Empty):
+            while True:
+                number, question = todo.get_nowait()
+                if not crew.hand_over((number, ask(question))):
+                    return
+
+    found: dict[int, Result] = {}
+    tasks = [work] * min(at_a_time, len(questions))
+    # The idle main thread wakes up for signals that another thread got.
+    asking = crew(tasks, stop=lambda: None, seconds_to_end=0.0, idle=(_SECONDS_IDLE, None))
+    with contextlib.closing(asking):
+        for each in asking:
+            if each is not None:
+                found[each[0]] = each[1]
+    return [found[number] for number in range(len(questions))]

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import signal
 import urllib.error
 import urllib.request
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -25,8 +28,6 @@ from support.hooks import receiving
 from support.postgres import Database, free_port
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from support.postgres import MakeDatabase
 
 NOWHERE = "postgresql://u:p@127.0.0.1:1/x"
@@ -323,3 +324,39 @@ def test_a_name_that_the_locale_cannot_represent_fails_alone() -> None:
     assert failure is not None
     assert "LC_ALL" in failure.message
     assert not failure.retryable
+
+
+def test_what_runs_for_hours_is_reported_each_hour(
+    database: Database, monkeypatch: pytest.MonkeyPatch, heard: Heard
+) -> None:
+    """It is not ended: a large database may take longer than any limit."""
+    monkeypatch.setattr(service_of_jobs, "LONGEST_NAP", 0.05)
+    children = Path(f"/proc/self/task/{os.getpid()}/children")
+    later = timedelta(0)
+
+    def is_job(pid: str) -> bool:
+        try:
+            return b"--report-to" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        except OSError:
+            return False
+
+    def now() -> datetime:
+        nonlocal later
+        if any(map(is_job, children.read_text().split())):
+            later += timedelta(minutes=10)
+        return utc_now() + later
+
+    said: list[int] = []
+
+    def hear(event: events.Event) -> None:
+        heard(event)
+        if found := re.search(
+            rf"backup of {database.name} has been running for (\d+) h", str(event)
+        ):
+            said.append(int(found[1]))
+        if len(said) > 1 or isinstance(event, events.BackupFailed):
+            raise Interrupted(signal.SIGTERM)
+
+    with pytest.raises(Interrupted):
+        service_of_jobs.serve(settings.load(), Runtime(hear, now=now))
+    assert 0 < said[0] < said[1]

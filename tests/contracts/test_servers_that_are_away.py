@@ -12,9 +12,14 @@ from pathlib import Path
 import pytest
 
 from pgstash import events, settings
+from pgstash.commands import job_survey
+from pgstash.commands import jobs as every_job
 from pgstash.commands.prune import remove_old_backups
 from pgstash.commands.schedules import next_run, schedule_of_job
+from pgstash.runtime import Runtime
+from pgstash.service.dispatcher import Stored
 from pgstash.settings import jobs
+from pgstash.settings.config import file
 
 NOW = datetime(2026, 1, 31, 12, 0, 0, tzinfo=UTC)
 
@@ -88,3 +93,65 @@ def test_the_next_run_of_one_of_many_jobs(tmp_path: Path) -> None:
     long_ago = NOW - timedelta(days=1)
     assert next_run(of("11:00-15:00"), long_ago, NOW) == NOW.replace(hour=15)
     assert next_run(of(), long_ago, NOW) < NOW
+
+
+COUNT = 3
+
+
+@contextmanager
+def hanging() -> Iterator[tuple[list[int], threading.Event]]:
+    """Servers that answer nobody before somebody has asked each of them."""
+    all_asked, ports = threading.Event(), list[int]()
+    missing = threading.Semaphore(0)
+
+    def accept(server: socket.socket) -> None:
+        with server:
+            connection, _ = server.accept()
+            missing.release()
+            all_asked.wait(20)
+            connection.close()
+
+    def notice() -> None:
+        if all(missing.acquire(timeout=20) for _ in range(COUNT)):
+            all_asked.set()
+
+    threads = [threading.Thread(target=notice)]
+    for _ in range(COUNT):
+        server = socket.create_server(("127.0.0.1", 0))
+        ports.append(server.getsockname()[1])
+        threads.append(threading.Thread(target=accept, args=[server]))
+    for thread in threads:
+        thread.start()
+    yield ports, all_asked
+    for thread in threads:
+        thread.join()
+
+
+def of_file(folder: Path, ports: list[int], databases: str = "") -> settings.Settings:
+    tables = [
+        f"[servers.s{port}]\n"
+        f'database_url = "postgresql://u@127.0.0.1:{port}/shop?sslmode=disable"\n{databases}'
+        for port in ports
+    ]
+    defaults = f'[defaults]\nstorage_url = "{folder.as_uri()}"\nbackup_encryption = false\n'
+    path = folder / "pgstash.toml"
+    path.write_text(defaults + "\n".join(tables))
+    found = file.opened(settings.Request(), {"PGSTASH_CONFIG": str(path)}, Path("/none"))
+    assert found is not None
+    return found.process()
+
+
+def test_servers_of_a_file_are_listed_at_the_same_time(tmp_path: Path) -> None:
+    with hanging() as (ports, all_asked):
+        found = every_job.on_server(of_file(tmp_path, ports, 'databases = "*"'))
+        assert all_asked.is_set()
+    assert list(found.unreachable) == [f"s{port}" for port in ports]
+    assert found.jobs == []
+
+
+def test_a_service_asks_servers_and_stores_at_the_same_time(tmp_path: Path) -> None:
+    with hanging() as (ports, all_asked):
+        found = every_job.on_server(of_file(tmp_path, ports))
+        known = job_survey.stored(found.jobs, Runtime(events.ignore))
+        assert all_asked.is_set()
+    assert known == {f"s{port}/shop": Stored() for port in ports}

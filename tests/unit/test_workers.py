@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from pgstash.workers import Crew, crew, in_order
+from pgstash.workers import Crew, answers, crew, in_order
 
 LONG = 10.0
 """Seconds to wait at most for what takes no time."""
@@ -328,3 +328,35 @@ def test_a_failure_of_the_items_is_raised_if_the_work_was_good() -> None:
     results = in_order(fail, items(), ahead=5, eager=False)
     with contextlib.closing(results), pytest.raises(FileNotFoundError):
         list(results)
+
+
+def test_answers_are_in_the_order_of_the_questions() -> None:
+    """Several are asked at a time, and no more than allowed."""
+    together, most, running = threading.Barrier(3), 0, 0
+    lock = threading.Lock()
+
+    def ask(number: int) -> int:
+        nonlocal most, running
+        with lock:
+            running += 1
+            most = max(most, running)
+        together.wait(LONG)
+        with lock:
+            running -= 1
+        return number * number
+
+    assert answers(ask, range(9), 3) == [number * number for number in range(9)]
+    assert most == 3
+    assert answers(ask, []) == []
+
+
+def test_the_first_error_of_an_answer_is_raised() -> None:
+    asked: list[int] = []
+
+    def ask(number: int) -> int:
+        asked.append(number)
+        return fail(number)
+
+    with pytest.raises(PlantedError, match="3"):
+        answers(ask, range(1000), 1)
+    assert len(asked) < 1000

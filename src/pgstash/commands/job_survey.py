@@ -9,6 +9,7 @@ from datetime import datetime
 from pgstash import events
 from pgstash.check import freshness
 from pgstash.commands import health, job_runs
+from pgstash.commands.job_runs import server_of
 from pgstash.commands.jobs import Job, Jobs
 from pgstash.commands.source import owners_of, source_that_answers
 from pgstash.commands.storage import open_storage
@@ -20,27 +21,24 @@ from pgstash.runtime import Runtime
 from pgstash.service.dispatcher import Stored
 from pgstash.settings import Settings, jobs
 from pgstash.storage.interface import Storage
+from pgstash.workers import answers
 
 
 def stored(every: Sequence[Job], runtime: Runtime) -> dict[str, Stored]:
     """Return what the store has of each job, as far as it answers.
 
-    A store that does not answer is asked once, and not again for each job: what is not known is
-    due at once.
+    Several servers and stores are asked at a time. A store that does not answer is not asked again
+    for each job: what is not known is due at once.
     """
-    survey, found = _Survey(), dict[str, Stored]()
-    for job in every:
-        place = _place(job.settings)
-        if place in survey.silent:
-            continue
-        try:
-            found[job.name] = survey.of(job, place, runtime.now())
-        except PgstashError as error:
-            survey.silent.add(place)
-            what = f"Could not find the newest backup of each job: {error.message}"
-            runtime.emit(events.Warned(what))
-        runtime.interruption.raise_if_interrupted()
-    return found
+    survey = _Survey(every)
+    answers(survey.identify, survey.servers)
+    answers(survey.open, survey.places)
+    runtime.interruption.raise_if_interrupted()
+    now = runtime.now()
+    known = answers(lambda job: survey.of(job, now), every)
+    for reason in survey.silent.values():
+        runtime.emit(events.Warned(f"Could not find the newest backup of each job: {reason}"))
+    return {job.name: found for job, found in zip(every, known, strict=True) if found}
 
 
 _Place = tuple[str | None, ...]
@@ -59,21 +57,57 @@ def _place(settings: Settings) -> _Place:
 
 
 class _Survey:
-    """Opens each store, and asks each server who it is, once for all jobs."""
+    """Opens each store, and asks each server who it is, once for all jobs.
 
-    def __init__(self) -> None:
-        self.silent: set[_Place] = set()
+    Several threads use it at once; each writes what no other does, but for the reasons why stores
+    are ``silent``, of which the last one stays.
+    """
+
+    def __init__(self, every: Sequence[Job]) -> None:
+        self.silent: dict[_Place, str] = {}
+        self._first_of_place = {_place(job.settings): job.settings for job in every[::-1]}
+        self._first_of_server = {server_of(job.settings): job.settings for job in every[::-1]}
         self._stores: dict[_Place, Storage] = {}
         self._servers: dict[str, Identity] = {}
 
-    def of(self, job: Job, place: _Place, now: datetime) -> Stored:
-        """Return what the store has of a job. Raises StorageError."""
-        settings = job.settings
-        if place not in self._stores:
+    @property
+    def places(self) -> list[_Place]:
+        """What distinguishes the stores."""
+        return list(self._first_of_place)
+
+    @property
+    def servers(self) -> list[str]:
+        """What distinguishes the servers."""
+        return list(self._first_of_server)
+
+    def identify(self, server: str) -> None:
+        """Ask a server who it is."""
+        settings = self._first_of_server[server]
+        self._servers[server] = source_that_answers(settings) or _configured(settings)
+
+    def open(self, place: _Place) -> None:
+        """Open a store."""
+        settings = self._first_of_place[place]
+        try:
             self._stores[place] = open_storage(settings, events.ignore, prompt=True)
-        storage = self._stores[place]
+        except PgstashError as error:
+            self.silent[place] = error.message
+
+    def of(self, job: Job, now: datetime) -> Stored | None:
+        """Return what the store has of a job; None if it does not answer."""
+        settings, place = job.settings, _place(job.settings)
+        if place in self.silent:
+            return None
+        try:
+            return self._stored(settings, self._stores[place], now)
+        except PgstashError as error:
+            self.silent[place] = error.message
+            return None
+
+    def _stored(self, settings: Settings, storage: Storage, now: datetime) -> Stored:
         owners = owners_of(storage, may_read=not settings.only_writes)
-        source = self._source(settings)
+        server = self._servers[server_of(settings)]
+        source = replace(server, database=_configured(settings).database)
         plan = freshness.Plan(settings.backup_prefix, source, health.stale_at(settings), now)
         newest = freshness.newest(plan, storage, owners)
         proof = None
@@ -83,12 +117,9 @@ class _Survey:
             proof = proven.proven_by(now) if proven else None
         return Stored(newest.started if newest else None, proof)
 
-    def _source(self, settings: Settings) -> Identity:
-        configured = conninfo.identity(settings.source_url, settings.source_variables)
-        server = job_runs.server_of(settings)
-        if server not in self._servers:
-            self._servers[server] = source_that_answers(settings) or configured
-        return replace(self._servers[server], database=configured.database)
+
+def _configured(settings: Settings) -> Identity:
+    return conninfo.identity(settings.source_url, settings.source_variables)
 
 
 def gone(settings: Settings, found: Jobs, runtime: Runtime) -> None:

@@ -15,6 +15,7 @@ from pgstash.repository import databases as stored_databases
 from pgstash.repository.databases import Has
 from pgstash.settings import Settings, jobs, places
 from pgstash.settings.config.file import Config
+from pgstash.workers import answers
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,10 +66,19 @@ def on_server(settings: Settings) -> Jobs:
     config = settings.origin.config
     if config is not None and not settings.origin.server:
         return _of_file(config)
-    chosen = jobs.selection(settings)
+    return _of_databases(settings, _listed(settings))
+
+
+def _listed(settings: Settings) -> databases.Databases:
+    """Return the databases of a server. Raises DatabaseError."""
+    return databases.listed(jobs.server_url(settings), source_password(settings))
+
+
+def _of_databases(settings: Settings, found: databases.Databases) -> Jobs:
+    """Return the jobs of a server with these databases."""
+    config, chosen = settings.origin.config, jobs.selection(settings)
     if chosen is None:
         raise AssertionError("only for settings with DATABASES")
-    found = databases.listed(jobs.server_url(settings), source_password(settings))
     there = {*found.usable, *found.closed, *found.invalid}
     sections = config.exceptions(settings.origin.server) if config else ()
 
@@ -113,14 +123,25 @@ def apart(found: Jobs, first: Collection[str] = ()) -> Jobs:
 
 def _of_file(config: Config) -> Jobs:
     every, problems = Jobs([]), list[str]()
+    of_servers = dict[str, Settings]()
     for server in config.servers:
         try:
-            found = _of_server_in_file(config, server)
+            of_servers[server] = config.server(server)
         except ConfigurationError as error:
             problems += error.problems
+    several = [each for each in of_servers.values() if jobs.selection(each) is not None]
+    # Each server that does not answer takes seconds.
+    names = [each.origin.server for each in several]
+    listed = dict(zip(names, answers(_answer, several), strict=True))
+    for server, settings in of_servers.items():
+        answer = listed.get(server)
+        if isinstance(answer, DatabaseError):
+            every.unreachable[server] = answer
             continue
-        except DatabaseError as error:
-            every.unreachable[server] = error
+        try:
+            found = _of_databases(settings, answer) if answer else _only(config, settings)
+        except ConfigurationError as error:
+            problems += error.problems
             continue
         every.jobs.extend(Job(job.settings.job, job.settings) for job in found.jobs)
         for names, more in (
@@ -137,10 +158,15 @@ def _of_file(config: Config) -> Jobs:
     return every
 
 
-def _of_server_in_file(config: Config, server: str) -> Jobs:
-    settings = config.server(server)
-    if jobs.selection(settings) is not None:
-        return on_server(settings)
+def _answer(settings: Settings) -> databases.Databases | DatabaseError:
+    try:
+        return _listed(settings)
+    except DatabaseError as error:
+        return error
+
+
+def _only(config: Config, settings: Settings) -> Jobs:
+    """Return the only job of a server. Raises ConfigurationError."""
     only = config.only_database(settings)
     return Jobs([Job(only, jobs.of_database(settings, only))])
 

@@ -76,6 +76,7 @@ class Service:
         self._known = known
         self._dispatcher = Dispatcher(at_once or settings.workers, runtime)
         self._started: dict[Run, datetime] = {}
+        self._hours: dict[Run, int] = {}  # reported of runs that take long
         self._seen = runtime.now()
         self._listings = Listings(LISTING, runtime, known)
         self._file: ConfigFile | None = None
@@ -138,6 +139,17 @@ class Service:
         for run, failure in self._executor.wait(self._seconds_to_wait()):
             self._ended(run, failure)
         self._runtime.interruption.raise_if_interrupted()
+        self._report_long_runs()
+
+    def _report_long_runs(self) -> None:
+        """Report each hour what still runs: it may be large, or stuck, and occupies a worker."""
+        now = self._runtime.now()
+        for run, started in self._started.items():
+            hours = (now - started) // timedelta(hours=1)
+            if hours > self._hours.get(run, 0):
+                self._hours[run] = hours
+                what = f"The {run.work} of {run.job} has been running for {hours} h"
+                self._runtime.emit(events.Warned(f"{what}, and occupies one of the workers"))
 
     def _seconds_to_wait(self) -> float:
         now = self._runtime.now()
@@ -175,7 +187,9 @@ class Service:
         there = {*self._dispatcher.jobs}
         self._change([job for job in found.jobs if job.name in there])
         self._add([job for job in found.jobs if job.name not in there], unlisted)
-        self._known_settings = {job.name: job.settings for job in found.jobs}
+        # Those of servers that do not answer now are compared when they answer again.
+        before = {name: each for name, each in self._known_settings.items() if name in there}
+        self._known_settings = before | {job.name: job.settings for job in found.jobs}
         if not self._listings.had_success:
             self._listings.had_success = True
             job_survey.gone(self._settings, found, self._runtime)
@@ -240,6 +254,7 @@ class Service:
         following = self._dispatcher.ended(run, failure)
         known = Failure(failure.status, failure.message, now) if failure else None
         started = min(self._started.pop(run), now)
+        self._hours.pop(run, None)
         self._known.ended(run.job, drill=run.work == "drill", started=started, failure=known)
         if failure is None:
             return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
@@ -64,9 +65,8 @@ def read_secret_files(sources: Values, edges: list[odd_values.Edges]) -> set[str
 
     What begins or ends with white space is added to ``edges``.
     """
-    secret_names = [name.upper() for name in Settings.model_fields if is_secret(name)]
     unreadable = set()
-    for variable in (*secret_names, "PGPASSWORD"):
+    for variable in (*_secret_variables(), "PGPASSWORD"):
         ignored = variable.lower() in sources.unused or (
             variable == "PGPASSWORD" and bool(sources.unused)
         )
@@ -76,6 +76,11 @@ def read_secret_files(sources: Values, edges: list[odd_values.Edges]) -> set[str
         elif in_file and variable in sources.values and not ignored:
             edges += odd_values.edges({variable: sources.values[variable]})
     return unreadable
+
+
+@functools.cache  # it is used for each section of a configuration file
+def _secret_variables() -> list[str]:
+    return [name.upper() for name in Settings.model_fields if is_secret(name)]
 
 
 def read_secret_file(variable: str, values: dict[str, str], problems: list[str]) -> bool:

@@ -5,6 +5,7 @@ https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-CONNSTRING
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Mapping, Sequence
 from urllib.parse import quote, urlencode
@@ -54,6 +55,11 @@ def parse(url: str) -> dict[str, str]:
     shows a part of it that may be secret. libpq's own message would, and a password that is not
     percent-encoded ends up in any part of the URI.
     """
+    return dict(_parsed(url))
+
+
+@functools.lru_cache(maxsize=16)  # each check of a setting needs it, thousands of times for a file
+def _parsed(url: str) -> dict[str, str]:
     if not _URI.match(url):
         if known := foreign_parameters.scheme_problem(url):
             raise UnusableUriError([known])
