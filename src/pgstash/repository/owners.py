@@ -15,12 +15,15 @@ from pgstash.format.identity import Claim, Identity, Origin
 from pgstash.format.size_history import MOST
 from pgstash.repository import catalog, object_metadata
 from pgstash.repository.catalog import Backup
-from pgstash.storage.interface import Storage
+from pgstash.storage.interface import Hosted, Storage
 
 _AT_A_TIME = 16
 
-Seen = MutableMapping[tuple[str, int], Origin]
-"""The origins known so far, by the URL and the size of an archive."""
+Key = tuple[Sequence[str], str, int]
+"""What identifies an archive: the server that has it, its URL, its size."""
+
+Seen = MutableMapping[Key, Origin]
+"""The origins known so far, each of one archive."""
 
 
 class Owners:
@@ -36,7 +39,8 @@ class Owners:
         self.may_read = may_read
         self._storage = storage
         self._seen: Seen = {} if seen is None else seen
-        self.unreadable: dict[tuple[str, int], StorageError] = {}
+        self._host = storage.host if isinstance(storage, Hosted) else ()
+        self.unreadable: dict[Key, StorageError] = {}
 
     def origins(self, backups: Sequence[Backup]) -> list[Origin]:
         """Return the origin of each archive; it is empty for one that no longer exists.
@@ -233,5 +237,5 @@ class Owners:
             yield from zip(batch, self.origins(batch), strict=True)
             batch = list(islice(remaining, _AT_A_TIME))
 
-    def _key(self, backup: Backup) -> tuple[str, int]:
-        return self._storage.url(backup.key), backup.size
+    def _key(self, backup: Backup) -> Key:
+        return self._host, self._storage.url(backup.key), backup.size

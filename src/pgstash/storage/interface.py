@@ -194,6 +194,15 @@ class Identified(Protocol):
 
 
 @runtime_checkable
+class Hosted(Protocol):
+    """A store whose URLs name neither the server that has the objects nor the tenant of it."""
+
+    @property
+    def host(self) -> Sequence[str]:
+        """What distinguishes the store from others whose objects have the same URLs."""
+
+
+@runtime_checkable
 class Locking(Protocol):
     """A store whose objects may be locked against deletion."""
 

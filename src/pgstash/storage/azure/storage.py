@@ -16,6 +16,7 @@ from azure.storage.blob import BlobPrefix
 from pgstash import events
 from pgstash.errors import ObjectNotFoundError, StorageRefusedError
 from pgstash.storage import part_size as parts
+from pgstash.storage.azure import endpoint
 from pgstash.storage.azure import metadata as names
 from pgstash.storage.azure.blocks import PLACEHOLDER, BlockUpload, discard, staged, uploads_of
 from pgstash.storage.azure.client import Requests
@@ -43,6 +44,7 @@ class AzureStorage:
         """
         self._part_size = config.part_size
         self._emit = emit
+        self.host = (endpoint.of(config.account, config.endpoint, config.connection_string),)
         self._requests = Requests(config, emit)
         self._container = self._requests.container
 

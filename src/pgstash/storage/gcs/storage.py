@@ -35,6 +35,7 @@ class GcsStorage:
         """Prepare. ``emit`` is called from several threads."""
         self._sizes = parts.equal(config.part_size, MAX_PARTS)
         self._emit = emit
+        self.host = (config.endpoint,)
         self._requests = Requests(config, emit)
 
     def __repr__(self) -> str:

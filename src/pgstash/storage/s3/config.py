@@ -135,6 +135,14 @@ class S3Config:
         return of_aws or f"{host}:{parts.port or _PORTS.get(parts.scheme)}"
 
     @property
+    def host(self) -> tuple[str, ...]:
+        """What distinguishes the bucket from others of its name.
+
+        Tenants of one server may have buckets of the same name, as with Swift and Ceph.
+        """
+        return self.provider, self.access_key_id or "", self.role_arn or ""
+
+    @property
     def signer(self) -> Signer:
         """As whom requests to the bucket are signed."""
         return Signer(

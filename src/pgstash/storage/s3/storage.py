@@ -47,6 +47,7 @@ class S3Storage:
         self._max_parts = config.max_parts
         self._may_grow = parts.may_grow(config.endpoint)
         self._provider = config.provider
+        self.host = config.host
         self._inside = Inside(emit)
         self._emit = emit
         self._requests = Requests(config, emit)
