@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pgstash import events
+from pgstash.cli.all_jobs import AllJobs, in_turn, refuse_both, require_several
 from pgstash.cli.arguments import Job, Source, refuse_needless
 from pgstash.cli.outcome import JsonOutcome, scrubbed
 from pgstash.cli.output import print_line
@@ -53,6 +54,7 @@ def copy(  # noqa: PLR0913 - one argument for each option
     ] = False,
     source: Source = None,
     job: Job = None,
+    all_jobs: AllJobs = False,
     as_json: JsonOutcome = False,
 ) -> None:
     """Copy a backup to other stores, or to a folder such as a disk that is taken home.
@@ -60,21 +62,45 @@ def copy(  # noqa: PLR0913 - one argument for each option
     The copy has the same objects with the same names, and needs no encryption key. The archive is
     compared with the SHA-256 that its manifest records, and becomes visible once it is complete.
     What the place has already is not sent again. Nothing there is overwritten or deleted.
+    --all-jobs copies the latest backup of each database that has some, with --all all of them.
     """
-    if everything and name != "latest":
-        raise typer.BadParameter("cannot be combined with the name of a backup", param_hint="--all")
+    option = "--all" if everything else "--all-jobs"
+    if (everything or all_jobs) and name != "latest":
+        raise typer.BadParameter("cannot be combined with the name of a backup", param_hint=option)
     refuse_needless(source, name)
-    from pgstash.commands import copying
+    refuse_both(job, all_jobs=all_jobs)
+    from pgstash.commands import copy_targets, copying, jobs
 
     request = copying.Request(to or (), name, source, everything)
 
     def work(values: Settings, emit: events.Emit, interruption: Interruption) -> None:
-        with _reporting(values, emit, as_json=as_json) as listener:
-            copying.copy_backups(values, request, Runtime(listener, interruption))
+        def one(settings: Settings) -> None:
+            with _reporting(settings, emit, as_json=as_json) as listener:
+                copying.copy_backups(settings, request, Runtime(listener, interruption))
+
+        if not all_jobs:
+            one(values)
+            return
+        require_several(values)
+        which = jobs.with_backups(values)
+        copy_targets.refuse_one_place([each.settings for each in which.jobs], request.to)
+        in_turn(
+            which.jobs,
+            lambda each: one(each.settings),
+            interruption,
+            unreadable=which.unreadable,
+        )
 
     run(
         work,
-        Command(needs=_needs(request), only_reads=True, stdout_is_data=as_json, job=job),
+        Command(
+            needs=_needs(request),
+            only_reads=True,
+            stdout_is_data=as_json,
+            job=job,
+            all_jobs=all_jobs,
+            sums_up=all_jobs,
+        ),
     )
 
 
@@ -142,7 +168,8 @@ class _Outcome:
     def print(self, settings: Settings) -> None:
         """Print the outcome without secrets. Raises OutputError."""
         failed = [each for each in self.copies if each["exit_code"]]
-        facts = {
+        facts: dict[str, object] = {"job": settings.job} if settings.job else {}
+        facts |= {
             "operation": "copy",
             "status": "failure" if failed else "success",
             "copies": self.copies,

@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from pgstash import events, failure
-from pgstash.commands import copies, stored
+from pgstash.commands import copies, copy_targets, stored
 from pgstash.commands.storage import open_storage, refuse_if_only_writes
 from pgstash.copying import behind, same_place
 from pgstash.copying import run as copying
 from pgstash.copying.place import Place
 from pgstash.errors import ConfigurationError, PgstashError, StorageUnreachableError
-from pgstash.format.folders import folder_of
 from pgstash.format.identity import Identity
 from pgstash.repository import catalog, empty_prefix
 from pgstash.repository.catalog import Backup
 from pgstash.runtime import Runtime
-from pgstash.settings import Settings, load, places, store_url
-from pgstash.settings.copy_to import CopyStore
+from pgstash.settings import Settings
 from pgstash.storage.interface import Storage
 
 Find = Callable[[copies.Copy, Storage], Sequence[Backup]]
@@ -150,7 +147,7 @@ def copy_backups(settings: Settings, request: Request, runtime: Runtime) -> None
     error of a copy at the end.
     """
     refuse_if_only_writes(settings, "copy")
-    targets = _targets(settings, request.to)
+    targets = copy_targets.of(settings, request.to)
     storage = open_storage(settings, runtime.emit)
     find = _finder(settings, request, storage, runtime)
     copier = Copier(settings, storage, runtime, runtime.interruption.raise_if_interrupted)
@@ -182,86 +179,3 @@ def _finder(settings: Settings, request: Request, storage: Storage, runtime: Run
 
     own()
     return find
-
-
-def _targets(settings: Settings, wanted: Sequence[str]) -> list[copies.Copy]:
-    """Return the places that are wanted: copies by name, folders, and stores by their URLs.
-
-    Raises ConfigurationError with all problems.
-    """
-    known = {each.name: each for each in copies.of(settings)}
-    if not wanted:
-        if not known:
-            problem = (
-                "It is not known where to copy to. Name a folder or the URL of a store with --to, "
-                "for example --to /mnt/disk, or set COPY_TO."
-            )
-            raise ConfigurationError([problem])
-        return list(known.values())
-    found: list[copies.Copy] = []
-    problems: list[str] = []
-    for name in dict.fromkeys(wanted):
-        if copy := known.get(name.lower()):
-            found.append(copy)
-            continue
-        try:
-            found.append(_other(settings, name))
-        except ValueError as error:
-            problems.append(f"--to {error}")
-        except ConfigurationError as error:
-            problems += error.problems
-    if problems:
-        raise ConfigurationError(problems)
-    return found
-
-
-def _other(settings: Settings, name: str) -> copies.Copy:
-    """Return the copy in a place that is not in COPY_TO. Raises what :func:`_by_url` raises."""
-    if "://" in name:
-        return _by_url(settings, name)
-    if "/" in name:
-        return _folder(settings, name, Path(name).absolute())
-    known = ", ".join(settings.copy_names) or "nothing"
-    raise ValueError(f"{name} is not in COPY_TO, which names {known}. For a folder, write ./{name}")
-
-
-def _by_url(settings: Settings, url: str) -> copies.Copy:
-    """Return the copy in the store of a URL. Raises ValueError with the reason.
-
-    All but the place is configured as for the primary. Raises ConfigurationError if that does not
-    suffice.
-    """
-    place = store_url.parse(url)
-    if place.scheme == "file":
-        return _folder(settings, url, Path(place.name))
-    try:
-        store = load(needs=["storage"], given={"STORAGE_URL": url}, only_reads=True)
-    except ConfigurationError as error:
-        instead = (
-            f"--to {url} is opened with the settings of the primary. If it needs others, name it "
-            "in COPY_TO, and set COPY_<NAME>_STORAGE_URL and what else it needs."
-        )
-        raise ConfigurationError([*error.problems, instead]) from error
-    own = {each: getattr(store, each) for each in CopyStore.model_fields}
-    own["backup_prefix"] = settings.backup_prefix
-    if place.prefix:
-        folder = [folder_of(settings.job)] if settings.job else []
-        own["backup_prefix"] = "/".join([place.prefix, *folder])
-    if unusable := store_url.unusable_prefix(place, own["backup_prefix"]):
-        raise ConfigurationError(unusable)
-    return _placed(settings, url, own)
-
-
-def _folder(settings: Settings, name: str, folder: Path) -> copies.Copy:
-    """Return the copy in a folder. Raises ValueError with the reason."""
-    own = {"storage_url": folder.as_uri(), "s3_object_lock_days": None}
-    return _placed(settings, name, own)
-
-
-def _placed(settings: Settings, name: str, own: Mapping[str, object]) -> copies.Copy:
-    """Return a copy whose place differs from that of the primary. Raises ValueError if not."""
-    copy = copies.Copy(name, settings.model_copy(update={**own, "prune_versions": False}))
-    if places.of(copy.settings) == places.of(settings):
-        where = "folder" if copy.settings.storage_folder else "place"
-        raise ValueError(f"{name} is the {where} that the backups are in. Name another one")
-    return copy

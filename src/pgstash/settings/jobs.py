@@ -86,7 +86,7 @@ def of_job(settings: Settings, name: str | None, *, may_be_all: bool) -> Setting
             return settings
         problem = (
             "DATABASES is set, so there are several jobs. Name a database with --job. To list, "
-            "drill, prune or check all of them, give --all-jobs."
+            "check, drill, copy or prune all of them, give --all-jobs."
         )
         raise ConfigurationError([problem])
     if chosen is None:
