@@ -1,7 +1,8 @@
-"""A proxy before an S3 store that enforces a policy of IAM, as AWS does.
+"""Proxies before stores that enforce what an identity may do, as AWS, Azure and Google do.
 
-It maps each request to the actions that AWS documents for it, and evaluates ``Allow`` statements
-with wildcards and the condition ``s3:prefix``. What no statement allows is refused with 403.
+Each maps a request to the actions that the provider documents for it. That for S3 evaluates
+``Allow`` statements with wildcards and the condition ``s3:prefix``; those for Azure and Google take
+custom roles. What is not allowed is refused with 403.
 """
 
 from __future__ import annotations
@@ -13,12 +14,11 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 from xml.etree import ElementTree as ET
 
-from support.proxy import Action, Answer, HttpProxy, Request, Rewrite
+from support import azurite, gcs_server
+from support.proxy import Action, Answer, HttpProxy, Reply, Request, Respond, Rewrite
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
-
-    from support.proxy import Reply
 
 # https://docs.aws.amazon.com/AmazonS3/latest/userguide/using-with-s3-policy-actions.html
 OF_BUCKET = {
@@ -134,3 +134,87 @@ def _without_retention(reply: Reply) -> Reply:
     """HEAD shows the retention only to those who may read it."""
     kept = [each for each in reply.headers if not each[0].lower().startswith("x-amz-object-lock")]
     return type(reply)(reply.status, kept, reply.body)
+
+
+# https://learn.microsoft.com/rest/api/storageservices/authorize-with-azure-active-directory
+BLOBS = "Microsoft.Storage/storageAccounts/blobServices/containers/blobs"
+OF_BLOBS = {
+    "DeleteBlob": {"delete"},
+    "GetBlob": {"read"},
+    "GetBlobs": {"read"},
+    "GetBlockList": {"read"},
+    "HeadBlob": {"read"},
+    "PostBatch": {"delete"},  # each request in it
+    "PutBlob": {"write", "add/action"},
+    "PutBlock": {"write"},
+    "PutBlockList": {"write"},
+}
+
+
+@dataclass
+class AzureRoleProxy(HttpProxy):
+    """Passes on what the data actions of a custom ``role`` allow.
+
+    With ``lists_only``, the assignment has the condition that reading is listing.
+    """
+
+    role: Mapping[str, Any] = field(default_factory=dict)
+    lists_only: bool = False
+    refused: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.operation_of = azurite.operation_of
+
+    def action(self, request: Request) -> Action | None:
+        planned = super().action(request)
+        operation = self.operation_of(request)
+        allowed = {each for each in OF_BLOBS[operation] if f"{BLOBS}/{each}" in self._allowed}
+        if self.lists_only and operation != "GetBlobs":
+            allowed -= {"read"}
+        if allowed:
+            return planned
+        self.refused.append(operation)
+        return Answer(403, "AuthorizationPermissionMismatch")
+
+    @property
+    def _allowed(self) -> list[str]:
+        allowed: list[str] = self.role["DataActions"]
+        return allowed
+
+
+# https://cloud.google.com/storage/docs/access-control/iam-json
+OF_GOOGLE = {
+    "Begin": "storage.objects.create",
+    "Delete": "storage.objects.delete",
+    "Head": "storage.objects.get",
+    "List": "storage.objects.list",
+    "Put": "storage.objects.create",
+    "Read": "storage.objects.get",
+}
+
+
+@dataclass
+class GoogleRoleProxy(HttpProxy):
+    """Passes on what the permissions of a custom ``role`` allow.
+
+    Whoever has the URL of a session of an upload may use it. That an object is replaced is not
+    recognised: on Google, it takes the permission to delete as well.
+    """
+
+    role: Mapping[str, Any] = field(default_factory=dict)
+    refused: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.operation_of = gcs_server.operation_of
+
+    def action(self, request: Request) -> Action | None:
+        planned = super().action(request)
+        needed = OF_GOOGLE.get(self.operation_of(request))
+        if needed is None or needed in self.role["includedPermissions"]:
+            return planned
+        self.refused.append(needed)
+        message = f"the caller does not have {needed} access to the object (or it may not exist)"
+        error = {"message": message, "domain": "global", "reason": "forbidden"}
+        body = {"error": {"code": 403, "message": message, "errors": [error]}}
+        headers = [("Content-Type", "application/json; charset=UTF-8")]
+        return Respond(Reply(403, headers, json.dumps(body).encode()))

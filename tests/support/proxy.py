@@ -301,6 +301,13 @@ class Reply:
 
 
 @dataclass(frozen=True, slots=True)
+class Respond:
+    """Answer in the server's place, with what only this server answers; it sees nothing."""
+
+    reply: Reply
+
+
+@dataclass(frozen=True, slots=True)
 class Rewrite:
     """Change the server's whole answer."""
 
@@ -314,7 +321,7 @@ class Cut:
     after: int
 
 
-Action = Answer | Drop | Hang | Change | Rewrite | Cut
+Action = Answer | Drop | Hang | Change | Respond | Rewrite | Cut
 
 ANY = "any operation"
 
@@ -438,6 +445,9 @@ class _Handler(BaseHTTPRequestHandler):
         action = self.proxy.action(request)
         if isinstance(action, Answer):
             self._answer(action)
+            return
+        if isinstance(action, Respond):
+            self._send(action.reply, cut=None)
             return
         if isinstance(action, Hang):
             self.proxy.wait_until_closed()

@@ -13,7 +13,7 @@ from pgstash.cli.runner import Command, run
 from pgstash.events import Emit
 from pgstash.settings import Settings
 from pgstash.signals import Interruption
-from pgstash.storage.s3.policy import Role
+from pgstash.storage.host_roles import Role
 
 
 def policy(
@@ -27,9 +27,10 @@ def policy(
     *,
     job: Job = None,
 ) -> None:
-    """Print the permissions that an S3 key needs, as an IAM policy in JSON.
+    """Print the permissions that a key or an identity needs, in JSON.
 
-    Each role has the least permissions for the configured bucket and prefix. Nothing is requested
+    For S3 that is an IAM policy for the configured bucket and prefix, for Azure and Google Cloud
+    Storage a custom role. Each role has the least permissions. Nothing is requested
     from the store, and no access key is needed. With STORAGE_ROLE=writer, the permissions of the
     writer are enough for backups. With DATABASES, they are for the backups of all databases, or of
     that of --job.

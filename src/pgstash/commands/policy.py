@@ -1,4 +1,4 @@
-"""The permissions of a key, for the bucket and the prefix of the settings."""
+"""The permissions of an identity, for the store and the prefix of the settings."""
 
 from __future__ import annotations
 
@@ -6,18 +6,25 @@ from typing import Any
 
 from pgstash.errors import ConfigurationError
 from pgstash.settings import Settings
+from pgstash.storage.azure import policy as azure
+from pgstash.storage.gcs import policy as google
+from pgstash.storage.host_roles import Role
 from pgstash.storage.s3 import policy
-from pgstash.storage.s3.policy import Role
 
 
 def policy_of(role: Role, settings: Settings) -> dict[str, Any]:
-    """Return the policy of IAM for a key of this role; nothing is requested.
+    """Return the policy for a host of this role, in the form of its store; nothing is requested.
 
-    Raises ConfigurationError if the settings name no bucket.
+    Raises ConfigurationError if the settings name no bucket or container.
     """
-    if settings.storage_url:
+    store = settings.store
+    if store and store.scheme == "azure":
+        return azure.policy(role, store.account, store.name)
+    if store and store.scheme == "gs":
+        return google.policy(role, store.name)
+    if store:
         raise ConfigurationError(
-            ["STORAGE_URL names no bucket of S3. Only keys of S3 have policies of this form."]
+            ["STORAGE_URL names a directory, and no identity has permissions of this form there."]
         )
     if settings.s3_bucket is None:
         raise ConfigurationError(

@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from pgstash.storage.s3.policy import ROLES, Place, policy
+from pgstash.storage.host_roles import ROLES
+from pgstash.storage.s3.policy import Place, policy
 from support.kms import ALIAS, KEY
 from support.policies import Wanted, allows
 

@@ -111,14 +111,9 @@ class BlockUpload:
 
         Raises UploadError, ObjectExistsError, StorageError.
         """
-        try:
-            held = dict(self.held(abandoned))
-        except ObjectNotFoundError:
-            held = {}
         if self._is_taken():
             raise ObjectExistsError(f"{self.url} already exists")
-        if held != self.parts:
-            raise differing_parts(self.url, held, self.parts)
+        self._verify(abandoned)
         try:
             self._requests.call(f"complete the upload of {self.url}", self._commit)
         except StorageError as exc:
@@ -128,6 +123,15 @@ class BlockUpload:
             if self.unclear:
                 raise unknown_outcome(self.url, exc) from exc
             raise
+
+    def _verify(self, abandoned: threading.Event) -> None:
+        """Raise UploadError unless the store holds exactly the blocks that were sent."""
+        try:
+            held = dict(self.held(abandoned))
+        except ObjectNotFoundError:
+            held = {}
+        if held != self.parts:
+            raise differing_parts(self.url, held, self.parts)
 
     def _commit(self) -> None:
         unclear_before = self.unclear

@@ -15,8 +15,9 @@ class AzureConfig:
 
     ``endpoint`` is the URL of the account's blob service; None is Azure's public cloud. Of the
     credentials, the first one that is set is used; without one, the identity of the machine or
-    the pod is. ``retry_attempts`` come after the first try. ``retry_delay`` and the timeouts are in
-    seconds. ``part_size`` is in bytes; None chooses it for each upload.
+    the pod is. Unless it ``may_read``, no blob is requested, and none is deleted.
+    ``retry_attempts`` come after the first try. ``retry_delay`` and the timeouts are in seconds.
+    ``part_size`` is in bytes; None chooses it for each upload.
     """
 
     account: str
@@ -25,6 +26,7 @@ class AzureConfig:
     connection_string: str | None = field(default=None, repr=False)
     key: str | None = field(default=None, repr=False)
     sas_token: str | None = field(default=None, repr=False)
+    may_read: bool = True
     retry_attempts: int = 3
     retry_delay: float = 5.0
     part_size: int | None = None

@@ -22,6 +22,7 @@ from pgstash.storage.azure.blocks import PLACEHOLDER, BlockUpload, discard, stag
 from pgstash.storage.azure.client import Requests
 from pgstash.storage.azure.config import LARGEST_BLOCK, MAX_BLOCKS, AzureConfig
 from pgstash.storage.azure.errors import Answer, translate
+from pgstash.storage.azure.unreadable import UnreadableBlocks
 from pgstash.storage.interface import PendingUpload, StoredObject, end_of_range
 from pgstash.storage.multipart_upload import MultipartUpload
 from pgstash.storage.ranges import chunks, exactly
@@ -43,6 +44,7 @@ class AzureStorage:
         Raises ConfigurationError if the endpoint or the credentials cannot be used.
         """
         self._part_size = config.part_size
+        self._may_read = config.may_read
         self._emit = emit
         self.host = (endpoint.of(config.account, config.endpoint, config.connection_string),)
         self._requests = Requests(config, emit)
@@ -189,7 +191,8 @@ class AzureStorage:
             if self._part_size is None
             else parts.equal(self._part_size, MAX_BLOCKS)
         )
-        return MultipartUpload(BlockUpload(self._requests, key, metadata), sizes, self._emit)
+        kind = BlockUpload if self._may_read else UnreadableBlocks
+        return MultipartUpload(kind(self._requests, key, metadata), sizes, self._emit)
 
     def delete(self, keys: Iterable[str]) -> None:
         """Delete objects, up to 256 per request. A missing object is not an error.

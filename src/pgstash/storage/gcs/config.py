@@ -19,13 +19,15 @@ MAX_PARTS = LARGEST_OBJECT // PART_SIZE
 class GcsConfig:
     """One bucket, reached with the application default credentials.
 
-    An ``anonymous`` client has none, for an emulator. ``retry_attempts`` come after the first try.
+    An ``anonymous`` client has none, for an emulator. Unless it ``may_read``, no object is
+    requested. ``retry_attempts`` come after the first try.
     ``retry_delay`` and the timeouts are in seconds, ``part_size`` is in bytes.
     """
 
     bucket: str
     endpoint: str = ENDPOINT
     anonymous: bool = False
+    may_read: bool = True
     retry_attempts: int = 3
     retry_delay: float = 5.0
     part_size: int = PART_SIZE

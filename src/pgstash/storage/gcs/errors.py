@@ -36,7 +36,8 @@ RETAINED = {"objectUnderActiveHold", "retentionPolicyNotMet"}
 
 _PERMISSIONS = (
     "Give the identity the role Storage Object User on the bucket. Uploads, restores and pruning "
-    "need storage.objects.create, get, list and delete."
+    "need storage.objects.create, get, list and delete. `pgstash policy` prints what one of these "
+    "needs."
 )
 _IDENTITY = (
     "Set GOOGLE_APPLICATION_CREDENTIALS to the file of a service account or of a workload identity "

@@ -20,6 +20,7 @@ from pgstash.storage.gcs.client import Request, Requests
 from pgstash.storage.gcs.config import MAX_PARTS, GcsConfig
 from pgstash.storage.gcs.errors import NOT_FOUND, ResponseError
 from pgstash.storage.gcs.resumable import ResumableUpload
+from pgstash.storage.gcs.unreadable import UnreadableUpload
 from pgstash.storage.interface import PendingUpload, StoredObject, end_of_range
 from pgstash.storage.multipart_upload import MultipartUpload
 from pgstash.storage.ranges import chunks, exactly
@@ -35,6 +36,7 @@ class GcsStorage:
         """Prepare. ``emit`` is called from several threads."""
         self._sizes = parts.equal(config.part_size, MAX_PARTS)
         self._emit = emit
+        self._may_read = config.may_read
         self.host = (config.endpoint,)
         self._requests = Requests(config, emit)
 
@@ -197,7 +199,8 @@ class GcsStorage:
     ) -> MultipartUpload:
         """Begin a resumable upload, whose parts are sent in order by one thread."""
         del expected_size, usual_size  # parts of one size reach the limit of an object
-        upload = ResumableUpload(self._requests, key, metadata)
+        kind = ResumableUpload if self._may_read else UnreadableUpload
+        upload = kind(self._requests, key, metadata)
         return MultipartUpload(upload, self._sizes, self._emit, senders=1)
 
     def delete(self, keys: Iterable[str]) -> None:

@@ -8,10 +8,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any
 
-Role = Literal["writer", "pruner", "reader"]
-ROLES: Sequence[Role] = get_args(Role)
+from pgstash.storage.host_roles import Role
 
 Statement = Mapping[str, Any]
 
