@@ -1,9 +1,10 @@
-"""`pgstash copy` to Azure and Google Cloud Storage, for one job and for all of them."""
+"""`pgstash copy` to stores on other servers: for one job, for all of them, and after a kill."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,8 @@ import pytest
 
 from acceptance.other_stores import opened
 from pgstash.storage.directory.storage import DirectoryStorage
-from support.cli import environment, run_pgstash
+from support.cli import environment, run_pgstash, started_pgstash
+from support.proxy import Hang, HttpProxy
 from support.stored import CLOSING, make
 
 if TYPE_CHECKING:
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from pgstash.storage.interface import Storage
     from support.azurite import AzuriteServer
     from support.fake_gcs import FakeGcsServer
+    from support.swift import SwiftServer
 
 FIRST, SECOND = "backup_20260131_020000", "backup_20260201_020000"
 # More than one request of an upload to Google takes.
@@ -189,6 +192,65 @@ def test_jobs_of_a_configuration_file(
         environment(**settings | {"STORAGE_URL": f"azure://{azurite_server.account}/{copies}"})
     )
     assert not list(there.list("copies/again"))
+
+
+def test_a_copy_that_was_killed_goes_on_where_it_stopped(
+    swift_server: SwiftServer, s3_bucket: str, tmp_path: Path
+) -> None:
+    large = bytes(range(256)) * (11 * 4096)
+    name = store(DirectoryStorage(tmp_path), "p", FIRST, "shop", large)
+    client = swift_server.client
+    key = f"copies/{name}"
+
+    def sent(proxy: HttpProxy) -> list[int]:
+        return sorted(each.size for each in proxy.requests if each.operation == "UploadPart")
+
+    def parts() -> int:
+        uploads = client.list_multipart_uploads(Bucket=s3_bucket).get("Uploads", [])
+        listed = [
+            client.list_parts(Bucket=s3_bucket, Key=key, UploadId=each["UploadId"])
+            for each in uploads
+        ]
+        return sum(len(each.get("Parts", [])) for each in listed)
+
+    with HttpProxy(swift_server.port) as proxy:
+        env = environment(
+            STORAGE_URL=tmp_path.as_uri(),
+            BACKUP_PREFIX="p",
+            COPY_TO="offsite",
+            COPY_OFFSITE_STORAGE_URL=f"s3://{s3_bucket}/copies",
+            COPY_OFFSITE_S3_ENDPOINT=proxy.endpoint,
+            COPY_OFFSITE_S3_ACCESS_KEY_ID=swift_server.access_key_id,
+            COPY_OFFSITE_S3_SECRET_ACCESS_KEY=swift_server.secret_access_key,
+            COPY_OFFSITE_S3_PART_SIZE="5",
+        )
+        hanging = proxy.rule("UploadPart", Hang(), skip=2)
+        with started_pgstash(["copy"], env) as process:
+            until = time.monotonic() + 60
+            while parts() < 2 or proxy.count("UploadPart") < 3:
+                assert time.monotonic() < until
+                time.sleep(0.05)
+            process.kill()
+            process.communicate(timeout=60)
+        assert key not in [each.key for each in opened(env_of_copy(env)).list("copies/")]
+        proxy.rules.remove(hanging)
+        proxy.requests.clear()
+        printed = run(env, "copy")
+        assert sent(proxy) == [len(large) - 2 * 5 * 1024 * 1024]
+        assert "Going on with an interrupted upload to s3://" in printed
+        assert "which has 2 parts" in printed
+    assert client.get_object(Bucket=s3_bucket, Key=key)["Body"].read() == large
+    assert parts() == 0
+
+
+def env_of_copy(env: dict[str, str]) -> dict[str, str]:
+    """Return settings that have the copy as their primary."""
+    own = {
+        name.removeprefix("COPY_OFFSITE_"): value
+        for name, value in env.items()
+        if name.startswith("COPY_OFFSITE_")
+    }
+    return environment(**own)
 
 
 def test_what_is_refused(tmp_path: Path) -> None:

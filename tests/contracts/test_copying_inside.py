@@ -302,8 +302,9 @@ def test_a_copy_inside_the_store_that_is_stopped_leaves_nothing(scene: Scene) ->
 def test_another_real_store_copies_inside_or_gets_the_bytes(seaweedfs: S3Storage) -> None:
     large(seaweedfs)
     inside: list[int] = []
+    kept: list[int] = []
     [found] = [each for each in seaweedfs.list("p/") if each.size == len(LARGE)]
-    original = Original(seaweedfs, seaweedfs.head(found.key), inside.append)
+    original = Original(seaweedfs, seaweedfs.head(found.key), inside.append, kept.append)
     with seaweedfs.upload_copy("copy", original) as upload:
         upload.write(LARGE)
         upload.commit()

@@ -21,6 +21,7 @@ from pgstash.errors import (
     ObjectDamagedError,
     ObjectExistsError,
     ObjectNotFoundError,
+    UploadError,
 )
 from pgstash.repository import object_metadata
 from pgstash.repository.access import Access
@@ -88,13 +89,15 @@ def run(plan: Plan, backup: Backup, runtime: Runtime) -> Copied:
 class _Sent:
     """The number of bytes of the archive that were copied so far, and their digest.
 
-    ``inside`` has the numbers of those that the store of the copy took from the source itself.
-    ``more`` is the number of bytes of its companions.
+    ``inside`` has the numbers of those that the store of the copy took from the source itself, and
+    ``kept`` of those that it had from an upload that was interrupted. ``more`` is the number of
+    bytes of its companions.
     """
 
     def __init__(self) -> None:
         self.bytes = 0
         self.inside: list[int] = []  # several threads append
+        self.kept: list[int] = []  # several threads append
         self.more = 0
         self.digest = hashlib.sha256()
 
@@ -126,8 +129,8 @@ class _Copying:
         expected = digests.of(source, self._backup, self._plan.access)
         try:
             return self._send(found, own, expected)
-        except ObjectExistsError:
-            # Another process may have copied it in the meantime.
+        except (ObjectExistsError, UploadError):
+            # Another process may have copied it in the meantime, by the same upload even.
             if not self._is_there(found):
                 raise
             return self._copied(0, already=True, verified=None)
@@ -195,7 +198,9 @@ class _Copying:
         verified = expected.sha256 is not None
         inside = sum(sent.inside)
         return replace(
-            self._copied(sent.bytes - inside + sent.more, already=False, verified=verified),
+            self._copied(
+                sent.bytes - inside - sum(sent.kept) + sent.more, already=False, verified=verified
+            ),
             inside_bytes=inside,
         )
 
@@ -203,7 +208,9 @@ class _Copying:
         """Return the upload of the archive, whose bytes the store may copy itself."""
         target = self._plan.target.storage
         if isinstance(target, CopiesInside):
-            original = Original(self._plan.source.storage, found, sent.inside.append)
+            original = Original(
+                self._plan.source.storage, found, sent.inside.append, sent.kept.append
+            )
             return target.upload_copy(self._key, original)
         return target.upload(self._key, metadata=found.metadata, expected_size=found.size)
 

@@ -162,12 +162,13 @@ class Original:
     """An object to copy, in another place. It was ``found`` there.
 
     ``copied_inside`` is called with numbers of bytes that the store of the copy took from there
-    itself. Several threads call it.
+    itself, and ``kept`` with those that it had from an earlier upload. Several threads call them.
     """
 
     storage: Storage
     found: StoredObject
     copied_inside: Callable[[int], None]
+    kept: Callable[[int], None]
 
 
 @runtime_checkable
@@ -178,7 +179,9 @@ class CopiesInside(Protocol):
         """Start to upload what is written, which must be the bytes of an original, in order.
 
         It gets the metadata of the original. See :meth:`Storage.upload`. Bytes are not sent if the
-        store copies them itself, and they are then the same as those written.
+        store copies them itself, or has them from an upload of these bytes that was interrupted,
+        and they are then the same as those written. Such an upload stays if the block is left
+        without a commit.
         """
 
 

@@ -14,19 +14,17 @@ from typing import Any
 
 from pgstash import events
 from pgstash.errors import ObjectExistsError, StorageError, StorageRefusedError
-from pgstash.storage.interface import Original
 from pgstash.storage.s3.client import Requests
 from pgstash.storage.s3.errors import is_unknown_request
-from pgstash.storage.s3.multipart import S3Multipart
+from pgstash.storage.s3.resumed import Earlier, ResumedMultipart
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """The object to copy, the client of its bucket, and the size of all parts but the last."""
+    """The object to copy in which parts, and the client of its bucket."""
 
     requests: Requests
-    original: Original
-    part_size: int
+    earlier: Earlier
 
 
 class Inside:
@@ -51,12 +49,12 @@ class Inside:
             self.emit(events.Informed(f"Sending the bytes through this host: {reason}"))
 
 
-class CopiedMultipart(S3Multipart):
+class CopiedMultipart(ResumedMultipart):
     """One upload that has the bytes and the metadata of another object of the same store."""
 
     def __init__(self, requests: Requests, key: str, source: Source, inside: Inside) -> None:
         """Prepare; nothing is sent yet."""
-        super().__init__(requests, key, source.original.found.metadata)
+        super().__init__(requests, key, source.earlier)
         self._source = source
         self._inside = inside
         self._etag = ""
@@ -67,32 +65,32 @@ class CopiedMultipart(S3Multipart):
         super().begin(abandoned)
 
     def _etag_of_original(self, abandoned: threading.Event) -> str:
-        requests, key = self._source.requests, self._source.original.found.key
+        requests, key = self._source.requests, self._source.earlier.original.found.key
         return requests.call(
             f"read the metadata of s3://{requests.bucket}/{key}",
             lambda: requests.client.head_object(Bucket=requests.bucket, Key=key)["ETag"],
             abandoned=abandoned,
         )
 
-    def send(self, number: int, data: memoryview, abandoned: threading.Event) -> None:
+    def _send_anew(self, number: int, data: memoryview, abandoned: threading.Event) -> None:
         """Let the store copy a part, or send it. Raises StorageError.
 
         An archive of one part is sent: AWS copies no ranges of objects of less than 5 MB, and of a
         part that is a whole object Swift lists no ETag.
         """
-        is_whole = len(data) == self._source.original.found.size
+        is_whole = len(data) == self._source.earlier.original.found.size
         if not is_whole and self._is_possible(number, data, abandoned):
             self._inside_or_sent(number, data, abandoned)
         else:
-            super().send(number, data, abandoned)
+            super()._send_anew(number, data, abandoned)
 
     def _inside_or_sent(self, number: int, data: memoryview, abandoned: threading.Event) -> None:
         part = self._copied(number, data, abandoned)
         if part is None:
-            super().send(number, data, abandoned)
+            super()._send_anew(number, data, abandoned)
             return
         self.parts[number] = part
-        self._source.original.copied_inside(len(data))
+        self._source.earlier.original.copied_inside(len(data))
 
     def _is_possible(self, number: int, data: memoryview, abandoned: threading.Event) -> bool:
         """Return whether the store copies parts itself, after a trial if it is not known yet.
@@ -112,7 +110,8 @@ class CopiedMultipart(S3Multipart):
         Raises StorageError if it was abandoned.
         """
         try:
-            self.begin(abandoned)
+            self._etag = self._etag_of_original(abandoned)
+            self._begin_anew(abandoned)
         except StorageError as error:
             if abandoned.is_set():
                 raise
@@ -176,10 +175,10 @@ class CopiedMultipart(S3Multipart):
 
         Some stores do not support the condition: https://developers.cloudflare.com/r2/api/s3/api/
         """
-        start = (number - 1) * self._source.part_size
+        start = (number - 1) * self._source.earlier.part_size
         original: Any = {
             "Bucket": self._source.requests.bucket,
-            "Key": self._source.original.found.key,
+            "Key": self._source.earlier.original.found.key,
         }
 
         def copy(**condition: Any) -> str:  # noqa: ANN401 - parameters of botocore

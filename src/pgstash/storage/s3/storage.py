@@ -22,6 +22,7 @@ from pgstash.storage.s3.copied import CopiedMultipart, Inside, Source
 from pgstash.storage.s3.download import Download
 from pgstash.storage.s3.errors import unreadable, upload_is_gone
 from pgstash.storage.s3.multipart import S3Multipart
+from pgstash.storage.s3.resumed import Earlier, ResumedMultipart
 from pgstash.storage.s3.unreadable import UnreadableMultipart
 
 # Every store sends some of these with a listing, even an empty one. A web page has none.
@@ -208,14 +209,19 @@ class S3Storage:
         until it has refused once.
         """
         storage, found = original.storage, original.found
+        if not self._may_read:
+            return self.upload(key, metadata=found.metadata, expected_size=found.size)
+        sizes = self._sizes(found.size, None)
+        earlier = Earlier(original, sizes.first, self._emit)
         if (
             not isinstance(storage, S3Storage)
             or storage._provider != self._provider  # noqa: SLF001 - of this class
             or not self._inside.works
         ):
-            return self.upload(key, metadata=found.metadata, expected_size=found.size)
-        sizes = self._sizes(found.size, None)
-        source = Source(storage._requests, original, sizes.first)  # noqa: SLF001 - of this class
+            return MultipartUpload(
+                ResumedMultipart(self._requests, key, earlier), sizes, self._emit
+            )
+        source = Source(storage._requests, earlier)  # noqa: SLF001 - of this class
         multipart = CopiedMultipart(self._requests, key, source, self._inside)
         return MultipartUpload(multipart, sizes, self._emit)
 
