@@ -9,6 +9,7 @@ COPY requirements/run.txt requirements/
 RUN /opt/pgstash/bin/pip install --no-cache-dir --no-deps --require-hashes --only-binary :all: \
     --requirement requirements/run.txt
 COPY pyproject.toml README.md LICENSE ./
+COPY docs/reference/man docs/reference/man
 COPY src src
 RUN /opt/pgstash/bin/pip install --no-cache-dir --no-deps .
 

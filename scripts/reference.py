@@ -1,4 +1,4 @@
-"""Writes .env.example, and settings.md, exit-codes.md, cli.md and the schema in docs/reference."""
+"""Writes .env.example, and what is generated of docs/reference: pages, schema and man pages."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import typer.main
+from man_pages import man_pages
 from typer.testing import CliRunner
 
 from pgstash import cli
@@ -66,6 +67,7 @@ def pages() -> dict[str, str]:
         "docs/reference/exit-codes.md": _exit_codes(),
         "docs/reference/cli.md": _command_line(),
         "docs/reference/pgstash.schema.json": _schema(),
+        **_man_pages(),
     }
 
 
@@ -86,6 +88,16 @@ def main() -> int:
     for name in stale:
         print(f"{name} differs from the code: run scripts/reference" if check else f"{name}: new")
     return 1 if check and stale else 0
+
+
+def _man_pages() -> dict[str, str]:
+    settings = [
+        (name.upper(), f"{_help(name)} Expects {variable.expected}.")
+        for group in _groups().values()
+        for name, variable in group
+    ]
+    statuses = [(status, meaning) for status, _, meaning, *_ in _statuses()]
+    return man_pages(MARK.format(source="src/pgstash/cli"), settings, statuses)
 
 
 def _schema() -> str:
@@ -213,32 +225,8 @@ def _exit_codes() -> str:
         "",
         "| status | name | what it means | try again? | what to do |",
         "|---|---|---|---|---|",
-        _row("0", "", "The command succeeded.", "", ""),
+        *(_row(*cells) for cells in _statuses()),
     ]
-    errors = sorted(_documented(PgstashError), key=lambda error: error.exit_code)
-    rows = [
-        (
-            error.exit_code,
-            f"`{error.__name__}`",
-            _first_sentence(error),
-            "yes" if error.retryable else "no",
-            error.default_hint or "See the message.",
-        )
-        for error in errors
-    ]
-    rows.append((EXIT_USAGE, "", "The command line is wrong.", "no", "See `pgstash --help`."))
-    rows.append((EXIT_UNEXPECTED, "", "An unexpected error.", "no", "Please report it."))
-    lines += [_row(str(code), *rest) for code, *rest in sorted(rows)]
-    interrupted = "SIGINT or SIGTERM ended the command; a shell shows 130 or 143."
-    lines.append(
-        _row(
-            "128+n",
-            "`Interrupted`",
-            interrupted,
-            "",
-            "The log shows whether the backup was complete.",
-        )
-    )
     lines += [
         "",
         "*Try again*: the same command may succeed later, with nothing changed. A known cause",
@@ -247,6 +235,32 @@ def _exit_codes() -> str:
         "option, or a row is damaged or too large. 22 is not if `S3_PART_SIZE` is too small.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _statuses() -> Iterator[tuple[str, ...]]:
+    """Yield status, name, meaning, whether to try again, and what to do."""
+    yield "0", "", "The command succeeded.", "", ""
+    rows = [
+        (
+            error.exit_code,
+            f"`{error.__name__}`",
+            _first_sentence(error),
+            "yes" if error.retryable else "no",
+            error.default_hint or "See the message.",
+        )
+        for error in sorted(_documented(PgstashError), key=lambda error: error.exit_code)
+    ]
+    rows.append((EXIT_USAGE, "", "The command line is wrong.", "no", "See `pgstash --help`."))
+    rows.append((EXIT_UNEXPECTED, "", "An unexpected error.", "no", "Please report it."))
+    for code, *rest in sorted(rows):
+        yield str(code), *rest
+    yield (
+        "128+n",
+        "`Interrupted`",
+        "SIGINT or SIGTERM ended the command; a shell shows 130 or 143.",
+        "",
+        "The log shows whether the backup was complete.",
+    )
 
 
 def _documented(error: type[PgstashError]) -> Iterator[type[PgstashError]]:
@@ -271,6 +285,15 @@ def _command_line() -> str:
         "",
         "Commands take their settings from [environment variables](settings.md) and end with one",
         "of [these statuses](exit-codes.md).",
+        "",
+        "`pgstash --install-completion` lets the Tab key complete commands and options in bash,",
+        "zsh and fish. It adds to the start-up file of the shell that you run it in;",
+        "`--show-completion` prints the script instead. Completion reads no settings and asks no",
+        "server.",
+        "",
+        "The package has [man pages](man) too: `man pgstash`, `man pgstash-restore`. If `man` does",
+        "not find those of a virtual environment, name the folder: `man -M",
+        "/opt/pgstash/share/man pgstash`.",
         "",
         "## pgstash",
         "",

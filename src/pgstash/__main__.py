@@ -11,7 +11,8 @@ def main() -> None:
 
     Imported modules stay until the process ends. Searching them for garbage, repeatedly while they
     are loaded and once more at the end, takes a fifth of the start time
-    (https://docs.python.org/3/library/gc.html#gc.freeze).
+    (https://docs.python.org/3/library/gc.html#gc.freeze). The runner of the commands enables the
+    search again, after it has imported the rest.
     """
     if os.getpid() == 1:
         from pgstash.processes import first  # noqa: PLC0415 - only in a container
@@ -20,8 +21,6 @@ def main() -> None:
     gc.disable()
     from pgstash import cli  # noqa: PLC0415 - after gc.disable()
 
-    gc.freeze()
-    gc.enable()
     cli.main()
 
 

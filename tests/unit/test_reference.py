@@ -7,10 +7,12 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from typer.main import get_command
 
-from pgstash import settings
+from pgstash import cli, settings
 from pgstash.errors import ConfigurationError
 from pgstash.settings import Settings, is_secret, variable_of
 
@@ -23,7 +25,10 @@ PAGES = [
     "docs/reference/exit-codes.md",
     "docs/reference/cli.md",
     "docs/reference/pgstash.schema.json",
+    "docs/reference/man/pgstash.1",
 ]
+PROGRAM: Any = get_command(cli._cli)  # noqa: SLF001 - the program that the pages describe
+PAGES += [f"docs/reference/man/pgstash-{name}.1" for name in PROGRAM.commands]
 
 
 def reference(script: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -40,6 +45,7 @@ def test_a_page_that_is_not_is_named(tmp_path: Path) -> None:
     script = tmp_path / "scripts" / "reference.py"
     script.parent.mkdir()
     shutil.copy(SCRIPT, script)
+    shutil.copy(SCRIPT.with_name("man_pages.py"), script.parent)
     missing = reference(script, "--check")
     assert missing.returncode == 1
     assert [line.split()[0] for line in missing.stdout.splitlines()] == PAGES

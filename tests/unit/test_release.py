@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from pgstash import __version__
 
 REPOSITORY = Path(__file__).parents[2]
 PARTS = ["pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md", ".gitignore"]
+MAN_PAGES = "docs/reference/man"
 CHANGELOG = "# Changelog\n\n## Unreleased\n\n## 7.8.9 - 2026-01-31\n\n### Added\n\n- A thing.\n"
 
 
@@ -27,6 +29,7 @@ class Clone:
         shutil.copy(REPOSITORY / "scripts" / "release.py", root / "scripts")
         ignored = shutil.ignore_patterns("__pycache__")
         shutil.copytree(REPOSITORY / "src", root / "src", ignore=ignored)
+        shutil.copytree(REPOSITORY / MAN_PAGES, root / MAN_PAGES)
         for name in PARTS:
             shutil.copy(REPOSITORY / name, root)
         self.write("src/pgstash/__init__.py", '"""The package."""\n\n__version__ = "7.8.9"\n')
@@ -95,6 +98,9 @@ def test_a_release_is_built_and_tagged_and_what_to_upload_is_named(clone: Clone)
     built = sorted(path.name for path in (clone.root / "dist").iterdir())
     assert built == ["pgstash-7.8.9-py3-none-any.whl", "pgstash-7.8.9.tar.gz"]
     assert all(name in done.stdout for name in built)
+    with zipfile.ZipFile(clone.root / "dist" / built[0]) as wheel:
+        man = {Path(name).name for name in wheel.namelist() if "/share/man/man1/" in name}
+    assert man == {page.name for page in (REPOSITORY / MAN_PAGES).iterdir()}
     assert "Nothing was uploaded." in done.stdout
     assert clone.git("tag", "--list", "--format=%(contents)").split("\n\n") == [
         "pgstash 7.8.9",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -34,8 +34,10 @@ from pgstash.errors import PgstashError
 from pgstash.events import Emit
 from pgstash.monitoring import event_log
 from pgstash.monitoring.redaction import Scrubber
-from pgstash.settings import Settings, name_config
 from pgstash.signals import Interruption
+
+if TYPE_CHECKING:
+    from pgstash.settings import Settings
 
 _M_ARENA_MAX = -8  # of glibc's malloc.h
 
@@ -45,7 +47,7 @@ _cli = typer.Typer(
     "Settings are read from environment variables, from a .env file in the working directory, and "
     "from the configuration file that --config or PGSTASH_CONFIG names.",
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
@@ -66,14 +68,16 @@ def _allocate_from_one_arena() -> None:
         ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1)
 
 
-def _show_version(*, value: bool) -> None:
-    if value:
+def _show_version(context: typer.Context, *, value: bool) -> None:
+    if value and not context.resilient_parsing:  # true while a shell completes the line
         typer.echo(f"pgstash {__version__}")
         raise typer.Exit
 
 
-def _name_config(path: Path | None) -> None:
-    if path is not None:
+def _name_config(context: typer.Context, path: Path | None) -> None:
+    if path is not None and not context.resilient_parsing:
+        from pgstash.settings import name_config
+
         name_config(path)
 
 

@@ -11,11 +11,11 @@ import typer
 from pgstash.counting import counted
 from pgstash.errors import ConfigurationError, OutputError, PgstashError
 from pgstash.monitoring import log
-from pgstash.settings import Settings, jobs
 from pgstash.signals import Interruption
 
 if TYPE_CHECKING:
     from pgstash.commands.jobs import Job
+    from pgstash.settings import Settings
 
 _MOST_NAMED = 5
 
@@ -37,6 +37,8 @@ def refuse_both(job: str | None, *, all_jobs: bool) -> None:
 
 def require_several(settings: Settings) -> None:
     """Raise ConfigurationError unless there are several jobs."""
+    from pgstash.settings import jobs
+
     if not jobs.are_several(settings):
         raise ConfigurationError(
             ["--all-jobs is given, but there is one job only: DATABASES is not set."]

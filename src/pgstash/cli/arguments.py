@@ -12,10 +12,10 @@ import typer
 from pgstash import events
 from pgstash.cli import times
 from pgstash.runtime import utc_now
-from pgstash.settings import Need, Settings
 
 if TYPE_CHECKING:
     from pgstash.commands.stored import Wanted
+    from pgstash.settings import Need, Settings
 
 Name = Annotated[
     str,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pgstash.cli.arguments import (
     At,
@@ -32,8 +33,10 @@ from pgstash.format import manifest as manifests
 from pgstash.format.iso_time import iso
 from pgstash.monitoring import log
 from pgstash.monitoring.messages import size
-from pgstash.settings import Settings
 from pgstash.signals import Interruption
+
+if TYPE_CHECKING:
+    from pgstash.settings import Settings
 
 
 def show(  # noqa: PLR0913 - one argument for each option

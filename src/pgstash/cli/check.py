@@ -21,11 +21,11 @@ from pgstash.errors import CheckFailedError
 from pgstash.events import Emit, Warned
 from pgstash.monitoring import log
 from pgstash.monitoring.redaction import Scrubber
-from pgstash.settings import Settings
 from pgstash.signals import Interruption
 
 if TYPE_CHECKING:
     from pgstash.commands.jobs import Jobs
+    from pgstash.settings import Settings
 
 
 def check(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -13,8 +14,10 @@ from pgstash.cli.runner import Command, run
 from pgstash.errors import ConfigurationError
 from pgstash.events import Emit
 from pgstash.monitoring import log
-from pgstash.settings import Settings
 from pgstash.signals import Interruption
+
+if TYPE_CHECKING:
+    from pgstash.settings import Settings
 
 app = typer.Typer(
     name="config",

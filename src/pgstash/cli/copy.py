@@ -18,11 +18,11 @@ from pgstash.cli.runner import Command, run
 from pgstash.errors import OutputError
 from pgstash.monitoring.redaction import Scrubber
 from pgstash.runtime import Runtime
-from pgstash.settings import Need, Settings
 from pgstash.signals import Interruption
 
 if TYPE_CHECKING:
     from pgstash.commands.copying import Request
+    from pgstash.settings import Need, Settings
 
 
 def copy(  # noqa: PLR0913 - one argument for each option

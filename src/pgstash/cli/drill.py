@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -23,8 +23,10 @@ from pgstash.errors import PgstashError
 from pgstash.events import Emit
 from pgstash.monitoring import log
 from pgstash.runtime import Runtime
-from pgstash.settings import Settings
 from pgstash.signals import Interruption
+
+if TYPE_CHECKING:
+    from pgstash.settings import Settings
 
 
 def drill(  # noqa: PLR0913 - one argument for each option

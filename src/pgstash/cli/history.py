@@ -20,12 +20,12 @@ from pgstash.format.iso_time import iso
 from pgstash.monitoring import log
 from pgstash.monitoring.messages import seconds, size
 from pgstash.runtime import utc_now
-from pgstash.settings import Settings
 from pgstash.signals import Interruption
 
 if TYPE_CHECKING:
     from pgstash.commands.history import Entry
     from pgstash.commands.jobs import Job as OneJob
+    from pgstash.settings import Settings
 
 _DAYS = 30
 _MOST_DAYS = 36_500

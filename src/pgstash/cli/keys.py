@@ -16,11 +16,11 @@ from pgstash.counting import counted
 from pgstash.events import Emit
 from pgstash.monitoring import log
 from pgstash.runtime import Runtime
-from pgstash.settings import Settings
 from pgstash.signals import Interruption
 
 if TYPE_CHECKING:
     from pgstash.commands.keys import KeyOf
+    from pgstash.settings import Settings
 
 _SHOWN = 20
 _LABEL = re.compile(r"age1[a-z0-9]{16}|ssh-[a-z0-9]+:SHA256:[A-Za-z0-9+/]{20}", re.ASCII)

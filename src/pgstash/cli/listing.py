@@ -21,11 +21,11 @@ from pgstash.format.identity import Identity
 from pgstash.format.iso_time import iso
 from pgstash.monitoring import log
 from pgstash.monitoring.messages import size, span
-from pgstash.settings import Settings
 from pgstash.signals import Interruption
 
 if TYPE_CHECKING:
     from pgstash.commands import stored
+    from pgstash.settings import Settings
 
 _SHOWN = 20
 _ABSENT = "-"

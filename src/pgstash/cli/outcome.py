@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Callable, Iterator, Mapping
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,7 +13,9 @@ from pgstash import events
 from pgstash.cli.output import print_line
 from pgstash.errors import OutputError
 from pgstash.monitoring.redaction import Scrubber
-from pgstash.settings import Settings
+
+if TYPE_CHECKING:
+    from pgstash.settings import Settings
 
 JsonOutcome = Annotated[
     bool,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,9 +11,11 @@ from pgstash.cli.arguments import Job
 from pgstash.cli.output import print_line
 from pgstash.cli.runner import Command, run
 from pgstash.events import Emit
-from pgstash.settings import Settings
 from pgstash.signals import Interruption
 from pgstash.storage.host_roles import Role
+
+if TYPE_CHECKING:
+    from pgstash.settings import Settings
 
 
 def policy(

@@ -16,11 +16,11 @@ from pgstash.counting import counted
 from pgstash.events import Emit
 from pgstash.format.iso_time import iso
 from pgstash.monitoring import log
-from pgstash.settings import Settings
 from pgstash.signals import Interruption
 
 if TYPE_CHECKING:
     from pgstash.fleet.administration import Overview, Run
+    from pgstash.settings import Settings
 
 app = typer.Typer(
     name="queue",

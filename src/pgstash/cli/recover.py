@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -15,11 +15,16 @@ from pgstash.cli.runner import Command, run
 from pgstash.events import Emit
 from pgstash.monitoring.redaction import Scrubber
 from pgstash.runtime import Runtime
-from pgstash.settings import Settings, databases
 from pgstash.signals import Interruption
 
+if TYPE_CHECKING:
+    from pgstash.settings import Settings
+    from pgstash.settings.databases import Selection
 
-def _selection(text: str) -> databases.Selection:
+
+def _selection(text: str) -> Selection:
+    from pgstash.settings import databases
+
     try:
         return databases.parse(text)
     except ValueError as error:
@@ -38,11 +43,10 @@ def recover(  # noqa: PLR0913 - one argument for each option
     ],
     at: At = None,
     only: Annotated[
-        databases.Selection | None,
+        str | None,
         typer.Option(
             help="Restore only databases whose name matches: patterns as in DATABASES, such as "
             "shop,crm_* or !test_*.",
-            parser=_selection,
             metavar="PATTERNS",
         ),
     ] = None,
@@ -93,10 +97,12 @@ def recover(  # noqa: PLR0913 - one argument for each option
         # An unset variable of the shell must not turn this into a recovery to RESTORE_URL.
         raise typer.BadParameter("is empty", param_hint="--to")
 
+    selection = None if only is None else _selection(only)
+
     def work(values: Settings, emit: Emit, interruption: Interruption) -> None:
         moment = at_time(Wanted("latest"), at, values, emit).at
         request = Request(
-            Wish(only, moment, estimates=dry_run),
+            Wish(selection, moment, estimates=dry_run),
             server=server,
             origin=origin,
             parallel=parallel,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -24,8 +24,10 @@ from pgstash.cli.outcome import JsonOutcome, reporting
 from pgstash.cli.runner import Command, run
 from pgstash.events import Emit
 from pgstash.runtime import Runtime
-from pgstash.settings import Settings
 from pgstash.signals import Interruption
+
+if TYPE_CHECKING:
+    from pgstash.settings import Settings
 
 
 def restore(  # noqa: PLR0913 - one argument for each option
@@ -225,12 +227,11 @@ def restore(  # noqa: PLR0913 - one argument for each option
         with reporting(values, emit, as_json=as_json) as heard:
             restore_backup(of_copy(values, origin), chosen, request, Runtime(heard, interruption))
 
-    given = ({"RESTORE_URL": to} if to else {}) | given_by(origin)
     run(
         work,
         Command(
             needs=needs_of(wanted, origin, "target"),
-            given=given,
+            given=({"RESTORE_URL": to} if to else {}) | given_by(origin),
             only_reads=True,
             stdout_is_data=as_json,
             opening=lambda values: target_of(values, request),
@@ -245,9 +246,8 @@ def _refuse_into_existing(table: list[str] | None, others: Mapping[str, bool]) -
         raise typer.BadParameter("requires at least one --table", param_hint="--into-existing")
     for option, given in others.items():
         if given:
-            raise typer.BadParameter(
-                f"cannot be combined with {option}", param_hint="--into-existing"
-            )
+            problem = f"cannot be combined with {option}"
+            raise typer.BadParameter(problem, param_hint="--into-existing")
 
 
 def _refuse_renaming(renamed: str, table: Sequence[str], *, into_existing: bool) -> None:

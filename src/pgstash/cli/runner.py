@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import typer
 
-from pgstash import events, settings
+from pgstash import events
 from pgstash.counting import counted
 from pgstash.errors import (
     EXIT_UNEXPECTED,
@@ -23,10 +24,12 @@ from pgstash.monitoring import event_log, log
 from pgstash.monitoring.redaction import Scrubber
 from pgstash.processes import outcome
 from pgstash.processes.outcome import Outcome
-from pgstash.settings import Need, Request, Settings, jobs
 from pgstash.signals import Interruption, end_by
 
-Work = Callable[[Settings, Emit, Interruption], None]
+if TYPE_CHECKING:
+    from pgstash.settings import Need, Settings
+
+    Work = Callable[[Settings, Emit, Interruption], None]
 
 _EVERYTHING: Collection[Need] = ("source", "storage")
 
@@ -81,6 +84,10 @@ def run(work: Work, command: Command = Command()) -> NoReturn:
 
 
 def _status_of(work: Work, command: Command, interruption: Interruption) -> int:
+    from pgstash import settings  # most of the time of a start: --help and completion do without
+
+    gc.freeze()
+    gc.enable()
     reported, values = False, None
     log.start(
         Scrubber(),
@@ -144,6 +151,8 @@ def _status_of(work: Work, command: Command, interruption: Interruption) -> int:
 
 
 def _settings_for(command: Command) -> Settings:
+    from pgstash.settings import Request, jobs
+
     request = Request(command.needs, command.given, command.only_reads)
     if command.whole_file:
         jobs.check_file(request)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,8 +13,10 @@ from pgstash.events import Emit
 from pgstash.runtime import FollowUp, Runtime
 from pgstash.service import loop
 from pgstash.service.attempt import Attempt
-from pgstash.settings import Settings, jobs
 from pgstash.signals import Interruption
+
+if TYPE_CHECKING:
+    from pgstash.settings import Settings
 
 Planned = Annotated[Attempt | None, typer.Option("--attempt", parser=Attempt.read, hidden=True)]
 """Which attempt of a service this is."""
@@ -30,6 +32,8 @@ def once(*, job: Job = None, report_to: ReportTo = None, attempt: Planned = None
     """
 
     def work(values: Settings, emit: Emit, interruption: Interruption) -> None:
+        from pgstash.settings import jobs
+
         runtime = Runtime(emit, interruption)
         if jobs.are_several(values):
             from pgstash.commands.once_for_all import back_up_all
@@ -63,6 +67,8 @@ def backup() -> None:
     from pgstash.commands import fleet
 
     def work(values: Settings, emit: Emit, interruption: Interruption) -> None:
+        from pgstash.settings import jobs
+
         fleet.refuse_service(values)
         if jobs.are_several(values):
             from pgstash.commands import service_of_jobs

@@ -31,11 +31,11 @@ from pgstash.monitoring import log
 from pgstash.monitoring.messages import size, span
 from pgstash.monitoring.redaction import Scrubber
 from pgstash.runtime import utc_now
-from pgstash.settings import Settings
 from pgstash.signals import Interruption
 
 if TYPE_CHECKING:
     from pgstash.commands.status import Line, Overview
+    from pgstash.settings import Settings
 
 _SECONDS = 60
 _ABSENT = "-"

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pgstash.cli.runner import Command, run
 from pgstash.events import Emit
 from pgstash.runtime import Runtime
-from pgstash.settings import Settings
 from pgstash.signals import Interruption
+
+if TYPE_CHECKING:
+    from pgstash.settings import Settings
 
 
 def worker(
