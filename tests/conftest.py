@@ -53,6 +53,7 @@ SETTINGS = (
     "LOCK_",
     "LOG_",
     "MAX_",
+    "METRICS_",
     "MIN_TABLE_",
     "NOTIFY_",
     "PG",

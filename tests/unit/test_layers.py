@@ -29,6 +29,7 @@ PACKAGES = {
     "google_crc32c": r"pgstash\.storage\.gcs\..+",
     "multiprocessing": "none",
     "procrastinate": r"pgstash\.fleet\.[a-z_]+",
+    "prometheus_client": r"pgstash\.monitoring\.metrics(_file)?",
     "psycopg": r"pgstash\.(postgres\..+|fleet\.connector)",
     "psycopg_pool": "none",
     "pty": "none",

@@ -64,7 +64,7 @@ def history(
 
         if not all_jobs:
             found += [("", entry) for entry in history_of(values, since, emit)]
-            _show(found, days, as_json=as_json)
+            show(found, days, as_json=as_json)
             return
         require_several(values)
         which = jobs.with_backups(values, has=has_some)
@@ -75,7 +75,7 @@ def history(
             failure = error
         found.sort(key=lambda each: each[1].at, reverse=True)
         if found or not failure:
-            _show(found, days, as_json=as_json)
+            show(found, days, as_json=as_json)
         if failure:
             raise failure
 
@@ -87,7 +87,8 @@ def history(
     )
 
 
-def _show(found: Sequence[tuple[str, Entry]], days: int, *, as_json: bool) -> None:
+def show(found: Sequence[tuple[str, Entry]], days: int, *, as_json: bool) -> None:
+    """Print the runs, each with the name of its job; that is empty if there is one job only."""
     if as_json:
         every = [({"job": job} if job else {}) | _facts(each) for job, each in found]
         print_line(json.dumps(every, indent=2))
@@ -117,7 +118,7 @@ def _row(entry: Entry) -> list[str]:
 
 def _details(entry: Entry) -> str:
     if failed := entry.failed:
-        status = "an unknown exit status" if failed.exit_code is None else f"{failed.exit_code}"
+        status = "unknown" if failed.exit_code is None else f"{failed.exit_code}"
         why = " ".join(entry.reason.message.split()) if entry.reason else failed.error
         return f"exit status {status}, while {failed.phase or 'running'}: {why}"
     if entry.operation == "drill":

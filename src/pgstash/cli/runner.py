@@ -27,6 +27,7 @@ from pgstash.processes.outcome import Outcome
 from pgstash.signals import Interruption, end_by
 
 if TYPE_CHECKING:
+    from pgstash.monitoring.job_metrics import JobMetrics
     from pgstash.settings import Need, Settings
 
     Work = Callable[[Settings, Emit, Interruption], None]
@@ -88,7 +89,7 @@ def _status_of(work: Work, command: Command, interruption: Interruption) -> int:
 
     gc.freeze()
     gc.enable()
-    reported, values = False, None
+    run = _Run(command)
     log.start(
         Scrubber(),
         layout=settings.log_format(),
@@ -96,7 +97,7 @@ def _status_of(work: Work, command: Command, interruption: Interruption) -> int:
         stdout_is_data=command.stdout_is_data,
     )
     try:
-        values = _settings_for(command)
+        values = run.values = _settings_for(command)
         log.start(
             Scrubber(values.secrets()),
             layout=values.log_format,
@@ -106,25 +107,18 @@ def _status_of(work: Work, command: Command, interruption: Interruption) -> int:
         )
         _log_beginning(values, command)
         if command.prints_findings:
-            reported = True
+            run.reported = True
             work(values, event_log.listen, interruption)
             return 0
         from pgstash.commands.notifications import listening
 
         with listening(values, live=command.report_to is None) as emit:
-
-            def noted(event: Event) -> None:
-                nonlocal reported
-                after_backup = getattr(event, "after_backup", False)  # a warning
-                reported |= isinstance(event, _FAILURES) and not after_backup
-                emit(event)
-
             try:
-                work(values, noted, interruption)
+                work(values, run.listener(emit), interruption)
             finally:
                 interruption.raise_if_interrupted()
     except ConfigurationError as error:
-        if reported and not command.prints_findings:
+        if run.reported and not command.prints_findings:
             return error.exit_code
         for problem in error.problems:
             log.LOGGER.error("%s", problem)
@@ -135,18 +129,19 @@ def _status_of(work: Work, command: Command, interruption: Interruption) -> int:
         )
         return error.exit_code
     except PgstashError as error:
-        if not reported or command.sums_up or isinstance(error, OutputError | JobsFailedError):
+        if not run.reported or command.sums_up or isinstance(error, OutputError | JobsFailedError):
             hint = f"\n{error.hint}" if error.hint else ""
             log.LOGGER.log(log.FAILURE, "%s%s", error.message, hint)
         log.LOGGER.debug("Traceback of the failure", exc_info=error)
-        _report(error, values, command, posted=reported)
+        run.report(error)
         return error.exit_code
     except typer.BadParameter:  # a time for --at that TZ makes no time of: reported by typer
         raise
     except Exception as error:  # noqa: BLE001 - the last resort: log whatever it is
         log.LOGGER.exception("Unexpected error. Please report it.")
-        _report(error, values, command, posted=reported)
+        run.report(error)
         return EXIT_UNEXPECTED
+    run.report(None)
     return 0
 
 
@@ -159,17 +154,49 @@ def _settings_for(command: Command) -> Settings:
     return jobs.chosen(request, command.job, may_be_all=command.all_jobs)
 
 
-def _report(error: Exception, values: Settings | None, command: Command, *, posted: bool) -> None:
-    """Report the failure to the process that started this one, if one did.
+class _Run:
+    """What one run of a command has reported so far, to people and for the process above it."""
 
-    That one posts it to the webhook, unless this process has ``posted`` it.
-    """
-    if command.report_to is not None and values is not None:
+    def __init__(self, command: Command) -> None:
+        self._command = command
+        self._figures: JobMetrics | None = None
+        self.values: Settings | None = None
+        self.reported = False
+
+    def listener(self, emit: Emit) -> Emit:
+        """Return a listener that passes events on, and notes failures and figures."""
+        figures: Emit = events.ignore
+        if self._command.report_to is not None and self.values is not None:
+            from pgstash.commands.metrics import figures_of
+
+            figures = self._figures = figures_of(self.values)
+
+        def noted(event: Event) -> None:
+            after_backup = getattr(event, "after_backup", False)  # a warning
+            self.reported |= isinstance(event, _FAILURES) and not after_backup
+            figures(event)
+            emit(event)
+
+        return noted
+
+    def report(self, error: Exception | None) -> None:
+        """Report the outcome to the process that started this one, if one did.
+
+        That one posts a failure to the webhook, unless this process has posted it.
+        """
+        descriptor, values = self._command.report_to, self.values
+        if descriptor is None or values is None:
+            return
+        figures = self._figures.text() if self._figures else ""
+        if error is None:
+            outcome.report(descriptor, Outcome(figures=figures))
+            return
         name, text, retryable = type(error).__name__, "", False
         if isinstance(error, PgstashError):
             text, retryable = error.message, error.retryable
         message = Scrubber(values.secrets()).scrub(text) or f"unexpected error: {name}"
-        outcome.report(command.report_to, Outcome(message, retryable, name if posted else ""))
+        posted = name if self.reported else ""
+        outcome.report(descriptor, Outcome(message, retryable, posted, figures))
 
 
 def _log_beginning(values: Settings, command: Command) -> None:

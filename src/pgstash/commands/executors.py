@@ -8,6 +8,7 @@ from typing import Protocol
 from pgstash.commands import job_runs
 from pgstash.commands.job_runs import RunError
 from pgstash.commands.jobs import Job
+from pgstash.commands.metrics_of_jobs import MetricsOfJobs
 from pgstash.processes.children import Children
 from pgstash.runtime import Runtime
 from pgstash.service import dispatcher
@@ -43,10 +44,11 @@ class Executor(Protocol):
 class Local:
     """Runs jobs as children of this process, and ends those that run when it ends."""
 
-    def __init__(self, children: Children[Run], runtime: Runtime) -> None:
-        """Start nothing yet."""
+    def __init__(self, children: Children[Run], runtime: Runtime, measured: MetricsOfJobs) -> None:
+        """Start nothing yet; the runs report their figures to ``measured``."""
         self._children = children
         self._runtime = runtime
+        self._measured = measured
 
     def added(self, _job: Job, _planned: dispatcher.Job, stored: Stored) -> Stored:
         """Return what the store has."""
@@ -62,8 +64,15 @@ class Local:
 
     def start(self, run: Run, attempt: Attempt | None) -> RunError | None:
         """Start a run; return why it cannot be started. Raises Interrupted."""
-        return job_runs.start(self._children, run, self._runtime, attempt)
+        self._measured.started(run)
+        failure = job_runs.start(self._children, run, self._runtime, attempt)
+        if failure:
+            self._measured.ended(run, None)
+        return failure
 
     def wait(self, seconds: float) -> Iterable[tuple[Run, RunError | None]]:
         """Wait until a run has ended, for up to ``seconds``; return those that have."""
-        return [(each.key, job_runs.failure_of(each)) for each in self._children.wait(seconds)]
+        ended = self._children.wait(seconds)
+        for each in ended:
+            self._measured.ended(each.key, each)
+        return [(each.key, job_runs.failure_of(each)) for each in ended]

@@ -19,7 +19,7 @@ from pgstash.commands.worker import Worker, plan_of
 from pgstash.commands.worker_health import WorkerHealth
 from pgstash.fleet.heart import Heart
 from pgstash.fleet.queue import Queue
-from pgstash.monitoring import health_server
+from pgstash.monitoring import probes
 from pgstash.monitoring.jobs_health import JobsHealth
 from pgstash.runtime import Runtime
 from pgstash.settings import Settings
@@ -39,7 +39,7 @@ def work(settings: Settings, runtime: Runtime, labels: Collection[str] = ()) -> 
     worker = Worker(plan, runtime, heart)
     with contextlib.ExitStack() as stack:
         if settings.health_port is not None:
-            stack.enter_context(health_server.serving(settings.health_port, known))
+            stack.enter_context(probes.serving(settings.health_port, known))
         stack.enter_context(heart.beating())
         stack.enter_context(worker.stopping())
         near = f", near {', '.join(sorted(plan.labels))}" if plan.labels else ""

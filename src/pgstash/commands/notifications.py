@@ -64,12 +64,25 @@ def listening(settings: Settings, *, live: bool = True) -> Iterator[events.Emit]
     with contextlib.ExitStack() as stack:
         listeners = [event_log.listen, stack.enter_context(progress.listen(live=live))]
         listeners += stack.enter_context(_messengers(settings))
+        listeners += stack.enter_context(_metrics(settings, file=live))
 
         def emit(event: events.Event) -> None:
             for listener in listeners:
                 listener(event)
 
         yield emit
+
+
+@contextlib.contextmanager
+def _metrics(settings: Settings, *, file: bool) -> Iterator[list[events.Emit]]:
+    """Yield the listeners that keep metrics; the file is written by the first process alone."""
+    if not (settings.metrics_file or settings.metrics_pushgateway):
+        yield []
+        return
+    from pgstash.commands import metrics  # noqa: PLC0415 - most runs do not need it
+
+    with metrics.outputs(settings, file=file) as listener:
+        yield [listener]
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ from datetime import datetime
 from pgstash import events
 from pgstash.commands import job_runs, job_survey, jobs
 from pgstash.commands.job_runs import RunError
+from pgstash.commands.metrics_of_jobs import MetricsOfJobs
 from pgstash.counting import counted
 from pgstash.errors import DatabaseError, JobsFailedError
 from pgstash.failure import fields
@@ -50,7 +51,10 @@ def back_up_all(settings: Settings, runtime: Runtime) -> None:
     for job in found.jobs:
         # Whoever runs this command decides when.
         dispatcher.add(replace(job_runs.planned(job), blackout=Blackout(), drill_after=None))
-    failures = _run_all(dispatcher, runtime)
+    measured = MetricsOfJobs()
+    measured.added(found.jobs, remember=False)
+    with measured.written(settings):
+        failures = _run_all(dispatcher, runtime, measured)
     failed += [f"{name}: {error.how}" for name, error in sorted(failures.items())]
     every = len(found.jobs) + len(lacking) + len(misplaced) + len(found.unreachable)
     if not every:
@@ -68,7 +72,9 @@ def back_up_all(settings: Settings, runtime: Runtime) -> None:
     runtime.emit(events.Informed(f"All jobs succeeded: {counted(every, 'backup')}"))
 
 
-def _run_all(dispatcher: Dispatcher, runtime: Runtime) -> dict[str, RunError]:
+def _run_all(
+    dispatcher: Dispatcher, runtime: Runtime, measured: MetricsOfJobs
+) -> dict[str, RunError]:
     """Run each job once; return the failures."""
     failures: dict[str, RunError] = {}
     began: dict[Run, datetime] = {}
@@ -88,8 +94,10 @@ def _run_all(dispatcher: Dispatcher, runtime: Runtime) -> dict[str, RunError]:
             for run in dispatcher.starts():
                 began[run] = runtime.now()
                 if failure := job_runs.start(children, run, runtime):
+                    measured.ended(run, None)
                     ended(run, failure)
             for each in children.wait(_SECONDS if children else 0):
+                measured.ended(each.key, each)
                 ended(each.key, job_runs.failure_of(each))
             runtime.interruption.raise_if_interrupted()
     return failures

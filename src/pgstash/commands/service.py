@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 
 from pgstash import events
 from pgstash.check import freshness
-from pgstash.commands import copies_after_backup, health
+from pgstash.commands import copies_after_backup, health, metrics
 from pgstash.commands.backup import back_up
 from pgstash.commands.drill import drill_backup
 from pgstash.commands.schedules import blackout_of, schedule_of
@@ -17,7 +17,8 @@ from pgstash.commands.source import configured_source, owners_of, source_that_an
 from pgstash.commands.storage import open_storage
 from pgstash.errors import ConfigurationError, PgstashError
 from pgstash.format.identity import Identity
-from pgstash.monitoring import health_server, log, messages
+from pgstash.monitoring import health_server, log, messages, probes
+from pgstash.monitoring.job_metrics import JobMetrics
 from pgstash.monitoring.redaction import Scrubber
 from pgstash.repository import catalog
 from pgstash.runtime import Runtime
@@ -180,19 +181,21 @@ def health_port(settings: Settings, emit: events.Emit) -> Iterator[events.Emit]:
         yield emit
         return
     known = health_server.Health(Scrubber(settings.secrets()), health.stale_at(settings))
+    measured, figures = metrics.of_job(settings)
 
     def report(event: events.Event) -> None:
         known(event)
+        figures(event)
         emit(event)
 
-    with health_server.serving(settings.health_port, known):
+    with probes.serving(settings.health_port, known, measured):
         # In a thread: a store that does not answer must not delay the first backup.
         with kept_for_this_thread():
-            threading.Thread(target=_remember, args=(settings, known), daemon=True).start()
+            threading.Thread(target=_remember, args=(settings, known, figures), daemon=True).start()
         yield report
 
 
-def _remember(settings: Settings, known: health_server.Health) -> None:
+def _remember(settings: Settings, known: health_server.Health, figures: JobMetrics) -> None:
     """Find the newest backup and the last proof from before the service started.
 
     The backup comes first, with a short listing, because readiness waits for it. A proof may belong
@@ -209,5 +212,6 @@ def _remember(settings: Settings, known: health_server.Health) -> None:
         proven = owners.last_proven(every, ours, now)
         if proven and (at := proven.proven_by(now)):
             known.found_proof(proven.name, at)
+        metrics.remember(settings, figures, ours, now)
     except PgstashError as error:
         log.LOGGER.debug("The stored backups could not be listed: %s", error)

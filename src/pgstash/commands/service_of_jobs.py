@@ -14,11 +14,12 @@ from pgstash.commands.executors import Executor, Local
 from pgstash.commands.job_runs import RunError
 from pgstash.commands.jobs import Job
 from pgstash.commands.listings import Listings
+from pgstash.commands.metrics_of_jobs import MetricsOfJobs
 from pgstash.commands.reloading import ConfigFile
 from pgstash.counting import counted
 from pgstash.errors import ConfigurationError, DatabaseLoginError, PgstashError
 from pgstash.format.iso_time import iso
-from pgstash.monitoring import health_server
+from pgstash.monitoring import probes
 from pgstash.monitoring.jobs_health import Failure, JobsHealth
 from pgstash.processes.children import Children
 from pgstash.runtime import Runtime
@@ -40,13 +41,15 @@ def serve(settings: Settings, runtime: Runtime) -> NoReturn:
     the error of the first listing if another try would not fix it.
     """
     jobs.refuse_clashes(settings)
-    known = JobsHealth()
+    known, measured = JobsHealth(), MetricsOfJobs()
     with contextlib.ExitStack() as stack:
+        stack.enter_context(measured.written(settings))
         if settings.health_port is not None:
-            stack.enter_context(health_server.serving(settings.health_port, known))
+            stack.enter_context(probes.serving(settings.health_port, known, measured.metrics))
         children: Children[Run] = Children(environment_of_jobs())
         stack.enter_context(children.ending())
-        service = Service(settings, runtime, Local(children, runtime), known)
+        service = Service(settings, runtime, Local(children, runtime, measured), known)
+        service.measured = measured
         if (config := settings.origin.config) is not None:
             stack.enter_context(service.following(ConfigFile(config), children))
         while True:
@@ -74,6 +77,7 @@ class Service:
         self._runtime = runtime
         self._executor = executor
         self._known = known
+        self.measured: MetricsOfJobs | None = None
         self._dispatcher = Dispatcher(at_once or settings.workers, runtime)
         self._started: dict[Run, datetime] = {}
         self._hours: dict[Run, int] = {}  # reported of runs that take long
@@ -177,6 +181,8 @@ class Service:
         for name in there.intersection(gone):
             self._dispatcher.remove(name)
             self._known.removed(name)
+            if self.measured:
+                self.measured.removed(name)
         unusable = {*found.closed, *found.invalid, *found.clashing}  # reported above
         self._unusable = (self._unusable - {*gone} - names) | unusable.intersection(gone)
         if gone := [name for name in gone if name not in unusable]:
@@ -219,6 +225,10 @@ class Service:
             if run := self._executor.under_way(job.name):
                 self._dispatcher.resume(run)
                 self._started[run] = now
+        if self.measured:
+            self.measured.added(new, remember=self._settings.health_port is not None)
+            for job in new:
+                self.measured.planned(job.name, max(self._dispatcher.next_run(job.name).at, now))
 
     def _change(self, jobs_there: list[Job]) -> None:
         """Let jobs whose settings have changed run by these."""
@@ -238,6 +248,8 @@ class Service:
             stored = found.get(job.name, Stored()) if job.name in names else None
             self._dispatcher.change(job_runs.planned(job), stored)
             self._known.changed(job.name, health.stale_at(job.settings))
+            if self.measured:
+                self.measured.changed(job)
 
     def _report_plan(self) -> None:
         """Report once how many jobs there are, and when they are due."""
@@ -256,11 +268,13 @@ class Service:
         started = min(self._started.pop(run), now)
         self._hours.pop(run, None)
         self._known.ended(run.job, drill=run.work == "drill", started=started, failure=known)
-        if failure is None:
-            return
         at = None
         if run.work == "backup" and run.job in self._dispatcher.jobs:
             at = self._dispatcher.next_run(run.job).at
+            if self.measured:
+                self.measured.planned(run.job, at)
+        if failure is None:
+            return
         if not failure.was_reported:
             seconds, following = (now - started).total_seconds(), replace(following, at=at)
             self._runtime.emit(job_runs.event_of(run, failure, seconds, following))

@@ -21,12 +21,14 @@ MOST_BYTES = 64 * 1024
 class Outcome:
     """A failure: a message without secrets, and whether another try may succeed.
 
-    ``error`` is its class if the process has reported it to the webhook and the like.
+    ``error`` is its class if the process has reported it to the webhook and the like. ``figures``
+    are those of the run for metrics; after a success, the outcome has nothing else.
     """
 
-    message: str
-    retryable: bool
+    message: str = ""
+    retryable: bool = False
     error: str = ""
+    figures: str = ""
 
 
 def report(descriptor: int, outcome: Outcome) -> None:
@@ -42,8 +44,16 @@ def read(written: bytes) -> Outcome | None:
         return None
     try:
         match json.loads(written):
-            case {"message": str(message), "retryable": bool(retryable), "error": str(error)}:
-                return Outcome(message[:_LONGEST_MESSAGE], retryable, error[:_LONGEST_NAME])
+            case {
+                "message": str(message),
+                "retryable": bool(retryable),
+                "error": str(error),
+                **others,
+            }:
+                figures = str(others.get("figures", ""))
+                return Outcome(
+                    message[:_LONGEST_MESSAGE], retryable, error[:_LONGEST_NAME], figures
+                )
     except (ValueError, RecursionError):
         pass
     return None

@@ -236,7 +236,8 @@ class Settings(
         found = [value for value in secret if value not in public] + self._identity_secrets
         lines = (self.identity or "").splitlines()
         found += self.old_passphrases + [each for each in lines if not each.startswith(_NOT_SECRET)]
-        webs = (self.webhook_url, self.verify_webhook_url, self.healthcheck_ping_url)
+        webs = [self.webhook_url, self.verify_webhook_url, self.healthcheck_ping_url]
+        webs.append(self.metrics_pushgateway)
         found += secret_parts.of_urls([*map(_plain, webs), *self.notify_addresses])
         for url in servers:
             found += conninfo.secrets(url)
@@ -272,10 +273,9 @@ class Settings(
 
     def warnings(self) -> list[str]:
         """Return warnings: a weak passphrase, copies that are left out, misspelt settings, …."""
-        weak = [self.weak_key] if self.weak_key else []
         return [
             *self._origin.warnings,
-            *weak,
+            *filter(None, [self.weak_key]),
             *self._left_out,
             *self._misspelt,
             *(f"{each} {ODD_VALUE_REMEDY}" for each in self._odd_values),

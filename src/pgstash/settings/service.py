@@ -115,11 +115,25 @@ class ServiceSettings(Group):
     health_port: int | None = setting(
         "Service",
         "a port, a whole number from 1 to 65535",
-        "The port where `pgstash backup` serves `/healthz` and `/readyz`, by HTTP on all "
-        "interfaces. Off unless set.",
+        "The port where `pgstash backup` serves `/healthz`, `/readyz` and `/metrics`, by "
+        "HTTP on all interfaces. Off unless set.",
         default=None,
         ge=1,
         le=65_535,
+    )
+    metrics_file: Annotated[str, AfterValidator(validators.file_to_write)] | None = setting(
+        "Service",
+        "an absolute path that ends in .prom",
+        "A file of metrics for the textfile collector of Prometheus' node exporter, which each "
+        "backup and drill updates. Its folder must exist. Requires the extra `metrics`.",
+        default=None,
+    )
+    metrics_pushgateway: Annotated[SecretStr, AfterValidator(validators.web_url)] | None = setting(
+        "Service",
+        "a valid http:// or https:// URL",
+        "A Pushgateway of Prometheus that each backup and drill sends its metrics to. The whole "
+        "URL is treated as a secret. Requires the extra `metrics`.",
+        default=None,
     )
 
     @field_validator("tz")

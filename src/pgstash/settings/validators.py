@@ -81,6 +81,13 @@ def signing_secret(secret: SecretStr) -> SecretStr:
     return secret
 
 
+def file_to_write(path: str) -> str:
+    """Return the path of a file that the textfile collector reads."""
+    if not path.startswith("/") or not path.endswith(".prom") or not path.isprintable():
+        raise ValueError("must be an absolute path that ends in .prom, such as /metrics/shop.prom")
+    return path
+
+
 def endpoint(url: str) -> str:
     """Return the URL of an S3 endpoint, without a trailing slash."""
     parts = _web_address(url)

@@ -17,8 +17,9 @@ import pytest
 
 from pgstash import events
 from pgstash.errors import ConfigurationError
-from pgstash.monitoring import health_server
-from pgstash.monitoring.health_server import Health, serving
+from pgstash.monitoring import probes
+from pgstash.monitoring.health_server import Health
+from pgstash.monitoring.probes import serving
 from pgstash.monitoring.redaction import Scrubber
 
 STARTED = datetime(2026, 1, 31, 2, 0, 0, tzinfo=UTC)
@@ -219,7 +220,7 @@ def test_clients_that_say_nothing_keep_out_neither_others_nor_the_end(
                 client.sendall(sent)
             assert ask(port, "/healthz")[0] == 200
             handlers = [t for t in threading.enumerate() if "process_request" in t.name]
-            assert len(handlers) <= 4 * health_server._MOST_CONNECTIONS  # noqa: SLF001
+            assert len(handlers) <= 4 * probes._MOST_CONNECTIONS  # noqa: SLF001
             began = time.monotonic()
         assert time.monotonic() - began < 5  # and not the minute of the server's own patience
 
