@@ -423,7 +423,7 @@ def test_a_signal_during_a_question_closes_the_session(link: Link) -> None:
 def test_variables_of_the_source_do_not_complete_the_url_of_the_queue(
     base: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name, value in {"PGHOST": "nowhere", "PGPASSWORD": "secret", "PGDATABASE": "x"}.items():
+    for name, value in {"PGHOST": "nowhere", "PGHOSTADDR": "127.0.0.9", "PGDATABASE": "x"}.items():
         monkeypatch.setenv(name, value)
     with Link(base.uri) as link:
         schema.require(link)
