@@ -6,7 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -21,6 +21,7 @@ from pgstash.service.dispatcher import Dispatcher, Stored
 from pgstash.settings import Request, Settings, jobs
 
 SECONDS = 60.0
+"""A service that does not do what it is waited for ends after this time."""
 
 
 @pytest.fixture
@@ -67,6 +68,17 @@ def becomes_due(file: ConfigFile) -> bool:
     return due
 
 
+def within() -> Callable[[], datetime]:
+    """Return a clock that fails after a while."""
+    give_up = time.monotonic() + SECONDS
+
+    def now() -> datetime:
+        assert time.monotonic() < give_up
+        return utc_now()
+
+    return now
+
+
 class Steps:
     """Runs a step when an event has its words; the last one ends the service."""
 
@@ -98,7 +110,7 @@ def test_jobs_come_and_go_with_the_file(path: Path, monkeypatch: pytest.MonkeyPa
         ("Needs a new start of the service to change: debug", lambda: None),
     )
     with pytest.raises(Interrupted):
-        service_of_jobs.serve(chosen(), Runtime(steps))
+        service_of_jobs.serve(chosen(), Runtime(steps, now=within()))
     assert not steps.steps
     [broken] = [each for each in steps.seen if "it is not read again" in each]
     assert "because of 2 problems" in broken
@@ -116,7 +128,7 @@ def test_sighup_reads_the_file_even_if_it_is_the_same(path: Path) -> None:
         ("2 databases to back up", lambda: os.kill(os.getpid(), signal.SIGHUP)),
         ("The configuration file was read again", lambda: None),
     )
-    runtime = Runtime(steps)
+    runtime = Runtime(steps, now=within())
     before = signal.getsignal(signal.SIGHUP)
     began = time.monotonic()
     with runtime.interruption.installed(), pytest.raises(Interrupted) as ended:
@@ -148,7 +160,7 @@ def test_a_changed_schedule_is_planned_again(path: Path, monkeypatch: pytest.Mon
         ("New databases", lambda: None),
     )
     with pytest.raises(Interrupted):
-        service_of_jobs.serve(chosen(), Runtime(steps))
+        service_of_jobs.serve(chosen(), Runtime(steps, now=within()))
     stored = Stored()
     assert [name for name, _ in changes] == ["one/one", "two/two"] * 3
     assert [found for _, found in changes] == [None] * 2 + [stored] * 4
@@ -234,7 +246,7 @@ def test_two_jobs_in_one_place_are_refused_before_anything_starts(
         more.write('\nbackup_prefix = "postgres-backups/one"')
     values, seen = chosen(), list[events.Event]()
     with pytest.raises(ConfigurationError, match=r"has the same store and prefix as servers\.one"):
-        run(values, Runtime(seen.append))
+        run(values, Runtime(seen.append, now=within()))
     assert seen == []
 
 
@@ -261,9 +273,9 @@ def test_a_place_that_is_taken_later_is_not_used_twice(
         ("New databases, backed up now: two/two", lambda: None),
     )
     with pytest.raises(Interrupted):
-        service_of_jobs.serve(chosen(), Runtime(steps))
+        service_of_jobs.serve(chosen(), Runtime(steps, now=within()))
     assert not any("Not backed up any more" in each for each in steps.seen)
     taken()
     steps = Steps((refused, lambda: None))
     with pytest.raises(Interrupted):
-        once_for_all.back_up_all(chosen(), Runtime(steps))
+        once_for_all.back_up_all(chosen(), Runtime(steps, now=within()))
