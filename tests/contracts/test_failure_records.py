@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from pgstash import events, settings
-from pgstash.commands import failure_records, history
+from pgstash.commands import failure_records, history, last_runs
 from pgstash.errors import (
     ConfigurationError,
     DatabaseUnreachableError,
@@ -340,3 +340,22 @@ def test_a_host_that_only_writes_has_no_history(host: Host) -> None:
     host.more = {"STORAGE_ROLE": "writer"}
     with pytest.raises(ConfigurationError, match="pgstash history"):
         host.history()
+
+
+def test_a_message_asks_for_the_last_run_of_its_own_database(tmp_path: Path) -> None:
+    """Another one may have the same prefix."""
+    shop = Host(tmp_path)
+    blog = Host(tmp_path, {"DATABASE_URL": "postgresql://u@127.0.0.1:1/blog"})
+    wiki = Host(tmp_path, {"DATABASE_URL": "postgresql://u@127.0.0.1:1/wiki"})
+    shop.fail(DatabaseUnreachableError("down"))
+    blog.fail(ConfigurationError(["wrong"]))
+    later = NOW + timedelta(hours=1)
+
+    def before(host: Host) -> str | None:
+        return last_runs.error_before(host.settings, "backup", later)
+
+    assert before(shop) == "DatabaseUnreachableError"
+    assert before(blog) == "ConfigurationError"
+    assert before(wiki) == ""
+    assert last_runs.error_before(shop.settings, "drill", later) == ""
+    assert last_runs.error_before(shop.settings, "backup", NOW - timedelta(seconds=10)) == ""

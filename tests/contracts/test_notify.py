@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from datetime import UTC, datetime
 
@@ -137,3 +138,66 @@ def test_one_address_that_fails_harms_no_other_and_is_named_by_its_number() -> N
     assert "address 4" not in warning
     assert SECRET not in warning
     assert "planted-token" not in warning
+
+
+def test_names_and_errors_are_no_markup_in_a_mail() -> None:
+    odd = events.BackupFailed(
+        NAME, 1.0, 'no <a href="http://x">table</a>', "Look\nat it.", "db", "shop", ERROR, 10
+    )
+    with mailbox() as box:
+        url = f"mailto://127.0.0.1:{box.port}/?from=a@example.com&to=b@example.com&mode=insecure"
+        assert tell([url], (ATTEMPTED, odd), "", "failure") == []
+        [mail] = box.messages
+    assert mail.get_body(("html",)) is None
+    plain = mail.get_body(("plain",))
+    assert plain is not None
+    assert 'no <a href="http://x">table</a>' in plain.get_content()
+    assert "\nWhat to do: Look\nat it." in plain.get_content().replace("\r\n", "\n")
+
+
+def test_what_a_service_would_refuse_as_too_long_is_cut() -> None:
+    long = events.BackupFailed(NAME, 1.0, "x" * 90_000, "", "db", "shop", ERROR, 10)
+    with receiving() as receiver:
+        urls = [
+            f"rocket://{'a' * 17}/{'b' * 43}@127.0.0.1:{receiver.port}/#alerts",
+            receiver.url().replace("http:", "json:"),
+        ]
+        assert tell(urls, (ATTEMPTED, long), "", "failure") == []
+        cut, whole = (each.json for each in receiver.received)
+    assert "Backup failed" in cut["text"]
+    assert len(cut["text"]) <= 1000
+    assert len(whole["message"]) > 4000
+
+
+def test_an_error_inside_one_address_harms_no_other() -> None:
+    with receiving() as receiver:
+        url = receiver.url().replace("http:", "json:")
+        odd = f"{url}?+X-Odd=%E2%82%AC"  # no header can have it
+        [warning] = tell([odd, url], (ATTEMPTED, FAILED), "", "failure")
+        assert len(receiver.received) == 1
+    assert "address 1 of NOTIFY_URLS (JSON): UnicodeEncodeError" in warning
+    assert "address 2" not in warning
+
+
+@pytest.mark.parametrize("problem", ["silent", "broken"])
+def test_a_store_that_does_not_say_what_was_before_keeps_no_message_back(problem: str) -> None:
+    ended = threading.Event()
+
+    def before(_operation: str, _began: datetime) -> str | None:
+        if problem == "broken":
+            raise ValueError("no answer that can be read")
+        ended.wait(20)
+        return ERROR
+
+    warnings: list[str] = []
+    with receiving() as receiver:
+        url = receiver.url().replace("http:", "json:")
+        courier = Courier("A message", warnings.append)
+        addresses = Addresses([url], frozenset(["failure"]), Scrubber([]))
+        notifier = Notifier(addresses, courier, before, ask_seconds=0.1)
+        with finished([courier]):
+            notifier(ATTEMPTED)
+            notifier(FAILED)
+            receiver.wait_for(1, 5)
+            ended.set()
+    assert warnings == []

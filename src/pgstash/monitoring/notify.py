@@ -5,7 +5,9 @@ How an address is written: https://appriseit.com/services/.
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import threading
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -23,9 +25,13 @@ from pgstash.monitoring.webhook import Report, test_payload
 
 MISSING = "NOTIFY_URLS needs Apprise, which is not installed: pip install 'pgstash[notify]'"
 
+ASK_SECONDS = 15.0
+"""How long a message waits for what was before: the store may be what failed, and answer never."""
+
 _MOST_WORDS = 300  # characters of what a service answered
 
-Before = Callable[[Literal["backup", "drill"], datetime], str | None]
+Operation = Literal["backup", "drill"]
+Before = Callable[[Operation, datetime], str | None]
 """Return the error of the last run of a kind that began before a time: the name of its class.
 
 An empty text if it succeeded, or there was none; None if that is unknown.
@@ -48,7 +54,18 @@ class Addresses:
             which = f"address {number} of NOTIFY_URLS"
             with apprise.LogCapture(level=logging.WARNING, fmt="%(message)s") as words:
                 service = apprise.Apprise.instantiate(url, suppress_exceptions=True)
-                sent = service and service.notify(title=title, body=body, notify_type=level)
+                try:
+                    sent = service and service.notify(
+                        title=title,
+                        body=body,
+                        notify_type=level,
+                        # Without this, some services take the text for HTML or for markup.
+                        body_format=apprise.NotifyFormat.TEXT,
+                        overflow=_overflow(apprise, service.overflow_mode),
+                    )
+                except Exception as error:  # noqa: BLE001 - the other addresses get it still
+                    problems.append(f"{which} ({service.service_name}): {type(error).__name__}")
+                    continue
                 answer = " ".join(self.scrubber.scrub(words.getvalue()).split())[:_MOST_WORDS]
             if not service:
                 problems.append(f"{which} is not one that Apprise knows")
@@ -76,12 +93,14 @@ class Notifier:
         courier: Courier,
         before: Before,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        ask_seconds: float = ASK_SECONDS,
     ) -> None:
         """Send by the thread of ``courier``, which also asks what was ``before``."""
         self._addresses = addresses
         self._courier = courier
         self._before = before
         self._now = now
+        self._ask_seconds = ask_seconds
         self._report = Report(now)
         self._began = now()
         self._shrunk = False
@@ -114,20 +133,33 @@ class Notifier:
         """Return what the event means after the runs before it; None if it is nothing new."""
         match event:
             case events.BackupFailed():
-                return "failure" if self._before("backup", began) != event.error else None
+                return "failure" if self._error_before("backup", began) != event.error else None
             case events.DrillFailed():
-                return "drill-failed" if self._before("drill", began) != event.error else None
+                return "drill-failed" if self._error_before("drill", began) != event.error else None
             case events.CopyFailed():
                 return "copy-failed" if self._is_new(f"copy {event.copy}", event.error) else None
             case events.PruneFailed():
                 return "pruning-failed" if self._is_new(event.copy, event.error) else None
             case _:
-                operation: Literal["backup", "drill"] = (
+                operation: Operation = (
                     "drill" if isinstance(event, events.DrillSucceeded) else "backup"
                 )
-                if "recovery" in self._addresses.wanted and self._before(operation, began):
+                if "recovery" in self._addresses.wanted and self._error_before(operation, began):
                     return "recovery"
                 return "success"
+
+    def _error_before(self, operation: Operation, began: datetime) -> str | None:
+        """Ask what was before; None also if the answer takes too long, or the question fails."""
+        found: list[str | None] = []
+
+        def ask() -> None:
+            with contextlib.suppress(Exception):  # a message too many, rather than none
+                found.append(self._before(operation, began))
+
+        thread = threading.Thread(target=ask, name="the run before", daemon=True)
+        thread.start()
+        thread.join(self._ask_seconds)
+        return found[0] if found else None
 
     def _is_new(self, what: str, error: str) -> bool:
         """Return whether this process has not yet sent a message about the error."""
@@ -152,6 +184,12 @@ def _apprise() -> ModuleType:
     if not log.handlers:
         log.addHandler(logging.NullHandler())
     return apprise
+
+
+def _overflow(apprise: ModuleType, chosen: object) -> object:
+    """Return how to shorten what a service would refuse as too long, unless its URL chooses."""
+    modes = apprise.OverflowMode
+    return modes.TRUNCATE if chosen == modes.UPSTREAM else chosen
 
 
 def _title(payload: Payload, kind: Kind | None) -> str:
