@@ -19,6 +19,8 @@ from pgstash.runtime import Runtime, utc_now
 from pgstash.service import loop
 from pgstash.service.dispatcher import Dispatcher, Stored
 from pgstash.settings import Request, Settings, jobs
+from pgstash.settings.config import file as file_module
+from pgstash.settings.config.file import Config
 
 SECONDS = 60.0
 """A service that does not do what it is waited for ends after this time."""
@@ -214,6 +216,65 @@ def test_a_secret_in_a_file_is_followed(path: Path) -> None:
     assert becomes_due(file)
     with pytest.raises(ConfigurationError, match="secret"):
         file.read()
+    file.close()
+
+
+@pytest.mark.parametrize("name", ["pgstash.toml", "secret"])
+def test_a_change_while_the_file_is_checked_is_noticed(
+    name: str, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (path.parent / "secret").write_text("first-passphrase-1")
+    write(path, "one", "two", more='backup_encryption_key = { file = "secret" }')
+    file = opened()
+    check = Config.check
+
+    def changed_meanwhile(config: Config) -> None:
+        check(config)
+        with (path.parent / name).open("a") as more:
+            more.write("# more")
+
+    monkeypatch.setattr(Config, "check", changed_meanwhile)
+    file.ask()
+    file.read()
+    monkeypatch.setattr(Config, "check", check)
+    assert becomes_due(file)
+    file.read()
+    time.sleep(0.1)
+    assert not file.is_due()
+    file.close()
+
+
+def test_a_change_just_after_the_file_was_read_is_noticed(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(path, "one", "two")
+    file = opened()
+    read = file_module.opened
+
+    def changed_then(request: Request) -> Config | None:
+        found = read(request)
+        write(path, "one", "two", "three")
+        return found
+
+    monkeypatch.setattr(file_module, "opened", changed_then)
+    file.ask()
+    file.read()
+    monkeypatch.setattr(file_module, "opened", read)
+    assert becomes_due(file)
+    assert file.read().origin.config.servers == ["one", "two", "three"]  # type: ignore[union-attr]
+    file.close()
+
+
+def test_a_file_of_a_secret_that_was_lacking_is_awaited(path: Path) -> None:
+    write(path, "one", "two")
+    file = opened()
+    write(path, "one", "two", more='backup_encryption_key = { file = "secret" }')
+    assert becomes_due(file)
+    with pytest.raises(ConfigurationError, match="secret"):
+        file.read()
+    (path.parent / "secret").write_text("first-passphrase-1")
+    assert becomes_due(file)
+    assert file.read().backup_encryption_key is not None
     file.close()
 
 

@@ -79,14 +79,20 @@ class ConfigFile:
         config = file.opened(self._config.request)
         if config is None:
             raise ConfigurationError(["PGSTASH_CONFIG names no file any more."])
+        # Before all else is read, which takes seconds in a large file: a change from now on is seen
+        # later. One since the file was read is asked for. What a refused file lacks is awaited too.
+        files = [config.path, *_files_of_secrets(config)]
+        self._watched = list(dict.fromkeys([*self._watched, *files]))
+        self._seen = _signature(self._watched)
+        self._is_asked |= _content(config.path) not in (None, config.document.content)
         config.check()
         found = config.process()
         redaction.learn(found.secrets(), origin="defaults")
         snapshot = _in_memory(config)
         self.close()
         self._config, self.snapshot = config, snapshot
-        self._watched = [config.path, *_files_of_secrets(config)]
-        self._seen = _signature(self._watched)
+        seen = dict(zip(self._watched, self._seen, strict=True))
+        self._watched, self._seen = files, tuple(seen[each] for each in files)
         return found
 
 
