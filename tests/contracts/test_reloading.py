@@ -314,7 +314,7 @@ def test_two_jobs_in_one_place_are_refused_before_anything_starts(
 def test_a_place_that_is_taken_later_is_not_used_twice(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The other jobs go on, and each listing reports it until it is mended."""
+    """The other jobs go on. Each listing reports it until it is mended, but one message is sent."""
     monkeypatch.setattr(service_of_jobs, "LONGEST_NAP", 0.2)
     monkeypatch.setattr(service_of_jobs, "LISTING", timedelta(seconds=0.3))
     write(path, "one", "two")
@@ -336,6 +336,10 @@ def test_a_place_that_is_taken_later_is_not_used_twice(
     with pytest.raises(Interrupted):
         service_of_jobs.serve(chosen(), Runtime(steps, now=within()))
     assert not any("Not backed up any more" in each for each in steps.seen)
+    first, *others = [each for each in steps.seen if refused in each]
+    assert "repeated=False" in first  # the only one that the webhook gets
+    assert all("repeated=True" in each for each in others)
+    assert others
     taken()
     steps = Steps((refused, lambda: None))
     with pytest.raises(Interrupted):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 from pgstash import events
@@ -54,9 +55,10 @@ class Listings:
         self.at = self._runtime.now() + self._interval
         self._report_away(found.unreachable)
         self._report_lacking(job_runs.lacking(found))
-        self._misplaced = job_runs.in_one_place(found)
+        known, self._misplaced = self._misplaced, job_runs.in_one_place(found)
         for name, reason in self._misplaced.items():  # at each listing: its backups are overdue
-            self._runtime.emit(job_runs.misplaced(name, reason))
+            repeated = name in known  # messages are sent once
+            self._runtime.emit(replace(job_runs.misplaced(name, reason), repeated=repeated))
         self._make_known(found.unreachable, settings)
         notes = job_runs.notes(found)
         for note in notes:
