@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from support.postgres import Cluster, MakeDatabase
 
 SECONDS = 60.0
+_WAITS = "SELECT count(*) FROM pg_locks WHERE NOT granted AND locktype = 'transactionid'"
 START = datetime(2026, 1, 1, tzinfo=UTC)
 SHOP = Planned("eu/shop", "backup", "server one #1", START, attempt="{}")
 
@@ -124,6 +126,15 @@ def test_the_schema_is_created_once_and_only_where_nothing_is(base: Database) ->
         schema.require(link)
 
 
+def test_a_database_that_cannot_hold_each_name_is_refused(newest_cluster: Cluster) -> None:
+    base = newest_cluster.create_database("queue_in_ascii", encoding="SQL_ASCII")
+    try:
+        with Link(base.uri) as link, pytest.raises(ConfigurationError, match="is not UTF8"):
+            schema.migrate(link)
+    finally:
+        newest_cluster.maintenance.run_sql("DROP DATABASE queue_in_ascii")
+
+
 def test_an_earlier_schema_is_migrated_to_what_a_new_one_is(
     make_database: MakeDatabase, base: Database
 ) -> None:
@@ -201,6 +212,27 @@ def test_a_worker_that_leads_and_hangs_is_deposed(base: Database, queue: Queue) 
             queue.now()
         until(other.leads)
         assert not other.depose(600)
+
+
+def test_a_lock_that_another_worker_takes_meanwhile(base: Database, queue: Queue) -> None:
+    """An entry that somebody retries comes before the one that is just being taken."""
+    first = put(queue, replace(SHOP, job="a"))
+    number = queue.register()
+    assert queue.end(taken(queue, number), Outcome(13, retryable=True, error="DumpError"))
+    put(queue, replace(SHOP, job="b"))
+    with (
+        Link(base.uri) as link,
+        Link(base.uri) as slow,
+        ThreadPoolExecutor(1) as pool,
+        slow.translated(whole=True),
+    ):
+        assert taken(Queue(slow), number).job == "b"
+        assert administration.retry(link, first.number)
+        answer = pool.submit(queue.take, ["backup@"], number)
+        until(lambda: tell(base, _WAITS) == "1")
+        slow.run("COMMIT")
+        assert answer.result(SECONDS) is None
+    assert queue.is_open
 
 
 def test_a_lock_is_the_limit_of_a_server(queue: Queue) -> None:
@@ -343,14 +375,19 @@ def test_an_overview(link: Link, queue: Queue, base: Database) -> None:
 
 def test_entries_that_pgstash_did_not_write(base: Database, queue: Queue) -> None:
     number = queue.register()
-    for args in ("{}", '{"job": "a", "since": "x"}', '{"job": 1, "since": "2026-01-01"}'):
+    for args in (
+        "{}",
+        '{"job": "a", "since": "x"}',
+        '{"job": "a", "since": "2026-01-01T00:00:00"}',  # no zone: comparable with no other time
+        '{"job": 1, "since": "2026-01-01T00:00:00Z"}',
+    ):
         tell(
             base,
             "INSERT INTO procrastinate_jobs (queue_name, task_name, args) VALUES "
             f"('backup@', 'backup', '{args}')",
         )
         assert queue.take(["backup@"], number) is None
-    assert state(base) == ["failed"] * 3
+    assert state(base) == ["failed"] * 4
     assert queue.under_way() == []
     with pytest.raises(UnreadableError):
         Entry.read({"id": 1, "task_name": "other", "args": {"job": "a", "since": "2026-01-01"}})
@@ -425,8 +462,10 @@ def test_variables_of_the_source_do_not_complete_the_url_of_the_queue(
 ) -> None:
     for name, value in {"PGHOST": "nowhere", "PGHOSTADDR": "127.0.0.9", "PGDATABASE": "x"}.items():
         monkeypatch.setenv(name, value)
+    monkeypatch.setenv("PGCLIENTENCODING", "LATIN1")
     with Link(base.uri) as link:
         schema.require(link)
+        put(Queue(link), replace(SHOP, job="eu/店"))
 
 
 class TestHeart:

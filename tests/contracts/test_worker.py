@@ -298,9 +298,12 @@ class TestPlanner:
         assert waiting
         mine = Planner(queue, Runtime(heard), 60, lambda _seconds: None)
         job, facts = self.job(database, settings.load())
-        before = Stored(backup=datetime(2026, 1, 1, tzinfo=UTC))
+        before_it = datetime(2026, 1, 1, tzinfo=UTC)
+        before = Stored(backup=before_it)
         assert mine.added(job, facts, before) == Stored(backup=since)
         assert mine.added(job, facts, Stored()) == Stored(), "a backup that is gone is missing"
+        early = Planner(queue, Runtime(heard, now=lambda: before_it), 60, lambda _seconds: None)
+        assert early.added(job, facts, before) == before, "it was planned by a wrong clock"
         run = mine.under_way(job.name)
         assert run == Run(database.name, "drill")
         assert mine.under_way(job.name) is None
@@ -336,6 +339,20 @@ class TestPlanner:
         failure = ended[Run("b", "backup")]
         assert failure
         assert (failure.status, failure.retryable, failure.named_there) == (13, True, "DumpError")
+
+    def test_a_name_that_is_no_unicode_fails_alone(
+        self, database: Database, queue: Queue, heard: Heard
+    ) -> None:
+        mine = Planner(queue, Runtime(heard), 60, lambda _seconds: None)
+        job, facts = self.job(database, settings.load())
+        odd = f"{job.name}\udcff"
+        for name in (odd, job.name):
+            mine.added(replace(job, name=name), replace(facts, name=name), Stored())
+        failure = mine.start(Run(odd, "backup"), None)
+        assert failure
+        assert "is not in UTF-8" in failure.message
+        assert not failure.was_reported
+        assert mine.start(Run(job.name, "backup"), None) is None
 
     def test_what_was_retried_by_hand_is_not_put_twice(
         self, database: Database, queue: Queue, heard: Heard
@@ -389,6 +406,26 @@ class TestPlanner:
         ):
             with pytest.raises(QueueLostError):
                 act()
+
+
+@pytest.mark.usefixtures("database")
+def test_a_worker_that_cannot_plan_says_so(heard: Heard, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = settings.load()
+
+    class Stopping(Worker):
+        def step(self, seconds: float = 0.05) -> None:
+            super().step(seconds)
+            assert time.monotonic() < give_up
+            if "What runs goes on" in heard:
+                raise Interrupted(signal.SIGTERM)
+
+    monkeypatch.setattr(membership, "Worker", Stopping)
+    with Link(values.queue_url.get_secret_value() if values.queue_url else "") as link:
+        link.run("ALTER FUNCTION pgstash_queue.procrastinate_defer_jobs_v1 RENAME TO gone")
+    give_up = time.monotonic() + SECONDS
+    with pytest.raises(Interrupted):
+        fleet.work(values, Runtime(heard), [])
+    assert "the database has no queue of this version" in heard
 
 
 @pytest.mark.usefixtures("database")

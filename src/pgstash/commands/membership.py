@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import time
 from collections.abc import Collection
 from dataclasses import replace
 from typing import NoReturn
@@ -15,7 +16,7 @@ from typing import NoReturn
 from pgstash import events
 from pgstash.commands.planner import Planner, QueueClock, QueueLostError, answered
 from pgstash.commands.service_of_jobs import Service
-from pgstash.commands.worker import Worker, plan_of
+from pgstash.commands.worker import NAP, Worker, plan_of
 from pgstash.commands.worker_health import WorkerHealth
 from pgstash.fleet.heart import Heart
 from pgstash.fleet.queue import Queue
@@ -24,6 +25,8 @@ from pgstash.monitoring.jobs_health import JobsHealth
 from pgstash.runtime import Runtime
 from pgstash.settings import Settings
 
+_SOON = 60.0  # seconds; planning that failed this early fails perhaps each time
+_LONGEST_PAUSE = 60.0
 _UNLIMITED = 1_000_000  # the workers limit what runs, and each server what is put into the queue
 
 
@@ -47,11 +50,19 @@ def work(settings: Settings, runtime: Runtime, labels: Collection[str] = ()) -> 
             f"Worker {heart.number} on {socket.gethostname()}: up to {plan.workers} at once{near}"
         )
         runtime.emit(events.Informed(what))
+        pause, plan_at = NAP, time.monotonic()
         while True:
             worker.step()
-            if (queue := worker.queue) is not None:
-                with contextlib.suppress(QueueLostError):
-                    _lead_if_nobody_does(settings, worker, queue, known)
+            if (queue := worker.queue) is None or (began := time.monotonic()) < plan_at:
+                continue
+            try:
+                _lead_if_nobody_does(settings, worker, queue, known)
+            except QueueLostError as error:
+                worker.lost(queue, str(error))
+                # What fails each time at once must not read the whole store each time.
+                failed_at = time.monotonic()
+                pause = min(pause * 2, _LONGEST_PAUSE) if failed_at - began < _SOON else NAP
+                plan_at = failed_at + pause
 
 
 def _lead_if_nobody_does(

@@ -33,6 +33,10 @@ _SECONDS_BETWEEN_REMOVALS = 60.0
 _CANCELLED = "Cancelled"  # names in place of an error, of what is reported elsewhere
 _REMOVED = "Removed"
 _THERE = "AlreadyThere"
+_NOT_UNICODE = (
+    "the name is not in UTF-8, so the queue cannot hold it. Rename the database, or back it up "
+    "with `pgstash once --job`"
+)
 _ENDED = (entries.SUCCEEDED, entries.FAILED, entries.CANCELLED, entries.ABORTED)
 
 
@@ -115,14 +119,17 @@ class Planner:
     def added(self, job: Job, planned: dispatcher.Job, stored: Stored) -> Stored:
         """Return when the last backup was planned, if that is later than when the stored one began.
 
-        The clocks of the workers, which name backups, may differ.
+        The clocks of the workers, which name backups, may differ. What was planned in the future,
+        by a clock that was wrong, counts for nothing: else no backup would be due until then.
         """
         origin = job.settings.origin
         database = job.name.removeprefix(f"{origin.server}/")
         labels = origin.config.labels(origin.server, database) if origin.config else ()
         self._facts[job.name] = _Facts(planned.server, planned.most_at_once, labels)
         last = self._last.get((job.name, "backup"))
-        if last is None or (stored.backup and stored.backup > last):
+        if last is None or last > self._runtime.now():
+            return stored
+        if stored.backup and stored.backup > last:
             return stored
         return replace(stored, backup=last) if stored.backup else stored
 
@@ -139,7 +146,9 @@ class Planner:
         return run
 
     def start(self, run: Run, attempt: Attempt | None) -> RunError | None:
-        """Put a run into the queue. Raises QueueLostError."""
+        """Put a run into the queue; return why it cannot be there. Raises QueueLostError."""
+        if not _is_unicode(run.job):
+            return RunError(_NOT_UNICODE, 70, retryable=False)
         facts = self._facts[run.job]
         lock = f"drill of {run.job}"
         if run.work == "backup":
@@ -199,6 +208,15 @@ class Planner:
         if now - self._removed > _SECONDS_BETWEEN_REMOVALS:
             self._removed = now
             self._queue.forget_old()
+
+
+def _is_unicode(name: str) -> bool:
+    """Return whether a name has no bytes that could not be decoded: PostgreSQL takes any."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _failure_of(entry: Entry) -> RunError | None:

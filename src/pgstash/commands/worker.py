@@ -118,7 +118,7 @@ class Worker:
                 self._compare(queue)
                 self._take(queue)
         except PgstashError as error:
-            self._lost(error)
+            self._lost(error.message)
 
     def _opened(self) -> Queue | None:
         """Return the queue; None if it did not answer a moment ago."""
@@ -135,9 +135,14 @@ class Worker:
         self._is_lost, self._pause, self._compare_at = False, NAP, float("-inf")
         return self.queue
 
-    def _lost(self, error: PgstashError) -> None:
+    def lost(self, queue: Queue, reason: str) -> None:
+        """Report that planning failed with this queue, unless it was opened again since."""
+        if self.queue is queue:
+            self._lost(reason)
+
+    def _lost(self, reason: str) -> None:
         if not self._is_lost:
-            what = f"{error.message}. What runs goes on; the queue is tried again"
+            what = f"{reason}. What runs goes on; the queue is tried again"
             self.runtime.emit(events.Warned(what))
         if self.queue is not None:
             self.queue.close()

@@ -195,7 +195,11 @@ class Link:
 def _login(url: str) -> _Session:
     complete = conninfo.make_conninfo(
         isolated(url),
-        **{"connect_timeout": str(_CONNECT), "application_name": "pgstash queue"}
+        **{
+            "connect_timeout": str(_CONNECT),
+            "application_name": "pgstash queue",
+            "client_encoding": "UTF8",  # whatever PGCLIENTENCODING is
+        }
         | {key: value for key, value in _PARAMETERS.items() if f"{key}=" not in url},
     )
     try:

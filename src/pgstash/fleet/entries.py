@@ -108,6 +108,8 @@ class Entry:
             planned = datetime.fromisoformat(since)
         except ValueError as error:
             raise UnreadableError(f"entry {row['id']} of the queue has no time") from error
+        if planned.tzinfo is None:
+            raise UnreadableError(f"entry {row['id']} of the queue has a time without a zone")
         return cls(
             int(str(row["id"])),
             job,

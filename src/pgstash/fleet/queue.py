@@ -93,6 +93,12 @@ class Queue(Membership):
 
         An entry that pgstash did not write is ended as failed.
         """
+        try:
+            return self._take(queues, worker)
+        except exceptions.UniqueViolation:  # another worker took one with its lock, just now
+            return None
+
+    def _take(self, queues: Collection[str], worker: int) -> Entry | None:
         with self._link.translated(whole=True):
             found = at_once(self._link.manager.fetch_job(queues=list(queues), worker_id=worker))
             if found is None or found.id is None:

@@ -23,10 +23,12 @@ def migrate(link: Link) -> list[str]:
     """Create the tables, or apply what is new; return what was applied, in order.
 
     All of it happens, or nothing. Raises DatabaseError, and ConfigurationError for a schema that
-    pgstash did not make, or a newer one made.
+    pgstash did not make, or a newer one made, and for a
+    database whose encoding is not UTF8.
     """
     with link.translated(whole=True):
         link.rows("SELECT pg_advisory_xact_lock(%(lock)s)", lock=_LOCK)
+        _require_unicode(link)
         found = _version(link)
         if found is None:
             if link.rows("SELECT 1 FROM pg_namespace WHERE nspname = %(name)s", name=SCHEMA):
@@ -59,6 +61,14 @@ def require(link: Link) -> None:
         raise ConfigurationError([f"QUEUE_URL: the role may not use the schema {SCHEMA}. {OWNER}"])
     if found < newest:
         raise ConfigurationError([f"QUEUE_URL: the queue is of an earlier version. {MIGRATE}"])
+
+
+def _require_unicode(link: Link) -> None:
+    """Raise ConfigurationError if the database cannot hold any name of a job."""
+    [row] = link.rows("SELECT current_setting('server_encoding') = 'UTF8' AS is_unicode")
+    if not row["is_unicode"]:
+        what = "QUEUE_URL: the encoding of the database is not UTF8, so it cannot hold each name"
+        raise ConfigurationError([f"{what}. Use another database."])
 
 
 def _version(link: Link) -> str | None:
