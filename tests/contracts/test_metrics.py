@@ -91,7 +91,7 @@ def remembered(folder: Path, **more: str) -> dict[str, float]:
 
 
 def test_the_store_has_the_figures_from_before(store: Store, tmp_path: Path) -> None:
-    facts = {"raw-bytes": "524", "tables": "3", "rows": "12", "seconds": "7.5"}
+    facts = {"raw-bytes": str(5 * 10**12), "tables": "3", "rows": "12", "seconds": "7.5"}
     store.failure(NOW - 5 * HOUR)
     base = store.backup(NOW - 3 * HOUR, facts=facts)
     store.backup(NOW - 2 * HOUR, Identity("blog", "7", "db1", "5432"))
@@ -106,7 +106,7 @@ def test_the_store_has_the_figures_from_before(store: Store, tmp_path: Path) -> 
         "backup_last_attempt_timestamp_seconds": (NOW - HOUR / 2).timestamp(),
         "backup_stale_at_timestamp_seconds": began + 5400,
         "backup_last_duration_seconds": 7.5,
-        "backup_last_raw_bytes": 524,
+        "backup_last_raw_bytes": 5 * 10**12,
         "backup_last_stored_bytes": 4,
         "backup_last_rows": 12,
         "backup_last_tables": 3,
@@ -205,7 +205,10 @@ def test_the_runs_of_many_jobs_report_their_figures(store: Store, tmp_path: Path
     store.backup(NOW - 3 * HOUR, facts={"rows": "12"})
     measured, run = MetricsOfJobs(), Run("shop", "backup")
     with measured.written(values):
-        measured.added([Job("shop", values)], remember=True)
+        blog = {"DATABASE_URL": "postgresql://u:planted-password@db1:5432/blog"}
+        silent = Job("blog", load(tmp_path / "none", **blog))
+        measured.added([silent, Job("shop", values)], remember=True)
+        assert measured.metrics.of("blog")
         figures = measured.metrics.of("shop")
         assert figures
         give_up = time.monotonic() + 30

@@ -44,7 +44,7 @@ def stored(every: Sequence[Job], runtime: Runtime) -> dict[str, Stored]:
 _Place = tuple[str | None, ...]
 
 
-def _place(settings: Settings) -> _Place:
+def place_of(settings: Settings) -> _Place:
     """Return what distinguishes the stores of jobs, and the identities that ask them."""
     key = settings.s3_access_key_id
     return (
@@ -65,7 +65,7 @@ class _Survey:
 
     def __init__(self, every: Sequence[Job]) -> None:
         self.silent: dict[_Place, str] = {}
-        self._first_of_place = {_place(job.settings): job.settings for job in every[::-1]}
+        self._first_of_place = {place_of(job.settings): job.settings for job in every[::-1]}
         self._first_of_server = {server_of(job.settings): job.settings for job in every[::-1]}
         self._stores: dict[_Place, Storage] = {}
         self._servers: dict[str, Identity] = {}
@@ -95,7 +95,7 @@ class _Survey:
 
     def of(self, job: Job, now: datetime) -> Stored | None:
         """Return what the store has of a job; None if it does not answer."""
-        settings, place = job.settings, _place(job.settings)
+        settings, place = job.settings, place_of(job.settings)
         if place in self.silent:
             return None
         try:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 SECONDS_AFTER_SIGNAL = 1.0
 _MOST_FAILURES = 100
+_LONGEST_COUNT = len(str(2**64))
 
 _PUSHED_AFTER = (
     events.BackupSucceeded,
@@ -169,7 +170,7 @@ def _of_newest(storage: Storage, backup: Backup) -> dict[Key, float]:
     found: dict[Key, float] = {
         (f"backup_last_{name}",): value
         for key, name in names.items()
-        if (value := failure_record.seconds_of(facts.get(key, ""))) is not None
+        if (value := failure_record.seconds_of(facts.get(key, ""), _LONGEST_COUNT)) is not None
     }
     found["backup_last_stored_bytes",] = backup.size
     if (seconds := failure_record.seconds_of(facts.get("seconds", ""))) is not None:

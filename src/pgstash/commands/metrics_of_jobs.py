@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 
 from pgstash.commands import health, metrics
+from pgstash.commands.job_survey import place_of
 from pgstash.commands.jobs import Job
 from pgstash.commands.source import configured_source
 from pgstash.errors import PgstashError
@@ -83,14 +84,17 @@ class MetricsOfJobs:
         self._write()
 
     def _remember(self, new: Sequence[Job]) -> None:
+        silent = set()
         for job in new:
-            figures = self.metrics.of(job.name)
+            figures, place = self.metrics.of(job.name), place_of(job.settings)
+            if place in silent:  # asking it for each of its jobs would take hours
+                continue
             try:
                 if figures:
                     metrics.remember(job.settings, figures, _source(job.settings), utc_now())
             except PgstashError as error:
                 LOGGER.debug("The figures of %s are unknown: %s", job.name, error)
-                return  # the store does not answer: asking for each job would take hours
+                silent.add(place)
 
 
 def _source(settings: Settings) -> Identity:

@@ -103,11 +103,11 @@ def read_facts(known: Mapping[str, str]) -> Facts:
     )
 
 
-def seconds_of(text: str) -> float | None:
-    """Return a duration that was written as ``12.3``; None for any other text."""
+def seconds_of(text: str, longest: int = _LONGEST_NUMBER) -> float | None:
+    """Return a duration that was written as ``12.3``; None for any other text, or a longer one."""
     whole, _, part = text.partition(".")
     digits = whole + part
-    if not (whole and digits.isascii() and digits.isdecimal() and len(text) <= _LONGEST_NUMBER):
+    if not (whole and digits.isascii() and digits.isdecimal() and len(text) <= longest):
         return None
     return float(text)
 
