@@ -238,7 +238,7 @@ class Settings(
         found += self.old_passphrases + [each for each in lines if not each.startswith(_NOT_SECRET)]
         webs = [self.webhook_url, self.verify_webhook_url, self.healthcheck_ping_url]
         webs.append(self.metrics_pushgateway)
-        found += secret_parts.of_urls([*map(_plain, webs), *self.notify_addresses])
+        found += secret_parts.of_all(map(_plain, webs), self.notify_addresses)
         for url in servers:
             found += conninfo.secrets(url)
         for group in groups:

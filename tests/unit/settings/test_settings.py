@@ -354,6 +354,21 @@ def test_bounds(variable: str, accepted: list[str], refused: list[str]) -> None:
         assert variable_of(variable.lower()).expected in found[0]
 
 
+@pytest.mark.parametrize(
+    "address",
+    [
+        "tgram://1234567890:PlantedToken-0123/chat",
+        "pover://PlantedToken-0123@PlantedToken-0123",
+        "mailtos://smtp.example.com?user=a&pass=PlantedToken%2D0123",
+        "slack://PlantedToken-0123/b/c",
+    ],
+)
+def test_a_token_anywhere_in_an_address_of_apprise_is_a_secret(address: str) -> None:
+    scrubber = Scrubber(load(VALID | {"NOTIFY_URLS": f"json://a {address}"}).secrets())
+    assert "PlantedToken" not in scrubber.scrub("it refused PlantedToken-0123 of smtp.example.com")
+    assert "smtp.example.com" in scrubber.scrub("no answer of smtp.example.com")
+
+
 def test_every_setting_with_bounds_has_a_test_above() -> None:
     """A new setting must not slip in without its bounds being tried."""
     free_text = {
