@@ -136,7 +136,7 @@ def test_a_plain_dump_of_pg_dump(moving: Database, tmp_path: Path, kind: str) ->
     assert compare(moving.conninfo, target.conninfo, bin_dir=moving.bin_dir) == []
 
 
-@pytest.mark.parametrize(("form", "status"), [("custom", "31"), ("tar", "62"), ("directory", "24")])
+@pytest.mark.parametrize(("form", "status"), [("custom", "31"), ("tar", "31"), ("directory", "24")])
 def test_other_formats_are_refused(
     moving: Database, tmp_path: Path, form: str, status: str
 ) -> None:
@@ -155,3 +155,21 @@ def test_other_formats_are_refused(
         rf"(?m)^\| [^|]*\(`-F{form[0]}`.*$", (HOW_TO / "move-to-pgstash.md").read_text()
     )
     assert f"| {status} |" in row
+
+
+def test_a_dump_of_a_whole_server_is_refused(moving: Database, tmp_path: Path) -> None:
+    with (tmp_path / "shop.sql.gz").open("wb") as file:
+        subprocess.run(
+            [
+                moving.bin_dir / "pg_dumpall",
+                "--schema-only",
+                "-d",
+                moving.cluster.maintenance.conninfo,
+            ],
+            env=clean_environment(),
+            stdout=file,
+            check=True,
+        )
+    done = restore_file(moving.cluster, tmp_path)
+    assert done.returncode == 31, done.stdout + done.stderr
+    assert "it is the output of pg_dumpall" in done.stderr

@@ -22,6 +22,24 @@ from pgstash.repository.access import passphrase_for
 GZIP_MAGIC = b"\x1f\x8b"
 """The first bytes of gzip: RFC 1952, 2.3.1."""
 
+_PG_RESTORE = "Create an empty database, and restore into it with pg_restore."
+
+# How files that are no plain dump begin, with what they are and what to do. psql would run the
+# statements of some, and follow the \\connect in the output of pg_dumpall to other databases.
+_OTHERS = {
+    b"PGDMP": ("it is in the custom format of pg_dump", _PG_RESTORE),
+    b"toc.dat\0": ("it is in the tar format of pg_dump", _PG_RESTORE),
+    b"--\n-- PostgreSQL database cluster dump\n": (
+        "it is the output of pg_dumpall, for a whole server",
+        "Run it with psql in an empty server.",
+    ),
+    b"\x28\xb5\x2f\xfd": ("it is compressed by zstd", "Use: zstd -dc FILE | pgstash restore - …"),
+    b"\xfd7zXZ\0": ("it is compressed by xz", "Use: xz -dc FILE | pgstash restore - …"),
+    b"BZh": ("it is compressed by bzip2", "Use: bzip2 -dc FILE | pgstash restore - …"),
+    b"age-encryption.org/": ("it is encrypted by age", "Decrypt it with age first."),
+}
+_START_BYTES = 64  # more than the longest of these
+
 # The end of a plain dump, of any pg_dump.
 _CLOSING = re.compile(
     rb"\n--\n-- PostgreSQL database dump complete\n--\n\n?(?:\\unrestrict \w+\n\n?)?\s*\Z"
@@ -110,8 +128,8 @@ def unverified(
 ) -> Iterator[bytes]:
     """Yield the script of an archive without manifest, with ``edit`` applied.
 
-    Its first bytes decide whether it is encrypted and compressed. Raises CorruptedError,
-    EncryptionError.
+    Its first bytes decide whether it is encrypted and compressed. Raises CorruptedError, also for
+    what is no plain dump, and EncryptionError.
     """
     start, chunks = _peeked(stored)
     if start.startswith(b"Salted__"):
@@ -122,11 +140,11 @@ def unverified(
             raise CorruptedError("the archive does not decrypt: a wrong key or damage")
     if start.startswith(GZIP_MAGIC):
         chunks = decompression.gunzip(chunks)
-    chunks = iter(chunks)
-    first = next(chunks, b"")
+    start, chunks = _peeked(chunks)
+    _refuse_others(start)
     yield b""  # the key fits; ``edit`` may still be changed before it gets the first bytes
     tail = b""
-    for chunk in itertools.chain([first], chunks):
+    for chunk in chunks:
         tail = (tail + chunk)[-_CLOSING_BYTES:]
         yield edit.feed(chunk) if edit else chunk
     if not _CLOSING.search(tail):
@@ -137,12 +155,18 @@ def unverified(
         yield edit.rest()
 
 
+def _refuse_others(start: bytes) -> None:
+    for beginning, (what, remedy) in _OTHERS.items():
+        if start.startswith(beginning):
+            raise CorruptedError(f"this is no plain dump: {what}", hint=remedy)
+
+
 def _peeked(chunks: Iterable[bytes]) -> tuple[bytes, Iterable[bytes]]:
     """Return the first bytes, and all chunks including them."""
     source = iter(chunks)
     start = b""
     for chunk in source:
         start += chunk
-        if len(start) >= len(b"Salted__"):
+        if len(start) >= _START_BYTES:
             break
     return start, itertools.chain([start], source)
