@@ -10,6 +10,7 @@ import pytest
 from pgstash.cli import history
 from pgstash.commands.history import Entry
 from pgstash.format.failure_record import Facts, Failure
+from pgstash.monitoring.log import LOGGER
 
 AT = datetime(2026, 1, 31, 2, 0, 0, tzinfo=UTC)
 NAME = "backup_20260131_020000.sql.gz"
@@ -80,7 +81,10 @@ def test_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert (odd["rows"], odd["error"], odd["exit_code"], odd["source"]) == (None, None, None, None)
 
 
-def test_nothing_in_these_days(capsys: pytest.CaptureFixture[str]) -> None:
+def test_nothing_in_these_days(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(LOGGER, "handlers", [])  # another test may have let it log to stdout
     history.show([], 7, as_json=False)
     assert capsys.readouterr().out == ""
     history.show([], 7, as_json=True)
