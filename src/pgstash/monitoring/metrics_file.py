@@ -83,8 +83,8 @@ class MetricsFile:
         self._try(self._remember)
         while True:
             self._wanted.wait()
-            ending = self._ending
             self._wanted.clear()
+            ending = self._ending  # after that: what is wanted from here on wakes it again
             if self._is_outdated:
                 self._is_outdated = False
                 self._try(self._write)
